@@ -1,0 +1,111 @@
+import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
+import type { Position } from '../../topology/key.js';
+
+/**
+ * What the router knows of one statement of a template, without its values: plain data, made once per template by
+ * parsing, then cached. It depends on which tables are sharded (the registry), not on who owns which range, so a flip does not
+ * invalidate it.
+ */
+export interface StatementPlan {
+  readonly kind: 'read' | 'write' | 'ddl' | 'utility';
+  /** PostgreSQL's command tag word, upper case: SELECT, INSERT, BEGIN, CREATE TABLE … */
+  readonly command: string;
+  /** Byte offsets of the statement in its query string, without the semicolon. Of the text the plan was made from: for replays use the ones computed per text. */
+  readonly target: Target;
+  readonly effect: SessionEffect | null;
+  /** Why the session must keep its server connection from here on (temporary table, LISTEN, advisory lock …), or null. */
+  readonly pin: string | null;
+  /** It must not run inside a transaction block (CREATE DATABASE, VACUUM …): only tells, PostgreSQL itself refuses. */
+}
+
+/** Where the values of the key come from; resolved per execution. */
+export type Target =
+  /** Every sharded relation is pinned by these keys. Several keys (IN, several VALUES rows): all must be on one shard, else `spread` says what is possible. */
+  | { readonly kind: 'keys'; readonly keyspace: KeyspaceName; readonly keys: readonly KeySource[]; readonly spread: Spread; readonly referenceWrites: readonly TableName[] }
+  /** Sharded relations, not pinned. */
+  | { readonly kind: 'unpinned'; readonly keyspaces: readonly KeyspaceName[]; readonly spread: Spread; readonly referenceWrites: readonly TableName[] }
+  /** Only reference tables (read), or no table at all, or catalogs. `homeOnly`: tables that belong to no keyspace, or catalogs. */
+  | { readonly kind: 'any'; readonly homeOnly: boolean; readonly referenceReads: readonly TableName[]; readonly referenceWrites: readonly TableName[] }
+  /** Not understood well enough to be exact when data is on several shards (DDL, DO, views over sharded tables, unknown functions …). Fine on a sole shard. */
+  | { readonly kind: 'sole'; readonly refusal: Refusal };
+
+/** What may be done when the keys are on several shards. */
+export type Spread = { readonly kind: 'fanout' } | { readonly kind: 'refused'; readonly refusal: Refusal };
+
+export interface Refusal {
+  /** 0A000 unless PostgreSQL has a better one. */
+  readonly sqlstate: string;
+  readonly message: string;
+  readonly hint?: string;
+}
+
+/** One key: one source per key column. */
+export type KeySource = readonly KeyColumnSource[];
+export type KeyColumnSource =
+  /** The literal with this ordinal among the template's literals; `negated` when a minus sign stands before it. `castType`: pg_type name of an explicit cast, or null. */
+  | { readonly kind: 'literal'; readonly ordinal: number; readonly negated: boolean; readonly castType: string | null }
+  /** Parameter $number, from 1. */
+  | { readonly kind: 'param'; readonly number: number; readonly castType: string | null };
+
+/** What a statement does to the session, so that the proxy can follow it. */
+export type SessionEffect =
+  | { readonly kind: 'begin' }
+  | { readonly kind: 'commit'; readonly chain: boolean }
+  | { readonly kind: 'rollback'; readonly chain: boolean }
+  | { readonly kind: 'savepoint' | 'release' | 'rollback-to'; readonly name: string }
+  /** SET [SESSION] / SET LOCAL / RESET, replayed as text on another connection. `name` null: RESET ALL. `name` `role`/`session_authorization` included. */
+  | { readonly kind: 'set'; readonly name: string | null; readonly local: boolean; readonly reset: boolean }
+  | { readonly kind: 'discard-all' }
+  | { readonly kind: 'deallocate'; readonly name: string | null };
+
+/** A literal or parameter as the lexer found it, in byte offsets of the query text. */
+export interface LiteralToken {
+  readonly kind: 'string' | 'estring' | 'ustring' | 'dollar' | 'integer' | 'float' | 'bit' | 'hex';
+  readonly start: number;
+  readonly end: number;
+}
+
+/** One statement of an analysed query string. */
+export interface AnalyzedStatement {
+  readonly plan: StatementPlan;
+  /** Byte offsets of the statement in this text, for replaying it alone. */
+  readonly start: number;
+  readonly end: number;
+}
+
+/** A query string, looked up by its template. */
+export interface Analyzed {
+  /** Normalised text with literals lifted out; the name under which load is counted. */
+  readonly template: string;
+  /** The text the client sent (bytes as received). */
+  readonly text: Buffer;
+  readonly literals: readonly LiteralToken[];
+  /** Empty for an empty query. */
+  readonly statements: readonly AnalyzedStatement[];
+  /** PostgreSQL could not parse it: send it to any server, which will say so in its own words. */
+  readonly syntaxError: boolean;
+}
+
+/** Values of a Bind, for key extraction. */
+export interface BoundParams {
+  /** Type OIDs given in Parse; 0 or missing when left to the server. */
+  readonly oids: readonly number[];
+  /** Format codes as in Bind, expanded to one per parameter: 0 text, 1 binary. */
+  readonly formats: readonly number[];
+  /** null for SQL NULL. */
+  readonly values: readonly (Buffer | null)[];
+}
+
+/** A place that an execution touches; for load counts and for holds. `position` null: anywhere in the keyspace. */
+export interface Touch {
+  readonly keyspace: KeyspaceName;
+  readonly position: Position | null;
+}
+
+/** Where one execution goes, at one epoch. */
+export type Route =
+  | { readonly kind: 'shard'; readonly shard: ShardName; readonly touches: readonly Touch[]; readonly writes: boolean; readonly writesReference: boolean; readonly why: string }
+  /** Any of these shards; the first is preferred, a shard already leased is better still. */
+  | { readonly kind: 'any'; readonly shards: readonly ShardName[]; readonly touches: readonly Touch[]; readonly writes: boolean; readonly writesReference: boolean; readonly why: string }
+  | { readonly kind: 'fanout'; readonly shards: readonly ShardName[]; readonly touches: readonly Touch[]; readonly writes: false; readonly writesReference: false; readonly why: string }
+  | { readonly kind: 'refused'; readonly refusal: Refusal; readonly why: string };

@@ -1,0 +1,112 @@
+import type { Interval, KeyType, Method, Position } from './key.js';
+import { comparePositions, overlaps } from './key.js';
+
+/** The catalog's counter: every change of who owns what raises it by one, and it never goes back. */
+export type Epoch = bigint & { readonly __brand: 'Epoch' };
+export type ShardName = string & { readonly __brand: 'ShardName' };
+export type KeyspaceName = string & { readonly __brand: 'KeyspaceName' };
+
+/** A table's name as PostgreSQL resolved it: both parts folded and unquoted. */
+export interface TableName {
+  readonly schema: string;
+  readonly table: string;
+}
+
+/** `schema.table`, unquoted: a map key, never SQL. */
+export function tableId(t: TableName): string {
+  return `${t.schema}.${t.table}`;
+}
+
+export interface Shard {
+  readonly name: ShardName;
+  /** libpq URL of the shard's database, with the user and, unless it comes from the configuration, the password that Foreshard itself uses. */
+  readonly url: string;
+  /** The home shard also keeps the tables that belong to no keyspace. Exactly one shard is home. */
+  readonly home: boolean;
+  /** Load the shard can carry: milliseconds of busy backend per second; null when not set. */
+  readonly capacityMsPerSecond: number | null;
+}
+
+export interface ShardedTable extends TableName {
+  readonly keyspace: KeyspaceName;
+  /** Key columns, in the order of the keyspace's key types. All NOT NULL. */
+  readonly keyColumns: readonly string[];
+}
+
+export interface Range extends Interval {
+  readonly id: bigint;
+  readonly keyspace: KeyspaceName;
+  readonly shard: ShardName;
+}
+
+export interface Keyspace {
+  readonly name: KeyspaceName;
+  readonly method: Method;
+  readonly keyTypes: readonly KeyType[];
+  readonly tables: readonly ShardedTable[];
+  /** Sorted by `lo`, without gaps or overlaps, from minus to plus infinity. */
+  readonly ranges: readonly Range[];
+}
+
+export interface ReferenceTable extends TableName {
+  /** Shards that have a full copy. */
+  readonly shards: readonly ShardName[];
+}
+
+/**
+ * A hold: proxies let no new statement start that touches the interval (or, if `referenceTables`, that writes a reference
+ * table), until the hold is gone from the catalog or `deadlineMs` has passed.
+ */
+export interface Hold extends Interval {
+  readonly id: bigint;
+  readonly keyspace: KeyspaceName;
+  readonly referenceTables: boolean;
+  /** Time left when the topology was read, in ms by the catalog's clock. */
+  readonly remainingMs: number;
+}
+
+/** Shards, keyspaces, ranges and replicas at one epoch. Immutable: a change makes a new one. */
+export interface Topology {
+  readonly epoch: Epoch;
+  /** The database name that clients connect to. */
+  readonly database: string;
+  readonly shards: ReadonlyMap<ShardName, Shard>;
+  readonly home: ShardName;
+  readonly keyspaces: ReadonlyMap<KeyspaceName, Keyspace>;
+  /** By `tableId`. */
+  readonly shardedTables: ReadonlyMap<string, ShardedTable>;
+  /** By `tableId`. */
+  readonly referenceTables: ReadonlyMap<string, ReferenceTable>;
+  readonly holds: readonly Hold[];
+}
+
+/** The range of `keyspace` that owns `p`. Binary search; ranges cover everything, so there always is one. */
+export function rangeOf(keyspace: Keyspace, p: Position): Range {
+  const { ranges } = keyspace;
+  let lo = 0;
+  let hi = ranges.length - 1;
+  while (lo < hi) {
+    const mid = (lo + hi + 1) >>> 1;
+    const bound = (ranges[mid] as Range).lo;
+    if (bound === null || comparePositions(bound, p) <= 0) lo = mid;
+    else hi = mid - 1;
+  }
+  return ranges[lo] as Range;
+}
+
+/** Shards that own at least one range of the keyspace, in the order of their first range. */
+export function shardsOf(keyspace: Keyspace): ShardName[] {
+  return [...new Set(keyspace.ranges.map((r) => r.shard))];
+}
+
+/** Ranges of `keyspace` that share a position with `interval`. */
+export function rangesIn(keyspace: Keyspace, interval: Interval): Range[] {
+  return keyspace.ranges.filter((r) => overlaps(r, interval));
+}
+
+/** The one shard that holds everything (all ranges and the tables without a keyspace), or null when data is spread. */
+export function soleShard(topology: Topology): ShardName | null {
+  for (const keyspace of topology.keyspaces.values())
+    for (const range of keyspace.ranges) if (range.shard !== topology.home) return null;
+  return topology.home;
+}
