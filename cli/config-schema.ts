@@ -1,0 +1,148 @@
+import { hostname } from 'node:os';
+import { z } from 'zod';
+
+/**
+ * The configuration file, key by key. Every key is described in docs/configuration.md with the same unit and default (a
+ * test compares them). `null` as a default means "not set". Secrets are three keys of which at most one is given:
+ * the value itself, the name of an environment variable, or a file.
+ */
+const milliseconds = (defaultMs: number, minimumMs = 1) => z.int().min(minimumMs).max(86_400_000).default(defaultMs);
+const count = (value: number, maximum: number) => z.int().min(1).max(maximum).default(value);
+
+const postgresUrl = z.string().superRefine((text, context) => {
+  const problem = urlProblem(text);
+  if (problem !== null) context.addIssue({ code: 'custom', message: problem });
+});
+
+/** Why `text` is not a URL of a PostgreSQL database, or null. Never repeats the text: it may hold a password. */
+export function urlProblem(text: string): string | null {
+  if (!URL.canParse(text)) return 'is not a URL; expected postgresql://user@host:5432/database';
+  const url = new URL(text);
+  if (url.protocol !== 'postgresql:' && url.protocol !== 'postgres:')
+    return `has the scheme "${url.protocol.slice(0, -1)}"; expected postgresql://user@host:5432/database`;
+  if (url.pathname.length < 2) return 'names no database; expected postgresql://user@host:5432/database';
+  return null;
+}
+
+const secretKeys = {
+  password: z.string().min(1).optional(),
+  passwordEnv: z.string().min(1).optional(),
+  passwordFile: z.string().min(1).optional(),
+};
+
+type SecretKeys = {
+  password?: string | undefined;
+  passwordEnv?: string | undefined;
+  passwordFile?: string | undefined;
+};
+
+function oneSecret(
+  value: SecretKeys & { url?: string | undefined; verifier?: string | undefined },
+  context: z.RefinementCtx,
+): void {
+  const given = (['password', 'passwordEnv', 'passwordFile'] as const).filter((key) => value[key] !== undefined);
+  if (given.length > 1)
+    context.addIssue({
+      code: 'custom',
+      path: [given[1] as string],
+      message: `give one of ${given.join(', ')}, not both`,
+    });
+  if (given.length > 0 && value.verifier !== undefined)
+    context.addIssue({ code: 'custom', path: ['verifier'], message: `give either ${given[0]} or verifier, not both` });
+  if (
+    given.length > 0 &&
+    value.url !== undefined &&
+    urlProblem(value.url) === null &&
+    new URL(value.url).password !== ''
+  )
+    context.addIssue({
+      code: 'custom',
+      path: [given[0] as string],
+      message: 'the url already holds a password; give it once',
+    });
+}
+
+const secret = z
+  .strictObject(secretKeys)
+  .superRefine(oneSecret)
+  .superRefine((value, context) => {
+    if (Object.values(value).every((v) => v === undefined))
+      context.addIssue({ code: 'custom', message: 'give one of password, passwordEnv, passwordFile' });
+  });
+
+const user = z
+  .strictObject({
+    ...secretKeys,
+    verifier: z
+      .string()
+      .regex(/^SCRAM-SHA-256\$\d+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+$/, {
+        message: "is not a SCRAM-SHA-256 verifier as in pg_authid.rolpassword ('SCRAM-SHA-256$4096:…')",
+      })
+      .optional(),
+  })
+  .superRefine(oneSecret);
+
+const catalog = z.strictObject({ url: postgresUrl, ...secretKeys }).superRefine(oneSecret);
+
+const proxy = z.strictObject({
+  name: z.string().min(1).default(hostname),
+  listen: z
+    .strictObject({ host: z.string().min(1).default('127.0.0.1'), port: z.int().min(0).max(65_535).default(6432) })
+    .prefault({}),
+  auth: z
+    .strictObject({
+      method: z.enum(['scram-sha-256', 'trust']).default('scram-sha-256'),
+      users: z.record(z.string().min(1), user).default({}),
+    })
+    .prefault({}),
+  serverPasswords: z.record(z.string().min(1), secret).default({}),
+  pool: z
+    .strictObject({
+      size: count(20, 10_000),
+      idleTimeoutMs: milliseconds(300_000),
+      connectTimeoutMs: milliseconds(5_000),
+      queueTimeoutMs: milliseconds(30_000),
+    })
+    .prefault({}),
+  limits: z
+    .strictObject({
+      maxClients: count(1_000, 100_000),
+      loginTimeoutMs: milliseconds(15_000),
+      holdTimeoutMs: milliseconds(30_000),
+    })
+    .prefault({}),
+  lease: z.strictObject({ ttlMs: milliseconds(10_000, 1_000) }).prefault({}),
+  telemetry: z.strictObject({ flushIntervalMs: milliseconds(5_000, 100) }).prefault({}),
+});
+
+const planner = z.strictObject({
+  intervalSeconds: z.int().min(1).max(86_400).default(300),
+  horizonHours: z.number().positive().max(336).default(24),
+  capacityMsPerSecond: z.number().positive().nullable().default(null),
+  retention: z
+    .strictObject({
+      tenSecondHours: z.number().positive().max(8_760).default(6),
+      minuteDays: z.number().positive().max(3_650).default(7),
+      hourDays: z.number().positive().max(36_500).default(400),
+    })
+    .prefault({}),
+});
+
+const migrator = z.strictObject({
+  pollIntervalMs: milliseconds(1_000, 10),
+});
+
+export const configSchema = z.strictObject({
+  catalog,
+  database: z.string().min(1).default('app'),
+  log: z
+    .strictObject({ level: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info') })
+    .prefault({}),
+  proxy: proxy.prefault({}),
+  planner: planner.prefault({}),
+  migrator: migrator.prefault({}),
+  shards: z.record(z.string().regex(/^[a-z][a-z0-9_-]{0,39}$/), secret).default({}),
+});
+
+/** The file as validated: defaults filled in, secrets still by reference. */
+export type ConfigFile = z.output<typeof configSchema>;
