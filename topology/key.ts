@@ -10,7 +10,17 @@
  * | uuid                                   | string, 32 lower-case hexadecimal digits (memcmp order)             |
  * | text, varchar                          | string, its UTF-8 bytes as latin1 characters (order of COLLATE "C") |
  */
-export const KEY_TYPES = ['int2', 'int4', 'int8', 'uuid', 'text', 'varchar', 'date', 'timestamp', 'timestamptz'] as const;
+export const KEY_TYPES = [
+  'int2',
+  'int4',
+  'int8',
+  'uuid',
+  'text',
+  'varchar',
+  'date',
+  'timestamp',
+  'timestamptz',
+] as const;
 export type KeyType = (typeof KEY_TYPES)[number];
 
 export type KeyScalar = bigint | string;

@@ -13,8 +13,21 @@ export interface SplitMoveSpec {
 }
 
 export const MIGRATION_STATES = [
-  'planned', 'approved', 'preparing', 'copying', 'catching_up', 'verifying', 'ready', 'fencing', 'drained', 'flipped',
-  'cleaning', 'done', 'aborting', 'aborted', 'failed',
+  'planned',
+  'approved',
+  'preparing',
+  'copying',
+  'catching_up',
+  'verifying',
+  'ready',
+  'fencing',
+  'drained',
+  'flipped',
+  'cleaning',
+  'done',
+  'aborting',
+  'aborted',
+  'failed',
 ] as const;
 export type MigrationState = (typeof MIGRATION_STATES)[number];
 

@@ -1,0 +1,150 @@
+import type pg from 'pg';
+import { ForeshardError } from '../errors.js';
+import { comparePositions, type KeyType, type Method } from '../key.js';
+import { positionFromJson } from '../key-codec.js';
+import type {
+  Epoch,
+  Hold,
+  Keyspace,
+  KeyspaceName,
+  Range,
+  ReferenceTable,
+  Shard,
+  ShardedTable,
+  ShardName,
+  Topology,
+} from '../topology.js';
+import { tableId } from '../topology.js';
+
+/** One statement, hence one snapshot. Every bigint travels as text: JSON numbers would lose digits. */
+const READ_TOPOLOGY = `
+SELECT m.epoch::text, m.database,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('name', s.name, 'url', s.url, 'home', s.home,
+            'capacity', s.capacity_ms_per_second) ORDER BY s.name), '[]') FROM foreshard.shard s) AS shards,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('name', k.name, 'method', k.method, 'keyTypes', k.key_types)
+            ORDER BY k.name), '[]') FROM foreshard.keyspace k) AS keyspaces,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', t.schema_name, 'table', t.table_name, 'keyspace', t.keyspace,
+            'keyColumns', t.key_columns) ORDER BY t.schema_name, t.table_name), '[]') FROM foreshard.sharded_table t) AS tables,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('id', r.id::text, 'keyspace', r.keyspace, 'lo', r.lo, 'hi', r.hi,
+            'shard', r.shard)), '[]') FROM foreshard.range r) AS ranges,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', t.schema_name, 'table', t.table_name, 'shards',
+            (SELECT coalesce(jsonb_agg(c.shard ORDER BY c.shard), '[]') FROM foreshard.reference_copy c
+              WHERE c.schema_name = t.schema_name AND c.table_name = t.table_name))
+            ORDER BY t.schema_name, t.table_name), '[]') FROM foreshard.reference_table t) AS refs,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('id', h.id::text, 'keyspace', h.keyspace, 'lo', h.lo, 'hi', h.hi,
+            'referenceTables', h.reference_tables,
+            'remainingMs', extract(epoch FROM h.deadline - clock_timestamp()) * 1000) ORDER BY h.id), '[]')
+     FROM foreshard.hold h WHERE h.deadline > clock_timestamp()) AS holds
+FROM foreshard.meta m`;
+
+interface Row {
+  epoch: string;
+  database: string;
+  shards: { name: string; url: string; home: boolean; capacity: number | null }[];
+  keyspaces: { name: string; method: Method; keyTypes: KeyType[] }[];
+  tables: { schema: string; table: string; keyspace: string; keyColumns: string[] }[];
+  ranges: { id: string; keyspace: string; lo: string[] | null; hi: string[] | null; shard: string }[];
+  refs: { schema: string; table: string; shards: string[] }[];
+  holds: {
+    id: string;
+    keyspace: string;
+    lo: string[] | null;
+    hi: string[] | null;
+    referenceTables: boolean;
+    remainingMs: number;
+  }[];
+}
+
+/** Reads the topology over any connection; inside a transaction it is the transaction's view. */
+export async function readTopology(db: Pick<pg.ClientBase, 'query'> | pg.Pool): Promise<Topology> {
+  const row = (await (db as pg.Pool).query<Row>(READ_TOPOLOGY)).rows[0];
+  if (row === undefined) throw damaged('foreshard.meta is empty');
+  return buildTopology(row);
+}
+
+function damaged(what: string): ForeshardError {
+  return new ForeshardError('XX001', `the catalog is damaged: ${what}`, { hint: 'Restore the catalog from a backup.' });
+}
+
+function buildTopology(row: Row): Topology {
+  const shards = new Map<ShardName, Shard>();
+  let home: ShardName | null = null;
+  for (const s of row.shards) {
+    const name = s.name as ShardName;
+    shards.set(name, { name, url: s.url, home: s.home, capacityMsPerSecond: s.capacity });
+    if (s.home) home = name;
+  }
+
+  const shardedTables = new Map<string, ShardedTable>();
+  for (const t of row.tables) {
+    const table = { schema: t.schema, table: t.table, keyspace: t.keyspace as KeyspaceName, keyColumns: t.keyColumns };
+    shardedTables.set(tableId(table), table);
+  }
+
+  const keyspaces = new Map<KeyspaceName, Keyspace>();
+  for (const k of row.keyspaces) keyspaces.set(k.name as KeyspaceName, buildKeyspace(k, row, shardedTables));
+
+  const referenceTables = new Map<string, ReferenceTable>();
+  for (const r of row.refs) referenceTables.set(tableId(r), { ...r, shards: r.shards as ShardName[] });
+
+  const holds: Hold[] = row.holds.map((h) => {
+    const keyspace = keyspaces.get(h.keyspace as KeyspaceName);
+    if (keyspace === undefined) throw damaged(`hold ${h.id} names no keyspace`);
+    return {
+      id: BigInt(h.id),
+      keyspace: keyspace.name,
+      lo: positionFromJson(keyspace, h.lo),
+      hi: positionFromJson(keyspace, h.hi),
+      referenceTables: h.referenceTables,
+      remainingMs: Number(h.remainingMs),
+    };
+  });
+
+  return {
+    epoch: BigInt(row.epoch) as Epoch,
+    database: row.database,
+    shards,
+    // Before the first shard is added there is no home; the empty name matches no shard.
+    home: home ?? ('' as ShardName),
+    keyspaces,
+    shardedTables,
+    referenceTables,
+    holds,
+  };
+}
+
+function buildKeyspace(k: Row['keyspaces'][number], row: Row, tables: ReadonlyMap<string, ShardedTable>): Keyspace {
+  const scheme = { method: k.method, keyTypes: k.keyTypes };
+  const ranges: Range[] = row.ranges
+    .filter((r) => r.keyspace === k.name)
+    .map((r) => ({
+      id: BigInt(r.id),
+      keyspace: k.name as KeyspaceName,
+      lo: positionFromJson(scheme, r.lo),
+      hi: positionFromJson(scheme, r.hi),
+      shard: r.shard as ShardName,
+    }))
+    .sort((a, b) => (a.lo === null ? -1 : b.lo === null ? 1 : comparePositions(a.lo, b.lo)));
+  assertCovers(k.name, ranges);
+  return {
+    name: k.name as KeyspaceName,
+    ...scheme,
+    tables: [...tables.values()].filter((t) => t.keyspace === k.name),
+    ranges,
+  };
+}
+
+/** A gap or an overlap would send a key nowhere or to two shards: better no topology than that one. */
+function assertCovers(keyspace: string, ranges: readonly Range[]): void {
+  let expected: Range['lo'] = null;
+  ranges.forEach((range, i) => {
+    const first = i === 0;
+    const joins = first
+      ? range.lo === null
+      : range.lo !== null && expected !== null && comparePositions(range.lo, expected) === 0;
+    if (!joins) throw damaged(`the ranges of keyspace "${keyspace}" leave a gap or overlap at range ${range.id}`);
+    expected = range.hi;
+  });
+  if (ranges.length === 0 || expected !== null)
+    throw damaged(`the ranges of keyspace "${keyspace}" do not reach the end`);
+}
