@@ -1,0 +1,283 @@
+import type { ShardName } from '../../topology/topology.js';
+import type { PreparedContent } from '../session/prepared.js';
+import { BackendType } from '../wire/messages.js';
+import type { ServerConnection } from './server-connection.js';
+
+/**
+ * One reply that a server owes us, in the order in which we asked. The queue of these is what lets the proxy add
+ * messages of its own (a Parse on a new connection, a BEGIN replayed) and leave others out without the client seeing it.
+ */
+export interface Expectation {
+  readonly kind: 'parse' | 'bind' | 'describe' | 'execute' | 'close' | 'query' | 'function' | 'sync' | 'local';
+  /** Nothing of this reply is for the client. */
+  readonly internal: boolean;
+  /** `local`: what the client gets when its turn comes, although no server was asked. */
+  readonly bytes?: Buffer;
+  /** An error here is ours, forced on the server so that its transaction fails as the client is told: this goes to the client instead. */
+  readonly replacement?: Buffer;
+  /** Called once when it has succeeded. */
+  readonly done?: () => void;
+  /** Called once when it failed or was skipped after an earlier error. */
+  readonly undo?: () => void;
+  /** Called with every statement's CommandComplete or EmptyQueryResponse. */
+  readonly completed?: (frame: Buffer, empty: boolean) => void;
+  /** Called with the server's ErrorResponse. */
+  readonly failed?: (frame: Buffer) => void;
+}
+
+/** Who a backend works for at the moment: a session, or a fan-out. */
+export interface BackendOwner {
+  /** A whole message for the client (not for internal expectations). */
+  onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void;
+  /** DataRow or CopyData bytes for the client: whole messages or part of one. */
+  onData(backend: Backend, slice: Buffer, expectation: Expectation): void;
+  /** The server waits for CopyData. */
+  onCopyIn(backend: Backend, frame: Buffer, expectation: Expectation): void;
+  /** ReadyForQuery; `internal` when the client did not ask for it. */
+  onReady(backend: Backend, status: number, internal: boolean): void;
+  /** The connection is gone; `error` says why. Outstanding expectations are lost. */
+  onLost(backend: Backend, error: Error): void;
+  /** The server can take more after `write` returned false. */
+  onWritable(backend: Backend): void;
+}
+
+const IDLE = 0x49; // 'I'
+
+/** A server connection with what the proxy knows of its state. */
+export class Backend {
+  readonly shard: ShardName;
+  readonly connection: ServerConnection;
+  /** Statements prepared here, oldest use first. */
+  readonly prepared = new Map<PreparedContent, string>();
+  /** What the unnamed statement is here, or null. */
+  unnamed: PreparedContent | null = null;
+  /** Signature of the settings in force here; null when not known. */
+  settingsSignature: string | null = '';
+  /** Transaction status of the last ReadyForQuery. */
+  status = IDLE;
+  /** No more than the pool's idle time. */
+  idleSince = 0;
+  lost: Error | null = null;
+
+  #owner: BackendOwner | null = null;
+  readonly #expected: Expectation[] = [];
+  /** After an error in the extended protocol, until its Sync. */
+  #skipping = false;
+  #nextStatement = 0;
+  /** The pool is told when an unowned connection closes. */
+  onIdleClose: (() => void) | null = null;
+
+  constructor(shard: ShardName, connection: ServerConnection) {
+    this.shard = shard;
+    this.connection = connection;
+    connection.setHandler({
+      onMessage: (type, frame) => this.#onMessage(type, frame),
+      onRun: (slice) => this.#onData(slice),
+      onPartial: (_type, chunk) => this.#onData(chunk),
+      onClosed: (error) => this.#onClosed(error),
+      onDrain: () => this.#owner?.onWritable(this),
+    });
+  }
+
+  get owner(): BackendOwner | null {
+    return this.#owner;
+  }
+
+  attach(owner: BackendOwner): void {
+    this.#owner = owner;
+  }
+
+  detach(): void {
+    this.#owner = null;
+    this.connection.resume();
+  }
+
+  /** Whether every reply asked for has come. */
+  get quiet(): boolean {
+    return this.#expected.length === 0;
+  }
+
+  get outstanding(): number {
+    return this.#expected.length;
+  }
+
+  /** Whether it can serve somebody else now. */
+  get reusable(): boolean {
+    return this.lost === null && this.quiet && this.status === IDLE;
+  }
+
+  /** Sends `data` (if any) and expects `expectation`. @returns false when the server's socket is full. */
+  send(data: Buffer | readonly Buffer[] | null, expectation: Expectation): boolean {
+    if (this.#skipping && expectation.kind !== 'sync') {
+      // The server reads it and throws it away: no reply will come.
+      expectation.undo?.();
+      return data === null ? true : this.connection.write(data);
+    }
+    this.#expected.push(expectation);
+    if (this.#expected.length === 1) this.#flushLocal();
+    return data === null ? true : this.connection.write(data);
+  }
+
+  /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
+  sendRaw(data: Buffer): boolean {
+    return this.connection.write(data);
+  }
+
+  /** A name for a statement that is not in use on this connection. */
+  newStatementName(): string {
+    this.#nextStatement += 1;
+    return `fs_${this.#nextStatement}`;
+  }
+
+  /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
+  runInternal(sql: Buffer): Promise<void> {
+    return new Promise((resolve, reject) => {
+      let error: Buffer | null = null;
+      this.send(sql, {
+        kind: 'query',
+        internal: true,
+        failed: (frame) => {
+          error ??= frame;
+        },
+        done: () => (error === null ? resolve() : reject(new InternalStatementError(error))),
+        undo: () => reject(this.lost ?? new Error('server connection lost')),
+      });
+    });
+  }
+
+  destroy(): void {
+    this.connection.destroy();
+  }
+
+  #onData(slice: Buffer): void {
+    const head = this.#expected[0];
+    if (head && !head.internal) this.#owner?.onData(this, slice, head);
+  }
+
+  #onMessage(type: number, frame: Buffer): void {
+    const head = this.#expected[0] ?? null;
+    switch (type) {
+      case BackendType.ParameterStatus:
+        // The connection has noted the value. While we work for ourselves the client learns of differences later, in one go.
+        if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
+        return;
+      case BackendType.NoticeResponse:
+      case BackendType.NotificationResponse:
+        if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
+        return;
+      case BackendType.ErrorResponse:
+        this.#onError(head, frame);
+        return;
+      case BackendType.ReadyForQuery:
+        this.#onReady(frame);
+        return;
+      case BackendType.CopyInResponse:
+        if (head) this.#onCopyIn(head, frame);
+        return;
+      default:
+        if (head) this.#onReply(head, type, frame);
+    }
+  }
+
+  #onReply(head: Expectation, type: number, frame: Buffer): void {
+    if (type === BackendType.CommandComplete || type === BackendType.EmptyQueryResponse) {
+      head.completed?.(frame, type === BackendType.EmptyQueryResponse);
+    }
+    if (!head.internal) this.#owner?.onReply(this, type, frame, head);
+    if (endsReply(head.kind, type)) this.#pop();
+  }
+
+  #pop(): void {
+    this.#expected.shift()?.done?.();
+    this.#flushLocal();
+  }
+
+  #flushLocal(): void {
+    for (let head = this.#expected[0]; head?.kind === 'local'; head = this.#expected[0]) {
+      this.#expected.shift();
+      this.#owner?.onReply(this, 0, head.bytes as Buffer, head);
+      head.done?.();
+    }
+  }
+
+  #onError(head: Expectation | null, frame: Buffer): void {
+    if (head === null) return; // FATAL while idle; the close that follows says it
+    head.failed?.(frame);
+    if (!head.internal || head.replacement)
+      this.#owner?.onReply(this, BackendType.ErrorResponse, head.replacement ?? frame, head);
+    else if (head.kind !== 'query' && head.kind !== 'sync')
+      // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
+      this.#owner?.onReply(this, BackendType.ErrorResponse, frame, head);
+    if (head.kind === 'query') return;
+    // The server skips to the next Sync; so do we.
+    this.#skipping = true;
+    while (this.#expected.length > 0 && this.#expected[0]?.kind !== 'sync') this.#expected.shift()?.undo?.();
+  }
+
+  #onReady(frame: Buffer): void {
+    this.status = frame[5] ?? IDLE;
+    this.#skipping = false;
+    // The head is a Sync or a Query, unless the server ended it early (an error was answered above).
+    const head = this.#expected.shift();
+    const internal = head?.internal ?? true;
+    head?.done?.();
+    this.#flushLocal();
+    this.#owner?.onReady(this, this.status, internal);
+  }
+
+  #onCopyIn(head: Expectation, frame: Buffer): void {
+    // PostgreSQL ignores Sync while it waits for CopyData ("for the convenience of libpq", which sends a second one after
+    // CopyDone), so those already sent will not be answered.
+    if (head.kind === 'execute') {
+      for (let i = this.#expected.length - 1; i > 0; i--)
+        if (this.#expected[i]?.kind === 'sync') this.#expected.splice(i, 1);
+    }
+    if (!head.internal) this.#owner?.onCopyIn(this, frame, head);
+  }
+
+  /** Whether an error has the server skip everything up to the next Sync. */
+  get skipping(): boolean {
+    return this.#skipping;
+  }
+
+  #onClosed(error: Error): void {
+    this.lost = error;
+    const lost = this.#expected.splice(0);
+    for (const e of lost) e.undo?.();
+    if (this.#owner) this.#owner.onLost(this, error);
+    else this.onIdleClose?.();
+  }
+}
+
+/** An internal statement failed on the server. */
+export class InternalStatementError extends Error {
+  /** The server's ErrorResponse. */
+  readonly frame: Buffer;
+  constructor(frame: Buffer) {
+    super('internal statement failed');
+    this.name = 'InternalStatementError';
+    this.frame = frame;
+  }
+}
+
+function endsReply(kind: Expectation['kind'], type: number): boolean {
+  switch (kind) {
+    case 'parse':
+      return type === BackendType.ParseComplete;
+    case 'bind':
+      return type === BackendType.BindComplete;
+    case 'close':
+      return type === BackendType.CloseComplete;
+    case 'describe':
+      // ParameterDescription comes first for a statement; what ends it is the row description or its absence.
+      return type === BackendType.RowDescription || type === BackendType.NoData;
+    case 'execute':
+      return (
+        type === BackendType.CommandComplete ||
+        type === BackendType.EmptyQueryResponse ||
+        type === BackendType.PortalSuspended
+      );
+    default:
+      return false; // query, function, sync: ReadyForQuery ends them
+  }
+}

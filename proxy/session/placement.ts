@@ -1,0 +1,82 @@
+import type { ShardName, Topology } from '../../topology/topology.js';
+import { rangeOf } from '../../topology/topology.js';
+import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Touch } from '../router/route.js';
+import type { Router } from '../router/router.js';
+
+/** One statement about to run, with its values. */
+export interface Execution {
+  readonly analyzed: Analyzed;
+  readonly index: number;
+  readonly params: BoundParams | null;
+}
+
+/** What an execution touches: places in keyspaces, perhaps everything there is. For holds and for the end of a range's stay. */
+export interface Footprint {
+  readonly touches: readonly Touch[];
+  /** Nothing is known of what it touches (DDL, DO, a statement the router does not understand). */
+  readonly everything: boolean;
+  readonly writesReference: boolean;
+}
+
+/** Where statements that run together may run, at one epoch. */
+export type Placement =
+  | ({ readonly kind: 'one'; /** Preferred first; never empty. */ readonly shards: readonly ShardName[]; readonly writes: boolean } & Footprint)
+  | ({ readonly kind: 'fanout'; readonly shards: readonly ShardName[] } & Footprint)
+  | { readonly kind: 'refused'; readonly refusal: Refusal };
+
+export function planOf(execution: Execution): StatementPlan | null {
+  return execution.analyzed.statements[execution.index]?.plan ?? null;
+}
+
+/** Pure: where all of `executions` can run together. None at all: on any shard, home first. */
+export function place(executions: readonly Execution[], router: Router, topology: Topology): Placement {
+  let shards: readonly ShardName[] | null = null;
+  let writes = false;
+  let writesReference = false;
+  let everything = false;
+  const touches: Touch[] = [];
+  for (const execution of executions) {
+    if (execution.analyzed.syntaxError) continue; // any server says what is wrong with it
+    const plan = planOf(execution);
+    if (plan === null) continue;
+    const route: Route = router.route(execution.analyzed, execution.index, execution.params, topology);
+    if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
+    if (plan.target.kind === 'sole') everything = true;
+    for (const touch of route.touches) touches.push(touch);
+    if (route.kind === 'fanout') {
+      if (executions.length > 1)
+        return refused('a statement for several shards must be sent alone, not with others in one batch');
+      return { kind: 'fanout', shards: route.shards, touches, everything, writesReference: false };
+    }
+    writes ||= route.writes;
+    writesReference ||= route.writesReference;
+    const allowed: readonly ShardName[] = route.kind === 'shard' ? [route.shard] : route.shards;
+    const before: readonly ShardName[] = shards ?? allowed;
+    shards = before.filter((s) => allowed.includes(s));
+    if (shards.length === 0)
+      return refused(`these statements belong together but to different shards ("${before[0]}" and "${allowed[0]}")`);
+  }
+  if (shards === null) shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
+  return { kind: 'one', shards, writes, writesReference, touches, everything };
+}
+
+function refused(message: string): Placement {
+  return {
+    kind: 'refused',
+    refusal: { sqlstate: '0A000', message, hint: 'Keep each transaction and each batch to the keys of one shard.' },
+  };
+}
+
+/** Whether what was touched at an older epoch is all still on `shard`. */
+export function stillOn(shard: ShardName, footprint: Footprint, topology: Topology): boolean {
+  for (const touch of footprint.touches) {
+    const keyspace = topology.keyspaces.get(touch.keyspace);
+    if (!keyspace) return false;
+    if (touch.position === null) {
+      if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
+    } else if (rangeOf(keyspace, touch.position).shard !== shard) return false;
+  }
+  if (!footprint.everything) return true;
+  for (const keyspace of topology.keyspaces.values()) if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
+  return true;
+}

@@ -1,0 +1,37 @@
+import type { Analyzed } from '../router/route.js';
+
+/** What a Parse said, shared by all clients that said the same: server connections remember what they prepared by this object. */
+export interface PreparedContent {
+  readonly sql: Buffer;
+  readonly oids: readonly number[];
+  /** Clients' statements and portals that use it. */
+  users: number;
+  readonly key: string;
+}
+
+/** A client's statement, as the client named it. */
+export interface ClientStatement {
+  readonly content: PreparedContent;
+  readonly analyzed: Analyzed;
+}
+
+/** One object per content, for as long as a client uses it. */
+export class PreparedContents {
+  readonly #byKey = new Map<string, PreparedContent>();
+
+  acquire(sql: Buffer, oids: readonly number[]): PreparedContent {
+    const key = `${oids.join(',')}\0${sql.latin1Slice()}`;
+    let content = this.#byKey.get(key);
+    if (!content) {
+      content = { sql: Buffer.from(sql), oids, users: 0, key };
+      this.#byKey.set(key, content);
+    }
+    content.users += 1;
+    return content;
+  }
+
+  release(content: PreparedContent): void {
+    content.users -= 1;
+    if (content.users === 0) this.#byKey.delete(content.key);
+  }
+}
