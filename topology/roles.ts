@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { errorCode, explainConnectError, redactUrl } from './connection.js';
 import { ForeshardError } from './errors.js';
+import { quoteIdent, quoteLiteral } from './quote.js';
 
 export interface CopiedRoles {
   /** Roles that the target has now as the source has them. */
@@ -129,7 +130,7 @@ async function copy(source: pg.Client, target: pg.Client): Promise<CopiedRoles> 
       skipped.push({ role: role.rolname, reason });
       continue;
     }
-    const name = pg.escapeIdentifier(role.rolname);
+    const name = quoteIdent(role.rolname);
     await target.query(`${present.has(role.rolname) ? 'ALTER' : 'CREATE'} ROLE ${name} ${attributes(role)}`);
     copied.push(role.rolname);
     if (role.rolcanlogin && role.rolpassword?.startsWith('md5'))
@@ -138,20 +139,20 @@ async function copy(source: pg.Client, target: pg.Client): Promise<CopiedRoles> 
       );
   }
 
-  const database = pg.escapeIdentifier(
+  const database = quoteIdent(
     (await target.query<{ name: string }>('SELECT current_database() AS name')).rows[0]?.name ?? '',
   );
   const done = new Set(copied);
   for (const role of copied) {
-    await target.query(`ALTER ROLE ${pg.escapeIdentifier(role)} RESET ALL`);
-    await target.query(`ALTER ROLE ${pg.escapeIdentifier(role)} IN DATABASE ${database} RESET ALL`);
+    await target.query(`ALTER ROLE ${quoteIdent(role)} RESET ALL`);
+    await target.query(`ALTER ROLE ${quoteIdent(role)} IN DATABASE ${database} RESET ALL`);
   }
   for (const row of settings) {
     if (row.role !== null && !done.has(row.role)) continue;
     const subject =
       row.role === null
         ? `DATABASE ${database}`
-        : `ROLE ${pg.escapeIdentifier(row.role)}${row.here ? ` IN DATABASE ${database}` : ''}`;
+        : `ROLE ${quoteIdent(row.role)}${row.here ? ` IN DATABASE ${database}` : ''}`;
     for (const setting of row.settings) await target.query(`ALTER ${subject} SET ${assignment(setting)}`);
   }
 
@@ -161,9 +162,7 @@ async function copy(source: pg.Client, target: pg.Client): Promise<CopiedRoles> 
   const known = new Set(await readNames(target));
   for (const row of memberships) {
     if (!done.has(row.member) || !known.has(row.role)) continue;
-    await target.query(
-      `GRANT ${pg.escapeIdentifier(row.role)} TO ${pg.escapeIdentifier(row.member)}${grantOptions(row, version)}`,
-    );
+    await target.query(`GRANT ${quoteIdent(row.role)} TO ${quoteIdent(row.member)}${grantOptions(row, version)}`);
   }
   await target.query('COMMIT');
   return { copied, skipped, warnings };
@@ -223,8 +222,8 @@ function attributes(role: RoleRow): string {
     flag(role.rolbypassrls, 'BYPASSRLS'),
     `CONNECTION LIMIT ${role.rolconnlimit}`,
     // A verifier in one of PostgreSQL's own forms is stored as it is, not hashed again.
-    `PASSWORD ${role.rolpassword === null ? 'NULL' : pg.escapeLiteral(role.rolpassword)}`,
-    `VALID UNTIL ${role.rolvaliduntil === null ? "'infinity'" : pg.escapeLiteral(role.rolvaliduntil)}`,
+    `PASSWORD ${role.rolpassword === null ? 'NULL' : quoteLiteral(role.rolpassword)}`,
+    `VALID UNTIL ${role.rolvaliduntil === null ? "'infinity'" : quoteLiteral(role.rolvaliduntil)}`,
   ].join(' ');
 }
 
@@ -246,10 +245,10 @@ function assignment(setting: string): string {
   // Names of custom settings have dots: each part is an identifier of its own.
   const target = name
     .split('.')
-    .map((part) => pg.escapeIdentifier(part))
+    .map((part) => quoteIdent(part))
     .join('.');
   const values = LIST_QUOTED.has(name.toLowerCase()) ? splitList(value) : [value];
-  return `${target} TO ${values.length === 0 ? "''" : values.map((v) => pg.escapeLiteral(v)).join(', ')}`;
+  return `${target} TO ${values.length === 0 ? "''" : values.map((v) => quoteLiteral(v)).join(', ')}`;
 }
 
 /** Elements of a comma-separated list whose elements may be double-quoted (SplitGUCList in PostgreSQL). */
