@@ -1,0 +1,123 @@
+import type { CommandModule } from 'yargs';
+import { listMigrations, type MigrationRow, requestAbort, showMigration } from '../../migrator/migration-store.js';
+import { actor, type GlobalArgs, type JsonArgs, jsonOption, parseId, withCatalog, withHelp } from '../command.js';
+import { EXIT } from '../failure.js';
+import { watchMigration } from '../migration-watch.js';
+import { formatTable, printJson, printLine } from '../output.js';
+import { progressLine, specText } from '../progress-line.js';
+
+interface IdArgs extends JsonArgs {
+  readonly id: string;
+}
+
+const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
+  command: 'list',
+  describe: 'List migrations, newest first',
+  builder: (y) => withHelp(jsonOption(y), ['migrate list', '']),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const migrations = await listMigrations(catalog.pool);
+      if (args.json) printJson(migrations);
+      else if (migrations.length === 0) printLine('No migrations yet. They start when a plan is approved.');
+      else
+        printLine(
+          formatTable(
+            ['id', 'state', 'plan', 'what', 'updated'],
+            migrations.map((m) => [
+              `${m.id}`,
+              m.state,
+              m.planId?.toString() ?? '',
+              specText(m.spec),
+              m.updatedAt.toISOString(),
+            ]),
+          ),
+        );
+    }),
+};
+
+const showCommand: CommandModule<GlobalArgs, IdArgs> = {
+  command: 'show <id>',
+  describe: 'Show a migration: progress, events, what is left to clean up',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+      ['migrate show 1', ''],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const { migration, events, cleanup } = await showMigration(catalog.pool, parseId(args.id, 'migration'));
+      if (args.json) return printJson({ ...migration, events, cleanup });
+      printLine(`Migration ${migration.id}: ${specText(migration.spec)}`);
+      printLine(progressLine(migration));
+      if (migration.error !== null) printLine(`error: ${migration.error}`);
+      printLine();
+      printLine(
+        formatTable(
+          ['at', 'state', 'detail'],
+          events.map((e) => [
+            e.at.toISOString(),
+            e.state,
+            Object.keys(e.detail).length === 0 ? '' : JSON.stringify(e.detail),
+          ]),
+        ),
+      );
+      const open = cleanup.filter((c) => !c.done);
+      if (open.length === 0) return;
+      printLine();
+      printLine(
+        formatTable(
+          ['to clean up', 'shard', 'object'],
+          open.map((c) => [c.kind, c.shard, JSON.stringify(c.object)]),
+        ),
+      );
+    }),
+};
+
+const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
+  command: 'watch <id>',
+  describe: 'Follow a migration until it ends: exit code 0 when it is done, 1 when aborted or failed',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+      ['migrate watch 1', 'Phase, rows, MB/s, lag and ETA; with --json one document at the end'],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const last: MigrationRow = await watchMigration(catalog, parseId(args.id, 'migration'), { quiet: args.json });
+      if (args.json) printJson(last);
+      if (last.state !== 'done') process.exitCode = EXIT.failed;
+    }),
+};
+
+const abortCommand: CommandModule<GlobalArgs, IdArgs> = {
+  command: 'abort <id>',
+  describe: 'Ask for a migration to be undone; possible until it has flipped',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+      ['migrate abort 1', ''],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const id = parseId(args.id, 'migration');
+      await requestAbort(catalog.pool, id, actor());
+      if (args.json) printJson({ id, abortRequested: true });
+      else printLine(`Migration ${id} will be aborted. Follow it with "foreshard migrate watch ${id}".`);
+    }),
+};
+
+export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
+  command: 'migrate',
+  describe: 'Migrations: list, show, watch, abort',
+  builder: (y) =>
+    withHelp(
+      y
+        .command(listCommand)
+        .command(showCommand)
+        .command(watchCommand)
+        .command(abortCommand)
+        .demandCommand(1, 'a command is needed: list, show, watch or abort'),
+      ['migrate watch 1', 'Follow migration 1 until it ends'],
+    ),
+  handler: () => undefined,
+};

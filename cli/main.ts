@@ -1,0 +1,82 @@
+#!/usr/bin/env node
+import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import yargs from 'yargs';
+import { ForeshardError, UsageError } from '../topology/errors.js';
+import { initCommand } from './commands/init.js';
+import { migrateCommand } from './commands/migrate.js';
+import { topologyCommand } from './commands/topology.js';
+import { EXIT_CODES_HELP, failureOf } from './failure.js';
+
+function version(): string {
+  // The same file from source and from dist/, one folder deeper.
+  const here = dirname(fileURLToPath(import.meta.url));
+  for (const root of [join(here, '..'), join(here, '..', '..')]) {
+    try {
+      return String((JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }).version);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
+  }
+  return 'unknown';
+}
+
+async function run(args: readonly string[]): Promise<void> {
+  await yargs([...args])
+    .scriptName('foreshard')
+    .usage('foreshard: a PostgreSQL proxy that shards a database before it gets hot\n\nUsage: $0 <command>')
+    .parserConfiguration({ 'duplicate-arguments-array': false })
+    .option('config', {
+      type: 'string',
+      requiresArg: true,
+      global: true,
+      describe: 'Configuration file (YAML); default ./foreshard.yaml',
+    })
+    .option('catalog', {
+      type: 'string',
+      requiresArg: true,
+      global: true,
+      describe: 'URL of the catalog; also FORESHARD_CATALOG',
+    })
+    .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' })
+    .command(initCommand)
+    .command(topologyCommand)
+    .command(migrateCommand)
+    .completion('completion', 'Print a completion script for bash or zsh')
+    .demandCommand(1, 'a command is needed')
+    .recommendCommands()
+    .strict()
+    .version(version())
+    .help()
+    .alias('help', 'h')
+    .wrap(Math.min(120, process.stdout.columns ?? 100))
+    .epilogue(EXIT_CODES_HELP)
+    .exitProcess(false)
+    .showHelpOnFail(false)
+    .fail((message, error) => {
+      throw error ?? new UsageError(message.charAt(0).toLowerCase() + message.slice(1), 'See --help.');
+    })
+    .parseAsync();
+}
+
+// A reader such as `head` that goes away is no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit(0);
+});
+
+try {
+  await run(process.argv.slice(2));
+} catch (error) {
+  const { exitCode, message, hint } = failureOf(error);
+  process.stderr.write(`foreshard: ${message}\n`);
+  if (hint !== undefined) process.stderr.write(`hint: ${hint}\n`);
+  if (process.argv.includes('--verbose')) {
+    const cause = error instanceof ForeshardError ? error.cause : undefined;
+    process.stderr.write(
+      `${(error as Error).stack ?? error}\n${cause instanceof Error ? `caused by ${cause.stack}\n` : ''}`,
+    );
+  }
+  process.exitCode = exitCode;
+}

@@ -1,0 +1,26 @@
+import type { MigrationRow, StoredSpec } from '../migrator/migration-store.js';
+import { formatBytes, formatSeconds } from './output.js';
+
+/** `shop [-infinity, 42) s1 → s2`. */
+export function specText(spec: StoredSpec): string {
+  const bound = (value: readonly string[] | null, infinity: string) => (value === null ? infinity : value.join(', '));
+  return `${spec.keyspace} [${bound(spec.lo, '-infinity')}, ${bound(spec.hi, 'infinity')}) ${spec.from} → ${spec.to}`;
+}
+
+/** One line on where a migration stands: phase, rows, rate, lag, ETA. */
+export function progressLine(migration: Pick<MigrationRow, 'state' | 'progress' | 'abortRequested' | 'error'>): string {
+  const p = migration.progress;
+  const parts: string[] = [migration.state.replaceAll('_', ' ')];
+  if (p.rowsTotal !== undefined && p.rowsCopied !== undefined) {
+    const percent = p.rowsTotal > 0 ? ` (${Math.min(100, Math.floor((100 * p.rowsCopied) / p.rowsTotal))} %)` : '';
+    parts.push(`${p.rowsCopied.toLocaleString('en')} of ${p.rowsTotal.toLocaleString('en')} rows${percent}`);
+  }
+  if (p.bytesCopied !== undefined && p.bytesCopied > 0) parts.push(formatBytes(p.bytesCopied));
+  if (p.bytesPerSecond !== undefined && p.bytesPerSecond > 0) parts.push(`${(p.bytesPerSecond / 1e6).toFixed(1)} MB/s`);
+  if (p.lagBytes !== undefined) parts.push(`lag ${formatBytes(p.lagBytes)}`);
+  if (p.etaSeconds !== undefined && p.etaSeconds !== null) parts.push(`ETA ${formatSeconds(p.etaSeconds)}`);
+  if (p.pauseMs !== undefined && p.pauseMs !== null) parts.push(`paused ${p.pauseMs.toFixed(0)} ms`);
+  if (p.note) parts.push(p.note);
+  if (migration.abortRequested) parts.push('abort requested');
+  return parts.join(' · ');
+}
