@@ -1,0 +1,286 @@
+import type { Socket } from 'node:net';
+import { ForeshardError } from '../../topology/errors.js';
+import { decodeParameterStatus } from '../wire/backend.js';
+import { decodeErrorFields, ServerError } from '../wire/error-response.js';
+import { type FrameHandler, FrameScanner, serverFrames } from '../wire/frame-scanner.js';
+import { TERMINATE } from '../wire/frontend.js';
+import { GatheredWriter } from '../wire/gathered-writer.js';
+import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
+import { BACKEND } from '../wire/message-types.js';
+import { ProtocolError } from '../wire/protocol-error.js';
+import type { ScramSecret } from '../wire/scram.js';
+import { sendCancelRequest } from './cancel-request.js';
+import {
+  connectError,
+  connectTimeoutError,
+  describeAddress,
+  isUnixSocket,
+  openSocket,
+  type ServerAddress,
+} from './server-address.js';
+import { type ServerSession, serverHandshake } from './server-handshake.js';
+
+export interface ServerConnectionOptions extends ServerAddress {
+  readonly user: string;
+  readonly database: string;
+  /** `{ password }`, `{ keys }` recovered from a client's own SCRAM exchange, or null where the server trusts us. */
+  readonly auth: ScramSecret | null;
+  /** Start-up parameters: settings of the session. Default: none. */
+  readonly parameters?: Readonly<Record<string, string>>;
+  /** For the connection and the login together. Default 10,000; 0: no limit. */
+  readonly connectTimeoutMs?: number;
+}
+
+/** Who uses a connection at the moment. Called synchronously while a chunk is being read. */
+export interface ServerHandler extends FrameHandler {
+  /** After `write` has returned false: the server has taken enough of it to go on. */
+  onDrain?(): void;
+  /** Once, and nothing comes after it. A FATAL of the server has come through onMessage before. */
+  onClosed(error: ForeshardError): void;
+}
+
+const FRAMES = serverFrames();
+
+/**
+ * A logged-in connection to one shard. It knows nothing of what is being said on it, except the server's reported settings
+ * and its last words.
+ *
+ * `pause` takes effect after the chunk at hand (at most 64 KiB): messages may still come from it.
+ */
+export class ServerConnection {
+  readonly options: ServerConnectionOptions;
+  readonly processId: number;
+  /** For cancel requests. */
+  readonly secret: Buffer;
+  /** Resolves when the connection is gone, whoever ended it. Never rejects. */
+  readonly closed: Promise<ForeshardError>;
+  readonly #socket: Socket;
+  readonly #parameters: Map<string, string>;
+  readonly #writer: GatheredWriter;
+  readonly #resolveClosed: (error: ForeshardError) => void;
+  #handler: ServerHandler | null = null;
+  #isClosed = false;
+  /** Why it will close or has closed, as far as known. */
+  #reason: Error | null = null;
+
+  /** Connects and logs in. Throws ForeshardError: 08001 when nobody can be reached, otherwise the server's own SQLSTATE. */
+  static async connect(options: ServerConnectionOptions): Promise<ServerConnection> {
+    const timeoutMs = options.connectTimeoutMs ?? 10_000;
+    const socket = openSocket(options);
+    let connected = false;
+    socket.once('connect', () => {
+      connected = true;
+    });
+    const reader = new HandshakeReader(socket, timeoutMs, () => connectTimeoutError(options, timeoutMs));
+    try {
+      const session = await serverHandshake(reader, {
+        user: options.user,
+        database: options.database,
+        auth: options.auth,
+        parameters: options.parameters ?? {},
+        isPrivate: () => isUnixSocket(options) || isLoopback(socket.remoteAddress ?? ''),
+      });
+      reader.release();
+      return new ServerConnection(options, socket, session);
+    } catch (error) {
+      socket.destroy();
+      throw handshakeError(options, error, connected);
+    }
+  }
+
+  private constructor(options: ServerConnectionOptions, socket: Socket, session: ServerSession) {
+    this.options = options;
+    this.processId = session.processId;
+    this.secret = session.secret;
+    this.#parameters = session.parameters;
+    this.#socket = socket;
+    this.#writer = new GatheredWriter(socket, () => this.#handler?.onDrain?.());
+    let resolveClosed: (error: ForeshardError) => void = () => undefined;
+    this.closed = new Promise((resolve) => {
+      resolveClosed = resolve;
+    });
+    this.#resolveClosed = resolveClosed;
+
+    const scanner = new FrameScanner(
+      {
+        onMessage: (type, message) => this.#onMessage(type, message),
+        onPartial: (type, chunk, remaining) => this.#current(type)?.onPartial(type, chunk, remaining),
+        onRun: (slice, messages, type) => this.#onRun(slice, messages, type),
+      },
+      FRAMES,
+    );
+    socket.on('data', (chunk: Buffer) => {
+      try {
+        scanner.push(chunk);
+      } catch (error) {
+        // The server's words cannot be told apart any more. Anything else is a bug of the handler, not of the server.
+        if (!(error instanceof ProtocolError)) throw error;
+        this.destroy(error);
+      }
+    });
+    socket.on('error', (error) => {
+      this.#reason ??= error;
+    });
+    socket.on('close', () => this.#onClose());
+    socket.resume();
+  }
+
+  /** Settings as last reported by the server. */
+  get parameters(): ReadonlyMap<string, string> {
+    return this.#parameters;
+  }
+
+  /** True from the moment of `destroy`, `terminate` or the loss of the connection. */
+  get isClosed(): boolean {
+    return this.#isClosed || this.#socket.destroyed || this.#socket.writableEnded;
+  }
+
+  /** Bytes accepted by `write` and not yet given to the kernel. */
+  get buffered(): number {
+    return this.#writer.buffered;
+  }
+
+  /**
+   * Who gets what comes from now on; null while the connection is idle, when anything but a notice, a notification, a
+   * changed setting or a last error means that it is out of step, and ends it.
+   */
+  attach(handler: ServerHandler | null): void {
+    this.#handler = handler;
+  }
+
+  /**
+   * Sends whole messages. All that is written during one turn of the event loop leaves in one system call. False: read no
+   * more from the client for now, `onDrain` will follow.
+   */
+  write(data: Buffer | readonly Buffer[]): boolean {
+    return this.#writer.write(data);
+  }
+
+  /** Sends what was written in this turn now, for whoever waits for the answer to it alone. */
+  flush(): void {
+    this.#writer.flush();
+  }
+
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  resume(): void {
+    this.#socket.resume();
+  }
+
+  /** Cancels what this session does at the moment; see sendCancelRequest. */
+  cancel(timeoutMs?: number): Promise<void> {
+    return sendCancelRequest(this.options, { processId: this.processId, secret: this.secret }, timeoutMs);
+  }
+
+  /** Says goodbye, so that the server logs no lost connection. */
+  terminate(): void {
+    this.#writer.end(TERMINATE);
+    // Read on (and drop) so that the server's end is seen.
+    this.#socket.resume();
+  }
+
+  /** Cuts the connection; the server rolls back. `reason` goes to `onClosed`. */
+  destroy(reason?: ForeshardError): void {
+    this.#reason ??= reason ?? null;
+    this.#socket.destroy();
+  }
+
+  #onMessage(type: number, message: Buffer): void {
+    if (type === BACKEND.ParameterStatus) {
+      const { name, value } = decodeParameterStatus(message);
+      this.#parameters.set(name, value);
+    } else if (type === BACKEND.ErrorResponse) {
+      const fields = decodeErrorFields(message);
+      if (fields.severity === 'FATAL' || fields.severity === 'PANIC') this.#reason ??= new ServerError(fields);
+    }
+    this.#current(type)?.onMessage(type, message);
+  }
+
+  #onRun(slice: Buffer, messages: number, type: number): void {
+    const handler = this.#current(type);
+    if (handler === null) return;
+    if (handler.onRun !== undefined) handler.onRun(slice, messages, type);
+    else
+      for (let at = 0; at < slice.length; ) {
+        const end = at + 1 + slice.readInt32BE(at + 1);
+        handler.onPartial(type, slice.subarray(at, end), 0);
+        at = end;
+      }
+  }
+
+  /** The handler to be told of a message of this type; null when nobody is to be told. */
+  #current(type: number): ServerHandler | null {
+    // The rest of a chunk after `destroy`, or what still comes after `terminate`.
+    if (this.isClosed) return null;
+    if (this.#handler === null && !ALLOWED_WHEN_IDLE.has(type))
+      this.destroy(new ProtocolError(`unexpected message type ${type} on an idle connection to ${this.#where}`));
+    return this.#handler;
+  }
+
+  get #where(): string {
+    return `shard "${this.options.shard}" at ${describeAddress(this.options)}`;
+  }
+
+  #onClose(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    const error = this.#closeError();
+    this.#resolveClosed(error);
+    const handler = this.#handler;
+    this.#handler = null;
+    handler?.onClosed(error);
+  }
+
+  #closeError(): ForeshardError {
+    const reason = this.#reason;
+    if (reason instanceof ForeshardError && !(reason instanceof ServerError)) return reason;
+    const detail = reason?.message ?? 'The server closed the connection.';
+    return new ForeshardError('08006', `the connection to ${this.#where} was lost`, {
+      detail,
+      cause: reason ?? undefined,
+    });
+  }
+}
+
+/** What a server may say at any time. */
+const ALLOWED_WHEN_IDLE: ReadonlySet<number> = new Set([
+  BACKEND.ErrorResponse,
+  BACKEND.NoticeResponse,
+  BACKEND.NotificationResponse,
+  BACKEND.ParameterStatus,
+]);
+
+function isLoopback(address: string): boolean {
+  return address === '::1' || /^(?:::ffff:)?127\./.test(address);
+}
+
+/** Tells which shard it was about. */
+function handshakeError(address: ServerAddress, error: unknown, connected: boolean): unknown {
+  if (error instanceof ConnectionLostError)
+    return connectError(
+      address,
+      connected ? (error.cause ?? new Error('the server closed the connection unexpectedly')) : error.cause,
+    );
+  if (!(error instanceof ForeshardError) || error.sqlstate === '08001') return error;
+  return new ForeshardError(
+    error.sqlstate,
+    `could not log in to shard "${address.shard}" at ${describeAddress(address)}: ${error.message}`,
+    {
+      cause: error,
+      ...(error.detail === undefined ? {} : { detail: error.detail }),
+      ...(error.hint === undefined ? loginHint(error.sqlstate) : { hint: error.hint }),
+    },
+  );
+}
+
+function loginHint(sqlstate: string): { hint?: string } {
+  if (sqlstate === '28P01' || sqlstate === '28000')
+    return { hint: 'Check the user and the password in the URL of the shard.' };
+  if (sqlstate === '3D000') return { hint: 'Check the database in the URL of the shard.' };
+  if (sqlstate === '53300')
+    return { hint: 'Raise max_connections on the server, or lower the pool size of the proxy.' };
+  if (sqlstate === '08P01') return { hint: 'Check that it is PostgreSQL that listens there.' };
+  return {};
+}

@@ -1,0 +1,162 @@
+import { createHash } from 'node:crypto';
+import { ForeshardError } from '../../topology/errors.js';
+import { decodeAuthentication, decodeBackendKeyData, decodeParameterStatus } from '../wire/backend.js';
+import { decodeErrorFields, ServerError } from '../wire/error-response.js';
+import { encodePassword, encodeSaslInitialResponse, encodeSaslResponse, encodeStartup } from '../wire/frontend.js';
+import type { HandshakeReader } from '../wire/handshake-reader.js';
+import { MessageReader } from '../wire/message-reader.js';
+import { BACKEND } from '../wire/message-types.js';
+import { ProtocolError } from '../wire/protocol-error.js';
+import { ScramClient, type ScramSecret } from '../wire/scram.js';
+
+export interface ServerLogin {
+  readonly user: string;
+  readonly database: string;
+  /** null: the server is expected to ask for nothing. */
+  readonly auth: ScramSecret | null;
+  /** Start-up parameters besides user and database. */
+  readonly parameters: Readonly<Record<string, string>>;
+  /** Nobody else can listen in on this connection (Unix socket, loopback): a password may go over it in the clear. */
+  isPrivate(): boolean;
+}
+
+export interface ServerSession {
+  /** The server's reported settings (server_version, client_encoding, TimeZone …). */
+  readonly parameters: Map<string, string>;
+  readonly processId: number;
+  readonly secret: Buffer;
+}
+
+/** Large enough for every message of a start-up, small enough for whoever is not PostgreSQL. */
+const MAX_HANDSHAKE_MESSAGE_BYTES = 64 * 1024;
+
+/**
+ * The client side of start-up and authentication, until the server is ready for a query. Protocol 3.0.
+ * Throws ServerError for what the server refuses.
+ */
+export async function serverHandshake(reader: HandshakeReader, login: ServerLogin): Promise<ServerSession> {
+  reader.socket.write(encodeStartup({ user: login.user, database: login.database, ...login.parameters }));
+  const parameters = new Map<string, string>();
+  const authentication = new Authentication(reader, login);
+  let processId = 0;
+  let secret: Buffer = Buffer.alloc(0);
+  for (;;) {
+    const message = await reader.readMessage(MAX_HANDSHAKE_MESSAGE_BYTES);
+    switch (message[0]) {
+      case BACKEND.Authentication:
+        await authentication.answer(message);
+        break;
+      case BACKEND.ParameterStatus: {
+        const { name, value } = decodeParameterStatus(message);
+        parameters.set(name, value);
+        break;
+      }
+      case BACKEND.BackendKeyData:
+        ({ processId, secret } = decodeBackendKeyData(message));
+        break;
+      case BACKEND.ErrorResponse:
+        throw new ServerError(decodeErrorFields(message));
+      case BACKEND.ReadyForQuery:
+        if (!authentication.complete) throw new ProtocolError('the server is ready before it has authenticated us');
+        return { parameters, processId, secret };
+      // A login trigger or a connection's settings may speak up; nobody is there yet to be told.
+      case BACKEND.NoticeResponse:
+      // We ask for 3.0 and nothing more, so nothing is left to negotiate.
+      case BACKEND.NegotiateProtocolVersion:
+        break;
+      default:
+        throw new ProtocolError(`unexpected message type ${message[0]} during start-up`);
+    }
+  }
+}
+
+/** Answers the server's authentication requests. */
+class Authentication {
+  complete = false;
+  readonly #reader: HandshakeReader;
+  readonly #login: ServerLogin;
+  #scram: ScramClient | null = null;
+  #verified = false;
+
+  constructor(reader: HandshakeReader, login: ServerLogin) {
+    this.#reader = reader;
+    this.#login = login;
+  }
+
+  async answer(message: Buffer): Promise<void> {
+    const { kind, data } = decodeAuthentication(message);
+    const { socket } = this.#reader;
+    switch (kind) {
+      case 0: // Ok
+        // A server that breaks off the exchange with Ok has not proven that it knows the password.
+        if (this.#scram !== null && !this.#verified) throw new ProtocolError('SCRAM exchange ended too early');
+        this.complete = true;
+        break;
+      case 3: // CleartextPassword
+        if (!this.#login.isPrivate())
+          throw new ForeshardError('28000', 'the server asks for the password in clear text over a network', {
+            hint: 'Use scram-sha-256 for this user in pg_hba.conf.',
+          });
+        socket.write(encodePassword(this.#password('a clear-text password')));
+        break;
+      case 5: // MD5Password
+        socket.write(encodePassword(md5Password(this.#login.user, this.#password('an md5 password'), data)));
+        break;
+      case 10: // SASL
+        socket.write(this.#startScram(data));
+        break;
+      case 11: // SASLContinue
+        socket.write(encodeSaslResponse(await this.#exchange().final(data)));
+        break;
+      case 12: // SASLFinal
+        this.#exchange().verify(data);
+        this.#verified = true;
+        break;
+      default:
+        throw new ForeshardError('28000', `the server asks for authentication method ${kind}, which is not supported`, {
+          hint: 'Use scram-sha-256 for this user in pg_hba.conf.',
+        });
+    }
+  }
+
+  #startScram(data: Buffer): Buffer {
+    const offered: string[] = [];
+    const body = new MessageReader(data, 0);
+    for (let name = body.text(); name !== ''; name = body.text()) offered.push(name);
+    if (!offered.includes('SCRAM-SHA-256'))
+      throw new ForeshardError('28000', `the server offers none but unknown SASL mechanisms: ${offered.join(', ')}`);
+    if (this.#login.auth === null) throw this.#noPassword('a password');
+    this.#scram = new ScramClient(this.#login.auth);
+    return encodeSaslInitialResponse('SCRAM-SHA-256', this.#scram.first());
+  }
+
+  #exchange(): ScramClient {
+    if (this.#scram === null) throw new ProtocolError('SASL message out of order');
+    return this.#scram;
+  }
+
+  #password(asked: string): string {
+    const { auth } = this.#login;
+    if (auth === null) throw this.#noPassword(asked);
+    if ('password' in auth) return auth.password;
+    throw new ForeshardError('28000', `the server asks for ${asked}, and only SCRAM keys are at hand`, {
+      hint: 'Use scram-sha-256 for this user in pg_hba.conf, and give it a SCRAM password.',
+    });
+  }
+
+  #noPassword(asked: string): ForeshardError {
+    return new ForeshardError(
+      '28000',
+      `the server asks for ${asked}, and none is configured for user "${this.#login.user}"`,
+      {
+        hint: 'Put the password into the URL of the shard.',
+      },
+    );
+  }
+}
+
+function md5Password(user: string, password: string, salt: Buffer): string {
+  if (salt.length !== 4) throw new ProtocolError('invalid message format');
+  const inner = createHash('md5').update(password).update(user).digest('hex');
+  return `md5${createHash('md5').update(inner).update(salt).digest('hex')}`;
+}
