@@ -1,5 +1,5 @@
-import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
 import type { Position } from '../../topology/key.js';
+import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
 
 /**
  * What the router knows of one statement of a template, without its values: plain data, made once per template by
@@ -21,11 +21,27 @@ export interface StatementPlan {
 /** Where the values of the key come from; resolved per execution. */
 export type Target =
   /** Every sharded relation is pinned by these keys. Several keys (IN, several VALUES rows): all must be on one shard, else `spread` says what is possible. */
-  | { readonly kind: 'keys'; readonly keyspace: KeyspaceName; readonly keys: readonly KeySource[]; readonly spread: Spread; readonly referenceWrites: readonly TableName[] }
+  | {
+      readonly kind: 'keys';
+      readonly keyspace: KeyspaceName;
+      readonly keys: readonly KeySource[];
+      readonly spread: Spread;
+      readonly referenceWrites: readonly TableName[];
+    }
   /** Sharded relations, not pinned. */
-  | { readonly kind: 'unpinned'; readonly keyspaces: readonly KeyspaceName[]; readonly spread: Spread; readonly referenceWrites: readonly TableName[] }
+  | {
+      readonly kind: 'unpinned';
+      readonly keyspaces: readonly KeyspaceName[];
+      readonly spread: Spread;
+      readonly referenceWrites: readonly TableName[];
+    }
   /** Only reference tables (read), or no table at all, or catalogs. `homeOnly`: tables that belong to no keyspace, or catalogs. */
-  | { readonly kind: 'any'; readonly homeOnly: boolean; readonly referenceReads: readonly TableName[]; readonly referenceWrites: readonly TableName[] }
+  | {
+      readonly kind: 'any';
+      readonly homeOnly: boolean;
+      readonly referenceReads: readonly TableName[];
+      readonly referenceWrites: readonly TableName[];
+    }
   /** Not understood well enough to be exact when data is on several shards (DDL, DO, views over sharded tables, unknown functions …). Fine on a sole shard. */
   | { readonly kind: 'sole'; readonly refusal: Refusal };
 
@@ -104,8 +120,29 @@ export interface Touch {
 
 /** Where one execution goes, at one epoch. */
 export type Route =
-  | { readonly kind: 'shard'; readonly shard: ShardName; readonly touches: readonly Touch[]; readonly writes: boolean; readonly writesReference: boolean; readonly why: string }
+  | {
+      readonly kind: 'shard';
+      readonly shard: ShardName;
+      readonly touches: readonly Touch[];
+      readonly writes: boolean;
+      readonly writesReference: boolean;
+      readonly why: string;
+    }
   /** Any of these shards; the first is preferred, a shard already leased is better still. */
-  | { readonly kind: 'any'; readonly shards: readonly ShardName[]; readonly touches: readonly Touch[]; readonly writes: boolean; readonly writesReference: boolean; readonly why: string }
-  | { readonly kind: 'fanout'; readonly shards: readonly ShardName[]; readonly touches: readonly Touch[]; readonly writes: false; readonly writesReference: false; readonly why: string }
+  | {
+      readonly kind: 'any';
+      readonly shards: readonly ShardName[];
+      readonly touches: readonly Touch[];
+      readonly writes: boolean;
+      readonly writesReference: boolean;
+      readonly why: string;
+    }
+  | {
+      readonly kind: 'fanout';
+      readonly shards: readonly ShardName[];
+      readonly touches: readonly Touch[];
+      readonly writes: false;
+      readonly writesReference: false;
+      readonly why: string;
+    }
   | { readonly kind: 'refused'; readonly refusal: Refusal; readonly why: string };

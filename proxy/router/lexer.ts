@@ -1,0 +1,635 @@
+import type { LiteralToken } from './route.js';
+
+/** Kinds of literals, by their code in {@link Lexer.literalKinds}. */
+export const LITERAL_KINDS = ['string', 'estring', 'ustring', 'dollar', 'integer', 'float', 'bit', 'hex'] as const;
+const STRING = 0;
+const ESTRING = 1;
+const USTRING = 2;
+const DOLLAR = 3;
+const INTEGER = 4;
+const FLOAT = 5;
+const BIT = 6;
+const HEX = 7;
+
+/** What a recorded token is; only for tests and tools (see {@link Lexer.scan}). */
+export type TokenKind = LiteralToken['kind'] | 'word' | 'quoted' | 'param' | 'operator' | 'other';
+export interface Token {
+  readonly kind: TokenKind;
+  readonly start: number;
+  readonly end: number;
+}
+
+// Character classes of scan.l, one bit each, looked up by byte.
+const SPACE = 1;
+const IDENT_START = 2;
+const IDENT_CONT = 4;
+const DIGIT = 8;
+const OPERATOR = 16;
+const HEXDIGIT = 32;
+/** Characters that allow a multi-character operator to end in + or -. */
+const UNUSUAL = 64;
+const SELF = 128;
+
+const CLASS = new Uint8Array(256);
+for (let c = 0; c < 256; c++) {
+  const s = String.fromCharCode(c);
+  let bits = 0;
+  if (/[ \t\n\r\f\v]/.test(s)) bits |= SPACE;
+  if (/[A-Za-z_]/.test(s) || c >= 0x80) bits |= IDENT_START | IDENT_CONT;
+  if (/[0-9$]/.test(s)) bits |= IDENT_CONT;
+  if (/[0-9]/.test(s)) bits |= DIGIT;
+  if (/[0-9A-Fa-f]/.test(s)) bits |= HEXDIGIT;
+  if (/[~!@#^&|`?+\-*/%<>=]/.test(s)) bits |= OPERATOR;
+  if (/[~!@#^&|`?%]/.test(s)) bits |= UNUSUAL;
+  if (/[,()[\].;:+\-*/%^<>=]/.test(s)) bits |= SELF;
+  CLASS[c] = bits;
+}
+// 0xA0 matches JavaScript's idea of nothing here, but a byte above 0x7F is never a space to scan.l.
+for (let c = 0x80; c < 256; c++) CLASS[c] = IDENT_START | IDENT_CONT;
+
+const LOWER = new Uint8Array(256);
+for (let c = 0; c < 256; c++) LOWER[c] = c >= 65 && c <= 90 ? c + 32 : c;
+
+/** What stands in the template for each kind of literal: one word per *grammar token*, so that a template fixes the parse tree's shape. */
+const PLACEHOLDERS = [':str', ':str', ':str', ':str', ':int', ':num', ':bit', ':hex'].map((s) => Buffer.from(s));
+
+const NEWLINE = 10;
+const RETURN = 13;
+const QUOTE = 39;
+const DQUOTE = 34;
+const DASH = 45;
+const DOT = 46;
+const SLASH = 47;
+const STAR = 42;
+const DOLLAR_SIGN = 36;
+const BACKSLASH = 92;
+const UNDERSCORE = 95;
+
+// What the last token was, for spacing and for UESCAPE.
+const LAST_NONE = 0;
+const LAST_WORD = 1;
+const LAST_UNICODE = 2;
+const LAST_UESCAPE = 3;
+/** No space after it: ( [ . and the N of N'…'. */
+const LAST_OPEN = 4;
+const LAST_OTHER = 5;
+
+/** NAMEDATALEN in PostgreSQL's pg_config_manual.h: an operator of this length is an error. */
+const NAMEDATALEN = 64;
+
+/**
+ * PostgreSQL 18's scan.l by hand, in one pass over the bytes of a statement in UTF-8 or any other ASCII superset, with
+ * standard_conforming_strings on. It makes two things and no garbage: the *template key* (tokens one after the other;
+ * literals replaced by a word for their kind; comments dropped; unquoted words folded) and the places of the literals.
+ * Two texts have the same key only if their tokens are the same but for the literals' values.
+ *
+ * The arrays are reused: whoever wants to keep something copies it before the next scan.
+ */
+export class Lexer {
+  literalCount = 0;
+  literalKinds = new Uint8Array(64);
+  literalStarts = new Int32Array(64);
+  literalEnds = new Int32Array(64);
+  /** Statements: pieces between semicolons outside parentheses that hold at least one token, from first to last token. */
+  statementCount = 0;
+  statementStarts = new Int32Array(16);
+  statementEnds = new Int32Array(16);
+  /** The word ATOMIC occurs: semicolons may be inside a function's body, and only the parser knows. */
+  sawAtomic = false;
+  /** A byte above 0x7F occurs. */
+  sawHighByte = false;
+  /** Filled only when asked for. */
+  readonly tokens: Token[] = [];
+
+  #out = Buffer.allocUnsafe(4096);
+  #length = 0;
+  #last = LAST_NONE;
+  #record = false;
+
+  /**
+   * Scans a text. False if PostgreSQL's scanner would reject it (unterminated quote, junk after a number …).
+   * `record` also fills {@link tokens}, slowly.
+   */
+  scan(text: Uint8Array, record = false): boolean {
+    this.literalCount = 0;
+    this.statementCount = 0;
+    this.sawAtomic = false;
+    this.sawHighByte = false;
+    this.#length = 0;
+    this.#last = LAST_NONE;
+    this.#record = record;
+    if (record) this.tokens.length = 0;
+    return this.#run(text);
+  }
+
+  /** The key of the text last scanned. */
+  key(): string {
+    return this.#out.toString('latin1', 0, this.#length);
+  }
+
+  /** The length of {@link key} without making it. */
+  get keyLength(): number {
+    return this.#length;
+  }
+
+  literal(i: number): LiteralToken {
+    return {
+      kind: LITERAL_KINDS[this.literalKinds[i] as number] as LiteralToken['kind'],
+      start: this.literalStarts[i] as number,
+      end: this.literalEnds[i] as number,
+    };
+  }
+
+  #run(text: Uint8Array): boolean {
+    const n = text.length;
+    let i = 0;
+    let depth = 0;
+    let first = -1; // start of the statement's first token
+    let lastEnd = 0;
+    while (i < n) {
+      const c = text[i] as number;
+      const bits = CLASS[c] as number;
+      if (bits & SPACE) {
+        i++;
+        continue;
+      }
+      const next = i + 1 < n ? (text[i + 1] as number) : 0;
+      if (c === DASH && next === DASH) {
+        i = lineEnd(text, i + 2);
+        continue;
+      }
+      if (c === SLASH && next === STAR) {
+        i = commentEnd(text, i + 2);
+        if (i < 0) return false;
+        continue;
+      }
+      const start = i;
+      // One token's bytes in the key are at most its length, a space and a placeholder.
+      if (this.#length + 8 > this.#out.length) this.#grow(8);
+
+      if (bits & IDENT_START) {
+        if (next === QUOTE && isPrefix(c)) {
+          i = this.#prefixedString(text, c, i);
+        } else if ((c === 117 || c === 85) && next === 38 && i + 2 < n && text[i + 2] === QUOTE) {
+          i = this.#quoted(text, i + 3, i, USTRING);
+          this.#last = LAST_UNICODE;
+        } else if ((c === 117 || c === 85) && next === 38 && i + 2 < n && text[i + 2] === DQUOTE) {
+          i = this.#quotedIdentifier(text, i, i + 3);
+          this.#last = LAST_UNICODE;
+        } else i = this.#word(text, i);
+      } else if (bits & DIGIT || (c === DOT && (CLASS[next] as number) & DIGIT)) {
+        i = this.#number(text, i);
+      } else if (c === QUOTE) {
+        i = this.#quoted(text, i + 1, i, STRING);
+      } else if (c === DQUOTE) {
+        i = this.#quotedIdentifier(text, i, i + 1);
+      } else if (c === DOLLAR_SIGN) {
+        i = this.#dollar(text, i);
+      } else if (bits & OPERATOR) {
+        i = this.#operator(text, i);
+      } else {
+        // One character of punctuation, or :: := .., or a character that no rule knows (the grammar refuses it).
+        if (c === 0) return false;
+        let end = i + 1;
+        if (c === 58 && (next === 58 || next === 61)) end++;
+        else if (c === DOT && next === DOT) end++;
+        if (c === 59 && depth <= 0) {
+          if (first >= 0) this.#statement(first, lastEnd);
+          first = -1;
+        }
+        if (c === 40) depth++;
+        else if (c === 41) depth--;
+        this.#punctuation(c, end - i, next);
+        if (this.#record) this.#recordToken(end - i > 1 || c === 58 ? 'operator' : 'other', i, end);
+        i = end;
+        if (c !== 59 || depth > 0) {
+          if (first < 0) first = start;
+          lastEnd = i;
+        }
+        continue;
+      }
+      if (i < 0) return false;
+      if (first < 0) first = start;
+      lastEnd = i;
+    }
+    if (first >= 0) this.#statement(first, lastEnd);
+    return true;
+  }
+
+  /** B'…' X'…' E'…' N'…' */
+  #prefixedString(text: Uint8Array, prefix: number, start: number): number {
+    switch (prefix | 32) {
+      case 98: // b
+        return this.#quoted(text, start + 2, start, BIT);
+      case 120: // x
+        return this.#quoted(text, start + 2, start, HEX);
+      case 101: // e
+        return this.#quoted(text, start + 2, start, ESTRING);
+      default:
+        // N'…' is the keyword NCHAR and a string. Without the space it cannot be taken for the type n and a string.
+        this.#space();
+        this.#out[this.#length++] = 110;
+        if (this.#record) this.#recordToken('word', start, start + 1);
+        this.#last = LAST_OPEN;
+        return this.#quoted(text, start + 2, start + 1, STRING);
+    }
+  }
+
+  /** The rest of a quoted literal from `i`, behind its opening quote. Its end, or -1. */
+  #quoted(text: Uint8Array, i: number, start: number, kind: number): number {
+    const n = text.length;
+    let surrogate = false; // the first half of a \u surrogate pair stands just before
+    for (;;) {
+      if (i >= n) return -1;
+      const c = text[i] as number;
+      if (c === QUOTE) {
+        // Doubled: xqdouble; x'…' and b'…' have no such rule, there a second quote ends up as a new string.
+        if (kind !== BIT && kind !== HEX && i + 1 < n && text[i + 1] === QUOTE) {
+          if (surrogate) return -1;
+          i += 2;
+          continue;
+        }
+        if (surrogate) return -1;
+        const continued = continuation(text, i + 1);
+        if (continued < 0) break;
+        i = continued;
+        continue;
+      }
+      if (c >= 0x80) this.sawHighByte = true;
+      if (kind === ESTRING && c === BACKSLASH && i + 1 < n) {
+        const unicode = text[i + 1] === 117 ? 4 : text[i + 1] === 85 ? 8 : 0;
+        if (unicode > 0) {
+          const code = hex(text, i + 2, unicode);
+          if (code < 0) return -1;
+          const second = code >= 0xdc00 && code <= 0xdfff;
+          if (second !== surrogate) return -1;
+          surrogate = code >= 0xd800 && code <= 0xdbff;
+          if (code === 0 || code > 0x10ffff) return -1;
+          i += 2 + unicode;
+          continue;
+        }
+        if (surrogate) return -1;
+        if ((text[i + 1] as number) >= 0x80) this.sawHighByte = true;
+        // A NUL is invalid in every encoding. Other bytes may be or not: that is for the server to say.
+        if (isNulEscape(text, i + 1)) return -1;
+        i += 2;
+        continue;
+      }
+      if (surrogate) return -1;
+      i++;
+    }
+    i++;
+    if (this.#last === LAST_UESCAPE) {
+      // The escape character changes what the name or string before it means: it stays in the key.
+      this.#raw(text, start, i);
+      this.#last = LAST_OTHER;
+      if (this.#record) this.#recordToken(LITERAL_KINDS[kind] as TokenKind, start, i);
+    } else this.#literal(kind, start, i);
+    return i;
+  }
+
+  /** "…" and U&"…", kept as they are. */
+  #quotedIdentifier(text: Uint8Array, start: number, from: number): number {
+    const n = text.length;
+    let i = from;
+    for (;;) {
+      if (i >= n) return -1;
+      const c = text[i] as number;
+      if (c === DQUOTE) {
+        if (i + 1 >= n || text[i + 1] !== DQUOTE) break;
+        i++;
+      } else if (c >= 0x80) this.sawHighByte = true;
+      i++;
+    }
+    if (i === from) return -1; // zero-length delimited identifier
+    i++;
+    this.#raw(text, start, i);
+    this.#last = LAST_WORD;
+    if (this.#record) this.#recordToken('quoted', start, i);
+    return i;
+  }
+
+  #word(text: Uint8Array, start: number): number {
+    const n = text.length;
+    let i = start + 1;
+    while (i < n && (CLASS[text[i] as number] as number) & IDENT_CONT) i++;
+    const length = i - start;
+    if (this.#length + length + 1 > this.#out.length) this.#grow(length + 1);
+    const unicode = this.#last === LAST_UNICODE;
+    this.#space();
+    const out = this.#out;
+    let o = this.#length;
+    let high = 0;
+    for (let j = start; j < i; j++) {
+      const c = text[j] as number;
+      high |= c;
+      out[o++] = LOWER[c] as number;
+    }
+    if (high >= 0x80) this.sawHighByte = true;
+    this.#last = LAST_WORD;
+    if (length === 6 && out[o - 6] === 97 && out.toString('latin1', o - 6, o) === 'atomic') this.sawAtomic = true;
+    else if (unicode && length === 7 && out.toString('latin1', o - 7, o) === 'uescape') this.#last = LAST_UESCAPE;
+    this.#length = o;
+    if (this.#record) this.#recordToken('word', start, i);
+    return i;
+  }
+
+  #number(text: Uint8Array, start: number): number {
+    const n = text.length;
+    let i = start;
+    let kind = INTEGER;
+    let radix = 10;
+    if (text[i] === 48 && i + 1 < n) {
+      const p = (text[i + 1] as number) | 32;
+      radix = p === 120 ? 16 : p === 111 ? 8 : p === 98 ? 2 : 10;
+    }
+    if (radix !== 10) {
+      i = digits(text, i + 2, radix, true);
+      if (i < 0) return -1;
+    } else {
+      if (text[i] !== DOT) i = digits(text, i, 10, false);
+      // "1..10" is an integer and the two dots.
+      if (i < n && text[i] === DOT && !(i > start && i + 1 < n && text[i + 1] === DOT)) {
+        kind = FLOAT;
+        i++;
+        if (i < n && (CLASS[text[i] as number] as number) & DIGIT) i = digits(text, i, 10, false);
+      }
+      if (i < n && ((text[i] as number) | 32) === 101) {
+        let j = i + 1;
+        if (j < n && (text[j] === 43 || text[j] === DASH)) j++;
+        if (j >= n || !((CLASS[text[j] as number] as number) & DIGIT)) return -1;
+        kind = FLOAT;
+        i = digits(text, j, 10, false);
+      }
+    }
+    if (i < n && (CLASS[text[i] as number] as number) & IDENT_CONT && isJunk(text, start, i)) return -1;
+    if (kind === INTEGER && !fitsInt4(text, start, i, radix)) kind = FLOAT; // process_integer_literal
+    this.#literal(kind, start, i);
+    return i;
+  }
+
+  /** $n, $tag$…$tag$ or a lone $. */
+  #dollar(text: Uint8Array, start: number): number {
+    const n = text.length;
+    let i = start + 1;
+    if (i < n && (CLASS[text[i] as number] as number) & DIGIT) {
+      let value = 0;
+      while (i < n && (CLASS[text[i] as number] as number) & DIGIT) {
+        value = value * 10 + (text[i] as number) - 48;
+        if (value > 0x7fffffff) return -1; // parameter number too large
+        i++;
+      }
+      if (i < n && (CLASS[text[i] as number] as number) & IDENT_START) return -1; // trailing junk after parameter
+      this.#raw(text, start, i);
+      this.#last = LAST_OTHER;
+      if (this.#record) this.#recordToken('param', start, i);
+      return i;
+    }
+    if (i < n && (CLASS[text[i] as number] as number) & IDENT_START) {
+      i++;
+      while (i < n && text[i] !== DOLLAR_SIGN && (CLASS[text[i] as number] as number) & IDENT_CONT) i++;
+    }
+    if (i >= n || text[i] !== DOLLAR_SIGN) {
+      this.#raw(text, start, start + 1);
+      this.#last = LAST_OTHER;
+      if (this.#record) this.#recordToken('other', start, start + 1);
+      return start + 1;
+    }
+    const tagLength = i + 1 - start;
+    i++;
+    // The end is the next place where the whole delimiter stands. A $ can begin a new candidate, so advance by one.
+    for (; i + tagLength <= n; i++) {
+      const c = text[i] as number;
+      if (c >= 0x80) this.sawHighByte = true;
+      if (c !== DOLLAR_SIGN) continue;
+      let k = 1;
+      while (k < tagLength && text[i + k] === text[start + k]) k++;
+      if (k === tagLength) {
+        this.#literal(DOLLAR, start, i + tagLength);
+        return i + tagLength;
+      }
+    }
+    return -1;
+  }
+
+  #operator(text: Uint8Array, start: number): number {
+    const n = text.length;
+    let end = start + 1;
+    let unusual = (CLASS[text[start] as number] as number) & UNUSUAL;
+    // Up to the first comment start: "--" and "/*" end an operator wherever they stand in it.
+    while (end < n && (CLASS[text[end] as number] as number) & OPERATOR) {
+      const c = text[end] as number;
+      if (end + 1 < n && ((c === DASH && text[end + 1] === DASH) || (c === SLASH && text[end + 1] === STAR))) break;
+      unusual |= (CLASS[c] as number) & UNUSUAL;
+      end++;
+    }
+    // A + or - at the end belongs to what follows, unless a character that SQL's own operators lack stands before it.
+    if (!unusual) while (end - start > 1 && (text[end - 1] === 43 || text[end - 1] === DASH)) end--;
+    if (end - start >= NAMEDATALEN) return -1;
+    this.#raw(text, start, end);
+    this.#last = LAST_OTHER;
+    if (this.#record) this.#recordToken('operator', start, end);
+    return end;
+  }
+
+  #punctuation(c: number, length: number, next: number): void {
+    const out = this.#out;
+    // ( ) [ ] , ; . stand without spaces; .. with them, else ". ." would look the same.
+    const tight = length === 1 && (c === 44 || c === 59 || c === 41 || c === 93 || c === DOT || c === 91);
+    if (!tight && !(c === 40 && this.#last === LAST_WORD)) this.#space();
+    out[this.#length++] = c;
+    if (length === 2) out[this.#length++] = next;
+    this.#last = length === 1 && (c === 40 || c === 91 || c === DOT) ? LAST_OPEN : LAST_OTHER;
+  }
+
+  #space(): void {
+    if (this.#last !== LAST_OPEN && this.#last !== LAST_NONE) this.#out[this.#length++] = 32;
+  }
+
+  #raw(text: Uint8Array, start: number, end: number): void {
+    if (this.#length + end - start + 1 > this.#out.length) this.#grow(end - start + 1);
+    this.#space();
+    const out = this.#out;
+    let o = this.#length;
+    for (let j = start; j < end; j++) out[o++] = text[j] as number;
+    this.#length = o;
+  }
+
+  #literal(kind: number, start: number, end: number): void {
+    const k = this.literalCount++;
+    if (k === this.literalStarts.length) this.#growLiterals();
+    this.literalKinds[k] = kind;
+    this.literalStarts[k] = start;
+    this.literalEnds[k] = end;
+    this.#space();
+    const word = PLACEHOLDERS[kind] as Buffer;
+    const out = this.#out;
+    let o = this.#length;
+    out[o++] = word[0] as number;
+    out[o++] = word[1] as number;
+    out[o++] = word[2] as number;
+    out[o++] = word[3] as number;
+    this.#length = o;
+    this.#last = LAST_OTHER;
+    if (this.#record) this.#recordToken(LITERAL_KINDS[kind] as TokenKind, start, end);
+  }
+
+  #statement(start: number, end: number): void {
+    const k = this.statementCount++;
+    if (k === this.statementStarts.length) {
+      this.statementStarts = grown(this.statementStarts);
+      this.statementEnds = grown(this.statementEnds);
+    }
+    this.statementStarts[k] = start;
+    this.statementEnds[k] = end;
+  }
+
+  #recordToken(kind: TokenKind, start: number, end: number): void {
+    this.tokens.push({ kind, start, end });
+  }
+
+  #grow(need: number): void {
+    const bigger = Buffer.allocUnsafe(Math.max(this.#out.length * 2, this.#length + need + 4096));
+    this.#out.copy(bigger, 0, 0, this.#length);
+    this.#out = bigger;
+  }
+
+  #growLiterals(): void {
+    this.literalStarts = grown(this.literalStarts);
+    this.literalEnds = grown(this.literalEnds);
+    const kinds = new Uint8Array(this.literalKinds.length * 2);
+    kinds.set(this.literalKinds);
+    this.literalKinds = kinds;
+  }
+}
+
+function grown(a: Int32Array<ArrayBuffer>): Int32Array<ArrayBuffer> {
+  const b = new Int32Array(a.length * 2);
+  b.set(a);
+  return b;
+}
+
+/** Letters that make a string's opening quote their own: b e n x. */
+function isPrefix(c: number): boolean {
+  const l = c | 32;
+  return l === 101 || l === 98 || l === 120 || l === 110;
+}
+
+function lineEnd(text: Uint8Array, i: number): number {
+  const n = text.length;
+  while (i < n && text[i] !== NEWLINE && text[i] !== RETURN) i++;
+  return i;
+}
+
+/** Behind the end of a block comment whose inside starts at `i`; comments nest. -1 if it does not end. */
+function commentEnd(text: Uint8Array, i: number): number {
+  const n = text.length;
+  let depth = 1;
+  while (i + 1 < n) {
+    const c = text[i] as number;
+    if (c === STAR && text[i + 1] === SLASH) {
+      i += 2;
+      if (--depth === 0) return i;
+    } else if (c === SLASH && text[i + 1] === STAR) {
+      i += 2;
+      depth++;
+    } else i++;
+  }
+  return -1;
+}
+
+/**
+ * A string goes on behind white space with at least one newline (`quotecontinue` in scan.l): the place behind the new
+ * opening quote, or -1. Line comments count as white space there, block comments do not.
+ */
+function continuation(text: Uint8Array, i: number): number {
+  const n = text.length;
+  let newline = false;
+  while (i < n) {
+    const c = text[i] as number;
+    if (c === NEWLINE || c === RETURN) newline = true;
+    else if (c === DASH && i + 1 < n && text[i + 1] === DASH) {
+      i = lineEnd(text, i + 2);
+      if (i >= n) return -1;
+      continue; // at the newline that the comment needs behind it
+    } else if (c === QUOTE) return newline ? i + 1 : -1;
+    else if (!((CLASS[c] as number) & SPACE)) return -1;
+    i++;
+  }
+  return -1;
+}
+
+/** Behind a run of digits with single underscores between them. `leading`: an underscore may come first, and there must be a digit (-1 if not). */
+function digits(text: Uint8Array, i: number, radix: number, leading: boolean): number {
+  const n = text.length;
+  const from = i;
+  if (!leading) i++; // the caller saw a digit
+  while (i < n) {
+    const c = text[i] as number;
+    if (isDigit(c, radix)) i++;
+    else if (c === UNDERSCORE && i + 1 < n && isDigit(text[i + 1] as number, radix)) i += 2;
+    else break;
+  }
+  return i === from ? -1 : i;
+}
+
+function isDigit(c: number, radix: number): boolean {
+  if (radix === 16) return ((CLASS[c] as number) & HEXDIGIT) !== 0;
+  return c >= 48 && c < 48 + radix;
+}
+
+/** pg_strtoint32_safe: whether the integer literal is an int4 (without a sign, which is an operator). */
+function fitsInt4(text: Uint8Array, start: number, end: number, radix: number): boolean {
+  if (end - start <= 9 && radix === 10) return true;
+  let value = 0;
+  for (let i = radix === 10 ? start : start + 2; i < end; i++) {
+    const c = text[i] as number;
+    if (c === UNDERSCORE) continue;
+    value = value * radix + (c <= 57 ? c - 48 : (c | 32) - 87);
+    if (value > 0x7fffffff) return false;
+  }
+  return true;
+}
+
+/** `count` hexadecimal digits as a number, or -1. */
+function hex(text: Uint8Array, i: number, count: number): number {
+  if (i + count > text.length) return -1;
+  let value = 0;
+  for (let k = 0; k < count; k++) {
+    const c = text[i + k] as number;
+    if (!((CLASS[c] as number) & HEXDIGIT)) return -1;
+    value = value * 16 + (c <= 57 ? c - 48 : (c | 32) - 87);
+  }
+  return value;
+}
+
+/** Whether the octal or hexadecimal escape that follows a backslash makes a zero byte (of three octal digits the low 8 bits count). */
+function isNulEscape(text: Uint8Array, i: number): boolean {
+  let radix = 8;
+  let most = 3;
+  if (text[i] === 120) {
+    radix = 16;
+    most = 2;
+    i++;
+  }
+  let value = 0;
+  let count = 0;
+  for (; count < most && i < text.length && isDigit(text[i] as number, radix); count++, i++) {
+    const c = text[i] as number;
+    value = value * radix + (c <= 57 ? c - 48 : (c | 32) - 87);
+  }
+  return count > 0 && (value & 255) === 0;
+}
+
+/**
+ * Whether the identifier character behind a number makes it "trailing junk": a letter does; so does a digit or $ if the
+ * number's last run has a letter or underscore, because then "0" and the name "b12", or "1" and "_0$", are the longer match.
+ */
+function isJunk(text: Uint8Array, start: number, end: number): boolean {
+  for (let i = end; i >= start; i--) {
+    const bits = CLASS[text[i] as number] as number;
+    if (bits & IDENT_START) return true;
+    if (!(bits & IDENT_CONT)) return false;
+  }
+  return false;
+}
