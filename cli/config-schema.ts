@@ -9,6 +9,8 @@ import { z } from 'zod';
 const milliseconds = (defaultMs: number, minimumMs = 1) => z.int().min(minimumMs).max(86_400_000).default(defaultMs);
 const count = (value: number, maximum: number) => z.int().min(1).max(maximum).default(value);
 
+const days = (value: number) => z.number().positive().max(36_500).default(value);
+
 const postgresUrl = z.string().superRefine((text, context) => {
   const problem = urlProblem(text);
   if (problem !== null) context.addIssue({ code: 'custom', message: problem });
@@ -121,15 +123,26 @@ const planner = z.strictObject({
   capacityMsPerSecond: z.number().positive().nullable().default(null),
   retention: z
     .strictObject({
-      tenSecondHours: z.number().positive().max(8_760).default(6),
-      minuteDays: z.number().positive().max(3_650).default(7),
-      hourDays: z.number().positive().max(36_500).default(400),
+      tenSecondsDays: days(1),
+      minutesDays: days(14),
+      hoursDays: days(400),
+      keySamplesDays: days(14),
+      templatesDays: days(90),
     })
     .prefault({}),
 });
 
 const migrator = z.strictObject({
-  pollIntervalMs: milliseconds(1_000, 10),
+  pollMs: milliseconds(1_000, 10),
+  leaseMs: milliseconds(5_000, 500),
+  ackMs: milliseconds(10_000),
+  fenceMs: milliseconds(2_000),
+  drainMs: milliseconds(2_000),
+  maxLagMs: milliseconds(1_000),
+  maxFenceTries: count(5, 1_000),
+  fenceBackoffMs: milliseconds(2_000),
+  removePages: count(512, 1_000_000),
+  removePauseMs: milliseconds(0, 0),
 });
 
 export const configSchema = z.strictObject({

@@ -135,7 +135,7 @@ shards: {s1: {passwordFile: open}}
     expect(keys.length).toBeGreaterThan(30);
     for (const { path, node } of keys) {
       expect(rows.keys(), `${path} is missing in docs/configuration.md`).toContain(path);
-      if (node.default !== undefined && path !== 'proxy.name')
+      if (node.default !== undefined && node.default !== null && path !== 'proxy.name')
         expect(rows.get(path), path).toBe(`\`${String(node.default)}\``);
     }
     expect([...rows.keys()].sort()).toEqual(keys.map((k) => k.path).sort());
