@@ -18,7 +18,7 @@ const DAYS_1970_TO_2000 = 10957;
 /** Year, month, day; hours, minutes, seconds, fraction; zone (Z, or sign, hours, minutes, seconds); era. */
 const DATE = /^(\d{4,7})-(\d\d)-(\d\d)( BC)?$/;
 const TIMESTAMP =
-  /^(\d{4,6})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?(Z|([+-])(\d\d)(?::?(\d\d)(?::(\d\d))?)?)?)?( BC)?$/;
+  /^(\d{4,6})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?(Z|([+-])(\d\d)(?:(\d\d)|:(\d\d)(?::(\d\d))?)?)?)?( BC)?$/;
 
 /** Whether an int4 is a value of type date. */
 export function isDate(days: bigint): boolean {
@@ -52,7 +52,7 @@ export function decodeTimestamp(type: 'timestamp' | 'timestamptz', text: string)
   if (infinite !== 0) return infinite > 0 ? TIMESTAMP_MAX_INFINITY : TIMESTAMP_MIN_INFINITY;
   const m = TIMESTAMP.exec(text);
   if (m === null) return null;
-  const days = daysOf(Number(m[1]), Number(m[2]), Number(m[3]), m[13] !== undefined);
+  const days = daysOf(Number(m[1]), Number(m[2]), Number(m[3]), m[14] !== undefined);
   const [hour, minute, second] = [Number(m[4] ?? 0), Number(m[5] ?? 0), Number(m[6] ?? 0)];
   // 24:00 and second 60 are legal to PostgreSQL and rare: left undecided.
   if (days === null || hour > 23 || minute > 59 || second > 59) return null;
@@ -99,7 +99,7 @@ function two(n: number): string {
 
 function zoneSeconds(m: RegExpExecArray): number | null {
   if (m[9] === undefined) return 0;
-  const [hours, minutes, seconds] = [Number(m[10]), Number(m[11] ?? 0), Number(m[12] ?? 0)];
+  const [hours, minutes, seconds] = [Number(m[10]), Number(m[11] ?? m[12] ?? 0), Number(m[13] ?? 0)];
   // MAX_TZDISP_HOUR in datatype/timestamp.h
   if (hours > 15 || minutes > 59 || seconds > 59) return null;
   const total = hours * 3600 + minutes * 60 + seconds;
