@@ -144,7 +144,7 @@ export class ServerConnection {
    * Who gets what comes from now on; null while the connection is idle, when anything but a notice, a notification, a
    * changed setting or a last error means that it is out of step, and ends it.
    */
-  attach(handler: ServerHandler | null): void {
+  setHandler(handler: ServerHandler | null): void {
     this.#handler = handler;
   }
 
