@@ -1,0 +1,177 @@
+import type pg from 'pg';
+import { ConflictError } from '../errors.js';
+import type { Interval } from '../key.js';
+import { positionToJson } from '../key-codec.js';
+import type { Epoch, Keyspace } from '../topology.js';
+import type { CatalogClient } from './change.js';
+
+export interface ProxyIdentity {
+  /** A UUID made at start-up: a restarted proxy is another one. */
+  readonly id: string;
+  /** For people. */
+  readonly name: string;
+  /** host:port it listens on. */
+  readonly listen: string;
+}
+
+/** A proxy whose lease has not ended. */
+export interface LiveProxy extends ProxyIdentity {
+  readonly epochAcked: Epoch;
+  /** ms until its lease ends, by the catalog's clock. */
+  readonly remainingMs: number;
+}
+
+export interface NewHold extends Interval {
+  readonly migrationId: bigint;
+  readonly keyspace: Keyspace;
+  readonly referenceTables: boolean;
+  /** ms from now, by the catalog's clock, after which proxies let go by themselves. */
+  readonly deadlineMs: number;
+}
+
+export interface HoldStatus {
+  /** ms until proxies let go by themselves; 0 when the deadline has passed or the hold is gone. */
+  readonly remainingMs: number;
+  /** Live proxies that have not acknowledged; empty and `remainingMs` > 0: the interval is quiet. */
+  readonly waitingFor: readonly LiveProxy[];
+}
+
+const LIVE_PROXY = `p.id, p.name, p.listen, p.epoch_acked::text AS "epochAcked",
+  (extract(epoch FROM p.lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs"`;
+
+type LiveProxyRow = Omit<LiveProxy, 'epochAcked'> & { epochAcked: string };
+
+function liveProxy(row: LiveProxyRow): LiveProxy {
+  return { ...row, epochAcked: BigInt(row.epochAcked) as Epoch };
+}
+
+/**
+ * Proxies' right to serve. The catalog counts a lease from when it executes the statement, the proxy from before it
+ * asked, so the proxy always believes in the earlier end, and has stopped by the time the catalog counts it as gone.
+ *
+ * The order that keeps this safe: register, load the topology, serve. A lease that has ended is never renewed, for the
+ * world may have moved on without asking this proxy: it registers again, and loads again, before it serves again.
+ */
+export class ProxyLeases {
+  readonly #pool: pg.Pool;
+
+  constructor(pool: pg.Pool) {
+    this.#pool = pool;
+  }
+
+  /** Starts a lease: from here on every flip waits for this proxy. What an earlier lease of it acknowledged is void. */
+  async register(proxy: ProxyIdentity & { readonly ttlMs: number; readonly epochAcked: Epoch }): Promise<void> {
+    await this.#pool.query(
+      `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1)
+       INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
+       VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 ms', $5)
+       ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, epoch_acked = excluded.epoch_acked`,
+      [proxy.id, proxy.name, proxy.listen, proxy.ttlMs, proxy.epochAcked.toString()],
+    );
+    // Proxies that never said goodbye need not be kept for ever.
+    await this.#pool.query(`DELETE FROM foreshard.proxy WHERE lease_until < clock_timestamp() - interval '1 day'`);
+  }
+
+  /**
+   * Lengthens a lease, and acknowledges an epoch: no statement placed by an earlier one is running any more.
+   * @returns ms it lasts by the catalog's clock, or null when it had ended: stop serving, register and load again
+   */
+  async renew(proxyId: string, ttlMs: number, epochAcked: Epoch): Promise<number | null> {
+    const { rows } = await this.#pool.query<{ remainingMs: number }>(
+      `UPDATE foreshard.proxy
+          SET lease_until = clock_timestamp() + $2 * interval '1 ms', epoch_acked = greatest(epoch_acked, $3)
+        WHERE id = $1 AND lease_until > clock_timestamp()
+        RETURNING (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs"`,
+      [proxyId, ttlMs, epochAcked.toString()],
+    );
+    return rows[0]?.remainingMs ?? null;
+  }
+
+  /** Ends a lease at once: nobody waits for a proxy that has stopped serving. */
+  async unregister(proxyId: string): Promise<void> {
+    await this.#pool.query('DELETE FROM foreshard.proxy WHERE id = $1', [proxyId]);
+  }
+
+  /**
+   * Says that nothing new starts on the hold's interval there, and that no transaction is open on it.
+   * @returns false when the hold is gone, or the proxy's lease has ended
+   */
+  async ackHold(holdId: bigint, proxyId: string): Promise<boolean> {
+    const { rowCount } = await this.#pool.query(
+      `INSERT INTO foreshard.hold_ack (hold_id, proxy_id)
+       SELECT h.id, p.id FROM foreshard.hold h, foreshard.proxy p
+        WHERE h.id = $1 AND p.id = $2 AND p.lease_until > clock_timestamp()
+       ON CONFLICT (hold_id, proxy_id) DO UPDATE SET acked_at = clock_timestamp()`,
+      [holdId.toString(), proxyId],
+    );
+    return rowCount === 1;
+  }
+}
+
+/** Asks the proxies to hold an interval; they learn of it when the transaction commits. */
+export async function createHold(client: CatalogClient, hold: NewHold): Promise<bigint> {
+  const { rows } = await client.query<{ id: string }>(
+    `INSERT INTO foreshard.hold (migration_id, keyspace, lo, hi, reference_tables, deadline)
+     VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 ms') RETURNING id`,
+    [
+      hold.migrationId.toString(),
+      hold.keyspace.name,
+      jsonOrNull(positionToJson(hold.keyspace, hold.lo)),
+      jsonOrNull(positionToJson(hold.keyspace, hold.hi)),
+      hold.referenceTables,
+      hold.deadlineMs,
+    ],
+  );
+  return BigInt((rows[0] as { id: string }).id);
+}
+
+/**
+ * Moves a hold's deadline to `deadlineMs` from now.
+ * @throws ConflictError when it has passed already, or the hold is gone: proxies have let go
+ */
+export async function extendHold(client: CatalogClient, holdId: bigint, deadlineMs: number): Promise<void> {
+  const { rowCount } = await client.query(
+    `UPDATE foreshard.hold SET deadline = clock_timestamp() + $2 * interval '1 ms' WHERE id = $1 AND deadline > clock_timestamp()`,
+    [holdId.toString(), deadlineMs],
+  );
+  if (rowCount !== 1) throw new ConflictError(`hold ${holdId} has ended`, 'Start the hold again.');
+}
+
+/** Lets the proxies go on when the transaction commits. A hold that is gone already is no error. */
+export async function dropHold(client: CatalogClient, holdId: bigint): Promise<void> {
+  await client.query('DELETE FROM foreshard.hold WHERE id = $1', [holdId.toString()]);
+}
+
+/** Who has yet to acknowledge a hold. Proxies whose lease has ended do not count: they have stopped serving. */
+export async function holdStatus(client: CatalogClient, holdId: bigint): Promise<HoldStatus> {
+  const { rows } = await client.query<{ remainingMs: number; waiting: LiveProxyRow[] }>(
+    `SELECT greatest(0, extract(epoch FROM h.deadline - clock_timestamp()) * 1000)::float8 AS "remainingMs",
+       (SELECT coalesce(json_agg(w), '[]') FROM (
+          SELECT ${LIVE_PROXY} FROM foreshard.proxy p
+           WHERE p.lease_until > clock_timestamp()
+             AND NOT EXISTS (SELECT FROM foreshard.hold_ack a WHERE a.hold_id = h.id AND a.proxy_id = p.id)
+           ORDER BY p.name, p.id) w) AS waiting
+     FROM foreshard.hold h WHERE h.id = $1`,
+    [holdId.toString()],
+  );
+  const row = rows[0];
+  if (row === undefined) return { remainingMs: 0, waitingFor: [] };
+  return { remainingMs: row.remainingMs, waitingFor: row.waiting.map(liveProxy) };
+}
+
+/** Every live proxy. */
+export async function liveProxies(client: CatalogClient): Promise<LiveProxy[]> {
+  const { rows } = await client.query<LiveProxyRow>(
+    `SELECT ${LIVE_PROXY} FROM foreshard.proxy p WHERE p.lease_until > clock_timestamp() ORDER BY p.name, p.id`,
+  );
+  return rows.map(liveProxy);
+}
+
+/** Whether no live proxy is still on an epoch before this one. */
+export async function epochAckedByAll(client: CatalogClient, epoch: Epoch): Promise<boolean> {
+  return (await liveProxies(client)).every((proxy) => proxy.epochAcked >= epoch);
+}
+
+function jsonOrNull(value: unknown): string | null {
+  return value === null ? null : JSON.stringify(value);
+}
