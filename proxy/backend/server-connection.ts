@@ -80,7 +80,7 @@ export class ServerConnection {
         parameters: options.parameters ?? {},
         isPrivate: () => isUnixSocket(options) || isLoopback(socket.remoteAddress ?? ''),
       });
-      reader.release();
+      await reader.release();
       return new ServerConnection(options, socket, session);
     } catch (error) {
       socket.destroy();

@@ -38,8 +38,8 @@ export interface AuthenticatedClient {
 }
 
 const MECHANISM = 'SCRAM-SHA-256';
-/** PG_MAX_SASL_MESSAGE_LENGTH in PostgreSQL's auth-sasl.h, and the length word. */
-const MAX_SASL_MESSAGE_BYTES = 1024 + 4;
+/** PG_MAX_SASL_MESSAGE_LENGTH in PostgreSQL's sasl.h; the length word counts. */
+const MAX_SASL_MESSAGE_BYTES = 1024;
 
 /**
  * Authenticates a client and ends with AuthenticationOk. What follows (ParameterStatus, BackendKeyData, ReadyForQuery) is

@@ -20,7 +20,7 @@ interface Waiter {
  * Reads a socket step by step while a handshake goes on, in either direction, and takes no byte more than it was asked
  * for: what the peer sent ahead stays in the socket for whoever reads it next. One read at a time.
  *
- * The reader listens to the socket's error and close events until `release`; the time limit spans the whole handshake.
+ * The time limit spans the whole handshake, until `release`.
  */
 export class HandshakeReader {
   readonly socket: Duplex;
@@ -61,13 +61,18 @@ export class HandshakeReader {
     return Buffer.concat([header, await this.read(length - 4)]);
   }
 
-  /** Stops the clock and lets go of the socket: attach 'data', 'error' and 'close' in the same turn. */
-  release(): void {
+  /**
+   * Stops the clock and lets go of the socket. Attach 'data', 'error' and 'close' as soon as it resolves, in the same turn.
+   * Rejects when the connection was lost meanwhile.
+   *
+   * It takes a tick because Node lets a stream out of 'readable' mode only then, and would undo a `pause` made before.
+   * Until the new owner listens, our own listeners for errors and the end stay on (and harmless).
+   */
+  async release(): Promise<void> {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.socket.off('readable', this.#onReadable);
-    this.socket.off('end', this.#onEnd);
-    this.socket.off('error', this.#onError);
-    this.socket.off('close', this.#onEnd);
+    await new Promise<void>((resolve) => process.nextTick(resolve));
+    if (this.#failure !== null) throw this.#failure;
   }
 
   readonly #onReadable = (): void => {

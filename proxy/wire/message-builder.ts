@@ -21,7 +21,9 @@ export class MessageBuilder {
   readonly #lengthAt: number;
 
   byte(value: number): this {
-    this.#buffer[this.#grow(1)] = value;
+    // In two steps: growing may replace the buffer, which a single assignment would have looked up before.
+    const at = this.#grow(1);
+    this.#buffer[at] = value;
     return this;
   }
 

@@ -213,6 +213,18 @@ describe('what drivers send is understood', () => {
     );
   });
 
+  test('messages of every length, whatever their buffers held before', () => {
+    for (let length = 0; length < 600; length++) {
+      // Makes sure that memory not written to is not zero by chance.
+      Buffer.allocUnsafe(1024).fill(0xff);
+      const tag = 'x'.repeat(length);
+      expect(backend.decodeCommandComplete(backend.encodeCommandComplete(tag))).toBe(tag);
+      const startup = frontend.encodeStartup({ user: tag });
+      expect(startup.subarray(4).toString('latin1')).toBe(`\0\x03\0\0user\0${tag}\0\0`);
+      expect(startup.readInt32BE(0)).toBe(startup.length);
+    }
+  });
+
   test('Bind, also under another statement name', () => {
     fc.assert(
       fc.property(name, name, fc.array(value, { maxLength: 8 }), name, (portal, statement, values, renamed) => {

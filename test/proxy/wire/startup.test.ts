@@ -42,7 +42,7 @@ beforeAll(async () => {
       if (startup.kind === 'cancel') socket.end();
       else {
         await authenticateClient(reader, startup, { method, credentials, mockSecret });
-        reader.release();
+        await reader.release();
         behind = Buffer.alloc(0);
         socket.on('data', (chunk: Buffer) => {
           behind = Buffer.concat([behind, chunk]);
