@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:net';
+import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AuthMethod, authenticateClient } from '../../../proxy/wire/authenticate.js';
 import { encodeReadyForQuery } from '../../../proxy/wire/backend.js';
@@ -313,6 +314,19 @@ describe('authentication', () => {
       await peer.expectClose();
     }),
   );
+
+  test('node-postgres gets in with the right password, and only with that', async () => {
+    const client = (password: string): pg.Client =>
+      new pg.Client({ host: '127.0.0.1', port, user: 'ann', database: 'shop', password });
+    const welcome = client(PASSWORD);
+    await welcome.connect();
+    await welcome.end();
+    await expect(client('wrong').connect()).rejects.toMatchObject({
+      severity: 'FATAL',
+      code: '28P01',
+      message: 'password authentication failed for user "ann"',
+    });
+  });
 
   test('anything but an answer to the question', () =>
     withPeer(async (peer) => {
