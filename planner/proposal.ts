@@ -13,6 +13,10 @@ export interface ForecastBand {
   /** Name of the model chosen by backtest, and its errors there beside the others'. */
   readonly model: string;
   readonly backtest: readonly { readonly model: string; readonly wape: number; readonly coverage90: number }[];
+  /** Which model speaks for which steps `[from, to)`. */
+  readonly choice: readonly { readonly from: number; readonly to: number; readonly model: string }[];
+  /** What the reader must know: a short history, unknown steps, a band that had to be extended. */
+  readonly notes: readonly string[];
 }
 
 export interface Series {
@@ -55,7 +59,28 @@ export interface Proposal {
   readonly movedLoadShare: number;
   /** Share of sampled statements that would touch both sides, 0–1; null when there are no samples. */
   readonly crossShardShare: number | null;
-  readonly segments: readonly { readonly lo: Position | null; readonly hi: Position | null; readonly load: number; readonly moves: boolean }[];
+  readonly segments: readonly {
+    readonly lo: Position | null;
+    readonly hi: Position | null;
+    readonly load: number;
+    readonly moves: boolean;
+  }[];
+  /** What moves, per table: counted, or (not `exact`) estimated from a sample of the table's pages. */
+  readonly tables: readonly {
+    readonly table: string;
+    readonly rows: number;
+    readonly bytes: number;
+    readonly exact: boolean;
+  }[];
+  /** Where the rates come from: migrations carried out before, or the defaults. */
+  readonly ratesFrom: 'measured' | 'default';
+  /** The forecast peak that the cut was made for, ms since 1970. */
+  readonly peakWindow: { readonly from: number; readonly to: number };
+  /** When the shard is expected to pass its capacity, ms since 1970: the first step whose p50 does, else whose p95 does; null when none does. */
+  readonly deadline: number | null;
+  /** Kept free between the expected end of the migration and the deadline, seconds. */
+  readonly marginSeconds: number;
+  /** Reasons for which it cannot be carried out as it is; approval is refused while there are any. */
   readonly blockers: readonly string[];
   readonly ifNothingIsDone: string;
 }
