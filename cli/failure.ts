@@ -49,11 +49,11 @@ function withDetail(error: ForeshardError): string {
 function exitCodeOf(error: ForeshardError): number {
   if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof CatalogUnavailableError || isUnavailable(error.sqlstate)) return EXIT.unavailable;
-  // Serialization failure, and object not in prerequisite state.
+  // Serialization failures; objects in use or not in the state that is needed.
   if (error instanceof ConflictError || error.sqlstate.startsWith('40') || error.sqlstate.startsWith('55'))
     return EXIT.conflict;
-  // Data that does not fit, names that do not exist or exist already, statements that are not supported.
-  if (/^(22|42|0A|3[DF])/.test(error.sqlstate)) return EXIT.usage;
+  // Data and definitions that do not fit, names that do not exist or exist already, what is not supported.
+  if (/^(22|23|42|0A|3[DF])/.test(error.sqlstate)) return EXIT.usage;
   return EXIT.failed;
 }
 

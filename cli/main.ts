@@ -4,8 +4,12 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import yargs from 'yargs';
 import { ForeshardError, UsageError } from '../topology/errors.js';
+import { demoCommand } from './commands/demo.js';
 import { initCommand } from './commands/init.js';
+import { keyspaceCommand } from './commands/keyspace.js';
 import { migrateCommand } from './commands/migrate.js';
+import { shardCommand } from './commands/shard.js';
+import { tableCommand } from './commands/table.js';
 import { topologyCommand } from './commands/topology.js';
 import { EXIT_CODES_HELP, failureOf } from './failure.js';
 
@@ -40,7 +44,11 @@ async function run(args: readonly string[]): Promise<void> {
       describe: 'URL of the catalog; also FORESHARD_CATALOG',
     })
     .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' })
+    .command(demoCommand)
     .command(initCommand)
+    .command(shardCommand)
+    .command(keyspaceCommand)
+    .command(tableCommand)
     .command(topologyCommand)
     .command(migrateCommand)
     .completion('completion', 'Print a completion script for bash or zsh')
@@ -55,7 +63,10 @@ async function run(args: readonly string[]): Promise<void> {
     .exitProcess(false)
     .showHelpOnFail(false)
     .fail((message, error) => {
-      throw error ?? new UsageError(message.charAt(0).toLowerCase() + message.slice(1), 'See --help.');
+      // What yargs itself finds wrong comes as a message, or as an error of its own.
+      if (error !== undefined && error.name !== 'YError') throw error;
+      const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
+      throw new UsageError(text.charAt(0).toLowerCase() + text.slice(1), 'See --help.');
     })
     .parseAsync();
 }

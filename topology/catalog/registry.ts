@@ -27,6 +27,8 @@ export interface NewShard {
   readonly url: string;
   /** To connect with now. Not kept: whoever uses the shard has it from the configuration. */
   readonly password?: string;
+  /** Runs when all checks have passed, before the catalog is changed: what the server needs to become a shard. */
+  readonly prepare?: () => Promise<void>;
   /** The first shard is home whatever this says; later ones cannot be. */
   readonly home?: boolean;
   /** Milliseconds of busy backend per second. */
@@ -100,6 +102,7 @@ export class Registry {
         'There is one home shard, the first; leave out the option.',
       );
     await checkNewShard({ name: shard.name, url: connectUrl(shard) }, [...topology.shards.values()]);
+    await shard.prepare?.();
 
     await this.#change(topology, async (client) => {
       try {
