@@ -1,6 +1,7 @@
+import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
-import { BackendType } from '../wire/messages.js';
+import { BACKEND } from '../wire/message-types.js';
 import type { ServerConnection } from './server-connection.js';
 
 /**
@@ -157,31 +158,35 @@ export class Backend {
   #onMessage(type: number, frame: Buffer): void {
     const head = this.#expected[0] ?? null;
     switch (type) {
-      case BackendType.ParameterStatus:
+      case BACKEND.ParameterStatus:
         // The connection has noted the value. While we work for ourselves the client learns of differences later, in one go.
         if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
         return;
-      case BackendType.NoticeResponse:
-      case BackendType.NotificationResponse:
+      case BACKEND.NoticeResponse:
+      case BACKEND.NotificationResponse:
         if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
         return;
-      case BackendType.ErrorResponse:
+      case BACKEND.ErrorResponse:
         this.#onError(head, frame);
         return;
-      case BackendType.ReadyForQuery:
+      case BACKEND.ReadyForQuery:
         this.#onReady(frame);
         return;
-      case BackendType.CopyInResponse:
+      case BACKEND.CopyInResponse:
         if (head) this.#onCopyIn(head, frame);
         return;
       default:
         if (head) this.#onReply(head, type, frame);
+        else
+          this.connection.destroy(
+            new ForeshardError('08P01', `shard "${this.shard}" sent a message of type ${type} that nobody asked for`),
+          );
     }
   }
 
   #onReply(head: Expectation, type: number, frame: Buffer): void {
-    if (type === BackendType.CommandComplete || type === BackendType.EmptyQueryResponse) {
-      head.completed?.(frame, type === BackendType.EmptyQueryResponse);
+    if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
+      head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
     if (!head.internal) this.#owner?.onReply(this, type, frame, head);
     if (endsReply(head.kind, type)) this.#pop();
@@ -204,10 +209,10 @@ export class Backend {
     if (head === null) return; // FATAL while idle; the close that follows says it
     head.failed?.(frame);
     if (!head.internal || head.replacement)
-      this.#owner?.onReply(this, BackendType.ErrorResponse, head.replacement ?? frame, head);
+      this.#owner?.onReply(this, BACKEND.ErrorResponse, head.replacement ?? frame, head);
     else if (head.kind !== 'query' && head.kind !== 'sync')
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
-      this.#owner?.onReply(this, BackendType.ErrorResponse, frame, head);
+      this.#owner?.onReply(this, BACKEND.ErrorResponse, frame, head);
     if (head.kind === 'query') return;
     // The server skips to the next Sync; so do we.
     this.#skipping = true;
@@ -263,19 +268,17 @@ export class InternalStatementError extends Error {
 function endsReply(kind: Expectation['kind'], type: number): boolean {
   switch (kind) {
     case 'parse':
-      return type === BackendType.ParseComplete;
+      return type === BACKEND.ParseComplete;
     case 'bind':
-      return type === BackendType.BindComplete;
+      return type === BACKEND.BindComplete;
     case 'close':
-      return type === BackendType.CloseComplete;
+      return type === BACKEND.CloseComplete;
     case 'describe':
       // ParameterDescription comes first for a statement; what ends it is the row description or its absence.
-      return type === BackendType.RowDescription || type === BackendType.NoData;
+      return type === BACKEND.RowDescription || type === BACKEND.NoData;
     case 'execute':
       return (
-        type === BackendType.CommandComplete ||
-        type === BackendType.EmptyQueryResponse ||
-        type === BackendType.PortalSuspended
+        type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse || type === BACKEND.PortalSuspended
       );
     default:
       return false; // query, function, sync: ReadyForQuery ends them

@@ -160,9 +160,13 @@ export class Pool {
   }
 
   #queueTimeout(): ForeshardError {
-    return new ForeshardError('53300', `no free server connection on shard "${this.shard}" within ${this.#options.queueTimeoutMs} ms`, {
-      hint: 'Raise proxy.pool.size, or look for sessions idle in a transaction.',
-    });
+    return new ForeshardError(
+      '53300',
+      `no free server connection on shard "${this.shard}" within ${this.#options.queueTimeoutMs} ms`,
+      {
+        hint: 'Raise proxy.pool.size, or look for sessions idle in a transaction.',
+      },
+    );
   }
 }
 

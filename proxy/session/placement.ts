@@ -20,7 +20,12 @@ export interface Footprint {
 
 /** Where statements that run together may run, at one epoch. */
 export type Placement =
-  | ({ readonly kind: 'one'; /** Preferred first; never empty. */ readonly shards: readonly ShardName[]; readonly writes: boolean } & Footprint)
+  | ({
+      readonly kind: 'one' /** Preferred first; never empty. */;
+      readonly shards: readonly ShardName[];
+      readonly writes: boolean /** Touches of each execution, in order. */;
+      readonly parts: readonly (readonly Touch[])[];
+    } & Footprint)
   | ({ readonly kind: 'fanout'; readonly shards: readonly ShardName[] } & Footprint)
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 
@@ -35,13 +40,17 @@ export function place(executions: readonly Execution[], router: Router, topology
   let writesReference = false;
   let everything = false;
   const touches: Touch[] = [];
+  const parts: (readonly Touch[])[] = [];
   for (const execution of executions) {
-    if (execution.analyzed.syntaxError) continue; // any server says what is wrong with it
     const plan = planOf(execution);
-    if (plan === null) continue;
+    if (plan === null || execution.analyzed.syntaxError) {
+      parts.push([]); // any server says what is wrong with it
+      continue;
+    }
     const route: Route = router.route(execution.analyzed, execution.index, execution.params, topology);
     if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
     if (plan.target.kind === 'sole') everything = true;
+    parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout') {
       if (executions.length > 1)
@@ -57,7 +66,7 @@ export function place(executions: readonly Execution[], router: Router, topology
       return refused(`these statements belong together but to different shards ("${before[0]}" and "${allowed[0]}")`);
   }
   if (shards === null) shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
-  return { kind: 'one', shards, writes, writesReference, touches, everything };
+  return { kind: 'one', shards, writes, writesReference, touches, parts, everything };
 }
 
 function refused(message: string): Placement {

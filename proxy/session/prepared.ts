@@ -20,7 +20,7 @@ export class PreparedContents {
   readonly #byKey = new Map<string, PreparedContent>();
 
   acquire(sql: Buffer, oids: readonly number[]): PreparedContent {
-    const key = `${oids.join(',')}\0${sql.latin1Slice()}`;
+    const key = `${oids.join(',')}\0${sql.toString('latin1')}`;
     let content = this.#byKey.get(key);
     if (!content) {
       content = { sql: Buffer.from(sql), oids, users: 0, key };

@@ -1,0 +1,223 @@
+import type { ShardName } from '../../topology/topology.js';
+import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import type { Footprint, Placement } from '../session/placement.js';
+import type { Session } from '../session/session.js';
+import {
+  BIND_COMPLETE,
+  CLOSE_COMPLETE,
+  decodeCommandComplete,
+  encodeCommandComplete,
+  encodeReadyForQuery,
+  PARSE_COMPLETE,
+  rowsOfTag,
+} from '../wire/backend.js';
+import { encodeDescribe, encodeExecute, SYNC } from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
+
+/** The statement as each shard gets it. */
+export type FanOutStatement =
+  | { readonly kind: 'simple'; readonly query: Buffer }
+  | {
+      readonly kind: 'extended';
+      /** As the unnamed statement. */
+      readonly parse: Buffer;
+      /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
+      readonly parsed: boolean;
+      readonly describe: 'statement' | 'portal' | null;
+      readonly bind: readonly Buffer[];
+      readonly portal: string;
+      readonly closePortal: boolean;
+    };
+
+/**
+ * A SELECT whose answer is the plain union of what several shards answer. All shards work at the same time; their rows go
+ * to the client one shard after the other, the later ones held back by their sockets, so that nothing is buffered here.
+ */
+export class FanOut implements BackendOwner {
+  readonly footprint: Footprint;
+  readonly #session: Session;
+  readonly #shards: readonly ShardName[];
+  readonly #template: string;
+  readonly #statement: FanOutStatement;
+  #backends: Backend[] = [];
+  /** The shard whose rows go to the client now. */
+  #current = 0;
+  #rows = 0;
+  #failed = false;
+  #abandoned = false;
+  #finish: (() => void) | null = null;
+  #lost: ((error: Error) => void) | null = null;
+
+  constructor(
+    session: Session,
+    placement: Placement & { kind: 'fanout' },
+    template: string,
+    statement: FanOutStatement,
+  ) {
+    this.#session = session;
+    this.footprint = placement;
+    // Always in the same order, so that two of them never wait for each other's connections.
+    this.#shards = [...placement.shards].sort();
+    this.#template = template;
+    this.#statement = statement;
+  }
+
+  get backends(): readonly Backend[] {
+    return this.#backends;
+  }
+
+  /** @returns false when the topology changed before anything was sent. */
+  async run(signal: AbortSignal): Promise<boolean> {
+    const { services } = this.#session;
+    const topology = services.live.current;
+    try {
+      for (const shard of this.#shards) {
+        const backend = await services.pool(shard).acquire(signal);
+        backend.attach(this);
+        this.#backends.push(backend);
+        await this.#session.lease.adopt(backend);
+      }
+      if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
+      await this.#execute();
+      return true;
+    } finally {
+      for (const backend of this.#backends) services.pool(backend.shard).release(backend);
+    }
+  }
+
+  /** The client reads too slowly. */
+  pause(): void {
+    this.#backends[this.#current]?.connection.pause();
+  }
+
+  resume(): void {
+    this.#backends[this.#current]?.connection.resume();
+  }
+
+  /** The client has gone: stop the shards. */
+  abandon(): void {
+    this.#abandoned = true;
+    this.#stop();
+  }
+
+  async #execute(): Promise<void> {
+    const started = performance.now();
+    const session = this.#session;
+    session.bytesForwarded = 0;
+    const done = new Promise<void>((resolve, reject) => {
+      this.#finish = resolve;
+      this.#lost = reject;
+    });
+    this.#backends.forEach((backend, i) => {
+      if (i > 0) backend.connection.pause();
+      this.#send(backend, i === 0);
+    });
+    if (this.#statement.kind === 'extended' && this.#statement.parsed) session.write(PARSE_COMPLETE);
+    await done;
+    if (!this.#failed) {
+      session.write(encodeCommandComplete(`SELECT ${this.#rows}`));
+      if (this.#statement.kind === 'extended' && this.#statement.closePortal) session.write(CLOSE_COMPLETE);
+    }
+    session.write(encodeReadyForQuery('I'));
+    session.services.load.record({
+      template: this.#template,
+      shard: null,
+      touches: this.footprint.touches,
+      write: false,
+      rows: this.#rows,
+      bytes: session.bytesForwarded,
+      ms: (performance.now() - started) * this.#backends.length,
+    });
+  }
+
+  #send(backend: Backend, first: boolean): void {
+    const statement = this.#statement;
+    const completed = (frame: Buffer) => {
+      this.#rows += rowsOfTag(decodeCommandComplete(frame)) ?? 0;
+    };
+    if (statement.kind === 'simple') {
+      backend.send(statement.query, { kind: 'query', internal: false, completed });
+      return;
+    }
+    backend.unnamed = null;
+    backend.send(statement.parse, { kind: 'parse', internal: true });
+    if (first && statement.describe === 'statement')
+      backend.send(encodeDescribe('statement', ''), { kind: 'describe', internal: false });
+    backend.send(statement.bind, {
+      kind: 'bind',
+      internal: true,
+      done: () => first && this.#session.write(BIND_COMPLETE),
+    });
+    if (first && statement.describe === 'portal')
+      backend.send(encodeDescribe('portal', statement.portal), { kind: 'describe', internal: false });
+    backend.send(encodeExecute(statement.portal), { kind: 'execute', internal: false, completed });
+    backend.send(SYNC, { kind: 'sync', internal: false });
+  }
+
+  onReply(backend: Backend, type: number, frame: Buffer): void {
+    if (this.#failed || this.#abandoned) return;
+    const first = backend === this.#backends[0];
+    switch (type) {
+      case BACKEND.ErrorResponse:
+        this.#failed = true;
+        this.#session.write(frame);
+        this.#stop();
+        return;
+      case BACKEND.CommandComplete:
+        return; // one for all, at the end
+      case BACKEND.RowDescription:
+      case BACKEND.NoData:
+      case BACKEND.ParameterDescription:
+        if (first) this.#session.write(frame);
+        return;
+      default:
+        this.#session.write(frame);
+    }
+  }
+
+  onData(_backend: Backend, slice: Buffer): void {
+    if (this.#failed || this.#abandoned) return;
+    this.#session.bytesForwarded += slice.length;
+    this.#session.write(slice);
+  }
+
+  onCopyIn(): void {
+    throw new Error('a SELECT does not copy in');
+  }
+
+  onReady(backend: Backend, _status: number, internal: boolean): void {
+    if (internal || backend !== this.#backends[this.#current]) return;
+    this.#advance();
+  }
+
+  #advance(): void {
+    // A shard behind the current one may have finished in the meantime (its last bytes were already read when it was paused).
+    do this.#current += 1;
+    while (this.#current < this.#backends.length && this.#backends[this.#current]?.quiet);
+    const next = this.#backends[this.#current];
+    if (next === undefined) this.#finish?.();
+    else next.connection.resume();
+  }
+
+  onLost(_backend: Backend, error: Error): void {
+    this.#failed = true;
+    this.#stop();
+    this.#lost?.(error);
+  }
+
+  onWritable(): void {
+    // a statement's few bytes have been taken
+  }
+
+  /** Cancels what still runs; its replies are read and dropped, so that the connections stay usable. */
+  #stop(): void {
+    for (const backend of this.#backends) {
+      if (backend.lost !== null) continue;
+      backend.connection.resume();
+      if (backend.quiet) continue;
+      backend.connection.cancel().catch((error: unknown) => {
+        this.#session.services.logger.debug({ err: error, shard: backend.shard }, 'could not cancel');
+      });
+    }
+  }
+}

@@ -1,0 +1,264 @@
+import { randomUUID } from 'node:crypto';
+import type { Logger } from 'pino';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import { ProxyLeases } from '../topology/catalog/leases.js';
+import { ForeshardError } from '../topology/errors.js';
+import { contains } from '../topology/key.js';
+import type { Epoch, Hold, Topology } from '../topology/topology.js';
+import type { Footprint } from './session/placement.js';
+
+export interface LiveTopologyOptions {
+  readonly catalog: Catalog;
+  readonly name: string;
+  readonly listen: string;
+  /** How long the proxy may go on serving without hearing from the catalog. */
+  readonly leaseTtlMs: number;
+  readonly logger: Logger;
+  /** Whether any transaction or statement in progress touches what the hold covers. */
+  readonly inUse: (hold: Hold) => boolean;
+  /** Whether anything in progress was placed by an older epoch on a shard that no longer owns what it touches. */
+  readonly stale: (topology: Topology) => boolean;
+}
+
+interface LiveHold {
+  readonly hold: Hold;
+  /** On `performance.now()`'s clock. Later than the catalog's own deadline: counted from after the answer came. */
+  readonly until: number;
+  acked: boolean;
+}
+
+/**
+ * The topology as this proxy serves it: the newest epoch it has seen, the holds in force, and the lease that says it
+ * may serve at all. Everything a session asks is answered at once, from memory.
+ *
+ * The lease is counted from before it was asked for, so this proxy always stops before the catalog believes it has.
+ */
+export class LiveTopology {
+  readonly id = randomUUID();
+  readonly #options: LiveTopologyOptions;
+  readonly #leases: ProxyLeases;
+  #current: Topology;
+  #epochAcked: Epoch;
+  #holds = new Map<bigint, LiveHold>();
+  #leaseUntil = 0;
+  #listeners = new Set<() => void>();
+  #renewTimer: NodeJS.Timeout | null = null;
+  #holdTimer: NodeJS.Timeout | null = null;
+  #reloading: Promise<void> | null = null;
+  #reloadAgain = false;
+  #watch: { close(): Promise<void> } | null = null;
+  #closed = false;
+
+  private constructor(options: LiveTopologyOptions, topology: Topology) {
+    this.#options = options;
+    this.#leases = new ProxyLeases(options.catalog.pool);
+    this.#current = topology;
+    this.#epochAcked = topology.epoch;
+  }
+
+  static async start(options: LiveTopologyOptions): Promise<LiveTopology> {
+    const live = new LiveTopology(options, await options.catalog.loadTopology());
+    const asked = performance.now();
+    await live.#leases.register({
+      id: live.id,
+      name: options.name,
+      listen: options.listen,
+      ttlMs: options.leaseTtlMs,
+      epochAcked: live.#current.epoch,
+    });
+    live.#leaseUntil = asked + options.leaseTtlMs;
+    live.#watch = await options.catalog.watch(() => void live.reload());
+    // What changed between the first load and the watch would otherwise be missed until the next poll.
+    await live.reload();
+    live.#scheduleRenewal();
+    return live;
+  }
+
+  get current(): Topology {
+    return this.#current;
+  }
+
+  /** Whether the lease lasts: beyond it, another proxy's map may be newer than ours. */
+  get mayServe(): boolean {
+    return performance.now() < this.#leaseUntil;
+  }
+
+  /** Whether something with this footprint may start now. `own`: what the same transaction already touches, which a hold waits for. */
+  admits(footprint: Footprint, own: Footprint | null): boolean {
+    if (!this.mayServe) return false;
+    if (this.#holds.size === 0) return true;
+    const now = performance.now();
+    for (const live of this.#holds.values()) {
+      if (now >= live.until) continue;
+      if (holdCovers(live.hold, footprint) && !(own !== null && holdCovers(live.hold, own))) return false;
+    }
+    return true;
+  }
+
+  /** Resolves at the next change of epoch, holds or lease. Rejects with the signal's reason. */
+  changed(signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason as Error);
+        return;
+      }
+      const done = () => {
+        this.#listeners.delete(done);
+        signal.removeEventListener('abort', abort);
+        resolve();
+      };
+      const abort = () => {
+        this.#listeners.delete(done);
+        reject(signal.reason as Error);
+      };
+      this.#listeners.add(done);
+      signal.addEventListener('abort', abort, { once: true });
+    });
+  }
+
+  /** Reads the catalog again; calls made meanwhile share one more read after it. */
+  reload(): Promise<void> {
+    if (this.#reloading !== null) {
+      this.#reloadAgain = true;
+      return this.#reloading;
+    }
+    this.#reloading = (async () => {
+      do {
+        this.#reloadAgain = false;
+        try {
+          this.#apply(await this.#options.catalog.loadTopology());
+        } catch (error) {
+          // The last epoch serves on while the lease lasts.
+          this.#options.logger.warn({ err: error }, 'could not read the topology');
+          return;
+        }
+      } while (this.#reloadAgain && !this.#closed);
+    })().finally(() => {
+      this.#reloading = null;
+    });
+    return this.#reloading;
+  }
+
+  /** To be called when a transaction has ended: a hold that waited for it may now be acknowledged. */
+  released(): void {
+    if (this.#holds.size > 0) this.#acknowledge();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    if (this.#renewTimer) clearTimeout(this.#renewTimer);
+    if (this.#holdTimer) clearTimeout(this.#holdTimer);
+    await this.#watch?.close();
+    try {
+      await this.#leases.unregister(this.id);
+    } catch (error) {
+      this.#options.logger.warn({ err: error }, 'could not give the lease back; it runs out by itself');
+    }
+  }
+
+  #apply(topology: Topology): void {
+    if (this.#closed || topology.epoch < this.#current.epoch) return;
+    const changed = topology.epoch !== this.#current.epoch;
+    if (changed)
+      this.#options.logger.info({ epoch: String(topology.epoch), before: String(this.#current.epoch) }, 'new epoch');
+    this.#current = topology;
+    const now = performance.now();
+    const holds = new Map<bigint, LiveHold>();
+    for (const hold of topology.holds)
+      holds.set(hold.id, { hold, until: now + hold.remainingMs, acked: this.#holds.get(hold.id)?.acked ?? false });
+    this.#holds = holds;
+    this.#scheduleHoldEnd();
+    this.#acknowledge();
+    this.#notify();
+    // Migrators wait for this before they remove rows from the source.
+    if (changed) void this.#renew();
+  }
+
+  #acknowledge(): void {
+    for (const live of this.#holds.values()) {
+      if (live.acked || performance.now() >= live.until || this.#options.inUse(live.hold)) continue;
+      live.acked = true;
+      this.#leases.ackHold(live.hold.id, this.id).then(
+        (noted) => {
+          live.acked = noted;
+        },
+        (error: unknown) => {
+          live.acked = false;
+          this.#options.logger.warn({ err: error, hold: String(live.hold.id) }, 'could not acknowledge a hold');
+        },
+      );
+    }
+  }
+
+  #scheduleHoldEnd(): void {
+    if (this.#holdTimer) clearTimeout(this.#holdTimer);
+    this.#holdTimer = null;
+    let next = Number.POSITIVE_INFINITY;
+    for (const live of this.#holds.values()) next = Math.min(next, live.until);
+    if (next === Number.POSITIVE_INFINITY) return;
+    this.#holdTimer = setTimeout(() => this.#notify(), Math.max(0, next - performance.now()) + 1);
+  }
+
+  #notify(): void {
+    for (const listener of [...this.#listeners]) listener();
+  }
+
+  #scheduleRenewal(): void {
+    if (this.#closed) return;
+    this.#renewTimer = setTimeout(async () => {
+      await this.#renew();
+      this.#scheduleRenewal();
+    }, this.#options.leaseTtlMs / 4);
+  }
+
+  async #renew(): Promise<void> {
+    if (this.#closed) return;
+    const { leaseTtlMs, name, listen, logger } = this.#options;
+    try {
+      // Rows of a range that has left are only removed when every proxy has acknowledged the epoch.
+      if (!this.#options.stale(this.#current)) this.#epochAcked = this.#current.epoch;
+      const asked = performance.now();
+      const remaining = await this.#leases.renew(this.id, leaseTtlMs, this.#epochAcked);
+      if (remaining === null) {
+        // The lease had ended, and others may have moved on without us. From the moment of the registration they wait for us
+        // again, so what is loaded after it is safe to serve.
+        await this.#leases.register({ id: this.id, name, listen, ttlMs: leaseTtlMs, epochAcked: this.#epochAcked });
+        for (const live of this.#holds.values()) live.acked = false;
+        this.#apply(await this.#options.catalog.loadTopology());
+        logger.info('the lease had ended and is back');
+      }
+      const lapsed = !this.mayServe;
+      this.#leaseUntil = Math.max(this.#leaseUntil, asked + leaseTtlMs);
+      this.#acknowledge();
+      if (lapsed) this.#notify();
+    } catch (error) {
+      logger.warn({ err: error, mayServe: this.mayServe }, 'could not renew the lease');
+    }
+  }
+}
+
+/** Whether `footprint` reaches into what `hold` covers. */
+export function holdCovers(hold: Hold, footprint: Footprint): boolean {
+  if (footprint.everything) return true;
+  if (hold.referenceTables && footprint.writesReference) return true;
+  for (const touch of footprint.touches) {
+    if (touch.keyspace !== hold.keyspace) continue;
+    if (touch.position === null || contains(hold, touch.position)) return true;
+  }
+  return false;
+}
+
+/** What a client is told when it has waited too long for a range on the move or for the catalog. */
+export function holdTimeout(mayServe: boolean, waitedMs: number): ForeshardError {
+  return mayServe
+    ? new ForeshardError(
+        '57P03',
+        `the range is being moved; nothing could start on it for ${Math.round(waitedMs)} ms`,
+        {
+          hint: 'Try again; see "foreshard migrate list".',
+        },
+      )
+    : new ForeshardError('57P03', "the catalog cannot be reached and this proxy's lease has ended", {
+        hint: 'The proxy serves again as soon as it reaches the catalog.',
+      });
+}

@@ -1,0 +1,512 @@
+import { ForeshardError } from '../../topology/errors.js';
+import type { Backend } from '../backend/backend.js';
+import { FanOut } from '../gather/fan-out.js';
+import type { BoundParams, Touch } from '../router/route.js';
+import { CLOSE_COMPLETE, decodeCommandComplete, PARSE_COMPLETE, rowsOfTag } from '../wire/backend.js';
+import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import {
+  type BindMessage,
+  decodeBind,
+  decodeClose,
+  decodeDescribe,
+  decodeExecute,
+  decodeParse,
+  encodeBind,
+  encodeClose,
+  encodeDescribe,
+  encodeParse,
+  rewriteBindStatement,
+  rewriteParseName,
+} from '../wire/frontend.js';
+import { FRONTEND } from '../wire/message-types.js';
+import { IDLE, RefusedError } from './lease.js';
+import type { Execution, Placement } from './placement.js';
+import type { ClientStatement, PreparedContent } from './prepared.js';
+import type { Session } from './session.js';
+import type { Transaction } from './transaction.js';
+
+/** A batch is sent on, without waiting for its Sync, when it has grown to this size. */
+const BATCH_BYTES = 256 * 1024;
+/** Statements prepared on one server connection at most; the one unused for longest goes. */
+const PREPARED_PER_BACKEND = 500;
+
+/** No such statement: bound to make a server fail its transaction, so that the client's is really the state it was told. */
+const FAILING_BIND = encodeBind({
+  portal: '',
+  statement: 'foreshard_refused',
+  formats: [],
+  values: [],
+  resultFormats: [],
+});
+
+/** A message of a batch, read. */
+type Item =
+  | { readonly type: 'parse'; readonly frame: Buffer; readonly name: string; readonly statement: ClientStatement }
+  | {
+      readonly type: 'bind';
+      readonly frame: Buffer;
+      readonly bind: BindMessage;
+      readonly statement: ClientStatement;
+      readonly execution: Execution;
+      part: readonly Touch[];
+    }
+  | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
+  | { readonly type: 'describe-portal'; readonly frame: Buffer }
+  | { readonly type: 'execute'; readonly frame: Buffer; readonly bound: Bound | null; readonly maxRows: number }
+  | { readonly type: 'close-statement'; readonly frame: Buffer; readonly name: string }
+  | { readonly type: 'close-portal'; readonly frame: Buffer; readonly name: string }
+  | { readonly type: 'flush'; readonly frame: Buffer }
+  | { readonly type: 'sync'; readonly frame: Buffer };
+
+interface Message {
+  readonly type: number;
+  readonly frame: Buffer;
+}
+
+/** A batch, read up to the first message that cannot be: `error` says why, `sync` is the Sync behind it, if there is one. */
+interface Reading {
+  readonly items: Item[];
+  readonly executions: Execution[];
+  readonly error: ErrorFields | null;
+  readonly sync: Item | null;
+}
+
+interface Bound {
+  readonly statement: ClientStatement;
+  readonly execution: Execution;
+  readonly touches: () => readonly Touch[];
+}
+
+/** The extended query protocol of one session: batches of messages, up to a Sync or Flush, run together on one shard. */
+export class ExtendedProtocol {
+  readonly #session: Session;
+  readonly #statements = new Map<string, ClientStatement>();
+  #portals = new Map<string, Bound>();
+  /** Messages of the batch not sent yet. */
+  #batch: Message[] = [];
+  #batchBytes = 0;
+  /** After an error of our own, until the client's Sync. */
+  #skipping = false;
+
+  constructor(session: Session) {
+    this.#session = session;
+  }
+
+  receive(type: number, frame: Buffer): Promise<void> | null {
+    if (this.#skipping && type !== FRONTEND.Sync) return null;
+    if (type === FRONTEND.Sync && this.#skipping) {
+      this.#skipping = false;
+      return this.#syncAfterError(frame);
+    }
+    this.#batch.push({ type, frame });
+    this.#batchBytes += frame.length;
+    if (type !== FRONTEND.Sync && type !== FRONTEND.Flush && this.#batchBytes < BATCH_BYTES) return null;
+    const batch = this.#batch;
+    this.#batch = [];
+    this.#batchBytes = 0;
+    return this.#dispatch(batch, performance.now());
+  }
+
+  /** DEALLOCATE of a statement that the client prepared by protocol. @returns whether there was one. */
+  forget(name: string): boolean {
+    const statement = this.#statements.get(name);
+    if (statement === undefined) return false;
+    this.#statements.delete(name);
+    this.#session.services.contents.release(statement.content);
+    return true;
+  }
+
+  forgetAll(): void {
+    for (const name of [...this.#statements.keys()]) this.forget(name);
+  }
+
+  close(): void {
+    this.forgetAll();
+    this.#portals.clear();
+  }
+
+  async #dispatch(batch: readonly Message[], since: number): Promise<void> {
+    const session = this.#session;
+    const { lease } = session;
+    const { items, executions, error, sync } = this.#read(batch);
+    if (error === null && lease.backend === null && this.#answerLocally(items)) return;
+    let placement: Placement;
+    try {
+      placement = await lease.prepare(executions, session.signal);
+      if (placement.kind === 'fanout') {
+        if (!(await this.#fanOut(items, placement, error))) {
+          this.#undoParses(items);
+          await this.#dispatch(batch, since);
+        }
+        return;
+      }
+    } catch (e) {
+      this.#undoParses(items);
+      await this.#fail(session.simple.fieldsOf(e), sync ?? syncOf(items));
+      return;
+    }
+    if (placement.kind !== 'one') throw new Error('a refusal is thrown');
+    const backend = lease.backend as Backend;
+    const transaction = lease.transaction as Transaction | null;
+    const first = !lease.unsynced;
+    if (first) session.simple.beginUnit(backend);
+    const whole = first && items.at(-1)?.type === 'sync';
+    if (whole && placement.writes && transaction?.clean) {
+      const prelude = backend.status === IDLE ? [] : transaction.prelude;
+      session.simple.closeGate(prelude, since, () => {
+        this.#undoParses(items);
+        return this.#dispatch(batch, since);
+      });
+    }
+    this.#assignParts(items, placement.parts);
+    this.#emit(backend, items);
+    if (error === null) return;
+    this.#sendPoison(backend, error);
+    if (sync === null) this.#skipping = true;
+    else this.#emit(backend, [sync]);
+  }
+
+  /** Decodes a batch and finds what its names mean, as the server will when it gets there. */
+  #read(batch: readonly Message[]): Reading {
+    const items: Item[] = [];
+    const executions: Execution[] = [];
+    for (const { type, frame } of batch) {
+      try {
+        const item = this.#readOne(type, frame);
+        if (item.type === 'bind') executions.push(item.execution);
+        items.push(item);
+      } catch (e) {
+        const error = this.#session.simple.fieldsOf(e);
+        const last = batch.at(-1);
+        const sync: Item | null = last?.type === FRONTEND.Sync ? { type: 'sync', frame: last.frame } : null;
+        return { items, executions, error, sync };
+      }
+    }
+    return { items, executions, error: null, sync: null };
+  }
+
+  #readOne(type: number, frame: Buffer): Item {
+    const session = this.#session;
+    switch (type) {
+      case FRONTEND.Parse: {
+        const { name, sql, oids } = decodeParse(frame);
+        if (name !== '' && this.#statements.has(name))
+          throw new ForeshardError('42P05', `prepared statement "${name}" already exists`);
+        const analyzed = session.simple.analyze(sql);
+        if (analyzed.statements.length > 1 && !analyzed.syntaxError)
+          throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
+        this.forget(name);
+        const statement: ClientStatement = { content: session.services.contents.acquire(sql, oids), analyzed };
+        this.#statements.set(name, statement);
+        return { type: 'parse', frame, name, statement };
+      }
+      case FRONTEND.Bind: {
+        const bind = decodeBind(frame);
+        const statement = this.#statement(bind.statement);
+        const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
+        const execution: Execution = { analyzed: statement.analyzed, index: 0, params };
+        const item: Item = { type: 'bind', frame, bind, statement, execution, part: [] };
+        this.#portals.set(bind.portal, { statement, execution, touches: () => item.part });
+        return item;
+      }
+      case FRONTEND.Describe: {
+        const { kind, name } = decodeDescribe(frame);
+        if (kind === 'portal') return { type: 'describe-portal', frame };
+        return { type: 'describe-statement', frame, statement: this.#statement(name) };
+      }
+      case FRONTEND.Execute: {
+        const { portal, maxRows } = decodeExecute(frame);
+        return { type: 'execute', frame, bound: this.#portals.get(portal) ?? null, maxRows };
+      }
+      case FRONTEND.Close: {
+        const { kind, name } = decodeClose(frame);
+        return { type: kind === 'statement' ? 'close-statement' : 'close-portal', frame, name };
+      }
+      case FRONTEND.Flush:
+        return { type: 'flush', frame };
+      default:
+        return { type: 'sync', frame };
+    }
+  }
+
+  #statement(name: string): ClientStatement {
+    const statement = this.#statements.get(name);
+    if (statement === undefined)
+      throw new ForeshardError(
+        '26000',
+        name === '' ? 'unnamed prepared statement does not exist' : `prepared statement "${name}" does not exist`,
+      );
+    return statement;
+  }
+
+  #assignParts(items: readonly Item[], parts: readonly (readonly Touch[])[]): void {
+    let i = 0;
+    for (const item of items) if (item.type === 'bind') item.part = parts[i++] ?? [];
+  }
+
+  /** A batch that only closes statements, or is empty, needs no server. */
+  #answerLocally(items: readonly Item[]): boolean {
+    for (const item of items)
+      if (item.type !== 'close-statement' && item.type !== 'flush' && item.type !== 'sync') return false;
+    const session = this.#session;
+    for (const item of items) {
+      if (item.type === 'close-statement') {
+        this.forget(item.name);
+        session.write(CLOSE_COMPLETE);
+      } else if (item.type === 'sync') session.answerReady();
+    }
+    return true;
+  }
+
+  #emit(backend: Backend, items: readonly Item[]): void {
+    const session = this.#session;
+    const { lease } = session;
+    for (const item of items) {
+      switch (item.type) {
+        case 'parse':
+          this.#emitParse(backend, item);
+          lease.unsynced = true;
+          break;
+        case 'bind': {
+          const name = this.#ensurePrepared(backend, item.statement, item.bind.statement === '');
+          const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
+          backend.send(data, { kind: 'bind', internal: false, undo: () => this.#portals.delete(item.bind.portal) });
+          lease.unsynced = true;
+          lease.unsyncedDirty = true;
+          break;
+        }
+        case 'describe-statement': {
+          const name = this.#ensurePrepared(backend, item.statement, false);
+          backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false });
+          lease.unsynced = true;
+          break;
+        }
+        case 'describe-portal':
+          backend.send(item.frame, { kind: 'describe', internal: false });
+          lease.unsynced = true;
+          break;
+        case 'execute':
+          this.#emitExecute(backend, item.frame, item.bound);
+          lease.unsynced = true;
+          lease.unsyncedDirty = true;
+          break;
+        case 'close-statement':
+          this.forget(item.name);
+          backend.send(null, { kind: 'local', internal: false, bytes: CLOSE_COMPLETE });
+          break;
+        case 'close-portal':
+          this.#portals.delete(item.name);
+          backend.send(item.frame, { kind: 'close', internal: false });
+          lease.unsynced = true;
+          break;
+        case 'flush':
+          backend.sendRaw(item.frame);
+          break;
+        case 'sync':
+          lease.unsynced = false;
+          lease.unsyncedDirty = false;
+          session.expectReady();
+          backend.send(item.frame, { kind: 'sync', internal: false, done: () => this.#synced(backend) });
+          break;
+      }
+    }
+  }
+
+  /** Portals end with their transaction; the unnamed one may stay inside a block. */
+  #synced(backend: Backend): void {
+    if (backend.status === IDLE) this.#portals.clear();
+  }
+
+  #emitParse(backend: Backend, item: Item & { type: 'parse' }): void {
+    const { content } = item.statement;
+    const undo = () => {
+      if (this.#statements.get(item.name) === item.statement) this.forget(item.name);
+    };
+    if (item.name === '') {
+      backend.unnamed = content;
+      backend.send(item.frame, {
+        kind: 'parse',
+        internal: false,
+        undo: () => {
+          backend.unnamed = null;
+          undo();
+        },
+      });
+      return;
+    }
+    const known = backend.prepared.get(content);
+    if (known !== undefined) {
+      backend.send(null, { kind: 'local', internal: false, bytes: PARSE_COMPLETE, undo });
+      return;
+    }
+    const name = this.#newName(backend, content);
+    backend.send(rewriteParseName(item.frame, name), {
+      kind: 'parse',
+      internal: false,
+      undo: () => {
+        backend.prepared.delete(content);
+        undo();
+      },
+    });
+  }
+
+  /** The name under which the statement is prepared on this connection; prepares it there if it is not. */
+  #ensurePrepared(backend: Backend, statement: ClientStatement, unnamed: boolean): string {
+    const { content } = statement;
+    if (unnamed && backend.unnamed === content) return '';
+    const known = backend.prepared.get(content);
+    if (known !== undefined) {
+      // Last used last: the first is the one to go.
+      backend.prepared.delete(content);
+      backend.prepared.set(content, known);
+      return known;
+    }
+    if (unnamed) {
+      backend.unnamed = content;
+      backend.send(encodeParse('', content.sql, content.oids), {
+        kind: 'parse',
+        internal: true,
+        undo: () => {
+          backend.unnamed = null;
+        },
+      });
+      return '';
+    }
+    if (backend.unnamed === content && this.#statements.get('') === statement) return '';
+    const name = this.#newName(backend, content);
+    backend.send(encodeParse(name, content.sql, content.oids), {
+      kind: 'parse',
+      internal: true,
+      undo: () => backend.prepared.delete(content),
+    });
+    return name;
+  }
+
+  #newName(backend: Backend, content: PreparedContent): string {
+    if (backend.prepared.size >= PREPARED_PER_BACKEND) {
+      const [oldest, name] = backend.prepared.entries().next().value as [PreparedContent, string];
+      backend.prepared.delete(oldest);
+      backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
+    }
+    const name = backend.newStatementName();
+    backend.prepared.set(content, name);
+    return name;
+  }
+
+  #emitExecute(backend: Backend, frame: Buffer, bound: Bound | null): void {
+    const session = this.#session;
+    const started = performance.now();
+    backend.send(frame, {
+      kind: 'execute',
+      internal: false,
+      completed: (reply, empty) => {
+        if (empty || bound === null) return;
+        const { analyzed } = bound.statement;
+        const statement = analyzed.statements[0];
+        const tag = decodeCommandComplete(reply);
+        if (statement !== undefined) {
+          const bare = (bound.execution.params?.values.length ?? 0) === 0;
+          session.simple.completed(
+            statement.plan,
+            bare ? analyzed.text.subarray(statement.start, statement.end) : null,
+            tag,
+          );
+        }
+        session.services.load.record({
+          template: analyzed.template,
+          shard: backend.shard,
+          touches: bound.touches(),
+          write: statement?.plan.kind === 'write',
+          rows: rowsOfTag(tag) ?? 0,
+          bytes: session.bytesForwarded,
+          ms: performance.now() - started,
+        });
+        session.bytesForwarded = 0;
+      },
+    });
+  }
+
+  /** Makes the server fail where our error stands in the batch: what came before is undone, what follows is skipped. */
+  #sendPoison(backend: Backend, error: ErrorFields): void {
+    const { lease } = this.#session;
+    lease.unsynced = true;
+    lease.unsyncedDirty = true;
+    backend.send(FAILING_BIND, { kind: 'bind', internal: false, replacement: encodeErrorResponse(error) });
+  }
+
+  /** Nothing of the batch was sent. */
+  async #fail(error: ErrorFields, sync: Item | null): Promise<void> {
+    const session = this.#session;
+    try {
+      if (await session.simple.openForFailure()) {
+        this.#sendPoison(session.lease.backend as Backend, error);
+        if (sync !== null) this.#emit(session.lease.backend as Backend, [sync]);
+        else this.#skipping = true;
+        return;
+      }
+    } catch (second) {
+      session.close(second);
+      return;
+    }
+    session.writeError(error);
+    if (sync !== null) session.answerReady();
+    else this.#skipping = true;
+  }
+
+  #undoParses(items: readonly Item[]): void {
+    for (const item of items)
+      if (item.type === 'parse' && this.#statements.get(item.name) === item.statement) this.forget(item.name);
+  }
+
+  #syncAfterError(frame: Buffer): Promise<void> | null {
+    const session = this.#session;
+    const { backend } = session.lease;
+    if (backend === null || !session.lease.unsynced) {
+      session.answerReady();
+      return null;
+    }
+    this.#emit(backend, [{ type: 'sync', frame }]);
+    return null;
+  }
+
+  async #fanOut(
+    items: readonly Item[],
+    placement: Placement & { kind: 'fanout' },
+    error: ErrorFields | null,
+  ): Promise<boolean> {
+    const session = this.#session;
+    const shape = items.map((i) => i.type).filter((t) => t !== 'flush');
+    const bind = items.find((i) => i.type === 'bind');
+    const execute = items.find((i) => i.type === 'execute');
+    if (error !== null || bind === undefined || execute?.maxRows !== 0 || !FAN_OUT_SHAPE.test(shape.join(' ')))
+      throw new RefusedError('0A000', 'a statement for several shards cannot be pipelined or fetched in parts yet', {
+        hint: 'Give it a key, or send it with a Sync of its own and without a row limit.',
+      });
+    const { content, analyzed } = bind.statement;
+    const done = await session.runFanOut(
+      new FanOut(session, placement, analyzed.template, {
+        kind: 'extended',
+        parse: encodeParse('', content.sql, content.oids),
+        parsed: shape.includes('parse'),
+        describe: shape.includes('describe-statement')
+          ? 'statement'
+          : shape.includes('describe-portal')
+            ? 'portal'
+            : null,
+        bind: rewriteBindStatement(bind.frame, ''),
+        portal: bind.bind.portal,
+        closePortal: shape.includes('close-portal'),
+      }),
+    );
+    if (done) this.#portals.clear();
+    return done;
+  }
+}
+
+/** What a statement for several shards may look like as messages. */
+const FAN_OUT_SHAPE = /^(parse )?(describe-statement )?bind (describe-portal )?execute (close-portal )?sync$/;
+
+function syncOf(items: readonly Item[]): Item | null {
+  const last = items.at(-1);
+  return last?.type === 'sync' ? last : null;
+}

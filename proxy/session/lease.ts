@@ -1,0 +1,316 @@
+import type { Logger } from 'pino';
+import { ForeshardError } from '../../topology/errors.js';
+import type { ShardName, Topology } from '../../topology/topology.js';
+import type { Backend, BackendOwner } from '../backend/backend.js';
+import { InternalStatementError } from '../backend/backend.js';
+import type { Pool } from '../backend/pool.js';
+import type { LiveTopology } from '../live-topology.js';
+import { holdTimeout } from '../live-topology.js';
+import type { Router } from '../router/router.js';
+import { encodeParameterStatus } from '../wire/backend.js';
+import { decodeErrorFields, ServerError } from '../wire/error-response.js';
+import { encodeQuery, SYNC } from '../wire/frontend.js';
+import type { Execution, Placement } from './placement.js';
+import { place, stillOn } from './placement.js';
+import type { SessionSettings } from './settings.js';
+import { Transaction } from './transaction.js';
+
+/** Transaction status bytes of ReadyForQuery. */
+export const IDLE = 0x49; // 'I'
+const FAILED = 0x45; // 'E'
+
+const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
+
+export interface LeaseContext {
+  readonly live: LiveTopology;
+  readonly router: Router;
+  readonly settings: SessionSettings;
+  readonly logger: Logger;
+  readonly holdTimeoutMs: number;
+  readonly pool: (shard: ShardName) => Pool;
+  /** Parameter values the client has been told. */
+  readonly known: Map<string, string>;
+  readonly tellClient: (frame: Buffer) => void;
+}
+
+/** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
+export class RefusedError extends ForeshardError {}
+
+/**
+ * Keeps the one server connection a client has at a time: takes it when there is something to run, moves a
+ * transaction that has done nothing yet to the shard its first real statement needs, and gives it back.
+ */
+export class Lease {
+  readonly #context: LeaseContext;
+  readonly #owner: BackendOwner;
+  backend: Backend | null = null;
+  transaction: Transaction | null = null;
+  /** Why the connection must stay, or null. */
+  pinned: string | null = null;
+  /** Extended-protocol messages were sent for which no Sync has followed. */
+  unsynced = false;
+  /** Of the unsynced messages, one did more than Parse or Describe. */
+  unsyncedDirty = false;
+  #seen: Topology;
+
+  constructor(context: LeaseContext, owner: BackendOwner) {
+    this.#context = context;
+    this.#owner = owner;
+    this.#seen = context.live.current;
+  }
+
+  /**
+   * Waits until `executions` may run, and has the right server connection ready: settings applied, transaction opened.
+   * For a placement `one` the footprint is registered in the same turn in which this resolves, so that no hold slips in between.
+   *
+   * @throws RefusedError and whatever the pool, the server or the signal say.
+   */
+  async prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Placement> {
+    const { live, router } = this.#context;
+    const since = performance.now();
+    // A failed transaction runs nothing more: its server says so (25P02), or ends it.
+    if (this.backend?.status === FAILED && !this.unsynced)
+      return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
+    for (;;) {
+      const topology = live.current;
+      this.#checkStale(topology);
+      const placement = place(executions, router, topology);
+      if (placement.kind === 'refused') {
+        const { sqlstate, message, hint } = placement.refusal;
+        throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
+      }
+      if (!live.admits(placement, this.transaction)) {
+        await this.#waitForChange(signal, since);
+        continue;
+      }
+      if (placement.kind === 'fanout') {
+        this.#checkFanOut();
+        return placement;
+      }
+      const shard = this.#choose(placement.shards);
+      if (this.backend === null || this.backend.shard !== shard) {
+        await this.#moveTo(shard, signal);
+        continue; // the map may have changed while we waited
+      }
+      if (this.backend.settingsSignature !== this.#context.settings.signature && !this.#begun) {
+        await this.#applySettings(this.backend);
+        continue;
+      }
+      if (this.transaction?.deferred) {
+        await this.#open(this.backend, this.transaction);
+        continue;
+      }
+      this.transaction ??= new Transaction();
+      this.transaction.touch(placement);
+      return placement;
+    }
+  }
+
+  /** Whether a transaction is open on the server, or a batch is. */
+  get #begun(): boolean {
+    return this.backend !== null && (this.backend.status !== IDLE || this.unsynced);
+  }
+
+  /** Whether what the open transaction touches is no longer all on its shard. */
+  isStale(topology: Topology): boolean {
+    const { backend, transaction } = this;
+    return (
+      backend !== null && transaction !== null && transaction.touched && !stillOn(backend.shard, transaction, topology)
+    );
+  }
+
+  /** Gives the connection back if nothing keeps it. To be called when the server is ready for a query. */
+  releaseIfIdle(): void {
+    const backend = this.backend;
+    if (backend === null || this.unsynced || !backend.reusable) return;
+    this.transaction = null;
+    if (this.pinned === null) {
+      this.backend = null;
+      this.#context.pool(backend.shard).release(backend);
+    }
+    this.#context.live.released();
+  }
+
+  /** Forgets everything about the connection, which is closed. */
+  discard(): void {
+    const backend = this.backend;
+    this.backend = null;
+    this.transaction = null;
+    this.unsynced = false;
+    this.unsyncedDirty = false;
+    this.pinned = null;
+    if (backend) this.#context.pool(backend.shard).discard(backend);
+    this.#context.live.released();
+  }
+
+  /**
+   * A write came too late for its shard (SH001): leaves that shard, so that the next `prepare` opens the same
+   * transaction at the new owner. Only for a transaction that was clean before this statement.
+   */
+  async abandon(prelude: readonly Buffer[]): Promise<void> {
+    const backend = this.backend;
+    if (backend !== null) {
+      if (backend.status !== IDLE) await backend.runInternal(encodeQuery('ROLLBACK'));
+      this.backend = null;
+      this.#context.pool(backend.shard).release(backend);
+    }
+    this.transaction = null;
+    if (prelude.length > 0) this.#defer(prelude);
+    this.#context.live.released();
+  }
+
+  /** BEGIN answered by the proxy itself: the server hears of it with the first statement that says which shard it is. */
+  begin(text: Buffer): void {
+    this.#defer([text]);
+  }
+
+  #defer(prelude: readonly Buffer[]): void {
+    const transaction = new Transaction();
+    transaction.prelude = [...prelude];
+    transaction.deferred = true;
+    this.transaction = transaction;
+  }
+
+  #choose(shards: readonly ShardName[]): ShardName {
+    const here = this.backend?.shard;
+    if (here !== undefined && shards.includes(here)) return here;
+    return shards[0] as ShardName;
+  }
+
+  #checkFanOut(): void {
+    if (this.backend === null && this.transaction === null) return;
+    const what =
+      this.pinned === null ? 'inside a transaction block or an open batch' : `in this session (${this.pinned})`;
+    if (this.backend !== null && !this.#begun && this.pinned === null) return;
+    throw new RefusedError('0A000', `a statement for several shards cannot run ${what} yet`, {
+      hint: 'Give the statement a key, or run it on its own.',
+    });
+  }
+
+  /** After a flip, a transaction whose rows have moved away cannot go on. */
+  #checkStale(topology: Topology): void {
+    if (topology === this.#seen) return;
+    this.#seen = topology;
+    if (this.isStale(topology))
+      throw new RefusedError('40001', 'the range of this transaction has moved to another shard', {
+        hint: 'Retry the transaction.',
+      });
+  }
+
+  async #waitForChange(signal: AbortSignal, since: number): Promise<void> {
+    const { live, holdTimeoutMs } = this.#context;
+    const waited = performance.now() - since;
+    const timeout = new AbortController();
+    const timer = setTimeout(
+      () => timeout.abort(holdTimeout(live.mayServe, holdTimeoutMs)),
+      Math.max(0, holdTimeoutMs - waited),
+    );
+    // A lease between nothing and a statement would keep a connection from others while it waits.
+    if (this.backend !== null && !this.#begun && this.pinned === null) this.#giveBack();
+    try {
+      await live.changed(AbortSignal.any([signal, timeout.signal]));
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #giveBack(): void {
+    const backend = this.backend as Backend;
+    this.backend = null;
+    this.#context.pool(backend.shard).release(backend);
+  }
+
+  async #moveTo(shard: ShardName, signal: AbortSignal): Promise<void> {
+    const from = this.backend;
+    if (from !== null) {
+      if (this.pinned !== null)
+        throw new RefusedError(
+          '0A000',
+          `the session keeps its connection to shard "${from.shard}" (${this.pinned}), and this statement belongs to shard "${shard}"`,
+          {
+            hint: 'Use another session for it.',
+          },
+        );
+      const open = from.status !== IDLE;
+      if (open && this.transaction !== null && !this.transaction.clean)
+        throw new RefusedError(
+          '0A000',
+          `the transaction runs on shard "${from.shard}", and this statement belongs to shard "${shard}"`,
+          {
+            hint: 'Keep each transaction to the keys of one shard.',
+          },
+        );
+      if (this.unsynced) {
+        if (this.unsyncedDirty)
+          throw new RefusedError(
+            '0A000',
+            `the batch runs on shard "${from.shard}", and this statement belongs to shard "${shard}"`,
+            {
+              hint: 'Send a Sync between statements for keys of different shards.',
+            },
+          );
+        await this.#finishBatch(from);
+      }
+      if (open) await from.runInternal(encodeQuery('ROLLBACK'));
+      this.#giveBack();
+      if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
+    }
+    const backend = await this.#context.pool(shard).acquire(signal);
+    backend.attach(this.#owner);
+    this.backend = backend;
+  }
+
+  /** Ends a batch of Parse and Describe whose replies the client already has. */
+  #finishBatch(backend: Backend): Promise<void> {
+    this.unsynced = false;
+    return new Promise((resolve, reject) => {
+      backend.send(SYNC, {
+        kind: 'sync',
+        internal: true,
+        done: resolve,
+        undo: () => reject(backend.lost ?? new Error('server connection lost')),
+      });
+    });
+  }
+
+  /** Gives a connection taken for a statement on several shards this client's settings. */
+  async adopt(backend: Backend): Promise<void> {
+    if (backend.settingsSignature !== this.#context.settings.signature) await this.#applySettings(backend);
+  }
+
+  async #applySettings(backend: Backend): Promise<void> {
+    const { settings } = this.#context;
+    const signature = settings.signature;
+    try {
+      await backend.runInternal(encodeQuery(settings.syncSql()));
+    } catch (error) {
+      backend.settingsSignature = null;
+      throw asServerError(error);
+    }
+    backend.settingsSignature = signature;
+    this.tellParameters(backend);
+  }
+
+  /** Tells the client the parameters that differ from what it was told last. */
+  tellParameters(backend: Backend): void {
+    const { known, tellClient } = this.#context;
+    for (const [name, value] of backend.connection.parameters) {
+      if (known.get(name) === value) continue;
+      known.set(name, value);
+      tellClient(encodeParameterStatus(name, value));
+    }
+  }
+
+  async #open(backend: Backend, transaction: Transaction): Promise<void> {
+    try {
+      for (const text of transaction.prelude) await backend.runInternal(encodeQuery(text));
+    } catch (error) {
+      throw asServerError(error);
+    }
+    transaction.deferred = false;
+  }
+}
+
+function asServerError(error: unknown): unknown {
+  return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
+}

@@ -1,0 +1,482 @@
+import type { Socket } from 'node:net';
+import type { Logger } from 'pino';
+import { ForeshardError } from '../../topology/errors.js';
+import type { ShardName } from '../../topology/topology.js';
+import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import type { Pool } from '../backend/pool.js';
+import type { FanOut } from '../gather/fan-out.js';
+import type { LiveTopology } from '../live-topology.js';
+import type { Router } from '../router/router.js';
+import type { LoadCounter } from '../telemetry/load-counter.js';
+import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
+import { decodeErrorFields, type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
+import { encodeQuery } from '../wire/frontend.js';
+import { GatheredWriter } from '../wire/gathered-writer.js';
+import { BACKEND, FRONTEND } from '../wire/message-types.js';
+import { ExtendedProtocol } from './extended.js';
+import { IDLE, Lease } from './lease.js';
+import type { Footprint } from './placement.js';
+import type { PreparedContents } from './prepared.js';
+import { ReplyGate } from './reply-gate.js';
+import { SessionSettings } from './settings.js';
+import { SimpleProtocol } from './simple.js';
+
+/** What a session shares with the rest of the proxy. */
+export interface SessionServices {
+  readonly live: LiveTopology;
+  readonly router: Router;
+  readonly contents: PreparedContents;
+  readonly load: LoadCounter;
+  readonly logger: Logger;
+  readonly holdTimeoutMs: number;
+  /** Server connections to a shard as this client's user. */
+  readonly pool: (shard: ShardName) => Pool;
+}
+
+/** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
+const INBOX_BYTES = 1024 * 1024;
+
+interface Incoming {
+  readonly type: number;
+  /** A whole message, or, of CopyData, a piece of one. */
+  readonly frame: Buffer;
+}
+
+/**
+ * One client after its login. Reads its messages in order, hands each Query or batch to its protocol, and forwards what
+ * comes back. At most one Query or one Sync is answered at a time; what the client pipelines behind waits in the inbox.
+ */
+export class Session implements BackendOwner {
+  readonly id: number;
+  readonly user: string;
+  readonly services: SessionServices;
+  readonly settings: SessionSettings;
+  readonly lease: Lease;
+  /** Statements named by the client; `''` is the unnamed one. */
+  readonly extended: ExtendedProtocol;
+  readonly simple: SimpleProtocol;
+  /** What the client is told only once it is certain. */
+  readonly gate = new ReplyGate();
+  /** Parameter values the client has been told. */
+  readonly known = new Map<string, string>();
+  /** Replies in bytes since the statement began, for the load count. */
+  bytesForwarded = 0;
+
+  readonly #socket: Socket;
+  readonly #out: GatheredWriter;
+  readonly #scanner: FrameScanner;
+  #inbox: Incoming[] = [];
+  #inboxBytes = 0;
+  /** Something asynchronous is under way for the messages before. */
+  #busy = false;
+  /** A ReadyForQuery is owed to the client. */
+  #awaitingReady = false;
+  #copyIn = false;
+  #closed = false;
+  #wait: AbortController | null = null;
+  #fanOut: FanOut | null = null;
+  #onEnd: () => void;
+
+  constructor(options: {
+    readonly id: number;
+    readonly user: string;
+    readonly socket: Socket;
+    readonly startupSettings: ReadonlyMap<string, string>;
+    readonly services: SessionServices;
+    readonly onEnd: () => void;
+  }) {
+    this.id = options.id;
+    this.user = options.user;
+    this.services = options.services;
+    this.#onEnd = options.onEnd;
+    this.#socket = options.socket;
+    this.#out = new GatheredWriter(options.socket, () => this.#clientDrained());
+    this.settings = new SessionSettings(options.startupSettings);
+    this.lease = new Lease(
+      {
+        live: this.services.live,
+        router: this.services.router,
+        settings: this.settings,
+        logger: this.services.logger,
+        holdTimeoutMs: this.services.holdTimeoutMs,
+        pool: this.services.pool,
+        known: this.known,
+        tellClient: (frame) => this.write(frame),
+      },
+      this,
+    );
+    this.simple = new SimpleProtocol(this);
+    this.extended = new ExtendedProtocol(this);
+    this.#scanner = new FrameScanner(
+      {
+        onMessage: (type, frame) => this.#receive({ type, frame }),
+        onPartial: (type, frame) => this.#receive({ type, frame }),
+      },
+      clientFrames(),
+    );
+  }
+
+  /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
+  start(): void {
+    const socket = this.#socket;
+    socket.on('data', (chunk: Buffer) => this.#read(chunk));
+    socket.on('end', () => this.close());
+    socket.on('error', (error) => this.services.logger.debug({ err: error, session: this.id }, 'client socket'));
+    socket.on('close', () => this.close());
+    socket.resume();
+  }
+
+  /**
+   * What follows the login: a connection to the home shard proves that the user may come in and that its settings are valid,
+   * and its parameters are the client's.
+   */
+  async greet(): Promise<void> {
+    const { lease } = this;
+    await lease.prepare([], this.signal);
+    if (lease.backend) lease.tellParameters(lease.backend);
+    lease.releaseIfIdle();
+    this.#wait = null;
+  }
+
+  /** Whether the transaction or statement in progress touches what `covers` says. */
+  uses(covers: (footprint: Footprint) => boolean): boolean {
+    if (this.#fanOut !== null && covers(this.#fanOut.footprint)) return true;
+    const { transaction } = this.lease;
+    return transaction !== null && covers(transaction);
+  }
+
+  get searchPathSql(): string | undefined {
+    return this.settings.get('search_path');
+  }
+
+  /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
+  get signal(): AbortSignal {
+    this.#wait ??= new AbortController();
+    return this.#wait.signal;
+  }
+
+  /** A CancelRequest with the right key has come. @returns the backend to send it on to, if one works for this client. */
+  cancel(): readonly Backend[] {
+    if (this.#wait !== null) {
+      const error = new ForeshardError('57014', 'canceling statement due to user request');
+      this.#wait.abort(error);
+      this.#wait = null;
+    }
+    if (this.#fanOut !== null) return this.#fanOut.backends;
+    const backend = this.lease.backend;
+    return backend !== null && !backend.quiet ? [backend] : [];
+  }
+
+  /** Sends bytes to the client. */
+  write(frame: Buffer): void {
+    if (this.#closed) return;
+    if (!this.#out.write(frame)) {
+      this.lease.backend?.connection.pause();
+      this.#fanOut?.pause();
+    }
+  }
+
+  /** Answers the client's Query or Sync without a server. */
+  answerReady(): void {
+    const transaction = this.lease.transaction;
+    const status = this.lease.backend?.status ?? (transaction?.deferred ? 0x54 : IDLE);
+    this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
+  }
+
+  writeError(fields: ErrorFields): void {
+    this.write(encodeErrorResponse(fields));
+  }
+
+  /** The server owes a ReadyForQuery that is for the client. */
+  expectReady(): void {
+    this.#awaitingReady = true;
+  }
+
+  /**
+   * Runs a statement for several shards until its last reply has gone to the client.
+   * @returns false when the map changed before it began: place it again.
+   */
+  async runFanOut(fanOut: FanOut): Promise<boolean> {
+    this.#fanOut = fanOut;
+    try {
+      return await fanOut.run(this.signal);
+    } finally {
+      this.#fanOut = null;
+      this.services.live.released();
+    }
+  }
+
+  /** Ends the session: FATAL to the client if `error` is given, server connection cleaned up. */
+  close(error?: unknown): void {
+    if (this.#closed) return;
+    if (error !== undefined) this.writeError(fieldsOfError(error, 'FATAL'));
+    this.#closed = true;
+    this.#out.end();
+    // A client that does not read its last words is not waited for.
+    this.#socket.setTimeout(1000, () => this.#socket.destroy());
+    this.#wait?.abort(new ForeshardError('08006', 'the client has gone away'));
+    this.#fanOut?.abandon();
+    this.extended.close();
+    void this.#leave();
+    this.#onEnd();
+  }
+
+  async #leave(): Promise<void> {
+    const { lease } = this;
+    const backend = lease.backend;
+    if (backend === null) {
+      lease.transaction = null;
+      this.services.live.released();
+      return;
+    }
+    backend.attach(SILENT_OWNER);
+    if (backend.lost === null && backend.quiet && !lease.unsynced && lease.pinned === null && backend.status !== IDLE) {
+      try {
+        await backend.runInternal(encodeQuery('ROLLBACK'));
+      } catch (error) {
+        this.services.logger.debug({ err: error }, 'rollback for a client that has gone failed');
+        lease.discard();
+        return;
+      }
+    }
+    if (backend.reusable && lease.pinned === null) {
+      backend.settingsSignature = null;
+      lease.unsynced = false;
+      lease.releaseIfIdle();
+      return;
+    }
+    if (backend.lost === null && !backend.quiet)
+      await backend.connection.cancel().catch((e: unknown) => {
+        this.services.logger.debug({ err: e }, 'cancel for a client that has gone failed');
+      });
+    lease.discard();
+  }
+
+  #read(chunk: Buffer): void {
+    if (this.#closed) return;
+    try {
+      this.#scanner.push(chunk);
+    } catch (error) {
+      this.close(error);
+      return;
+    }
+    if (this.#inboxBytes > INBOX_BYTES) this.#socket.pause();
+    this.pump();
+  }
+
+  #receive(message: Incoming): void {
+    this.#inbox.push(message);
+    this.#inboxBytes += message.frame.length;
+  }
+
+  /** Looks at the next messages, as far as they may be looked at now. */
+  pump(): void {
+    while (!this.#busy && !this.#closed) {
+      const next = this.#inbox[0];
+      if (next === undefined) {
+        // What has come of an unfinished batch waits for its Sync or Flush.
+        break;
+      }
+      if (!this.#mayProcess(next.type)) break;
+      this.#inbox.shift();
+      this.#inboxBytes -= next.frame.length;
+      let work: Promise<void> | null;
+      try {
+        work = this.#process(next);
+      } catch (error) {
+        this.close(error);
+        return;
+      }
+      if (work !== null) {
+        this.#busy = true;
+        work.then(
+          () => this.#resume(),
+          (error: unknown) => this.close(error),
+        );
+      }
+    }
+    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#closed) this.#socket.resume();
+  }
+
+  #resume(): void {
+    this.#busy = false;
+    this.#wait = null;
+    this.pump();
+  }
+
+  #mayProcess(type: number): boolean {
+    if (!this.#awaitingReady) return true;
+    switch (type) {
+      case FRONTEND.CopyData:
+      case FRONTEND.CopyDone:
+      case FRONTEND.CopyFail:
+      case FRONTEND.Terminate:
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  #process(message: Incoming): Promise<void> | null {
+    const { type, frame } = message;
+    switch (type) {
+      case FRONTEND.Query:
+        return this.simple.query(frame);
+      case FRONTEND.FunctionCall:
+        return this.simple.functionCall(frame);
+      case FRONTEND.CopyData:
+        this.#forwardCopy(frame);
+        return null;
+      case FRONTEND.CopyDone:
+      case FRONTEND.CopyFail:
+        this.#forwardCopy(frame);
+        this.#copyIn = false;
+        return null;
+      case FRONTEND.Terminate:
+        this.close();
+        return null;
+      default:
+        return this.extended.receive(type, frame);
+    }
+  }
+
+  /** CopyData, CopyDone and CopyFail outside of COPY are ignored, as PostgreSQL does: an error may have ended it early. */
+  #forwardCopy(frame: Buffer): void {
+    if (!this.#copyIn) return;
+    const backend = this.lease.backend;
+    if (backend !== null && !backend.sendRaw(frame)) this.#socket.pause();
+  }
+
+  #clientDrained(): void {
+    this.lease.backend?.connection.resume();
+    this.#fanOut?.resume();
+  }
+
+  onReply(_backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
+    if (type === BACKEND.ParameterStatus) {
+      const { name, value } = decodeParameterStatus(frame);
+      this.known.set(name, value);
+    } else if (type === BACKEND.ErrorResponse) {
+      this.#onErrorReply(frame, expectation);
+      return;
+    }
+    this.bytesForwarded += frame.length;
+    if (!this.gate.take(frame)) this.write(frame);
+  }
+
+  #onErrorReply(frame: Buffer, expectation: Expectation | null): void {
+    this.#copyIn = false;
+    this.simple.unitFailed = true;
+    if (expectation?.replacement === undefined) {
+      const fields = decodeErrorFields(frame);
+      if (fields.sqlstate === 'SH001') {
+        // The guard at a shard says that it does not own the row (any more).
+        if (this.gate.refuse()) return;
+        this.#passOn(
+          encodeErrorResponse({
+            severity: 'ERROR',
+            sqlstate: '40001',
+            message: 'the range of this row has moved to another shard',
+            hint: 'Retry the transaction.',
+          }),
+        );
+        return;
+      }
+    }
+    this.#passOn(frame);
+  }
+
+  #passOn(frame: Buffer): void {
+    if (!this.gate.take(frame)) this.write(frame);
+  }
+
+  onData(_backend: Backend, slice: Buffer): void {
+    this.bytesForwarded += slice.length;
+    if (!this.gate.take(slice)) this.write(slice);
+    else if (this.gate.full) for (const held of this.gate.open()) this.write(held);
+  }
+
+  onCopyIn(_backend: Backend, frame: Buffer, expectation: Expectation): void {
+    this.#copyIn = true;
+    for (const held of this.gate.open()) this.write(held);
+    this.write(frame);
+    if (expectation.kind === 'execute') {
+      // The Syncs sent with it are ignored by the server; the client sends another after CopyDone.
+      this.#awaitingReady = false;
+      this.lease.unsynced = true;
+      this.lease.unsyncedDirty = true;
+    }
+    this.pump();
+  }
+
+  onReady(backend: Backend, status: number, internal: boolean): void {
+    if (internal || backend !== this.lease.backend) return;
+    this.#copyIn = false;
+    this.simple.transactionStatus(backend, status);
+    if (this.gate.refused) {
+      this.#retry();
+      return;
+    }
+    for (const held of this.gate.open()) this.write(held);
+    this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
+    this.lease.releaseIfIdle();
+    this.#awaitingReady = false;
+    this.pump();
+  }
+
+  /** A write met a shard that no longer owns its range: run it again where it belongs. The client has seen nothing of it. */
+  #retry(): void {
+    const again = this.gate.takeRetry();
+    this.#busy = true;
+    again().then(
+      () => this.#resume(),
+      (error: unknown) => this.close(error),
+    );
+  }
+
+  onWritable(): void {
+    if (this.#inboxBytes <= INBOX_BYTES) this.#socket.resume();
+    this.pump();
+  }
+
+  onLost(backend: Backend, error: Error): void {
+    if (backend !== this.lease.backend) return;
+    const write = this.lease.transaction?.clean === false || this.gate.active;
+    const during = this.#awaitingReady || this.lease.unsynced;
+    this.services.logger.warn({ err: error, shard: backend.shard, session: this.id, during }, 'server connection lost');
+    this.lease.discard();
+    // What PostgreSQL itself does when a backend dies: the session ends. A write in flight may or may not have happened.
+    this.close(
+      new ForeshardError(
+        during && write ? '08007' : '08006',
+        during && write
+          ? `the connection to shard "${backend.shard}" was lost; whether the transaction was committed is unknown`
+          : `the connection to shard "${backend.shard}" was lost`,
+        { detail: error.message },
+      ),
+    );
+  }
+}
+
+/** For a connection whose client has gone. */
+const SILENT_OWNER: BackendOwner = {
+  onReply() {
+    // nobody reads it
+  },
+  onData() {
+    // nobody reads it
+  },
+  onCopyIn() {
+    // the connection is about to be closed
+  },
+  onReady() {
+    // whoever runs the statement waits for its own promise
+  },
+  onLost() {
+    // its statement's promise has been rejected
+  },
+  onWritable() {
+    // nothing more to write
+  },
+};

@@ -1,0 +1,55 @@
+import type { SessionEffect, Touch } from '../router/route.js';
+import type { Footprint } from './placement.js';
+
+/**
+ * The client's open transaction, as far as the proxy must know it: what it has touched, and, while it has done nothing
+ * yet that could not be done again, the statements that would open it on another shard.
+ */
+export class Transaction {
+  /** BEGIN, SAVEPOINT, SET … in order: what opens the same transaction elsewhere. */
+  prelude: Buffer[] = [];
+  /** Nothing but the prelude and reads that touch no rows of ours: the transaction can still move to another shard. */
+  clean = true;
+  /** The client was told BEGIN, but no server has been. */
+  deferred = false;
+  touches: Touch[] = [];
+  everything = false;
+  writesReference = false;
+
+  get footprint(): Footprint {
+    return this;
+  }
+
+  /** Whether anything is touched at all. */
+  get touched(): boolean {
+    return this.everything || this.writesReference || this.touches.length > 0;
+  }
+
+  touch(footprint: Footprint): void {
+    if (footprint.touches.length > 0) this.touches.push(...footprint.touches);
+    this.everything ||= footprint.everything;
+    this.writesReference ||= footprint.writesReference;
+  }
+
+  /** A statement has been done. `text` null: it had parameters, so it cannot be replayed as text. */
+  note(effect: SessionEffect | null, text: Buffer | null, harmless: boolean): void {
+    if (!this.clean) return;
+    if (effect !== null && replayable(effect)) {
+      if (text === null) this.clean = false;
+      else this.prelude.push(text);
+    } else if (!harmless) this.clean = false;
+  }
+}
+
+function replayable(effect: SessionEffect): boolean {
+  switch (effect.kind) {
+    case 'begin':
+    case 'savepoint':
+    case 'release':
+    case 'rollback-to':
+    case 'set':
+      return true;
+    default:
+      return false;
+  }
+}
