@@ -1,0 +1,74 @@
+import { once } from 'node:events';
+import { createInterface } from 'node:readline/promises';
+
+interface Output extends NodeJS.WritableStream {
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+}
+
+/** The terminal of the demo: on a terminal one line is kept up to date, elsewhere every change is a line of its own. */
+export class Screen {
+  private readonly tty: boolean;
+  private readonly color: boolean;
+  private shown = '';
+  private sections = 0;
+
+  constructor(
+    private readonly out: Output = process.stdout,
+    env: NodeJS.ProcessEnv = process.env,
+  ) {
+    this.tty = out.isTTY === true;
+    this.color = this.tty && env.NO_COLOR === undefined && env.TERM !== 'dumb';
+  }
+
+  section(title: string): void {
+    this.settle();
+    this.sections++;
+    const heading = `${this.sections}. ${title}`;
+    this.out.write(`\n${this.color ? `\x1b[1m${heading}\x1b[0m` : heading}\n`);
+  }
+
+  /** A line, or several, that stay. */
+  line(text = ''): void {
+    this.settle();
+    for (const part of text.split('\n')) this.out.write(part === '' ? '\n' : `   ${part}\n`);
+  }
+
+  /** What is going on: on a terminal in place of the line before; elsewhere `change`, when it differs from the one before. */
+  live(text: string, change: string = text): void {
+    if (this.tty) {
+      this.shown = text;
+      this.out.write(`\r\x1b[2K   ${text.slice(0, Math.max(1, (this.out.columns ?? 80) - 4))}`);
+    } else if (change !== this.shown) {
+      this.shown = change;
+      this.out.write(`   ${change}\n`);
+    }
+  }
+
+  /** The line that was kept up to date ends as this one. */
+  settle(text?: string): void {
+    if (this.tty && this.shown !== '') {
+      if (text === undefined) this.out.write('\n');
+      else this.out.write('\r\x1b[2K');
+    }
+    this.shown = '';
+    if (text !== undefined) this.out.write(`   ${text}\n`);
+  }
+
+  /** Asks the person at the terminal; true for yes; the end of the input (Ctrl-D) is a no. */
+  async confirm(question: string, signal: AbortSignal): Promise<boolean> {
+    this.settle();
+    const lines = createInterface({ input: process.stdin, output: this.out, terminal: false });
+    const closed = once(lines, 'close').then(() => 'no');
+    try {
+      for (;;) {
+        const asked = lines.question(`   ${question} [y/n] `, { signal });
+        const answer = (await Promise.race([asked, closed])).trim().toLowerCase();
+        if (answer === 'y' || answer === 'yes') return true;
+        if (answer === 'n' || answer === 'no') return false;
+      }
+    } finally {
+      lines.close();
+    }
+  }
+}
