@@ -1,5 +1,5 @@
 import type { ShardName } from '../../topology/topology.js';
-import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import type { Backend, BackendOwner } from '../backend/backend.js';
 import type { Footprint, Placement } from '../session/placement.js';
 import type { Session } from '../session/session.js';
 import {

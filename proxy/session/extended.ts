@@ -191,7 +191,7 @@ export class ExtendedProtocol {
       case FRONTEND.Parse: {
         const { name, sql, oids } = decodeParse(frame);
         if (name !== '' && this.#statements.has(name))
-          throw new ForeshardError('42P05', `prepared statement "${name}" already exists`);
+          throw new ForeshardError('42P05', `prepared statement "${shown(name)}" already exists`);
         const analyzed = session.simple.analyze(sql);
         if (analyzed.statements.length > 1 && !analyzed.syntaxError)
           throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
@@ -234,7 +234,9 @@ export class ExtendedProtocol {
     if (statement === undefined)
       throw new ForeshardError(
         '26000',
-        name === '' ? 'unnamed prepared statement does not exist' : `prepared statement "${name}" does not exist`,
+        name === ''
+          ? 'unnamed prepared statement does not exist'
+          : `prepared statement "${shown(name)}" does not exist`,
       );
     return statement;
   }
@@ -509,4 +511,9 @@ const FAN_OUT_SHAPE = /^(parse )?(describe-statement )?bind (describe-portal )?e
 function syncOf(items: readonly Item[]): Item | null {
   const last = items.at(-1);
   return last?.type === 'sync' ? last : null;
+}
+
+/** Names are byte strings; in messages they are text. */
+function shown(name: string): string {
+  return Buffer.from(name, 'latin1').toString('utf8');
 }

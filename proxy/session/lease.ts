@@ -114,9 +114,7 @@ export class Lease {
   /** Whether what the open transaction touches is no longer all on its shard. */
   isStale(topology: Topology): boolean {
     const { backend, transaction } = this;
-    return (
-      backend !== null && transaction !== null && transaction.touched && !stillOn(backend.shard, transaction, topology)
-    );
+    return backend !== null && transaction?.touched === true && !stillOn(backend.shard, transaction, topology);
   }
 
   /** Gives the connection back if nothing keeps it. To be called when the server is ready for a query. */

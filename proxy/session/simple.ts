@@ -27,7 +27,6 @@ export class SimpleProtocol {
   }
 
   query(frame: Buffer): Promise<void> | null {
-    const session = this.#session;
     const analyzed = this.analyze(decodeQuery(frame));
     if (this.#answerLocally(analyzed)) return null;
     return this.#run(frame, analyzed, performance.now());
@@ -265,7 +264,11 @@ export class SimpleProtocol {
       lease.transaction = null;
       settings.end(effect.kind === 'commit');
       tag = effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
-    } else if (effect.kind === 'deallocate' && effect.name !== null && session.extended.forget(effect.name)) {
+    } else if (
+      effect.kind === 'deallocate' &&
+      effect.name !== null &&
+      session.extended.forget(Buffer.from(effect.name).toString('latin1'))
+    ) {
       tag = 'DEALLOCATE';
     } else return false;
     session.write(encodeCommandComplete(tag));

@@ -57,7 +57,7 @@ interface Client {
 }
 
 /** The data plane: listens, logs clients in, and keeps what their sessions share. */
-export class Proxy {
+export class ProxyServer {
   readonly router: Router;
   readonly #options: ProxyOptions;
   readonly #server: Server;
@@ -78,7 +78,7 @@ export class Proxy {
    * Starts listening once the topology is loaded and the lease is taken.
    * @throws ForeshardError when the port is taken or the catalog cannot be used
    */
-  static async start(options: ProxyOptions): Promise<Proxy> {
+  static async start(options: ProxyOptions): Promise<ProxyServer> {
     const server = createServer({ pauseOnConnect: true, noDelay: true, keepAlive: true });
     // Whoever connects before everything is loaded waits.
     const early: Socket[] = [];
@@ -103,7 +103,7 @@ export class Proxy {
       const { rows } = await options.catalog.pool.query<{ cluster_id: string }>(
         'SELECT cluster_id FROM foreshard.meta',
       );
-      const proxy = new Proxy(options, server, live, router, clients, String(rows[0]?.cluster_id));
+      const proxy = new ProxyServer(options, server, live, router, clients, String(rows[0]?.cluster_id));
       await proxy.#flusher.start();
       server.off('connection', queue);
       server.on('connection', (socket) => proxy.#accept(socket));
@@ -186,8 +186,8 @@ export class Proxy {
       loginTimeoutMs,
       () => new ForeshardError('57014', `canceling authentication due to timeout after ${loginTimeoutMs} ms`),
     );
-    this.#login(socket, reader).catch((error: unknown) => {
-      reader.release();
+    this.#login(socket, reader).catch(async (error: unknown) => {
+      await reader.release();
       socket.on('error', () => socket.destroy());
       if (error instanceof ConnectionLostError || error instanceof ProtocolError) socket.destroy();
       else {
@@ -203,7 +203,7 @@ export class Proxy {
     if (startup.kind === 'cancel') {
       // No answer either way, so that a guess learns nothing.
       this.#cancel(startup.processId, startup.secret);
-      reader.release();
+      await reader.release();
       socket.on('error', () => socket.destroy());
       socket.end();
       return;
@@ -250,7 +250,7 @@ export class Proxy {
     }
     session.write(encodeBackendKeyData(id, secret));
     session.write(encodeReadyForQuery('I'));
-    reader.release();
+    await reader.release();
     session.start();
   }
 
