@@ -1,0 +1,179 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import { errorCode } from '../topology/connection.js';
+import { quoteIdent } from '../topology/quote.js';
+import { tableId } from '../topology/topology.js';
+import { MigrationFailure } from './executor.js';
+import type { Move, MovingTable } from './move.js';
+import { markerArrived, writeMarkerSql } from './replication.js';
+import type { ColumnInfo, TableInfo } from './schema-read.js';
+import { ShardSession } from './shard-session.js';
+
+/** Buckets by which a table is compared: what differs is looked for only in those that differ. */
+const BUCKETS = 256;
+/** Rows that may differ at one moment before it can no longer be writes on their way. */
+const MAX_SUSPECTS = 20_000;
+const LIVE_ROUNDS = 8;
+const LOCKED_ROUNDS = 3;
+
+/** Types whose hash is that of the value and the same on every server; others are hashed as text. */
+const HASHABLE = new Set([
+  'bool',
+  'int2',
+  'int4',
+  'int8',
+  'float4',
+  'float8',
+  'numeric',
+  'oid',
+  'bytea',
+  'uuid',
+  'date',
+  'time',
+  'timestamp',
+  'timestamptz',
+  'interval',
+  'jsonb',
+]);
+
+function hashed(c: ColumnInfo): string {
+  const name = quoteIdent(c.name);
+  if (HASHABLE.has(c.baseType)) return name;
+  // Under "C" the hash is that of the bytes, whatever the column's collation.
+  return `(${name}::text COLLATE "C")`;
+}
+
+/** How a table's rows are hashed, as SQL; the same text on both sides. */
+interface Hashing {
+  readonly row: string;
+  readonly bucket: string;
+  /** The row's identity, as text. */
+  readonly key: string;
+}
+
+function hashing(table: TableInfo): Hashing {
+  const columns = [...table.columns].filter((c) => c.generated === '').sort((a, b) => (a.name < b.name ? -1 : 1));
+  const identity = identityColumns(table);
+  const keys = columns.filter((c) => identity.includes(c.name));
+  return {
+    row: `hash_record_extended(ROW(${columns.map(hashed).join(', ')}), 0)`,
+    bucket: `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${BUCKETS - 1})::int`,
+    key: `jsonb_build_array(${keys.map((c) => `${quoteIdent(c.name)}::text`).join(', ')})::text`,
+  };
+}
+
+function identityColumns(table: TableInfo): readonly string[] {
+  const primary = table.constraints.find((c) => c.type === 'p');
+  if (primary !== undefined) return primary.columns;
+  const identity = [...table.constraints, ...table.indexes].find((i) => i.replicaIdentity);
+  return (identity?.columns ?? []).filter((c): c is string => c !== null);
+}
+
+interface Sum {
+  readonly rows: string;
+  readonly hash: string;
+}
+
+/** Number of rows of the interval and the sum of their hashes. */
+export async function tableSum(session: ShardSession, t: MovingTable, info: TableInfo): Promise<Sum> {
+  const result = await session.query<{ rows: string; hash: string }>(
+    `SELECT count(*)::text AS rows, coalesce(sum(${hashing(info).row}), 0)::text AS hash FROM ${t.sql} WHERE ${t.predicate()}`,
+  );
+  return result[0] as Sum;
+}
+
+/**
+ * Compares a table's rows of the interval on both sides while it is written to: by hash per bucket; then, in buckets that differ,
+ * row by row behind a marker, until nothing differs; what keeps differing is looked at under a row lock.
+ * @returns rows compared
+ * @throws MigrationFailure naming the rows that differ
+ */
+export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Promise<number> {
+  const h = hashing(info);
+  const sql = `SELECT ${h.bucket} AS bucket, count(*)::text AS rows, sum(${h.row})::text AS hash FROM ${t.sql} WHERE ${t.predicate()} GROUP BY 1`;
+  type Bucket = { bucket: number; rows: string; hash: string };
+  const [source, destination] = await both(m, (s) => s.query<Bucket>(sql));
+  const rows = source.reduce((n, b) => n + Number(b.rows), 0);
+  const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
+  const differing = source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`).map((b) => b.bucket);
+  const ours = new Set(source.map((b) => b.bucket));
+  differing.push(...destination.filter((b) => !ours.has(b.bucket)).map((b) => b.bucket));
+  if (differing.length === 0) return rows;
+
+  let suspects = await suspectsOf(m, t, h, `${h.bucket} = ANY ($1::int[])`, [differing]);
+  for (let round = 1; suspects.length > 0 && round < LIVE_ROUNDS; round++) {
+    if (suspects.length > MAX_SUSPECTS) throw difference(t, suspects);
+    m.exec.at('before:verify');
+    suspects = await suspectsOf(m, t, h, `${h.key} = ANY ($1::text[])`, [suspects]);
+  }
+  for (let round = 0; suspects.length > 0 && round < LOCKED_ROUNDS; round++)
+    suspects = await lockedSuspects(m, t, h, suspects);
+  if (suspects.length > 0) throw difference(t, suspects);
+  return rows;
+}
+
+/**
+ * Keys whose rows differ: the source's are read first, then the marker is waited for, so that a row that has not changed since
+ * must be the same at the destination.
+ */
+async function suspectsOf(
+  m: Move,
+  t: MovingTable,
+  h: Hashing,
+  where: string,
+  values: readonly unknown[],
+): Promise<string[]> {
+  const sql = `SELECT ${h.key} AS key, ${h.row}::text AS hash FROM ${t.sql} WHERE ${t.predicate()} AND ${where}`;
+  const source = await m.source.query<{ key: string; hash: string }>(sql, values);
+  await drainMarker(m);
+  const destination = await m.destination.query<{ key: string; hash: string }>(sql, values);
+  return differingKeys(source, destination);
+}
+
+async function lockedSuspects(m: Move, t: MovingTable, h: Hashing, keys: readonly string[]): Promise<string[]> {
+  const sql = `SELECT ${h.key} AS key, ${h.row}::text AS hash FROM ${t.sql} WHERE ${t.predicate()} AND ${h.key} = ANY ($1::text[])`;
+  const locker = await ShardSession.open(m.source.shard, null);
+  try {
+    await locker.query('BEGIN');
+    await locker.query("SET LOCAL lock_timeout = '300ms'");
+    const source = await locker.query<{ key: string; hash: string }>(`${sql} FOR UPDATE`, [keys]);
+    await drainMarker(m);
+    const destination = await m.destination.query<{ key: string; hash: string }>(sql, [keys]);
+    await locker.query('ROLLBACK');
+    return differingKeys(source, destination);
+  } catch (error) {
+    if (errorCode(error) !== '55P03') throw error;
+    await delay(200);
+    return [...keys];
+  } finally {
+    await locker.close();
+  }
+}
+
+async function drainMarker(m: Move): Promise<void> {
+  const token = randomUUID();
+  await m.source.query(writeMarkerSql(m.names, token));
+  await m.exec.wait('the marker arrives at the destination', () => markerArrived(m, token), { everyMs: 5 });
+}
+
+function differingKeys(
+  a: readonly { key: string; hash: string }[],
+  b: readonly { key: string; hash: string }[],
+): string[] {
+  const left = new Map(a.map((r) => [r.key, r.hash]));
+  const right = new Map(b.map((r) => [r.key, r.hash]));
+  const keys = [...left].filter(([key, hash]) => right.get(key) !== hash).map(([key]) => key);
+  keys.push(...[...right.keys()].filter((key) => !left.has(key)));
+  return keys;
+}
+
+function difference(t: MovingTable, keys: readonly string[]): MigrationFailure {
+  return new MigrationFailure(
+    `${keys.length} rows of "${tableId(t)}" differ between the shards, among them ${keys.slice(0, 3).join(', ')}`,
+    'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards.',
+  );
+}
+
+async function both<T>(m: Move, read: (session: ShardSession) => Promise<T>): Promise<[T, T]> {
+  return Promise.all([read(m.source), read(m.destination)]);
+}

@@ -1,0 +1,56 @@
+/**
+ * Places where a test kills the migrator: on either side of every effect that outlives the process. `recorded:` lies between
+ * the clean-up record and the object it names, `after:` behind the object, before anything else knows of it.
+ */
+export const CRASH_POINTS = [
+  'before:preflight',
+  'after:preflight',
+  'recorded:guards-source',
+  'after:guards-source',
+  'recorded:create-tables',
+  'after:create-tables',
+  'recorded:guards-destination',
+  'after:guards-destination',
+  'recorded:create-marker-source',
+  'after:create-marker-source',
+  'recorded:create-marker-destination',
+  'after:create-marker-destination',
+  'recorded:create-publication',
+  'after:create-publication',
+  'recorded:create-slot',
+  'after:create-slot',
+  'recorded:create-subscription',
+  'after:create-subscription',
+  'before:copy-wait',
+  'after:copy-wait',
+  'after:create-indexes',
+  'after:analyze',
+  'before:verify',
+  'after:verify',
+  'before:hold',
+  'after:hold',
+  'after:acks',
+  'before:fence',
+  'after:fence',
+  'after:drain',
+  'after:flush-progress',
+  'after:carry-sequences',
+  'before:flip',
+  'after:flip',
+  'after:open-destination',
+  'after:drop-subscription',
+  'after:drop-slot',
+  'after:drop-publication',
+  'after:proxies-acked',
+  'before:remove-rows',
+  'after:remove-rows',
+  'after:drop-guards',
+  'after:abort-reopen',
+  'after:undo',
+] as const;
+export type CrashPoint = (typeof CRASH_POINTS)[number];
+
+/** Kills this process, as `kill -9` would, when FORESHARD_CRASH_POINT names `point`. For tests. */
+export function crashPoint(point: CrashPoint): void {
+  if (process.env.FORESHARD_CRASH_POINT === point) process.kill(process.pid, 'SIGKILL');
+}

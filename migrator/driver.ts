@@ -1,0 +1,215 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import { errorCode } from '../topology/connection.js';
+import { CatalogUnavailableError, ForeshardError } from '../topology/errors.js';
+import type { MigrationState } from '../topology/migration.js';
+import { AbortRequested, MigrationFailure, RealExecutor } from './executor.js';
+import { LeaseLostError, MigrationLease } from './lease.js';
+import { type MigrationRow, MigrationStore, PAST_FLIP, RESTING_STATES } from './migration-store.js';
+import { type Move, movingTables, resolveTarget } from './move.js';
+import type { MigratorOptions } from './options.js';
+import { ShardSession, ShardUnavailableError } from './shard-session.js';
+import { abort } from './steps/abort.js';
+import { catchUp } from './steps/catch-up.js';
+import { clean } from './steps/clean.js';
+import { copy } from './steps/copy.js';
+import { fence, retreat } from './steps/fence.js';
+import { open } from './steps/open.js';
+import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
+import { ready } from './steps/ready.js';
+import { verify } from './steps/verify.js';
+
+type Step = (m: Move) => Promise<void>;
+
+/** What is done in each state. A step may be run again from its start after a crash at any instruction; it ends by a transition. */
+export const STEPS: Partial<Record<MigrationState, Step>> = {
+  approved: approve,
+  preparing: prepare,
+  copying: copy,
+  catching_up: catchUp,
+  verifying: verify,
+  ready,
+  fencing: fence,
+  drained: (m) => retreat(m, 'the migrator was interrupted between fence and flip', false),
+  flipped: open,
+  cleaning: clean,
+  aborting: abort,
+};
+
+/** Errors of a kind nobody foresaw, in a row, before the migration is undone. */
+const MAX_SURPRISES = 5;
+const MAX_BACKOFF_MS = 5000;
+
+export interface DriveOptions {
+  readonly catalog: Catalog;
+  readonly id: bigint;
+  /** UUID of this process. */
+  readonly owner: string;
+  readonly options: MigratorOptions;
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Drives one migration until it rests, the lease is lost, or `signal` fires; it can be gone on with later by anybody.
+ * @returns its last state, or null when somebody else holds the lease
+ */
+export async function drive(o: DriveOptions): Promise<MigrationState | null> {
+  const store = new MigrationStore(o.catalog.pool, o.id, o.owner);
+  const lease = await MigrationLease.take(store, o.options.leaseMs);
+  if (lease === null) return null;
+  const signal = AbortSignal.any([o.signal, lease.signal]);
+  let surprises = 0;
+  let backoffMs = 200;
+  let lastState: MigrationState | null = null;
+  try {
+    for (;;) {
+      try {
+        lastState = await attempt(o, store, lease, signal);
+        return lastState;
+      } catch (error) {
+        if (o.signal.aborted || error instanceof LeaseLostError || lease.signal.aborted) return lastState;
+        const verdict = await judge(o, store, error, surprises);
+        if (verdict === 'surprise') surprises++;
+        if (verdict === 'moved on') {
+          backoffMs = 200;
+          continue;
+        }
+        await delay(backoffMs, undefined, { signal }).catch(() => undefined); // cut short by the signal, seen above
+        backoffMs = Math.min(backoffMs * 2, MAX_BACKOFF_MS);
+      }
+    }
+  } finally {
+    await lease.release().catch((error: unknown) => {
+      o.log.warn(
+        { migration: o.id.toString(), error: String(error) },
+        'the lease could not be given back; it ends by itself',
+      );
+    });
+  }
+}
+
+/** Connects, and runs steps until the migration rests. */
+async function attempt(
+  o: DriveOptions,
+  store: MigrationStore,
+  lease: MigrationLease,
+  signal: AbortSignal,
+): Promise<MigrationState> {
+  let row = await store.load();
+  row = await startAbort(store, row);
+  if (RESTING_STATES.includes(row.state)) return row.state;
+  if (row.state === 'aborting' && (await store.cleanup()).every((c) => c.done)) {
+    await store.transition(row, 'aborted'); // nothing was made: no shard needs to be there for that
+    return 'aborted';
+  }
+  const meta = await o.catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
+  const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', row.spec);
+  const source = await ShardSession.open(target.from, target.names.operation);
+  let m: Move | null = null;
+  let destination: ShardSession | null = null;
+  try {
+    destination = await ShardSession.open(target.to, target.names.operation);
+    // Read again now that no predecessor can act on the shards any more.
+    row = await store.load();
+    const exec = new RealExecutor({ store, lease, source, destination, row, log: o.log, signal });
+    m = {
+      row,
+      exec,
+      options: o.options,
+      log: o.log,
+      catalog: o.catalog,
+      topology: target.topology,
+      keyspace: target.keyspace,
+      spec: target.spec,
+      names: target.names,
+      tables: movingTables(target, row),
+      source,
+      destination,
+      snapshot: null,
+    };
+    if (row.state === 'fencing') await retreat(m, 'the migrator was interrupted at the fence', false);
+    for (;;) {
+      const step = STEPS[m.row.state];
+      if (step === undefined) return m.row.state;
+      exec.check();
+      await step(m);
+    }
+  } finally {
+    await m?.snapshot?.close();
+    await destination?.close();
+    await source.close();
+  }
+}
+
+/** An abort that was asked for while nobody drove, or of a migration that failed before its flip. */
+async function startAbort(store: MigrationStore, row: MigrationRow): Promise<MigrationRow> {
+  if (!row.abortRequested || row.state === 'aborting' || row.state === 'aborted') return row;
+  if (PAST_FLIP.includes(row.state) || row.facts.flipEpoch !== undefined) return row;
+  return store.transition(row, 'aborting', { detail: { why: 'requested' } });
+}
+
+/** Decides what an error means: undo, or try again. */
+async function judge(
+  o: DriveOptions,
+  store: MigrationStore,
+  error: unknown,
+  surprises: number,
+): Promise<'moved on' | 'again' | 'surprise'> {
+  const message = error instanceof Error ? error.message : String(error);
+  const hint = error instanceof ForeshardError ? error.hint : undefined;
+  const text = hint === undefined ? message : `${message}. ${hint}`;
+  try {
+    const row = await store.load();
+    const undoable = !PAST_FLIP.includes(row.state) && row.facts.flipEpoch === undefined && row.state !== 'aborting';
+    if (error instanceof AbortRequested && undoable) {
+      await store.transition(row, 'aborting', { detail: { why: 'requested' } });
+      return 'moved on';
+    }
+    const untouched = row.state === 'approved';
+    if (error instanceof PreflightRefusal && untouched) {
+      await store.transition(row, 'failed', { error: text, detail: { findings: error.findings } });
+      return 'moved on';
+    }
+    const hopeless = error instanceof MigrationFailure || error instanceof PreflightRefusal;
+    const givenUp = !isOutage(error) && surprises + 1 >= MAX_SURPRISES;
+    if ((hopeless || givenUp) && undoable) {
+      o.log.error({ migration: o.id.toString(), state: row.state, error: text }, 'the migration is undone');
+      await store.transition(row, 'aborting', { error: text, detail: { why: message } });
+      return 'moved on';
+    }
+    o.log.warn(
+      {
+        migration: o.id.toString(),
+        state: row.state,
+        error: text,
+        stack: isOutage(error) ? undefined : (error as Error).stack,
+      },
+      'will try again',
+    );
+    await o.catalog.pool.query(
+      `UPDATE foreshard.migration SET progress = progress || jsonb_build_object('note', $3::text), updated_at = clock_timestamp()
+        WHERE id = $1 AND lease_owner = $2`,
+      [o.id.toString(), o.owner, text],
+    );
+  } catch (second) {
+    // The catalog itself is away, or the lease went; the loop finds out which.
+    o.log.warn({ migration: o.id.toString(), error: text, catalog: String(second) }, 'the catalog cannot be used');
+    return 'again';
+  }
+  return isOutage(error) ? 'again' : 'surprise';
+}
+
+/** Something is not reachable now: never a reason to give up by itself. */
+function isOutage(error: unknown): boolean {
+  if (error instanceof ShardUnavailableError || error instanceof CatalogUnavailableError) return true;
+  const code = errorCode(error);
+  return (
+    code.startsWith('08') ||
+    code.startsWith('57P') ||
+    /^E[A-Z]+$/.test(code) ||
+    code === '40001' ||
+    /Connection terminated/.test(String(error))
+  );
+}

@@ -1,0 +1,159 @@
+import { pino } from 'pino';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import { redactUrl } from '../topology/connection.js';
+import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { Keyspace } from '../topology/topology.js';
+import type { Action, CatalogStatement } from './action.js';
+import { STEPS } from './driver.js';
+import type { Executor, TransitionChange } from './executor.js';
+import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-store.js';
+import { type Move, movingTables, resolveTarget } from './move.js';
+import { DEFAULT_OPTIONS } from './options.js';
+import type { Finding } from './preflight.js';
+import { ShardSession } from './shard-session.js';
+import { PreflightRefusal } from './steps/prepare.js';
+
+/** One line of what a migration would do. */
+export interface DryRunStep {
+  readonly state: MigrationState;
+  readonly kind: 'act' | 'wait' | 'commit';
+  readonly on: string;
+  readonly text: string;
+  /** Without passwords. */
+  readonly sql: readonly string[];
+}
+
+export interface DryRun {
+  readonly findings: readonly Finding[];
+  /** Empty when a finding is a blocker. */
+  readonly steps: readonly DryRunStep[];
+}
+
+/**
+ * Walks the very steps of a real migration with an executor that notes what each would do. Reads both shards, changes nothing.
+ * The object names end in 0, where the real ones have the migration's id.
+ */
+export async function dryRun(catalog: Catalog, spec: SplitMoveSpec): Promise<DryRun> {
+  const topology = await catalog.loadTopology();
+  const keyspace = topology.keyspaces.get(spec.keyspace) as Keyspace;
+  const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
+  const target = resolveTarget(topology, 0n, meta.rows[0]?.cluster_id ?? '', encodeSpec(keyspace, spec));
+  const row: MigrationRow = {
+    id: 0n,
+    planId: null,
+    spec: encodeSpec(keyspace, spec),
+    state: 'approved',
+    generation: 0n,
+    facts: {},
+    progress: {},
+    abortRequested: false,
+    error: null,
+    createdAt: new Date(),
+    updatedAt: new Date(),
+  };
+  const source = await ShardSession.open(target.from, null);
+  try {
+    const destination = await ShardSession.open(target.to, null);
+    const exec = new DryExecutor(row, [target.from.url, target.to.url]);
+    const m: Move = {
+      row,
+      exec,
+      options: DEFAULT_OPTIONS,
+      log: pino({ level: 'silent' }),
+      catalog,
+      topology,
+      keyspace,
+      spec: target.spec,
+      names: target.names,
+      tables: movingTables(target, row),
+      source,
+      destination,
+      snapshot: null,
+    };
+    try {
+      for (;;) {
+        const step = STEPS[m.row.state];
+        if (step === undefined) break;
+        await step(m);
+      }
+    } catch (error) {
+      if (!(error instanceof PreflightRefusal)) throw error;
+      return { findings: error.findings, steps: [] };
+    } finally {
+      await destination.close();
+    }
+    return { findings: (m.row.facts.warnings ?? []) as Finding[], steps: exec.steps };
+  } finally {
+    await source.close();
+  }
+}
+
+class DryExecutor implements Executor {
+  readonly dry = true;
+  readonly steps: DryRunStep[] = [];
+  readonly #urls: readonly string[];
+  readonly #cleanup: CleanupRecord[] = [];
+  readonly #done = new Set<bigint>();
+  #row: MigrationRow;
+
+  constructor(row: MigrationRow, urls: readonly string[]) {
+    this.#row = row;
+    this.#urls = urls;
+  }
+
+  async perform(action: Action): Promise<void> {
+    for (const c of action.cleanup ?? []) await this.record(c);
+    const sql = action.sql.map((s) => this.#urls.reduce((text, url) => text.replaceAll(url, redactUrl(url)), s));
+    this.steps.push({ state: this.#row.state, kind: 'act', on: action.on, text: action.text, sql });
+  }
+
+  async record(cleanup: CleanupSpec): Promise<void> {
+    this.#cleanup.push({ ...cleanup, id: BigInt(this.#cleanup.length), done: false });
+  }
+
+  async openCleanup(kind?: CleanupRecord['kind']): Promise<CleanupRecord[]> {
+    return this.#cleanup.filter((c) => !this.#done.has(c.id) && (kind === undefined || c.kind === kind));
+  }
+
+  async markCleanupDone(record: CleanupRecord): Promise<void> {
+    this.#done.add(record.id);
+  }
+
+  async wait(text: string): Promise<boolean> {
+    this.steps.push({ state: this.#row.state, kind: 'wait', on: '', text, sql: [] });
+    return true;
+  }
+
+  async transition(row: MigrationRow, to: MigrationState, change: TransitionChange = {}): Promise<MigrationRow> {
+    this.#row = { ...row, state: to, facts: { ...row.facts, ...change.facts } };
+    return this.#row;
+  }
+
+  async noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
+    return { ...row, facts: { ...row.facts, ...facts } };
+  }
+
+  async reload(): Promise<MigrationRow> {
+    return this.#row;
+  }
+
+  async flip(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    change: TransitionChange,
+  ): Promise<MigrationRow> {
+    for (const s of statements)
+      this.steps.push({
+        state: row.state,
+        kind: 'commit',
+        on: 'catalog',
+        text: s.text,
+        sql: [`${s.sql} -- ${JSON.stringify(s.values)}`],
+      });
+    return this.transition(row, 'flipped', change);
+  }
+
+  async progress(): Promise<void> {}
+
+  at(): void {}
+}

@@ -1,0 +1,247 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { ConflictError, ForeshardError } from '../topology/errors.js';
+import type { MigrationProgress, MigrationState } from '../topology/migration.js';
+import type { Action, CatalogStatement } from './action.js';
+import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
+import type { MigrationLease } from './lease.js';
+import {
+  type CleanupRecord,
+  type CleanupSpec,
+  type Facts,
+  type MigrationRow,
+  type MigrationStore,
+  PAST_FLIP,
+} from './migration-store.js';
+import type { ShardSession } from './shard-session.js';
+
+/** Somebody asked for an abort and it is still possible. */
+export class AbortRequested extends Error {}
+
+/** The migration cannot go on: it is undone, and this is why. */
+export class MigrationFailure extends ForeshardError {
+  constructor(message: string, hint?: string) {
+    super('55000', message, hint === undefined ? {} : { hint });
+  }
+}
+
+/** What steps do goes through here: `RealExecutor` does it, the dry run's prints it. */
+export interface Executor {
+  /** Nothing is done and nothing was made: a step must not look for what it has just made. */
+  readonly dry: boolean;
+  perform(action: Action): Promise<void>;
+  record(cleanup: CleanupSpec): Promise<void>;
+  /** Clean-up records not yet ticked off, in the order they were made. */
+  openCleanup(kind?: CleanupRecord['kind']): Promise<CleanupRecord[]>;
+  markCleanupDone(record: CleanupRecord): Promise<void>;
+  /** Polls until `done` gives true. @returns false when `deadlineMs` passed first */
+  wait(text: string, done: () => Promise<boolean>, options?: WaitOptions): Promise<boolean>;
+  transition(row: MigrationRow, to: MigrationState, change?: TransitionChange): Promise<MigrationRow>;
+  noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow>;
+  /** The migration as the catalog has it now. */
+  reload(): Promise<MigrationRow>;
+  /** The flip: all statements and the change of state in one transaction of the catalog. */
+  flip(row: MigrationRow, statements: readonly CatalogStatement[], change: TransitionChange): Promise<MigrationRow>;
+  /** Says how far it is; written at most once a second. */
+  progress(progress: Partial<MigrationProgress>): Promise<void>;
+  /** A place where a test may kill us. Also where an abort or a lost lease stops us. */
+  at(point: CrashPoint): void;
+}
+
+export interface WaitOptions {
+  readonly everyMs?: number;
+  readonly deadlineMs?: number;
+}
+
+export interface TransitionChange {
+  readonly facts?: Facts;
+  readonly error?: string | null;
+  readonly detail?: Facts;
+}
+
+const POINTS = new Set<string>(CRASH_POINTS);
+
+/** Does it. */
+export class RealExecutor implements Executor {
+  readonly dry = false;
+  readonly #store: MigrationStore;
+  readonly #lease: MigrationLease;
+  readonly #sessions: { readonly source: ShardSession; readonly destination: ShardSession };
+  readonly #log: Logger;
+  readonly #signal: AbortSignal;
+  #state: MigrationState;
+  #progress: MigrationProgress;
+  #written = 0;
+
+  constructor(options: {
+    store: MigrationStore;
+    lease: MigrationLease;
+    source: ShardSession;
+    destination: ShardSession;
+    row: MigrationRow;
+    log: Logger;
+    signal: AbortSignal;
+  }) {
+    this.#store = options.store;
+    this.#lease = options.lease;
+    this.#sessions = { source: options.source, destination: options.destination };
+    this.#log = options.log;
+    this.#signal = options.signal;
+    this.#state = options.row.state;
+    this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state };
+  }
+
+  async perform(action: Action): Promise<void> {
+    this.check();
+    const session = this.#sessions[action.on];
+    if (action.present !== undefined) {
+      const found = await session.query<{ present: boolean }>(action.present);
+      if (found[0]?.present === true) return;
+    }
+    for (const cleanup of action.cleanup ?? []) await this.#store.recordCleanup(cleanup);
+    this.#crash(`recorded:${action.name}`);
+    this.check();
+    this.#log.debug({ migration: this.#store.id.toString(), action: action.name, on: action.on }, action.text);
+    if (action.mode === 'single') for (const sql of action.sql) await this.#interruptible(session, sql);
+    else if (action.mode === 'transaction') await session.transaction(action.sql);
+    else await session.lockingTransaction(action.sql, () => this.check());
+    this.#crash(`after:${action.name}`);
+  }
+
+  async record(cleanup: CleanupSpec): Promise<void> {
+    this.check();
+    await this.#store.recordCleanup(cleanup);
+  }
+
+  async openCleanup(kind?: CleanupRecord['kind']): Promise<CleanupRecord[]> {
+    const all = await this.#store.cleanup();
+    return all.filter((c) => !c.done && (kind === undefined || c.kind === kind));
+  }
+
+  async markCleanupDone(record: CleanupRecord): Promise<void> {
+    this.check();
+    await this.#store.markCleanupDone(record.id);
+  }
+
+  async wait(_text: string, done: () => Promise<boolean>, options: WaitOptions = {}): Promise<boolean> {
+    const deadline = options.deadlineMs === undefined ? Infinity : performance.now() + options.deadlineMs;
+    for (;;) {
+      this.check();
+      if (await done()) return true;
+      if (performance.now() >= deadline) return false;
+      await delay(options.everyMs ?? 200, undefined, { signal: this.#signal }).catch(() => this.check());
+    }
+  }
+
+  async transition(row: MigrationRow, to: MigrationState, change: TransitionChange = {}): Promise<MigrationRow> {
+    const next = await this.#store.transition(row, to, change);
+    return this.#entered(next);
+  }
+
+  noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
+    return this.#store.noteFacts(row, facts);
+  }
+
+  async reload(): Promise<MigrationRow> {
+    const row = await this.#store.load();
+    this.#state = row.state;
+    return row;
+  }
+
+  async flip(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    change: TransitionChange,
+  ): Promise<MigrationRow> {
+    this.check();
+    const client = await this.#store.pool.connect();
+    let next: MigrationRow;
+    try {
+      await client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+      for (const statement of statements) {
+        const result = await client.query(statement.sql, [...statement.values]);
+        if (statement.elseConflict !== null && result.rowCount === 0) throw new ConflictError(statement.elseConflict);
+      }
+      next = await this.#store.transition(row, 'flipped', change, client);
+      await client.query('COMMIT');
+      client.release();
+    } catch (error) {
+      client.release(true);
+      throw error;
+    }
+    return this.#entered(next);
+  }
+
+  async progress(progress: Partial<MigrationProgress>): Promise<void> {
+    this.#progress = { ...this.#progress, ...progress, phase: this.#state };
+    if (performance.now() - this.#written < 1000) return;
+    await this.#write();
+  }
+
+  at(point: CrashPoint): void {
+    this.check();
+    crashPoint(point);
+  }
+
+  /** @throws LeaseLostError, AbortRequested, or the signal's reason */
+  check(): void {
+    this.#lease.check();
+    this.#signal.throwIfAborted();
+    if (this.#lease.abortRequested && this.#state !== 'aborting' && !PAST_FLIP.includes(this.#state))
+      throw new AbortRequested('an abort was requested');
+  }
+
+  async #entered(row: MigrationRow): Promise<MigrationRow> {
+    this.#state = row.state;
+    this.#log.info(
+      { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
+      'migration changed state',
+    );
+    this.#progress = { ...this.#progress, phase: row.state };
+    // Nothing but the next step may stand between the fence and the flip.
+    if (row.state !== 'fencing' && row.state !== 'drained') await this.#write();
+    return row;
+  }
+
+  async #write(): Promise<void> {
+    this.#written = performance.now();
+    await this.#store.writeProgress(this.#progress);
+  }
+
+  /** Runs a statement that may wait for others for long (a slot waits for every open transaction), heeding aborts meanwhile. */
+  async #interruptible(session: ShardSession, sql: string): Promise<void> {
+    const running = session.query(sql).then(
+      () => ({ error: null }),
+      (error: unknown) => ({ error }),
+    );
+    for (;;) {
+      const finished = await Promise.race([running, delay(250, null, { ref: false })]);
+      if (finished?.error === null) return;
+      if (finished !== null) throw finished.error;
+      try {
+        this.check();
+      } catch (reason) {
+        await session.cancel();
+        await running;
+        throw reason;
+      }
+    }
+  }
+
+  #crash(point: string): void {
+    if (POINTS.has(point)) crashPoint(point as CrashPoint);
+  }
+}
+
+const NO_PROGRESS: MigrationProgress = {
+  phase: 'approved',
+  rowsCopied: 0,
+  rowsTotal: 0,
+  bytesCopied: 0,
+  bytesTotal: 0,
+  bytesPerSecond: 0,
+  lagBytes: 0,
+  etaSeconds: null,
+  pauseMs: null,
+  note: null,
+};

@@ -1,0 +1,93 @@
+import { loadSql } from '../sql/load.js';
+import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
+import type { Action } from './action.js';
+import type { MovingTable } from './move.js';
+import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS, type ObjectNames, SHARD_SCHEMA } from './names.js';
+import type { TableInfo } from './schema-read.js';
+
+type Side = 'source' | 'destination';
+
+/** The schema of our own objects; it may be there from another migration. */
+export const CREATE_SHARD_SCHEMA = `CREATE SCHEMA IF NOT EXISTS ${quoteIdent(SHARD_SCHEMA)}`;
+
+/** Sets a gate. Not undone by a rollback, seen by every snapshot at once, kept by a crash once a commit has followed. */
+export function setGateSql(names: ObjectNames, value: typeof GATE_OPEN | typeof GATE_CLOSED): string {
+  return `SELECT setval(${quoteLiteral(quoteTable(names.gate))}::regclass, ${value})`;
+}
+
+/** One row with `gate`: GATE_OPEN or GATE_CLOSED. */
+export function readGateSql(names: ObjectNames): string {
+  return `SELECT last_value::int AS gate FROM ${quoteTable(names.gate)}`;
+}
+
+/** Gate and guard function on one side; the source's gate is open, the destination's closed. */
+export function gateAction(names: ObjectNames, on: Side, shard: string): Action {
+  const gate = quoteTable(names.gate);
+  const fill: Record<string, string> = {
+    ':function': quoteTable(names.guardFunction),
+    ':gate': gate,
+    ':class': String(GUARD_LOCK_CLASS),
+    ':operation': String(names.operation),
+  };
+  return {
+    name: `guards-${on}`,
+    on,
+    text: `install the gate (${on === 'source' ? 'open' : 'closed'}) and the guard`,
+    mode: 'transaction',
+    cleanup: [{ kind: 'guards', shard, object: { trigger: names.trigger } }],
+    sql: [
+      CREATE_SHARD_SCHEMA,
+      `CREATE SEQUENCE IF NOT EXISTS ${gate} MINVALUE ${GATE_OPEN} MAXVALUE ${GATE_CLOSED}`,
+      setGateSql(names, on === 'source' ? GATE_OPEN : GATE_CLOSED),
+      loadSql('shard/guard.sql').replace(/:(function|gate|class|operation)\b/g, (word) => fill[word] as string),
+      loadSql('shard/truncate.sql').replaceAll(':function', quoteTable(truncateFunction(names))),
+    ],
+  };
+}
+
+function truncateFunction(names: ObjectNames) {
+  return { schema: names.guardFunction.schema, table: `${names.guardFunction.table}_truncate` };
+}
+
+/**
+ * The guard triggers of one table. In the default mode (ORIGIN): they stop clients and let the apply worker pass. They lock
+ * the table for a moment.
+ */
+export function guardTableAction(names: ObjectNames, on: Side, table: MovingTable, info: TableInfo): Action {
+  const execute = `FOR EACH ROW WHEN (%) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}()`;
+  const row = (suffix: string, event: string, when: string) =>
+    `CREATE TRIGGER ${quoteIdent(names.trigger + suffix)} BEFORE ${event} ON ${table.sql} ${execute.replace('%', () => when)}`;
+  const sql = [
+    row('_i', 'INSERT', table.predicate('NEW')),
+    row('_u', 'UPDATE', `${table.predicate('OLD')} OR ${table.predicate('NEW')}`),
+    row('_d', 'DELETE', table.predicate('OLD')),
+    `CREATE TRIGGER ${quoteIdent(`${names.trigger}_t`)} BEFORE TRUNCATE ON ${table.sql} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}()`,
+  ];
+  const arrival = on === 'source' ? arrivalSql(names, table, info) : [];
+  return {
+    name: 'guard-table',
+    on,
+    text: `guard ${table.schema}.${table.table}`,
+    mode: 'locking',
+    present: `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
+                AND tgname = ${quoteLiteral(`${names.trigger}_t`)}) AS present`,
+    sql: [...sql, ...arrival],
+  };
+}
+
+/** See sql/shard/arrival.sql: rows that an update brings into the interval must carry all their values. */
+function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): string[] {
+  const toastable = info.columns.filter((c) => c.toastable && c.generated === '');
+  if (table.keyColumns.length === 0 || toastable.length === 0) return [];
+  const fn = quoteTable({ schema: names.guardFunction.schema, table: `${names.guardFunction.table}_${info.oid}` });
+  const assignments = toastable
+    .map((c) => `  NEW.${quoteIdent(c.name)} := (NEW.${quoteIdent(c.name)}::text)::${c.type};`)
+    .join('\n');
+  return [
+    loadSql('shard/arrival.sql').replace(/:(function|assignments)\b/g, (word) =>
+      word === ':function' ? fn : assignments,
+    ),
+    `CREATE TRIGGER ${quoteIdent(`${names.trigger}_a`)} BEFORE UPDATE ON ${table.sql} FOR EACH ROW
+       WHEN (NOT ${table.predicate('OLD')} AND ${table.predicate('NEW')}) EXECUTE FUNCTION ${fn}()`,
+  ];
+}

@@ -1,0 +1,109 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import pg from 'pg';
+import type { Logger } from 'pino';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import { drive } from './driver.js';
+import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
+
+/** Migrations that want a driver now. An approved one waits its turn: one at a time per keyspace, the oldest first. */
+const WORK = `
+SELECT m.id::text FROM foreshard.migration m
+ WHERE (m.lease_until IS NULL OR m.lease_until < clock_timestamp() OR m.lease_owner = $1)
+   AND CASE m.state
+     WHEN 'approved' THEN m.abort_requested OR NOT EXISTS (
+       SELECT FROM foreshard.migration o WHERE o.id <> m.id AND o.spec->>'keyspace' = m.spec->>'keyspace'
+          AND (o.state NOT IN ('planned', 'approved', 'done', 'aborted', 'failed') OR (o.state = 'approved' AND o.id < m.id)))
+     WHEN 'failed' THEN m.abort_requested AND NOT m.facts ? 'flipEpoch'
+     WHEN 'planned' THEN m.abort_requested
+     ELSE m.state NOT IN ('done', 'aborted')
+   END
+ ORDER BY m.id`;
+
+/** Picks up migrations that are approved or were left unfinished, and drives them. Any number of these may run. */
+export class Migrator {
+  readonly #catalog: Catalog;
+  readonly #log: Logger;
+  readonly #options: MigratorOptions;
+  /** One per process and life: what an earlier life held must run out. */
+  readonly #owner = randomUUID();
+  readonly #driving = new Map<string, Promise<void>>();
+  #wake: () => void = () => undefined;
+
+  constructor(catalog: Catalog, log: Logger, options: Partial<MigratorOptions> = {}) {
+    this.#catalog = catalog;
+    this.#log = log;
+    this.#options = { ...DEFAULT_OPTIONS, ...options };
+  }
+
+  /** Works until `signal` fires; then stops where it is, which is safe anywhere, gives its leases back and resolves. */
+  async run(signal: AbortSignal): Promise<void> {
+    const listening = this.#listen(signal);
+    while (!signal.aborted) {
+      const woken = new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      try {
+        const work = await this.#catalog.pool.query<{ id: string }>(WORK, [this.#owner]);
+        for (const { id } of work.rows) this.#start(id, signal);
+      } catch (error) {
+        this.#log.warn({ error: String(error) }, 'the catalog cannot be asked for migrations');
+      }
+      // The poll stands behind NOTIFY, for the day a notification is lost.
+      await Promise.race([woken, delay(this.#options.pollMs, undefined, { signal, ref: true }).catch(ignoreAbort)]);
+    }
+    await Promise.all([listening, ...this.#driving.values()]);
+  }
+
+  #start(id: string, signal: AbortSignal): void {
+    if (this.#driving.has(id)) return;
+    const driving = drive({
+      catalog: this.#catalog,
+      id: BigInt(id),
+      owner: this.#owner,
+      options: this.#options,
+      log: this.#log,
+      signal,
+    })
+      .then(
+        () => undefined,
+        (error: unknown) => {
+          this.#log.error({ migration: id, error: String(error) }, 'the driver of the migration stopped');
+        },
+      )
+      .finally(() => {
+        this.#driving.delete(id);
+        this.#wake();
+      });
+    this.#driving.set(id, driving);
+  }
+
+  async #listen(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const client = new pg.Client({
+        connectionString: this.#catalog.url,
+        keepAlive: true,
+        application_name: 'foreshard migrator (listen)',
+      });
+      try {
+        const ended = new Promise<void>((resolve) => {
+          client.once('end', resolve);
+          client.once('error', () => resolve());
+          signal.addEventListener('abort', () => resolve(), { once: true });
+        });
+        client.on('error', () => undefined); // `ended` was told
+        client.on('notification', () => this.#wake());
+        await client.connect();
+        await client.query('LISTEN foreshard_migration');
+        await ended;
+      } catch (error) {
+        this.#log.warn({ error: String(error) }, 'cannot listen on the catalog; polling goes on');
+      }
+      await client.end().catch(() => undefined); // it is gone already
+      await delay(1000, undefined, { signal }).catch(ignoreAbort);
+    }
+  }
+}
+
+/** The pause was cut short. */
+function ignoreAbort(): void {}

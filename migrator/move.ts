@@ -1,0 +1,99 @@
+import type { Logger } from 'pino';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import { ForeshardError } from '../topology/errors.js';
+import { intervalPredicate } from '../topology/interval-sql.js';
+import type { Interval } from '../topology/key.js';
+import type { SplitMoveSpec } from '../topology/migration.js';
+import { quoteTable } from '../topology/quote.js';
+import { type Keyspace, type Shard, type TableName, type Topology, tableId } from '../topology/topology.js';
+import type { Executor } from './executor.js';
+import { decodeSpec, type MigrationRow, type StoredSpec } from './migration-store.js';
+import { type ObjectNames, objectNames } from './names.js';
+import type { MigratorOptions } from './options.js';
+import type { ShardSession } from './shard-session.js';
+
+/** A table whose rows move (sharded) or are copied in whole (reference). */
+export interface MovingTable extends TableName {
+  /** Empty for a reference table. */
+  readonly keyColumns: readonly string[];
+  /** Quoted, with its schema. */
+  readonly sql: string;
+  /** True for the rows that move. `true` for a reference table. */
+  predicate(alias?: string): string;
+}
+
+/** One migration in the hands of its driver: what every step needs. */
+export interface Move {
+  /** As of the last transition; steps replace it. */
+  row: MigrationRow;
+  readonly exec: Executor;
+  readonly options: MigratorOptions;
+  readonly log: Logger;
+  readonly catalog: Catalog;
+  readonly topology: Topology;
+  readonly keyspace: Keyspace;
+  readonly spec: SplitMoveSpec;
+  readonly names: ObjectNames;
+  readonly tables: readonly MovingTable[];
+  readonly source: ShardSession;
+  readonly destination: ShardSession;
+  /** A snapshot of the destination taken between drain and flip, for the exact comparison; gone after a crash. */
+  snapshot: ShardSession | null;
+}
+
+/** What the catalog says about a migration, before anything is connected. */
+export interface MoveTarget {
+  readonly topology: Topology;
+  readonly keyspace: Keyspace;
+  readonly spec: SplitMoveSpec;
+  readonly from: Shard;
+  readonly to: Shard;
+  readonly names: ObjectNames;
+}
+
+/** Resolves the names in a spec. @throws ForeshardError 42704 for one that is unknown */
+export function resolveTarget(topology: Topology, id: bigint, clusterId: string, stored: StoredSpec): MoveTarget {
+  const keyspace = [...topology.keyspaces.values()].find((k) => k.name === stored.keyspace);
+  if (keyspace === undefined)
+    throw new ForeshardError('42704', `there is no keyspace "${stored.keyspace}"`, {
+      hint: 'See "foreshard keyspace list".',
+    });
+  const spec = decodeSpec(keyspace, stored);
+  const shard = (name: string): Shard => {
+    const found = [...topology.shards.values()].find((s) => s.name === name);
+    if (found === undefined)
+      throw new ForeshardError('42704', `there is no shard "${name}"`, { hint: 'See "foreshard shard list".' });
+    return found;
+  };
+  return { topology, keyspace, spec, from: shard(spec.from), to: shard(spec.to), names: objectNames(id, clusterId) };
+}
+
+/**
+ * Tables that take part, parents or not, in a fixed order: the reference tables that the destination lacks, then those of
+ * the keyspace. A migration that has begun keeps the list it began with.
+ */
+export function movingTables(target: MoveTarget, row: MigrationRow): MovingTable[] {
+  const { keyspace, spec } = target;
+  const begun = row.facts.tables as readonly string[] | undefined;
+  const sharded = keyspace.tables.map((t) => makeTable(keyspace, t, t.keyColumns, spec));
+  const reference = [...target.topology.referenceTables.values()]
+    .filter((t) => (begun === undefined ? !t.shards.includes(spec.to) : begun.includes(tableId(t))))
+    .map((t) => makeTable(keyspace, t, [], spec));
+  const all = [...reference, ...sharded];
+  return begun === undefined ? all : all.filter((t) => begun.includes(tableId(t)));
+}
+
+function makeTable(keyspace: Keyspace, t: TableName, keyColumns: readonly string[], interval: Interval): MovingTable {
+  return {
+    schema: t.schema,
+    table: t.table,
+    keyColumns,
+    sql: quoteTable(t),
+    predicate: (alias) =>
+      keyColumns.length === 0 ? 'true' : `(${intervalPredicate(keyspace, keyColumns, interval, alias)})`,
+  };
+}
+
+export function isReference(table: MovingTable): boolean {
+  return table.keyColumns.length === 0;
+}

@@ -1,0 +1,42 @@
+import type { TableName } from '../topology/topology.js';
+
+/** Schema on every shard that holds what Foreshard installs there. */
+export const SHARD_SCHEMA = 'foreshard_shard';
+
+/** First half of the advisory lock that writers of a moving interval share; the second half is the migration's id. ("fshg") */
+export const GUARD_LOCK_CLASS = 0x66736867;
+/** First half of the session lock that makes one process at a time the driver of a migration on a shard. ("fshd") */
+export const DRIVER_LOCK_CLASS = 0x66736864;
+
+/** `last_value` of a gate. */
+export const GATE_OPEN = 1;
+export const GATE_CLOSED = 2;
+
+/** SQLSTATE of the guard: the interval is not (or no longer) written here. Proxies reload the topology and retry. */
+export const GUARD_SQLSTATE = 'SH001';
+
+/** Names of the objects of one migration; the same on both shards. */
+export interface ObjectNames {
+  /** Publication, slot and subscription share it. Slot names allow only a–z, 0–9 and _. */
+  readonly replication: string;
+  readonly gate: TableName;
+  readonly marker: TableName;
+  readonly guardFunction: TableName;
+  /** Prefix of the guard triggers' names. */
+  readonly trigger: string;
+  /** Second half of the advisory lock. */
+  readonly operation: number;
+}
+
+/** The names of migration `id`. The catalog's cluster id keeps two Foreshards on one server apart. */
+export function objectNames(id: bigint, clusterId: string): ObjectNames {
+  const suffix = `${clusterId.replaceAll('-', '').slice(0, 8)}_${id}`;
+  return {
+    replication: `foreshard_${suffix}`,
+    gate: { schema: SHARD_SCHEMA, table: `gate_${suffix}` },
+    marker: { schema: SHARD_SCHEMA, table: `marker_${suffix}` },
+    guardFunction: { schema: SHARD_SCHEMA, table: `guard_${suffix}` },
+    trigger: `foreshard_guard_${suffix}`,
+    operation: Number(BigInt.asIntN(32, id)),
+  };
+}

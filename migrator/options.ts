@@ -1,0 +1,39 @@
+/** Tunables of the migrator. Every one may be left out. */
+export interface MigratorOptions {
+  /** How often the catalog is asked for work besides NOTIFY, ms. Default 1000. */
+  readonly pollMs: number;
+  /** How long a migrator that dies keeps others from taking over, ms. Default 5000. */
+  readonly leaseMs: number;
+  /** How long proxies have to acknowledge a hold, ms; clients of the interval may wait as long. Default 10000. */
+  readonly ackMs: number;
+  /** How long the fence waits for the interval's writers in flight, ms. Default 2000. */
+  readonly fenceMs: number;
+  /** How long the destination has to apply the rest behind the fence, ms. Default 2000. */
+  readonly drainMs: number;
+  /** Round trip of a marker, ms, below which the destination counts as caught up. Default 1000. */
+  readonly maxLagMs: number;
+  /** Fences tried before the migration is given up. Default 5. */
+  readonly maxFenceTries: number;
+  /** Pause before the second fence, ms, doubled each time. Default 2000. */
+  readonly fenceBackoffMs: number;
+  /** Heap pages per transaction when rows are removed. Default 512. */
+  readonly removePages: number;
+  /** Pause between such transactions, ms. Default 0. */
+  readonly removePauseMs: number;
+}
+
+export const DEFAULT_OPTIONS: MigratorOptions = {
+  pollMs: 1000,
+  leaseMs: 5000,
+  ackMs: 10_000,
+  fenceMs: 2000,
+  drainMs: 2000,
+  maxLagMs: 1000,
+  maxFenceTries: 5,
+  fenceBackoffMs: 2000,
+  removePages: 512,
+  removePauseMs: 0,
+};
+
+/** How much longer than all deadlines of the fence a hold lasts, so that the flip never races its end, ms. */
+export const HOLD_MARGIN_MS = 3000;

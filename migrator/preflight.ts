@@ -1,0 +1,445 @@
+import { comparePositions, type Interval } from '../topology/key.js';
+import { quoteLiteral } from '../topology/quote.js';
+import { rangesIn, tableId } from '../topology/topology.js';
+import type { CleanupRecord } from './migration-store.js';
+import { isReference, type Move, type MovingTable } from './move.js';
+import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
+import type { ShardSession } from './shard-session.js';
+
+/** Something that stands in the way of a migration, or should be known before it. */
+export interface Finding {
+  readonly severity: 'blocker' | 'warning';
+  readonly text: string;
+  readonly remedy: string;
+}
+
+/** What preflight read on the way; later steps build on it. */
+export interface PreflightResult {
+  readonly findings: readonly Finding[];
+  /** By `tableId`; tables that the source lacks are missing (and reported). */
+  readonly source: ReadonlyMap<string, TableInfo>;
+  /** Tables that the destination has already. */
+  readonly destination: ReadonlyMap<string, TableInfo>;
+}
+
+type Report = (severity: Finding['severity'], text: string, remedy: string) => void;
+
+/**
+ * Everything that must hold before a migration may touch anything. Only reads.
+ * @param own the migration's clean-up records: what an earlier attempt of the same migration made does not count against it
+ */
+export async function preflight(
+  m: Move,
+  own: readonly CleanupRecord[],
+  othersActive: readonly bigint[],
+): Promise<PreflightResult> {
+  const findings: Finding[] = [];
+  const report: Report = (severity, text, remedy) => findings.push({ severity, text, remedy });
+  for (const id of othersActive)
+    report(
+      'blocker',
+      `migration ${id} is already at work on keyspace "${m.keyspace.name}"`,
+      'Wait for it, or abort it.',
+    );
+  checkOwnership(m, report);
+  await checkServers(m, own, report);
+
+  const source = new Map<string, TableInfo>();
+  const destination = new Map<string, TableInfo>();
+  for (const table of m.tables) {
+    const there = await readTable(m.destination.reader, table.sql);
+    if (there !== null) destination.set(tableId(table), there);
+    const info = await readTable(m.source.reader, table.sql);
+    if (info === null) {
+      report(
+        'blocker',
+        `table "${tableId(table)}" does not exist on shard "${m.spec.from}"`,
+        'Create it there, or remove it from the catalog.',
+      );
+      continue;
+    }
+    source.set(tableId(table), info);
+    checkTable(table, info, report);
+    await checkForeignKeys(m, table, info, report);
+    await checkDependencies(m, info, report);
+    if (there !== null) await checkDestinationTable(m, table, info, there, own, report);
+  }
+  return { findings, source, destination };
+}
+
+function checkOwnership(m: Move, report: Report): void {
+  const { spec, keyspace } = m;
+  if (spec.from === spec.to)
+    report('blocker', 'source and destination are the same shard', 'Choose another destination.');
+  if (spec.lo !== null && spec.hi !== null && comparePositions(spec.lo, spec.hi) >= 0) {
+    report('blocker', 'the interval is empty', 'Its lower bound must lie below its upper bound.');
+    return;
+  }
+  const ranges = rangesIn(keyspace, spec);
+  const range = ranges[0];
+  if (ranges.length !== 1 || range === undefined || !inside(spec, range))
+    report(
+      'blocker',
+      'the interval spans several ranges',
+      'Move each by a migration of its own; see "foreshard topology show".',
+    );
+  else if (range.shard !== spec.from)
+    report(
+      'blocker',
+      `the interval belongs to shard "${range.shard}", not "${spec.from}"`,
+      'The topology has changed: plan again.',
+    );
+  if (keyspace.tables.length === 0)
+    report('blocker', `keyspace "${keyspace.name}" has no tables`, 'Add them with "foreshard table add".');
+  for (const t of m.topology.referenceTables.values())
+    if (!t.shards.includes(spec.to) && !t.shards.includes(spec.from))
+      report(
+        'blocker',
+        `reference table "${tableId(t)}" is not on shard "${spec.from}"`,
+        'Move a range from a shard that has it first.',
+      );
+}
+
+function inside(inner: Interval, outer: Interval): boolean {
+  if (outer.lo !== null && (inner.lo === null || comparePositions(inner.lo, outer.lo) < 0)) return false;
+  return outer.hi === null || (inner.hi !== null && comparePositions(inner.hi, outer.hi) <= 0);
+}
+
+async function checkServers(m: Move, own: readonly CleanupRecord[], report: Report): Promise<void> {
+  const from = `shard "${m.spec.from}"`;
+  const to = `shard "${m.spec.to}"`;
+  for (const [session, name] of [
+    [m.source, from],
+    [m.destination, to],
+  ] as const)
+    if (session.version < 150000) report('blocker', `${name} runs PostgreSQL older than 15`, 'Upgrade it.');
+  const s = await one<{
+    wal_level: string;
+    slots: number;
+    senders: number;
+    recovery: boolean;
+    super: boolean;
+    replica_role: boolean;
+    encoding: string;
+    prepared: number;
+    objects: boolean;
+    replication: boolean;
+  }>(
+    m.source,
+    `SELECT current_setting('wal_level') AS wal_level,
+       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int AS slots,
+       current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication)::int AS senders,
+       pg_is_in_recovery() AS recovery, r.rolsuper AS super, r.rolsuper OR r.rolreplication AS replication,
+       has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding,
+       (SELECT count(*)::int FROM pg_prepared_xacts WHERE database = current_database()) AS prepared,
+       EXISTS (SELECT FROM pg_largeobject_metadata) AS objects
+     FROM pg_roles r WHERE r.rolname = current_user`,
+  );
+  const d = await one<{
+    workers: number;
+    origins: number;
+    recovery: boolean;
+    may_subscribe: boolean;
+    replica_role: boolean;
+    encoding: string;
+  }>(
+    m.destination,
+    `SELECT current_setting('max_logical_replication_workers')::int - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)::int AS workers,
+       coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int
+         - (SELECT count(*) FROM pg_replication_origin)::int AS origins,
+       pg_is_in_recovery() AS recovery, r.rolsuper AS may_subscribe,
+       has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding
+     FROM pg_roles r WHERE r.rolname = current_user`,
+  );
+  const started = own.some((c) => c.kind === 'slot' && !c.done);
+  if (s.wal_level !== 'logical')
+    report(
+      'blocker',
+      `wal_level of ${from} is ${s.wal_level}`,
+      'ALTER SYSTEM SET wal_level = logical, and restart the server.',
+    );
+  if (s.recovery || d.recovery)
+    report(
+      'blocker',
+      `${s.recovery ? from : to} is a standby`,
+      'Give the URL of its primary with "foreshard shard add".',
+    );
+  if (!started && s.slots < 2)
+    report(
+      'blocker',
+      `${from} has ${s.slots} free replication slots, 2 are needed`,
+      'Raise max_replication_slots, and restart the server.',
+    );
+  if (!started && s.senders < 2)
+    report(
+      'blocker',
+      `${from} has ${s.senders} free WAL senders, 2 are needed`,
+      'Raise max_wal_senders, and restart the server.',
+    );
+  if (!started && d.workers < 2)
+    report(
+      'blocker',
+      `${to} has ${d.workers} free logical replication workers, 2 are needed`,
+      'Raise max_logical_replication_workers and max_worker_processes, and restart the server.',
+    );
+  if (!started && d.origins < 2)
+    report(
+      'blocker',
+      `${to} has ${d.origins} free replication origins, 2 are needed`,
+      'Raise max_active_replication_origins (max_replication_slots before 18), and restart the server.',
+    );
+  if (!s.replication)
+    report('blocker', `the user of ${from} may not replicate`, 'ALTER ROLE … REPLICATION, or use a superuser.');
+  if (!s.replica_role)
+    report(
+      'blocker',
+      `the user of ${from} may not set session_replication_role`,
+      'GRANT SET ON PARAMETER session_replication_role TO it, or use a superuser.',
+    );
+  if (!d.replica_role)
+    report(
+      'blocker',
+      `the user of ${to} may not set session_replication_role`,
+      'GRANT SET ON PARAMETER session_replication_role TO it, or use a superuser.',
+    );
+  if (!d.may_subscribe)
+    report(
+      'blocker',
+      `the user of ${to} is not a superuser`,
+      'Use a superuser: creating subscriptions and moving their origins forward needs it.',
+    );
+  if (s.encoding !== d.encoding)
+    report(
+      'blocker',
+      `${from} is encoded in ${s.encoding}, ${to} in ${d.encoding}`,
+      'Use a destination database with the same encoding.',
+    );
+  if (s.prepared > 0)
+    report(
+      'warning',
+      `${s.prepared} prepared transactions are open on ${from}`,
+      'They delay the slot and the fence: COMMIT PREPARED or ROLLBACK PREPARED them.',
+    );
+  if (s.objects)
+    report(
+      'warning',
+      `${from} has large objects, which do not move`,
+      'If moving rows refer to them, store them as bytea first.',
+    );
+  report(
+    'warning',
+    `free disk space of ${to} cannot be read through SQL`,
+    'Make sure there is room for about twice what moves.',
+  );
+  const tables = m.tables.map((t) => quoteLiteral(t.sql)).join(', ');
+  if (tables !== '') {
+    const fed = await m.source.query<{ subname: string }>(
+      `SELECT DISTINCT s.subname FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+        WHERE r.srrelid = ANY (SELECT to_regclass(x) FROM unnest(ARRAY[${tables}]) x)`,
+    );
+    for (const { subname } of fed)
+      report(
+        'blocker',
+        `subscription "${subname}" writes into moving tables of ${from}`,
+        'Its writes pass the guards: end it first.',
+      );
+  }
+}
+
+function checkTable(table: MovingTable, info: TableInfo, report: Report): undefined {
+  const name = tableId(table);
+  const block = (text: string, remedy: string): undefined => {
+    report('blocker', `table "${name}" ${text}`, remedy);
+  };
+  if (info.kind === 'p') return block('is partitioned', 'Partitioned tables cannot move yet.');
+  if (info.kind !== 'r') return block('is not an ordinary table', 'Only ordinary tables can move.');
+  if (info.inherits)
+    block('has parents or children (inheritance)', 'Take it out of the hierarchy: ALTER TABLE … NO INHERIT.');
+  if (info.persistence !== 'p') block('is unlogged or temporary and is not replicated', 'ALTER TABLE … SET LOGGED.');
+  if (info.rowSecurity)
+    block('has row-level security', 'Policies are not copied yet: drop them and DISABLE ROW LEVEL SECURITY.');
+  if (info.triggers.length > 0)
+    block(
+      `has triggers (${info.triggers.join(', ')})`,
+      'Triggers are not copied yet: drop them for the move, or keep the table on one shard.',
+    );
+  if (info.rules.length > 0) block(`has rules (${info.rules.join(', ')})`, 'Rules are not copied: drop them.');
+
+  const missing = table.keyColumns.filter((k) => !info.columns.some((c) => c.name === k));
+  if (missing.length > 0)
+    return block(`has no column ${missing.join(', ')}`, 'Correct its key with "foreshard table add".');
+  for (const k of table.keyColumns) {
+    const c = info.columns.find((x) => x.name === k);
+    if (c?.notNull === false)
+      block(`allows NULL in its key column "${k}"`, `ALTER TABLE … ALTER COLUMN ${k} SET NOT NULL.`);
+    if (c !== undefined && c.generated !== '')
+      block(`has a generated key column "${k}"`, 'Row filters cannot use it: shard by a plain column.');
+  }
+
+  const primary = info.constraints.find((c) => c.type === 'p');
+  const identity =
+    info.replicaIdentity === 'd'
+      ? primary?.columns
+      : info.replicaIdentity === 'i'
+        ? [...info.constraints, ...info.indexes].find((i) => i.replicaIdentity)?.columns
+        : info.replicaIdentity === 'f' && primary !== undefined
+          ? info.columns.map((c) => c.name)
+          : undefined;
+  if (identity === undefined)
+    block('has no primary key and no replica identity that serves', 'Add a primary key that contains the key columns.');
+  else {
+    const outside = table.keyColumns.filter((k) => !identity.includes(k));
+    if (outside.length > 0)
+      // With a row filter on a column outside the identity, CREATE PUBLICATION succeeds and then every UPDATE and DELETE fails (42P10).
+      block(
+        `has a replica identity without its key (${outside.join(', ')}): every UPDATE and DELETE on it would fail during the move`,
+        'Make the key part of the primary key, or add a UNIQUE index with it and ALTER TABLE … REPLICA IDENTITY USING INDEX.',
+      );
+  }
+  if (isReference(table)) return;
+  for (const u of [
+    ...info.constraints.filter((c) => c.type === 'p' || c.type === 'u'),
+    ...info.indexes.filter((i) => i.unique),
+  ])
+    if (!table.keyColumns.every((k) => u.columns.includes(k)))
+      block(
+        `has the unique constraint or index "${u.name}" without its key: no shard could enforce it alone`,
+        `Make ${table.keyColumns.join(', ')} part of it, or drop it.`,
+      );
+  for (const x of info.constraints.filter((c) => c.type === 'x'))
+    if (!table.keyColumns.every((k) => x.columns.includes(k)))
+      block(`has the exclusion constraint "${x.name}" without its key`, 'Make the key part of it with =, or drop it.');
+}
+
+async function checkForeignKeys(m: Move, table: MovingTable, info: TableInfo, report: Report): Promise<void> {
+  const name = tableId(table);
+  for (const fk of info.constraints.filter((c) => c.type === 'f')) {
+    const target = tableId(fk.references as { schema: string; table: string });
+    if (m.topology.referenceTables.has(target)) continue;
+    const sharded = m.topology.shardedTables.get(target);
+    if (isReference(table) || sharded === undefined || sharded.keyspace !== m.keyspace.name) {
+      report(
+        'blocker',
+        `foreign key "${fk.name}" of "${name}" points at "${target}", which is not on every shard`,
+        'Make that table a reference table, or one of this keyspace, or drop the foreign key.',
+      );
+      continue;
+    }
+    const colocated = table.keyColumns.every((k, i) => {
+      const at = fk.columns.indexOf(k);
+      return at >= 0 && fk.referencedColumns[at] === sharded.keyColumns[i];
+    });
+    if (!colocated)
+      report(
+        'blocker',
+        `foreign key "${fk.name}" from "${name}" to "${target}" does not contain the key: it could cross shards`,
+        `Add ${table.keyColumns.join(', ')} to it.`,
+      );
+  }
+  for (const inbound of await readInboundForeignKeys(m.source.reader, info.oid)) {
+    const from = tableId(inbound.from);
+    if (m.topology.shardedTables.get(from)?.keyspace === m.keyspace.name) continue;
+    if (isReference(table)) continue; // the reference table stays whole where the referring table is
+    report(
+      'blocker',
+      `foreign key "${inbound.name}" of "${from}" points at "${name}", whose rows would leave`,
+      `Add "${from}" to keyspace "${m.keyspace.name}", or drop the foreign key.`,
+    );
+  }
+}
+
+async function checkDependencies(m: Move, info: TableInfo, report: Report): Promise<void> {
+  const name = tableId(info);
+  const list = (items: readonly string[]) => `ARRAY[${items.map(quoteLiteral).join(', ')}]::text[]`;
+  const roles = [
+    ...new Set([
+      info.owner,
+      ...info.grants.map((g) => g.grantee),
+      ...info.sequences.flatMap((s) => [s.owner, ...s.grants.map((g) => g.grantee)]),
+    ]),
+  ].filter((r) => r !== '');
+  const lacking = await one<{ roles: string[]; extensions: string[]; functions: string[]; collations: string[] }>(
+    m.destination,
+    `SELECT ARRAY(SELECT r FROM unnest(${list(roles)}) r WHERE r NOT IN (SELECT rolname FROM pg_roles)) AS roles,
+            ARRAY(SELECT e FROM unnest(${list(info.extensions)}) e WHERE e NOT IN (SELECT extname FROM pg_extension)) AS extensions,
+            ARRAY(SELECT f FROM unnest(${list(info.functions)}) f WHERE to_regprocedure(f) IS NULL) AS functions,
+            ARRAY(SELECT c FROM unnest(${list(info.collations)}) c WHERE to_regcollation(c) IS NULL) AS collations`,
+  );
+  const on = `on shard "${m.spec.to}"`;
+  for (const r of lacking.roles)
+    report(
+      'blocker',
+      `role "${r}" of table "${name}" does not exist ${on}`,
+      `Create it there: "foreshard shard add" copies roles.`,
+    );
+  for (const e of lacking.extensions)
+    report('blocker', `extension "${e}" of table "${name}" is missing ${on}`, `CREATE EXTENSION ${e} there.`);
+  for (const f of lacking.functions)
+    report('blocker', `function ${f} of table "${name}" is missing ${on}`, 'Create it there.');
+  for (const c of lacking.collations)
+    report('blocker', `collation ${c} of table "${name}" is missing ${on}`, 'Create it there.');
+  for (const t of info.types)
+    if (t.kind === 'other')
+      report(
+        'blocker',
+        `type "${t.schema}.${t.name}" of table "${name}" cannot be copied`,
+        'Only enums, domains and types of extensions can.',
+      );
+  for (const i of info.indexes)
+    if (!i.valid) report('blocker', `index "${i.name}" of table "${name}" is invalid`, 'REINDEX or drop it.');
+}
+
+async function checkDestinationTable(
+  m: Move,
+  table: MovingTable,
+  source: TableInfo,
+  there: TableInfo,
+  own: readonly CleanupRecord[],
+  report: Report,
+): Promise<void> {
+  const name = tableId(table);
+  const object = (kind: CleanupRecord['kind']) =>
+    own.some(
+      (c) =>
+        c.kind === kind &&
+        !c.done &&
+        c.shard === m.spec.to &&
+        c.object.schema === table.schema &&
+        c.object.table === table.table,
+    );
+  if (object('table')) return; // our own, maybe unfinished
+  const differences = shapeDifferences(source, there);
+  if (differences.length > 0)
+    report(
+      'blocker',
+      `table "${name}" differs between the shards: ${differences.slice(0, 3).join('; ')}`,
+      `Make it the same on shard "${m.spec.to}", or drop it there.`,
+    );
+  if (object('rows')) return;
+  if (table.keyColumns.some((k) => !there.columns.some((c) => c.name === k))) return;
+  const rows = await one<{ some: boolean }>(
+    m.destination,
+    `SELECT EXISTS (SELECT FROM ${table.sql} WHERE ${table.predicate()}) AS some`,
+  );
+  if (rows.some)
+    report(
+      'blocker',
+      `shard "${m.spec.to}" already has rows of the interval in "${name}"`,
+      'They are not from this migration: find out whose they are, then delete them.',
+    );
+}
+
+/** How two copies of a table differ, one line each; empty when rows of one fit the other. */
+export function shapeDifferences(source: TableInfo, destination: TableInfo): string[] {
+  const a = tableShape(source);
+  const b = tableShape(destination);
+  return [
+    ...a.filter((x) => !b.includes(x)).map((x) => `only at the source: ${x}`),
+    ...b.filter((x) => !a.includes(x)).map((x) => `only at the destination: ${x}`),
+  ];
+}
+
+async function one<T extends object>(session: ShardSession, sql: string): Promise<T> {
+  const rows = await session.query<T & Record<string, unknown>>(sql);
+  return rows[0] as T;
+}

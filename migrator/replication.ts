@@ -1,0 +1,177 @@
+import { randomUUID } from 'node:crypto';
+import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
+import type { Action } from './action.js';
+import { MigrationFailure } from './executor.js';
+import { CREATE_SHARD_SCHEMA } from './guards.js';
+import { isReference, type Move } from './move.js';
+import { type ObjectNames, SHARD_SCHEMA } from './names.js';
+
+/** Times that a subscription which stopped is started again before the migration is given up. */
+const MAX_RESTARTS = 8;
+
+export function markerAction(m: Move, on: 'source' | 'destination'): Action {
+  const marker = quoteTable(m.names.marker);
+  return {
+    name: `create-marker-${on}`,
+    on,
+    text: 'create the marker table',
+    mode: 'transaction',
+    cleanup: [
+      { kind: 'marker', shard: on === 'source' ? m.spec.from : m.spec.to, object: { table: m.names.marker.table } },
+    ],
+    sql: [CREATE_SHARD_SCHEMA, `CREATE TABLE IF NOT EXISTS ${marker} (id int PRIMARY KEY, token uuid NOT NULL)`],
+  };
+}
+
+export function publicationAction(m: Move): Action {
+  const name = m.names.replication;
+  const tables = m.tables.map((t) => (isReference(t) ? t.sql : `${t.sql} WHERE (${t.predicate()})`));
+  return {
+    name: 'create-publication',
+    on: 'source',
+    text: 'publish the rows of the interval',
+    mode: 'single',
+    cleanup: [{ kind: 'publication', shard: m.spec.from, object: { name } }],
+    present: `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = ${quoteLiteral(name)}) AS present`,
+    // TRUNCATE is not published: it would empty the destination's whole table.
+    sql: [
+      `CREATE PUBLICATION ${quoteIdent(name)} FOR TABLE ${[...tables, quoteTable(m.names.marker)].join(', ')} WITH (publish = 'insert, update, delete')`,
+    ],
+  };
+}
+
+/** After the publication has been committed: a slot that is older does not know it. */
+export function slotAction(m: Move): Action {
+  const name = m.names.replication;
+  return {
+    name: 'create-slot',
+    on: 'source',
+    text: 'create the replication slot (waits for every transaction now writing at the source)',
+    mode: 'single',
+    cleanup: [{ kind: 'slot', shard: m.spec.from, object: { name } }],
+    present: `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = ${quoteLiteral(name)}) AS present`,
+    sql: [`SELECT pg_create_logical_replication_slot(${quoteLiteral(name)}, 'pgoutput')`],
+  };
+}
+
+export function subscriptionAction(m: Move): Action {
+  const name = m.names.replication;
+  return {
+    name: 'create-subscription',
+    on: 'destination',
+    text: 'subscribe: copies the rows, then follows',
+    mode: 'single',
+    cleanup: [{ kind: 'subscription', shard: m.spec.to, object: { name } }],
+    present: subscriptionPresent(m.names),
+    // disable_on_error: an error that would come again and again stops the worker instead of filling the disk with its logs.
+    sql: [
+      `CREATE SUBSCRIPTION ${quoteIdent(name)} CONNECTION ${quoteLiteral(m.source.shard.url)} PUBLICATION ${quoteIdent(name)}
+         WITH (create_slot = false, slot_name = ${quoteLiteral(name)}, copy_data = true, enabled = true, disable_on_error = true)`,
+    ],
+  };
+}
+
+export function subscriptionPresent(names: ObjectNames): string {
+  return `SELECT EXISTS (SELECT FROM pg_subscription WHERE subname = ${quoteLiteral(names.replication)}
+            AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())) AS present`;
+}
+
+/** Writes a new token at the source, in a transaction of its own. */
+export function writeMarkerSql(names: ObjectNames, token: string): string {
+  return `INSERT INTO ${quoteTable(names.marker)} (id, token) VALUES (1, ${quoteLiteral(token)}::uuid)
+          ON CONFLICT (id) DO UPDATE SET token = excluded.token`;
+}
+
+/** Whether the destination has applied everything up to the marker with this token. Exact once every table is ready. */
+export async function markerArrived(m: Move, token: string): Promise<boolean> {
+  const rows = await m.destination.query<{ token: string }>(
+    `SELECT token::text FROM ${quoteTable(m.names.marker)} WHERE id = 1`,
+  );
+  return rows[0]?.token === token;
+}
+
+/** Sends a marker through and waits for it. @returns ms it took, or null when it did not come in time */
+export async function roundTrip(m: Move, deadlineMs: number): Promise<number | null> {
+  const token = randomUUID();
+  const sent = performance.now();
+  await m.source.query(writeMarkerSql(m.names, token));
+  const supervise = new Supervisor(m);
+  let polls = 0;
+  const arrived = await m.exec.wait(
+    'the marker arrives at the destination',
+    async () => {
+      if (await markerArrived(m, token)) return true;
+      if (++polls % 50 === 0) await supervise.check();
+      return false;
+    },
+    { everyMs: 10, deadlineMs },
+  );
+  return arrived ? performance.now() - sent : null;
+}
+
+export interface ReplicationState {
+  readonly lagBytes: number;
+  readonly note: string | null;
+}
+
+/** Watches a subscription and its slot; starts it again when it stopped, and gives up when that does not help. */
+export class Supervisor {
+  readonly #m: Move;
+  #restarts = 0;
+  #lastRestart = 0;
+
+  constructor(m: Move) {
+    this.#m = m;
+  }
+
+  /** @throws MigrationFailure when the slot is lost or the subscription keeps stopping */
+  async check(): Promise<ReplicationState> {
+    const m = this.#m;
+    const name = quoteLiteral(m.names.replication);
+    const slot = (
+      await m.source.query<{ wal_status: string | null; lag: string }>(
+        // The position that the destination has applied is told by its walsender; without one, by the slot.
+        `SELECT s.wal_status, greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(r.replay_lsn, s.confirmed_flush_lsn)))::text AS lag
+           FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = ${name}`,
+      )
+    )[0];
+    // The destination sees no error when this happens.
+    if (slot === undefined || slot.wal_status === 'lost')
+      throw new MigrationFailure(
+        `the replication slot on shard "${m.spec.from}" is ${slot === undefined ? 'gone' : 'lost'}`,
+        'Raise max_slot_wal_keep_size there (and see who drops slots), then start the migration again.',
+      );
+    const sub = (
+      await m.destination.query<{ enabled: boolean; errors: string }>(
+        `SELECT s.subenabled AS enabled, (coalesce(t.apply_error_count, 0) + coalesce(t.sync_error_count, 0))::text AS errors
+           FROM pg_subscription s LEFT JOIN pg_stat_subscription_stats t ON t.subid = s.oid WHERE s.subname = ${name}`,
+      )
+    )[0];
+    if (sub === undefined)
+      throw new MigrationFailure(
+        `the subscription on shard "${m.spec.to}" is gone`,
+        'Somebody dropped it: start the migration again.',
+      );
+    const lagBytes = Number(slot.lag);
+    if (sub.enabled) return { lagBytes, note: null };
+    // It also stops when only the connection broke.
+    if (this.#restarts >= MAX_RESTARTS)
+      throw new MigrationFailure(
+        `replication into shard "${m.spec.to}" stopped ${this.#restarts} times (${sub.errors} errors)`,
+        `The log of that server says why, at "logical replication" and "${m.names.replication}".`,
+      );
+    if (performance.now() - this.#lastRestart > 250 * 2 ** this.#restarts) {
+      this.#lastRestart = performance.now();
+      this.#restarts++;
+      await m.destination.query(`ALTER SUBSCRIPTION ${quoteIdent(m.names.replication)} ENABLE`);
+    }
+    return {
+      lagBytes,
+      note: `replication stopped with an error and was started again (${this.#restarts} of ${MAX_RESTARTS})`,
+    };
+  }
+}
+
+/** Schema of our objects, dropped when nothing of another migration is left in it. */
+export const DROP_SHARD_SCHEMA = `DO $$ BEGIN DROP SCHEMA IF EXISTS ${quoteIdent(SHARD_SCHEMA)} RESTRICT;
+  EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $$`;

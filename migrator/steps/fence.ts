@@ -1,0 +1,221 @@
+import { randomUUID } from 'node:crypto';
+import { inCatalogTransaction } from '../../topology/catalog/change.js';
+import { createHold, holdStatus } from '../../topology/catalog/leases.js';
+import { errorCode } from '../../topology/connection.js';
+import { ConflictError } from '../../topology/errors.js';
+import { quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { MigrationFailure } from '../executor.js';
+import { readGateSql, setGateSql } from '../guards.js';
+import { LeaseLostError } from '../lease.js';
+import { PAST_FLIP } from '../migration-store.js';
+import { isReference, type Move } from '../move.js';
+import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS } from '../names.js';
+import { HOLD_MARGIN_MS } from '../options.js';
+import { markerArrived, writeMarkerSql } from '../replication.js';
+import type { SequenceInfo } from '../schema-read.js';
+import { ShardSession } from '../shard-session.js';
+import { flip, planFlip } from './flip.js';
+import { openGates } from './open.js';
+import { readSourceTables } from './prepare.js';
+import { writersInFlight } from './ready.js';
+
+/** Values a sequence skips, so that those cached by sessions at the source are not given out again at the destination. */
+const SEQUENCE_HEADROOM = 1000;
+const FENCE_LOCK_TIMEOUT_MS = 250;
+
+/** The fence did not succeed in time; everything is as before it. */
+class FenceMissed extends Error {}
+
+/**
+ * fencing → drained → flipped, or back to catching_up when a deadline passes. The one stretch that clients can feel; it runs
+ * through without looking at anything that can wait.
+ */
+export async function fence(m: Move): Promise<void> {
+  if (m.exec.dry) return dryFence(m);
+  const sequences = (await readSourceTables(m)).flatMap((t) => t.sequences);
+  // Connected before anybody is held: a connection takes longer than all the rest.
+  m.snapshot = await ShardSession.open(m.destination.shard, null);
+  try {
+    const plan = await planFlip(m);
+    await hold(m);
+    const heldAt = performance.now();
+    m.exec.at('after:acks');
+    const token = randomUUID();
+    await closeGate(m, token);
+    await drain(m, token);
+    await m.snapshot.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
+    await m.snapshot.query(`SELECT count(*) FROM ${quoteTable(m.names.marker)}`);
+    await carrySequences(m, sequences);
+    await assertGateClosed(m);
+    m.row = await m.exec.transition(m.row, 'drained', { facts: { fenceToken: token } });
+    await flip(m, plan);
+    const pauseMs = Math.round((performance.now() - heldAt) * 10) / 10;
+    await openGates(m);
+    await m.exec.progress({ pauseMs, note: null });
+  } catch (error) {
+    if (PAST_FLIP.includes(m.row.state)) throw error;
+    await m.snapshot.close();
+    m.snapshot = null;
+    // A conflict: the epoch moved, the hold ran out, a proxy came that has not acknowledged. Nothing was written.
+    const missed =
+      error instanceof FenceMissed || (error instanceof ConflictError && !(error instanceof LeaseLostError));
+    if (!missed) throw error;
+    m.row = await m.exec.reload();
+    if (PAST_FLIP.includes(m.row.state)) return;
+    await retreat(m, error.message);
+  }
+}
+
+/** The same, as what would be done. */
+async function dryFence(m: Move): Promise<void> {
+  await m.exec.wait(
+    `every proxy holds new statements for the interval and has none open on it (at most ${m.options.ackMs} ms)`,
+    async () => true,
+  );
+  await m.exec.perform({
+    name: 'fence',
+    on: 'source',
+    text: 'fence: wait for the writers in flight, close the gate, write the marker',
+    mode: 'transaction',
+    sql: fenceSql(m, randomUUID()),
+  });
+  await m.exec.wait(
+    `the marker arrives at the destination (at most ${m.options.drainMs} ms, else the gate opens again)`,
+    async () => true,
+  );
+  await m.exec.perform({
+    name: 'flush-progress',
+    on: 'destination',
+    text: 'force what was applied to disk',
+    mode: 'single',
+    sql: [flushSql(m)],
+  });
+  await m.exec.perform({
+    name: 'carry-sequences',
+    on: 'destination',
+    text: 'carry the sequences over, with head-room',
+    mode: 'single',
+    sql: [],
+  });
+  m.row = await m.exec.transition(m.row, 'drained');
+  await flip(m, await planFlip(m));
+  await openGates(m);
+}
+
+async function hold(m: Move): Promise<void> {
+  m.exec.at('before:hold');
+  await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
+  const { ackMs, fenceMs, drainMs } = m.options;
+  const deadlineMs = ackMs + fenceMs + drainMs + HOLD_MARGIN_MS;
+  const id = await inCatalogTransaction(m.catalog.pool, (client) =>
+    createHold(client, {
+      migrationId: m.row.id,
+      keyspace: m.keyspace,
+      lo: m.spec.lo,
+      hi: m.spec.hi,
+      referenceTables: m.tables.some(isReference),
+      deadlineMs,
+    }),
+  );
+  m.exec.at('after:hold');
+  let waitingFor: readonly string[] = [];
+  const held = await m.exec.wait(
+    'every proxy holds',
+    async () => {
+      waitingFor = (await holdStatus(m.catalog.pool, id)).waitingFor.map((p) => p.name);
+      return waitingFor.length === 0;
+    },
+    { everyMs: 5, deadlineMs: ackMs },
+  );
+  if (!held)
+    throw new FenceMissed(
+      `proxies did not acknowledge the hold in ${ackMs} ms: ${waitingFor.join(', ')}; they wait for transactions open on the interval`,
+    );
+}
+
+function fenceSql(m: Move, token: string): string[] {
+  return [
+    `SET LOCAL lock_timeout = ${FENCE_LOCK_TIMEOUT_MS}`,
+    'SET LOCAL synchronous_commit = on',
+    `SELECT pg_advisory_xact_lock(${GUARD_LOCK_CLASS}, ${m.names.operation})`,
+    setGateSql(m.names, GATE_CLOSED),
+    writeMarkerSql(m.names, token),
+  ];
+}
+
+async function closeGate(m: Move, token: string): Promise<void> {
+  m.exec.at('before:fence');
+  const deadline = performance.now() + m.options.fenceMs;
+  for (;;) {
+    try {
+      await m.source.transaction(fenceSql(m, token));
+      break;
+    } catch (error) {
+      if (errorCode(error) !== '55P03') throw error;
+      const blockers = await writersInFlight(m);
+      if (performance.now() >= deadline)
+        throw new FenceMissed(
+          `transactions kept writing to the interval for ${m.options.fenceMs} ms: ${blockers.slice(0, 5).join(', ')}`,
+        );
+    }
+  }
+  m.exec.at('after:fence');
+}
+
+function flushSql(m: Move): string {
+  return `SELECT pg_replication_origin_progress('pg_' || oid, true) FROM pg_subscription WHERE subname = ${quoteLiteral(m.names.replication)}`;
+}
+
+async function drain(m: Move, token: string): Promise<void> {
+  const drained = await m.exec.wait('the marker arrives', () => markerArrived(m, token), {
+    everyMs: 1,
+    deadlineMs: m.options.drainMs,
+  });
+  if (!drained)
+    throw new FenceMissed(`the destination did not apply everything within ${m.options.drainMs} ms of the fence`);
+  m.exec.at('after:drain');
+  // The apply worker commits asynchronously; a crash of the destination after the flip would lose what it has not flushed.
+  const flushed = await m.destination.query<{ pg_replication_origin_progress: string | null }>(flushSql(m));
+  if (flushed[0]?.pg_replication_origin_progress == null)
+    throw new FenceMissed('the subscription has no replication origin');
+  m.exec.at('after:flush-progress');
+}
+
+async function carrySequences(m: Move, sequences: readonly SequenceInfo[]): Promise<void> {
+  if (sequences.length > 0) {
+    const values = await m.source.query<{ i: number; value: string }>(
+      sequences.map((s, i) => `SELECT ${i} AS i, last_value::text AS value FROM ${quoteTable(s)}`).join(' UNION ALL '),
+    );
+    const sets = values.map(({ i, value }) => {
+      const s = sequences[i] as SequenceInfo;
+      const step = BigInt(s.increment);
+      const ahead = BigInt(value) + step * BigInt(SEQUENCE_HEADROOM);
+      const clamped = ahead > BigInt(s.max) ? s.max : ahead < BigInt(s.min) ? s.min : ahead.toString();
+      const name = quoteTable(s);
+      // Another range of this keyspace may have taken the destination's further than ours.
+      return `setval(${quoteLiteral(name)}::regclass, ${step > 0n ? 'greatest' : 'least'}(${clamped}, (SELECT last_value FROM ${name})))`;
+    });
+    await m.destination.query(`SELECT ${sets.join(', ')}`);
+  }
+  m.exec.at('after:carry-sequences');
+}
+
+/** A source that failed over to a standby may have lost its gate: better to begin again than to have two owners. */
+async function assertGateClosed(m: Move): Promise<void> {
+  const gate = await m.source.query<{ gate: number }>(readGateSql(m.names));
+  if (gate[0]?.gate !== GATE_CLOSED) throw new FenceMissed('the gate at the source did not stay closed');
+}
+
+/** Reopens the source, lets the proxies go on, and goes back to catching up. Also what a crash between fence and flip leads to. */
+export async function retreat(m: Move, why: string, countsAsTry = true): Promise<void> {
+  await m.source.query(setGateSql(m.names, GATE_OPEN));
+  await m.catalog.pool.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [m.row.id.toString()]);
+  const tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
+  if (tries >= m.options.maxFenceTries)
+    throw new MigrationFailure(
+      `${tries} fences were missed; the last one because ${why}`,
+      'End the sessions named, or choose a quieter time, and start the migration again.',
+    );
+  m.row = await m.exec.transition(m.row, 'catching_up', { facts: { fenceTries: tries }, detail: { why } });
+  await m.exec.progress({ note: why });
+}

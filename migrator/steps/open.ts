@@ -1,0 +1,49 @@
+import { setGateSql } from '../guards.js';
+import type { CleanupRecord } from '../migration-store.js';
+import type { Move } from '../move.js';
+import { GATE_CLOSED, GATE_OPEN } from '../names.js';
+import { undo } from '../undo.js';
+
+/**
+ * Opens the destination's gate. Only after the flip, so that there never are two owners; a statement that comes in between is
+ * refused by the guard, and its proxy tries again.
+ */
+export async function openGates(m: Move): Promise<void> {
+  await m.exec.perform({
+    name: 'open-destination',
+    on: 'destination',
+    text: 'open the gate of the new owner',
+    mode: 'single',
+    sql: [setGateSql(m.names, GATE_OPEN)],
+  });
+  await m.exec.perform({
+    name: 'assert-source',
+    on: 'source',
+    text: 'the gate of the old owner stays closed, also if its server lost it in a failover',
+    mode: 'single',
+    sql: [setGateSql(m.names, GATE_CLOSED)],
+  });
+}
+
+/** flipped → cleaning: replication ends. The source's rows must not be removed before: their deletion would be replicated. */
+export async function open(m: Move): Promise<void> {
+  await openGates(m);
+  await finish(m, 'subscription');
+  m.exec.at('after:drop-subscription');
+  await finish(m, 'slot');
+  m.exec.at('after:drop-slot');
+  await finish(m, 'publication');
+  m.exec.at('after:drop-publication');
+  m.row = await m.exec.transition(m.row, 'cleaning');
+}
+
+/** Takes back what the records of one kind name, and ticks them off. */
+export async function finish(m: Move, kind: CleanupRecord['kind']): Promise<void> {
+  for (const record of await m.exec.openCleanup(kind)) {
+    if (m.exec.dry) {
+      const on = record.shard === m.spec.from ? 'source' : 'destination';
+      await m.exec.perform({ name: 'drop', on, text: `drop the ${kind} of this migration`, mode: 'single', sql: [] });
+    } else await undo(m, record);
+    await m.exec.markCleanupDone(record);
+  }
+}

@@ -1,0 +1,199 @@
+import { ForeshardError } from '../../topology/errors.js';
+import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { tableId } from '../../topology/topology.js';
+import { MigrationFailure } from '../executor.js';
+import { gateAction, guardTableAction } from '../guards.js';
+import type { CleanupRecord } from '../migration-store.js';
+import type { Move, MovingTable } from '../move.js';
+import { type Finding, type PreflightResult, preflight } from '../preflight.js';
+import { removeRows } from '../remove-rows.js';
+import {
+  markerAction,
+  publicationAction,
+  slotAction,
+  subscriptionAction,
+  subscriptionPresent,
+} from '../replication.js';
+import { readTable, type TableInfo } from '../schema-read.js';
+import { createSequenceSql, createTableSql } from '../schema-sql.js';
+
+/** Preflight found reasons not to begin. Nothing was touched. */
+export class PreflightRefusal extends ForeshardError {
+  readonly findings: readonly Finding[];
+
+  constructor(findings: readonly Finding[]) {
+    const blockers = findings.filter((f) => f.severity === 'blocker');
+    super('55000', `the migration cannot start: ${blockers.map((b) => b.text).join('; ')}`, {
+      hint: blockers.map((b) => b.remedy).join(' '),
+    });
+    this.findings = findings;
+  }
+}
+
+/** approved → preparing: looks, and touches nothing. */
+export async function approve(m: Move): Promise<void> {
+  m.exec.at('before:preflight');
+  const result = await runPreflight(m);
+  m.exec.at('after:preflight');
+  m.row = await m.exec.transition(m.row, 'preparing', {
+    facts: {
+      tables: m.tables.map(tableId),
+      epochAtStart: m.topology.epoch.toString(),
+      warnings: result.findings.filter((f) => f.severity === 'warning'),
+    },
+  });
+}
+
+async function runPreflight(m: Move): Promise<PreflightResult> {
+  const own = await ownCleanup(m);
+  const others = await m.catalog.pool.query<{ id: string }>(
+    `SELECT id::text FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2
+        AND (state NOT IN ('planned', 'approved', 'done', 'aborted', 'failed')
+             OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = migration.id AND c.done_at IS NULL))`,
+    [m.row.id.toString(), m.keyspace.name],
+  );
+  const result = await preflight(
+    m,
+    own,
+    others.rows.map((r) => BigInt(r.id)),
+  );
+  if (result.findings.some((f) => f.severity === 'blocker')) throw new PreflightRefusal(result.findings);
+  return result;
+}
+
+async function ownCleanup(m: Move): Promise<CleanupRecord[]> {
+  const result = await m.catalog.pool.query<CleanupRecord & { id: string }>(
+    `SELECT id::text, kind, shard, object, done_at IS NOT NULL AS done FROM foreshard.migration_cleanup WHERE migration_id = $1`,
+    [m.row.id.toString()],
+  );
+  return result.rows.map((r) => ({ ...r, id: BigInt(r.id) }));
+}
+
+/** preparing → copying: guards, tables at the destination, marker, publication, slot, subscription, in this order. */
+export async function prepare(m: Move): Promise<void> {
+  const { source, destination } = await runPreflight(m);
+  const info = (t: MovingTable): TableInfo => source.get(tableId(t)) as TableInfo;
+
+  await m.exec.perform(gateAction(m.names, 'source', m.spec.from));
+  for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'source', t, info(t)));
+
+  await createTables(m, m.tables.map(info), destination);
+  await m.exec.perform(gateAction(m.names, 'destination', m.spec.to));
+  for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'destination', t, info(t)));
+  await clearEarlierAttempt(m, destination);
+
+  await m.exec.perform(markerAction(m, 'source'));
+  await m.exec.perform(markerAction(m, 'destination'));
+  await m.exec.perform(publicationAction(m));
+  await m.exec.progress({ note: 'waiting for the transactions that now write at the source' });
+  await m.exec.perform(slotAction(m));
+  await m.exec.perform(subscriptionAction(m));
+  m.row = await m.exec.transition(m.row, 'copying');
+}
+
+async function createTables(
+  m: Move,
+  tables: readonly TableInfo[],
+  there: ReadonlyMap<string, TableInfo>,
+): Promise<void> {
+  const on = 'destination' as const;
+  const shard = m.spec.to;
+  const missing = tables.filter((t) => !there.has(tableId(t)));
+
+  for (const name of new Set(
+    missing.flatMap((t) => [t.schema, ...t.types.map((y) => y.schema), ...t.sequences.map((s) => s.schema)]),
+  ))
+    await m.exec.perform({
+      name: 'create-schema',
+      on,
+      text: `create schema ${name}`,
+      mode: 'transaction',
+      cleanup: [{ kind: 'schema', shard, object: { name } }],
+      present: `SELECT to_regnamespace(${quoteLiteral(quoteIdent(name))}) IS NOT NULL AS present`,
+      sql: await schemaSql(m, name),
+    });
+  for (const t of missing) {
+    for (const type of t.types) {
+      const name = quoteTable({ schema: type.schema, table: type.name });
+      await m.exec.perform({
+        name: 'create-type',
+        on,
+        text: `create type ${type.schema}.${type.name}`,
+        mode: 'transaction',
+        cleanup: [{ kind: 'type', shard, object: { schema: type.schema, table: type.name } }],
+        present: `SELECT to_regtype(${quoteLiteral(name)}) IS NOT NULL AS present`,
+        sql: [type.create],
+      });
+    }
+    for (const s of t.sequences.filter((q) => q.kind !== 'identity'))
+      await m.exec.perform({
+        name: 'create-sequence',
+        on,
+        text: `create sequence ${s.schema}.${s.table}`,
+        mode: 'transaction',
+        cleanup: [{ kind: 'sequence', shard, object: { schema: s.schema, table: s.table } }],
+        present: `SELECT to_regclass(${quoteLiteral(quoteTable(s))}) IS NOT NULL AS present`,
+        sql: [createSequenceSql(s), `ALTER SEQUENCE ${quoteTable(s)} OWNER TO ${quoteIdent(s.owner)}`],
+      });
+    await m.exec.perform({
+      name: 'create-tables',
+      on,
+      text: `create table ${t.schema}.${t.table}`,
+      mode: 'transaction',
+      cleanup: [{ kind: 'table', shard, object: { schema: t.schema, table: t.table } }],
+      present: `SELECT to_regclass(${quoteLiteral(quoteTable(t))}) IS NOT NULL AS present`,
+      sql: createTableSql(t),
+    });
+  }
+}
+
+async function schemaSql(m: Move, name: string): Promise<string[]> {
+  const rows = await m.source.query<{ owner: string; grants: { grantee: string; privilege: string }[] }>(
+    `SELECT pg_get_userbyid(n.nspowner) AS owner,
+       (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END,
+                 'privilege', g.privilege_type)), '[]') FROM aclexplode(n.nspacl) g) AS grants
+     FROM pg_namespace n WHERE n.nspname = $1`,
+    [name],
+  );
+  const schema = rows[0];
+  if (schema === undefined) return [`CREATE SCHEMA ${quoteIdent(name)}`];
+  return [
+    `CREATE SCHEMA ${quoteIdent(name)} AUTHORIZATION ${quoteIdent(schema.owner)}`,
+    ...schema.grants.map(
+      (g) =>
+        `GRANT ${g.privilege} ON SCHEMA ${quoteIdent(name)} TO ${g.grantee === '' ? 'PUBLIC' : quoteIdent(g.grantee)}`,
+    ),
+  ];
+}
+
+/**
+ * Tables that the destination had before us must not have rows of the interval: the copy would fail on them again and again.
+ * Ours from an attempt that died are removed; others were a blocker in preflight.
+ */
+async function clearEarlierAttempt(m: Move, there: ReadonlyMap<string, TableInfo>): Promise<void> {
+  if (m.exec.dry) return;
+  const subscribed = await m.destination.query<{ present: boolean }>(subscriptionPresent(m.names));
+  if (subscribed[0]?.present === true) return;
+  const own = await ownCleanup(m);
+  for (const t of m.tables) {
+    if (!there.has(tableId(t))) continue;
+    const isOurs = own.some(
+      (c) => !c.done && c.kind === 'table' && c.object.schema === t.schema && c.object.table === t.table,
+    );
+    if (isOurs) continue;
+    await m.exec.record({ kind: 'rows', shard: m.spec.to, object: { schema: t.schema, table: t.table } });
+    await removeRows(m, 'destination', t);
+  }
+}
+
+/** The tables of the source now. @throws MigrationFailure when one is gone */
+export async function readSourceTables(m: Move): Promise<TableInfo[]> {
+  const infos: TableInfo[] = [];
+  for (const t of m.tables) {
+    const info = await readTable(m.source.reader, t.sql);
+    if (info === null)
+      throw new MigrationFailure(`table "${tableId(t)}" was dropped at the source`, 'Start the migration again.');
+    infos.push(info);
+  }
+  return infos;
+}

@@ -1,0 +1,74 @@
+import { tableId } from '../../topology/topology.js';
+import { MigrationFailure } from '../executor.js';
+import type { Move } from '../move.js';
+import { GUARD_LOCK_CLASS } from '../names.js';
+import { waitUntilCaughtUp } from './catch-up.js';
+import { checkShapes } from './verify.js';
+
+/** A writer of the interval that has been at it for longer than this is waited for before anybody is held. */
+const LONG_TRANSACTION = '500 ms';
+const PATIENCE_MS = 60_000;
+
+/** ready → fencing: the last look around. */
+export async function ready(m: Move): Promise<void> {
+  if (!m.exec.dry) {
+    await checkTopology(m);
+    await checkShapes(m);
+    await waitUntilCaughtUp(m);
+    await waitForLongWriters(m);
+  }
+  m.row = await m.exec.transition(m.row, 'fencing');
+}
+
+async function checkTopology(m: Move): Promise<void> {
+  const now = await m.catalog.loadTopology();
+  const keyspace = now.keyspaces.get(m.keyspace.name);
+  const begun = m.row.facts.tables as readonly string[];
+  const added = [
+    ...(keyspace?.tables ?? []).map(tableId),
+    ...[...now.referenceTables.values()].filter((t) => !t.shards.includes(m.spec.to)).map(tableId),
+  ].filter((t) => !begun.includes(t));
+  if (added.length > 0)
+    throw new MigrationFailure(
+      `tables were added during the move: ${added.join(', ')}`,
+      'Start the migration again: it will take them along.',
+    );
+}
+
+/** Sessions that hold the guard's lock, the oldest first. */
+export async function writersInFlight(m: Move, olderThan = '0 ms'): Promise<string[]> {
+  const rows = await m.source.query<{ pid: number; who: string | null; state: string | null; age: string }>(
+    `SELECT l.pid, coalesce(nullif(a.application_name, ''), a.usename::text) AS who, a.state,
+            coalesce(round(extract(epoch FROM clock_timestamp() - a.xact_start))::text, '?') AS age
+       FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+      WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.mode = 'ShareLock'
+        AND l.classid = $1::int8::oid AND l.objid = ($2::int8 & 4294967295)::oid
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND coalesce(a.xact_start < clock_timestamp() - $3::interval, true)
+      ORDER BY a.xact_start NULLS FIRST`,
+    [GUARD_LOCK_CLASS, m.names.operation, olderThan],
+  );
+  // Without a process it is a prepared transaction.
+  return rows.map((r) =>
+    r.pid === null ? 'a prepared transaction' : `pid ${r.pid} (${r.who ?? '?'}, ${r.state ?? '?'}, ${r.age} s)`,
+  );
+}
+
+/** A huge transaction would drain for seconds behind the fence: it is let end first. */
+async function waitForLongWriters(m: Move): Promise<void> {
+  let last: string[] = [];
+  const clear = await m.exec.wait(
+    'no long transaction writes to the interval',
+    async () => {
+      last = await writersInFlight(m, LONG_TRANSACTION);
+      await m.exec.progress({ note: last.length === 0 ? null : `waiting for ${last.slice(0, 3).join(', ')}` });
+      return last.length === 0;
+    },
+    { deadlineMs: PATIENCE_MS },
+  );
+  if (!clear)
+    throw new MigrationFailure(
+      `sessions have been writing to the interval for too long: ${last.slice(0, 5).join(', ')}`,
+      'End these transactions, then start the migration again.',
+    );
+}

@@ -1,0 +1,140 @@
+import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
+import type { Action } from './action.js';
+import type { CleanupRecord } from './migration-store.js';
+import type { Move } from './move.js';
+import { SHARD_SCHEMA } from './names.js';
+import { removeRows } from './remove-rows.js';
+import { DROP_SHARD_SCHEMA } from './replication.js';
+
+/** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
+export async function undo(m: Move, record: CleanupRecord): Promise<void> {
+  const on = record.shard === m.spec.from ? 'source' : 'destination';
+  const session = on === 'source' ? m.source : m.destination;
+  const { object } = record;
+  const named = (): string => quoteTable({ schema: object.schema as string, table: object.table as string });
+  const act = (text: string, sql: readonly string[], mode: Action['mode'] = 'single') =>
+    m.exec.perform({ name: `undo-${record.kind}`, on, text, sql, mode });
+
+  switch (record.kind) {
+    case 'hold':
+      await m.catalog.pool.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [m.row.id.toString()]);
+      return;
+
+    case 'subscription': {
+      const name = object.name as string;
+      const found = await session.query<{ oid: string }>(
+        `SELECT oid::text FROM pg_subscription WHERE subname = $1 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+        [name],
+      );
+      const oid = found[0]?.oid;
+      if (oid === undefined) return;
+      // Slots of table syncs may stay behind at the source and hold its WAL; after the drop their names are not known any more.
+      await m.exec.record({ kind: 'slot', shard: m.spec.from, object: { prefix: `pg_${oid}_sync_` } });
+      await act('drop the subscription', [
+        `ALTER SUBSCRIPTION ${quoteIdent(name)} DISABLE`,
+        // Without a slot the drop does not ask the source, which may be away.
+        `ALTER SUBSCRIPTION ${quoteIdent(name)} SET (slot_name = NONE)`,
+        `DROP SUBSCRIPTION ${quoteIdent(name)}`,
+      ]);
+      await dropSlots(m, `starts_with(slot_name, ${quoteLiteral(`pg_${oid}_sync_`)})`);
+      return;
+    }
+
+    case 'slot':
+      if (object.prefix !== undefined) await dropSlots(m, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
+      else await dropSlots(m, `slot_name = ${quoteLiteral(object.name as string)}`);
+      return;
+
+    case 'publication':
+      await act('drop the publication', [`DROP PUBLICATION IF EXISTS ${quoteIdent(object.name as string)}`], 'locking');
+      return;
+
+    case 'marker':
+      await act('drop the marker table', [
+        `DROP TABLE IF EXISTS ${quoteTable({ schema: SHARD_SCHEMA, table: object.table as string })}`,
+        DROP_SHARD_SCHEMA,
+      ]);
+      return;
+
+    case 'guards':
+      await dropGuards(m, on, object.trigger as string);
+      return;
+
+    case 'rows': {
+      const table = m.tables.find((t) => t.schema === object.schema && t.table === object.table);
+      if (table !== undefined) await removeRows(m, on, table);
+      return;
+    }
+
+    case 'table': {
+      const keys = await session.query<{ sql: string }>(
+        `SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) AS sql FROM pg_constraint
+          WHERE contype = 'f' AND confrelid = to_regclass($1) AND conrelid <> confrelid`,
+        [named()],
+      );
+      await act(
+        `drop table ${object.schema}.${object.table}`,
+        [...keys.map((k) => k.sql), `DROP TABLE IF EXISTS ${named()}`],
+        'locking',
+      );
+      return;
+    }
+
+    case 'sequence':
+      await act(`drop sequence ${object.schema}.${object.table}`, [`DROP SEQUENCE IF EXISTS ${named()}`]);
+      return;
+    case 'type':
+      await act(`drop type ${object.schema}.${object.table}`, [`DROP TYPE IF EXISTS ${named()}`]);
+      return;
+    case 'schema':
+      await act(`drop schema ${object.name}`, [
+        `DO $$ BEGIN DROP SCHEMA IF EXISTS ${quoteIdent(object.name as string)} RESTRICT;
+         EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $$`,
+      ]);
+      return;
+  }
+}
+
+/** Drops slots at the source, ending whoever streams from them: their subscription is gone by now. */
+async function dropSlots(m: Move, condition: string): Promise<void> {
+  const where = `${condition} AND database = current_database()`;
+  await m.exec.wait('the replication slot is free', async () => {
+    await m.source.query(
+      `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE ${where} AND active_pid IS NOT NULL`,
+    );
+    await m.source.query(`DO $$ BEGIN
+        PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE ${where} AND active_pid IS NULL;
+      EXCEPTION WHEN object_in_use OR undefined_object THEN NULL; END $$`);
+    const left = await m.source.query(`SELECT FROM pg_replication_slots WHERE ${where}`);
+    return left.length === 0;
+  });
+}
+
+async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string): Promise<void> {
+  const session = on === 'source' ? m.source : m.destination;
+  const tables = await session.query<{ name: string; triggers: string[] }>(
+    `SELECT tgrelid::regclass::text AS name, array_agg(quote_ident(tgname)) AS triggers FROM pg_trigger
+      WHERE NOT tgisinternal AND tgname = ANY ($1) GROUP BY tgrelid`,
+    [['_i', '_u', '_d', '_t', '_a'].map((suffix) => trigger + suffix)],
+  );
+  for (const t of tables)
+    await m.exec.perform({
+      name: 'undo-guard-table',
+      on,
+      text: `remove the guard of ${t.name}`,
+      mode: 'locking',
+      sql: t.triggers.map((name) => `DROP TRIGGER ${name} ON ${t.name}`),
+    });
+  const functions = await session.query<{ sql: string }>(
+    `SELECT format('DROP FUNCTION %s', oid::regprocedure) AS sql FROM pg_proc
+      WHERE pronamespace = to_regnamespace($1) AND (proname = $2 OR starts_with(proname, $2 || '_'))`,
+    [quoteIdent(SHARD_SCHEMA), m.names.guardFunction.table],
+  );
+  await m.exec.perform({
+    name: 'undo-guards',
+    on,
+    text: 'drop gate and guard',
+    mode: 'single',
+    sql: [...functions.map((f) => f.sql), `DROP SEQUENCE IF EXISTS ${quoteTable(m.names.gate)}`, DROP_SHARD_SCHEMA],
+  });
+}
