@@ -82,10 +82,10 @@ const ASSIGN_ALL = SUMS.map((c) => `${c} = excluded.${c}`).join(', ');
 /** Sums the complete coarse steps in [$2, now - grace) again. Idempotent: a sum replaces the one before. */
 const ROLL_UP = `
 INSERT INTO foreshard.load AS l (step_seconds, at, segment_id, ${SUMS.join(', ')})
-SELECT $1, date_bin($1 * interval '1 s', at, 'epoch'), segment_id, ${SUMS.map((c) => `sum(${c})`).join(', ')}
+SELECT $1::int, date_bin($1::int * interval '1 s', at, 'epoch'), segment_id, ${SUMS.map((c) => `sum(${c})`).join(', ')}
   FROM foreshard.load
- WHERE step_seconds = $4 AND at >= date_bin($1 * interval '1 s', $2::timestamptz, 'epoch')
-   AND at < date_bin($1 * interval '1 s', $3::timestamptz - ${GRACE_SECONDS} * interval '1 s', 'epoch')
+ WHERE step_seconds = $4 AND at >= date_bin($1::int * interval '1 s', $2::timestamptz, 'epoch')
+   AND at < date_bin($1::int * interval '1 s', $3::timestamptz - ${GRACE_SECONDS} * interval '1 s', 'epoch')
  GROUP BY 2, 3 ORDER BY 3, 2
 ON CONFLICT (step_seconds, segment_id, at) DO UPDATE SET ${ASSIGN_ALL}
  WHERE (${SUMS.map((c) => `l.${c}`).join(', ')}) IS DISTINCT FROM (${SUMS.map((c) => `excluded.${c}`).join(', ')})`;
@@ -135,14 +135,14 @@ export class HistoryStore {
     const length = Math.max(0, (to - from) / stepMs);
     const result = await this.pool.query<{ id: string; steps: number[]; ms: number[]; writes: number[] }>(
       `SELECT segment_id::text AS id, array_agg(step) AS steps, array_agg(ms) AS ms, array_agg(writes) AS writes
-         FROM (SELECT segment_id, floor((extract(epoch FROM at) - $5) / $2)::int AS step,
+         FROM (SELECT segment_id, floor((extract(epoch FROM at) - $3::numeric) / $2::int)::int AS step,
                       sum(server_ms) AS ms, sum(writes)::float8 AS writes
                  FROM foreshard.load
-                WHERE step_seconds = $1 AND segment_id = ANY ($6::bigint[])
-                  AND at >= to_timestamp($3) AND at < to_timestamp($4)
+                WHERE step_seconds = $1 AND segment_id = ANY ($5::bigint[])
+                  AND at >= to_timestamp($3::numeric) AND at < to_timestamp($4::numeric)
                 GROUP BY 1, 2) s
         GROUP BY 1`,
-      [source, stepSeconds, from / 1000, to / 1000, from / 1000, segments.map((s) => s.id.toString())],
+      [source, stepSeconds, from / 1000, to / 1000, segments.map((s) => s.id.toString())],
     );
     const rows = new Map(result.rows.map((r) => [r.id, r]));
     const known = new Uint8Array(length);
@@ -207,17 +207,17 @@ export class HistoryStore {
       ] as const)
         await client.query(
           `DELETE FROM foreshard.load WHERE step_seconds = $1
-              AND at < date_bin('1 hour', $2::timestamptz - $3 * interval '1 s', 'epoch')`,
+              AND at < date_bin('1 hour', $2::timestamptz - $3::int * interval '1 s', 'epoch')`,
           [step, at, seconds],
         );
-      await client.query(`DELETE FROM foreshard.key_sample WHERE seen_at < $1::timestamptz - $2 * interval '1 s'`, [
-        at,
-        r.keySamples,
-      ]);
-      await client.query(`DELETE FROM foreshard.template_stat WHERE hour < $1::timestamptz - $2 * interval '1 s'`, [
-        at,
-        r.templates,
-      ]);
+      await client.query(
+        `DELETE FROM foreshard.key_sample WHERE seen_at < $1::timestamptz - $2::int * interval '1 s'`,
+        [at, r.keySamples],
+      );
+      await client.query(
+        `DELETE FROM foreshard.template_stat WHERE hour < $1::timestamptz - $2::int * interval '1 s'`,
+        [at, r.templates],
+      );
       await client.query('COMMIT');
       client.release();
     } catch (error) {

@@ -110,14 +110,14 @@ export class PlanStore {
       ]);
       const values = [JSON.stringify(report), ttlSeconds, hash];
       const updated = await client.query<{ id: string }>(
-        `UPDATE foreshard.plan SET body = $1, expires_at = now() + $2 * interval '1 s', created_at = now()
+        `UPDATE foreshard.plan SET body = $1, expires_at = now() + $2::int * interval '1 s', created_at = now()
           WHERE hash = $3 AND status = 'proposed' RETURNING id::text`,
         values,
       );
       if (updated.rows[0] !== undefined) return updated.rows[0].id;
       const inserted = await client.query<{ id: string }>(
         `INSERT INTO foreshard.plan (body, expires_at, hash, epoch, status)
-         VALUES ($1, now() + $2 * interval '1 s', $3, $4, 'proposed') RETURNING id::text`,
+         VALUES ($1, now() + $2::int * interval '1 s', $3, $4, 'proposed') RETURNING id::text`,
         [...values, report.epoch],
       );
       return (inserted.rows[0] as { id: string }).id;
@@ -200,7 +200,7 @@ export class PlanStore {
       await this.#decide(client, id, 'approved', by, row.hash);
       const made = await client.query<{ id: string }>(
         `WITH made AS (
-           INSERT INTO foreshard.migration (plan_id, kind, spec, state) VALUES ($1, $2, $3, 'approved') RETURNING id
+           INSERT INTO foreshard.migration (plan_id, kind, spec, state) VALUES ($1::bigint, $2, $3, 'approved') RETURNING id
          ), event AS (
            INSERT INTO foreshard.migration_event (migration_id, state, detail)
            SELECT id, 'approved', jsonb_build_object('by', $4::text, 'plan', $1::bigint) FROM made
@@ -242,10 +242,10 @@ export class PlanStore {
   async #decide(client: pg.PoolClient, id: bigint, status: PlanStatus, by: string, hash: string): Promise<void> {
     await client.query(
       `WITH decided AS (
-         UPDATE foreshard.plan SET status = $2, decided_by = $3, decided_at = now() WHERE id = $1
+         UPDATE foreshard.plan SET status = $2::text, decided_by = $3::text, decided_at = now() WHERE id = $1::bigint
        )
        INSERT INTO foreshard.audit (actor, action, object, detail)
-       VALUES ($3, 'plan.' || $2, 'plan ' || $1, jsonb_build_object('hash', $4::text))`,
+       VALUES ($3::text, 'plan.' || $2::text, 'plan ' || $1::bigint, jsonb_build_object('hash', $4::text))`,
       [id.toString(), status, by, hash],
     );
   }
