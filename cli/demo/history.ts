@@ -20,7 +20,7 @@ export const CAPACITY_MS_PER_SECOND = 1000;
  * The scale of the imported history: in this share of the hours of the last four weeks the load was below the capacity. The trace
  * counts events and not milliseconds, so some scale must be chosen; what the load does next is the forecaster's to say.
  */
-const SHARE_BELOW_CAPACITY = 0.85;
+const SHARE_BELOW_CAPACITY = 0.7;
 const SCALE_HOURS = 28 * DAY_HOURS;
 
 /** Segments that share the load of one key of the trace, so that a split may fall inside its tenants. */

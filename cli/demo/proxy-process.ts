@@ -1,7 +1,7 @@
-import { Proxy } from '../../proxy/proxy.js';
-import { Catalog } from '../../topology/catalog/catalog.js';
+import { defaultConfig } from '../config.js';
 import { type Failure, failureOf } from '../failure.js';
 import { createLogger } from '../logger.js';
+import { type Services, startServices } from '../serve.js';
 
 export interface ProxySettings {
   readonly catalogUrl: string;
@@ -20,8 +20,7 @@ export type FromProxy =
   | { readonly kind: 'failed'; readonly failure: Failure };
 
 // The proxy has a process of its own, as in production: the planner's arithmetic does not stand in its clients' way.
-let proxy: Proxy | null = null;
-let catalog: Catalog | null = null;
+let services: Services | null = null;
 process.on('SIGINT', () => undefined);
 process.on('disconnect', () => process.exit(0));
 process.on('message', (message: ToProxy) => {
@@ -30,30 +29,24 @@ process.on('message', (message: ToProxy) => {
 });
 tell({ kind: 'ready' });
 
-async function start(settings: ProxySettings): Promise<void> {
+async function start({ catalogUrl, port, flushIntervalMs }: ProxySettings): Promise<void> {
   try {
-    catalog = await Catalog.connect(settings.catalogUrl);
-    proxy = await Proxy.start({
-      catalog,
-      name: 'demo',
-      listen: { host: '127.0.0.1', port: settings.port },
-      auth: { method: 'scram-sha-256', users: new Map() },
-      serverPasswords: new Map(),
-      pool: { size: 20, idleTimeoutMs: 300_000, connectTimeoutMs: 5000, queueTimeoutMs: 30_000 },
-      limits: { maxClients: 1000, loginTimeoutMs: 15_000, holdTimeoutMs: 30_000 },
-      lease: { ttlMs: 10_000 },
-      telemetry: { flushIntervalMs: settings.flushIntervalMs },
-      logger: createLogger('error'),
-    });
-    tell({ kind: 'listening', port: proxy.port });
+    const config = defaultConfig(catalogUrl);
+    services = await startServices(
+      {
+        ...config,
+        proxy: { ...config.proxy, name: 'demo', listen: { host: '127.0.0.1', port }, telemetry: { flushIntervalMs } },
+      },
+      { only: ['proxy'], logger: createLogger('error') },
+    );
+    tell({ kind: 'listening', port: services.proxy?.port ?? port });
   } catch (error) {
     tell({ kind: 'failed', failure: failureOf(error) });
   }
 }
 
 async function stop(): Promise<void> {
-  await proxy?.close();
-  await catalog?.close();
+  await services?.stop();
   process.disconnect();
 }
 
