@@ -30,6 +30,14 @@ export interface ForeignKeyFacts {
   readonly referencedColumns: readonly string[];
 }
 
+/** A foreign key of another table that points here. */
+export interface IncomingForeignKey {
+  readonly name: string;
+  readonly from: TableName;
+  readonly columns: readonly string[];
+  readonly referencedColumns: readonly string[];
+}
+
 /** What a table is, as its server's catalogs have it. */
 export interface TableFacts extends TableName {
   /** `pg_class.relkind`: r table, p partitioned, v view, m materialized view, f foreign … */
@@ -42,6 +50,7 @@ export interface TableFacts extends TableName {
   readonly columns: readonly ColumnFacts[];
   readonly unique: readonly UniqueFacts[];
   readonly foreignKeys: readonly ForeignKeyFacts[];
+  readonly referencedBy: readonly IncomingForeignKey[];
   /** `pg_class.relreplident`: d primary key, n nothing, f all columns, i an index. */
   readonly replicaIdentity: string;
   /** Columns of the replica identity; every column when it is FULL. */
@@ -81,6 +90,13 @@ SELECT n.nspname AS schema, c.relname AS table, c.relkind AS kind, c.relpersiste
      FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class fc ON fc.oid = f.confrelid
      JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
     WHERE f.conrelid = c.oid AND f.contype = 'f') AS "foreignKeys",
+  (SELECT coalesce(json_agg(json_build_object('name', f.conname,
+            'from', json_build_object('schema', fn.nspname, 'table', fc.relname),
+            'columns', ${NAMES_OF('f.conkey', 'f.conrelid')},
+            'referencedColumns', ${NAMES_OF('f.confkey', 'f.confrelid')}) ORDER BY fn.nspname, fc.relname, f.conname), '[]')
+     FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class fc ON fc.oid = f.conrelid
+     JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
+    WHERE f.confrelid = c.oid AND f.contype = 'f') AS "referencedBy",
   (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (c.relreplident = 'f' OR EXISTS (
       SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
