@@ -6,7 +6,7 @@ import { UsageError } from '../topology/errors.js';
 import { type Config, defaultConfig, loadConfig } from './config.js';
 import { urlProblem } from './config-schema.js';
 import { EXIT_CODES_HELP } from './failure.js';
-import { useShardPasswords } from './shard-passwords.js';
+import { applyShardSettings } from './shard-settings.js';
 
 /** Options that every command has. */
 export interface GlobalArgs {
@@ -73,9 +73,12 @@ export async function withCatalog<T>(
   }
 }
 
-/** A connected catalog whose shards carry the passwords that the configuration gives them. */
+/** A connected catalog whose shards are completed by the configuration: passwords, default capacity. */
 export async function openCatalog(config: Config): Promise<Catalog> {
-  return useShardPasswords(await Catalog.connect(config.catalogUrl), config.shardPasswords);
+  return applyShardSettings(await Catalog.connect(config.catalogUrl), {
+    passwords: config.shardPasswords,
+    capacityMsPerSecond: config.planner.capacityMsPerSecond,
+  });
 }
 
 /** Who is at the command line, for the audit trail. */

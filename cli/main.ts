@@ -4,13 +4,16 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import yargs from 'yargs';
 import { ForeshardError, UsageError } from '../topology/errors.js';
+import { checkCommand } from './commands/check.js';
 import { demoCommand } from './commands/demo.js';
 import { initCommand } from './commands/init.js';
 import { keyspaceCommand } from './commands/keyspace.js';
 import { migrateCommand } from './commands/migrate.js';
+import { serveCommand } from './commands/serve.js';
 import { shardCommand } from './commands/shard.js';
 import { tableCommand } from './commands/table.js';
 import { topologyCommand } from './commands/topology.js';
+import { upCommand } from './commands/up.js';
 import { EXIT_CODES_HELP, failureOf } from './failure.js';
 
 function version(): string {
@@ -45,11 +48,14 @@ async function run(args: readonly string[]): Promise<void> {
     })
     .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' })
     .command(demoCommand)
+    .command(upCommand)
+    .command(serveCommand)
     .command(initCommand)
     .command(shardCommand)
     .command(keyspaceCommand)
     .command(tableCommand)
     .command(topologyCommand)
+    .command(checkCommand)
     .command(migrateCommand)
     .completion('completion', 'Print a completion script for bash or zsh')
     .demandCommand(1, 'a command is needed')

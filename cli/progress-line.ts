@@ -1,5 +1,5 @@
 import type { MigrationRow, StoredSpec } from '../migrator/migration-store.js';
-import { formatBytes, formatSeconds } from './output.js';
+import { formatBytes, formatSeconds } from '../planner/report/format.js';
 
 /** `shop [-infinity, 42) s1 → s2`. */
 export function specText(spec: StoredSpec): string {

@@ -1,0 +1,59 @@
+import type { CommandModule } from 'yargs';
+import { UsageError } from '../../topology/errors.js';
+import { type GlobalArgs, readConfig, withHelp } from '../command.js';
+import { createLogger } from '../logger.js';
+import { PARTS, type Part } from '../parts.js';
+import { aborted, trapSignals } from '../signals.js';
+
+interface ServeArgs extends GlobalArgs {
+  readonly only?: string | undefined;
+}
+
+export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
+  command: 'serve',
+  describe: 'Run proxy, planner and migrator for your own servers, until SIGTERM or SIGINT',
+  builder: (y) =>
+    withHelp(
+      y.option('only', {
+        type: 'string',
+        requiresArg: true,
+        describe: `Only these parts, by commas: ${PARTS.join(', ')}`,
+      }),
+      ['serve --config foreshard.yaml', 'Everything in one process'],
+      ['serve --config foreshard.yaml --only planner,migrator', 'For proxies that run elsewhere'],
+    ),
+  handler: async (args) => {
+    const only = parseParts(args.only);
+    const config = readConfig(args);
+    const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);
+    const trap = trapSignals();
+    // Reload comes later; until then a SIGHUP must not end the process.
+    process.on('SIGHUP', () =>
+      logger.warn('SIGHUP: the configuration is read at start only; restart to apply changes'),
+    );
+    // Only here: no other command needs the proxy and all it brings with it.
+    const { startServices } = await import('../serve.js');
+    const services = await startServices(config, { only, logger });
+    const { host } = config.proxy.listen;
+    logger.info(
+      { parts: only, ...(services.proxy === undefined ? {} : { listen: `${host}:${services.proxy.port}` }) },
+      'ready',
+    );
+    try {
+      await Promise.race([aborted(trap.signal), services.failed]);
+    } finally {
+      logger.info('stopping');
+      await services.stop();
+      trap.release();
+      process.exitCode = trap.exitCode();
+    }
+  },
+};
+
+function parseParts(text: string | undefined): readonly Part[] {
+  if (text === undefined) return PARTS;
+  const parts = text.split(',').map((part) => part.trim());
+  const unknown = parts.find((part) => !PARTS.includes(part as Part));
+  if (unknown !== undefined) throw new UsageError(`"${unknown}" is not a part`, `Parts are ${PARTS.join(', ')}.`);
+  return parts as Part[];
+}
