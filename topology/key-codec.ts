@@ -6,7 +6,7 @@
 import { isUtf8 } from 'node:buffer';
 import { decodeDate, decodeTimestamp, encodeDate, encodeTimestamp, isDate, isTimestamp } from './datetime.js';
 import { ForeshardError } from './errors.js';
-import type { KeyScalar, KeyTuple, KeyType, Method, Position } from './key.js';
+import type { KeyScalar, KeyType, Method, Position } from './key.js';
 
 /** What is needed to read the positions of a keyspace; every `Keyspace` is one. */
 export interface KeyScheme {
@@ -86,7 +86,10 @@ export function decodeText(type: KeyType, text: string | Buffer, start = 0, end 
     case 'int2':
     case 'int4':
     case 'int8':
-      return decodeInt(type, typeof text === 'string' ? Buffer.from(text, 'latin1') : text, start, end);
+    case 'uuid': {
+      if (typeof text === 'string') return decodeText(type, Buffer.from(text.slice(start, end), 'utf8'));
+      return type === 'uuid' ? decodeUuid(text, start, end) : decodeInt(type, text, start, end);
+    }
     case 'text':
     case 'varchar': {
       if (typeof text !== 'string') return decodeTextBytes(type, text, start, end);
@@ -98,7 +101,6 @@ export function decodeText(type: KeyType, text: string | Buffer, start = 0, end 
     }
     default: {
       const value = typeof text === 'string' ? text.slice(start, end) : text.toString('latin1', start, end);
-      if (type === 'uuid') return decodeUuid(value);
       return type === 'date' ? decodeDate(value) : decodeTimestamp(type, value);
     }
   }
@@ -181,11 +183,6 @@ export function positionFromJson(scheme: KeyScheme, json: unknown): Position | n
   });
 }
 
-/** A key in the same form as `positionToJson`, whatever the method. */
-export function keyToJson(scheme: KeyScheme, key: KeyTuple): string[] {
-  return key.map((scalar, i) => encodeText(scheme.keyTypes[i] as KeyType, scalar));
-}
-
 /** Types of a position's parts: those of the key, or int8 for a hash. */
 export function positionTypes(scheme: KeyScheme): readonly KeyType[] {
   return scheme.method === 'hash' ? ['int8'] : scheme.keyTypes;
@@ -242,13 +239,25 @@ function decodeTextBytes(type: KeyType, text: Buffer, start: number, end: number
   return text.toString('latin1', start, end);
 }
 
-/** As uuid_in: 32 hexadecimal digits, a hyphen after any group of four, all of it optionally in braces. */
-function decodeUuid(text: string): string | null {
-  let body = text;
-  if (body.startsWith('{')) {
-    if (!body.endsWith('}')) return null;
-    body = body.slice(1, -1);
+/** Hexadecimal digits to their lower-case form; 0 for every other byte. */
+const HEX_DIGIT = new Uint8Array(256);
+for (const digit of '0123456789abcdefABCDEF') HEX_DIGIT[digit.charCodeAt(0)] = digit.toLowerCase().charCodeAt(0);
+const uuidDigits = Buffer.alloc(32);
+
+/** As uuid_in: 32 hexadecimal digits, a hyphen after any group of four but the last, all of it optionally in braces. */
+function decodeUuid(text: Buffer, start: number, end: number): string | null {
+  let pos = start;
+  let stop = end;
+  if (text[pos] === 0x7b) {
+    if (text[stop - 1] !== 0x7d) return null;
+    pos++;
+    stop--;
   }
-  if (!/^(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}$/i.test(body)) return null;
-  return body.replaceAll('-', '').toLowerCase();
+  for (let n = 0; n < 32; n++) {
+    if (n > 0 && n % 4 === 0 && text[pos] === 0x2d) pos++;
+    const digit = pos < stop ? (HEX_DIGIT[text[pos++] as number] as number) : 0;
+    if (digit === 0) return null;
+    uuidDigits[n] = digit;
+  }
+  return pos === stop ? uuidDigits.toString('latin1') : null;
 }

@@ -63,6 +63,27 @@ describe('initCatalog', () => {
   });
 });
 
+describe('initCatalog, when it cannot', () => {
+  it('says that the user may not create, or that nobody answers', async () => {
+    const url = new URL(await newDatabase());
+    await admin.query(`DROP ROLE IF EXISTS nobody; CREATE ROLE nobody LOGIN PASSWORD 'nobody'`);
+    url.username = 'nobody';
+    url.password = 'nobody';
+    const pool = Catalog.pool(url.href);
+    await expect(initCatalog(pool, 'shop')).rejects.toMatchObject({
+      sqlstate: '42501',
+      hint: expect.stringMatching(/GRANT CREATE/),
+    });
+    await pool.end();
+    url.port = '1';
+    const away = Catalog.pool(url.href);
+    await expect(initCatalog(away, 'shop')).rejects.toThrow(
+      /cannot connect to the catalog at postgres.*nobody@.*:1\/.*ECONNREFUSED/,
+    );
+    await away.end();
+  });
+});
+
 describe('Catalog.connect', () => {
   it('says what is wrong, where, and what to do, and shows no password', async () => {
     const url = await newDatabase();

@@ -168,6 +168,8 @@ describe('decodeText', () => {
   it.each<[KeyType, string]>([
     ['int2', '32768'],
     ['int4', '0x1F'],
+    ['int4', '\u0131'],
+    ['uuid', '\u0131'.repeat(32)],
     ['int4', '1_000'],
     ['int4', ''],
     ['int4', '1.0'],

@@ -4,6 +4,7 @@ import type { Interval } from '../key.js';
 import { positionToJson } from '../key-codec.js';
 import type { Epoch, Keyspace } from '../topology.js';
 import type { CatalogClient } from './change.js';
+import { timedQuery } from './timed-query.js';
 
 export interface ProxyIdentity {
   /** A UUID made at start-up: a restarted proxy is another one. */
@@ -62,14 +63,18 @@ export class ProxyLeases {
   /** Starts a lease: from here on every flip waits for this proxy. What an earlier lease of it acknowledged is void. */
   async register(proxy: ProxyIdentity & { readonly ttlMs: number; readonly epochAcked: Epoch }): Promise<void> {
     await this.#pool.query(
-      `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1)
+      timedQuery(
+        `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1)
        INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
        VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 ms', $5)
        ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, epoch_acked = excluded.epoch_acked`,
-      [proxy.id, proxy.name, proxy.listen, proxy.ttlMs, proxy.epochAcked.toString()],
+        [proxy.id, proxy.name, proxy.listen, proxy.ttlMs, proxy.epochAcked.toString()],
+      ),
     );
     // Proxies that never said goodbye need not be kept for ever.
-    await this.#pool.query(`DELETE FROM foreshard.proxy WHERE lease_until < clock_timestamp() - interval '1 day'`);
+    await this.#pool.query(
+      timedQuery(`DELETE FROM foreshard.proxy WHERE lease_until < clock_timestamp() - interval '1 day'`),
+    );
   }
 
   /**
@@ -78,18 +83,20 @@ export class ProxyLeases {
    */
   async renew(proxyId: string, ttlMs: number, epochAcked: Epoch): Promise<number | null> {
     const { rows } = await this.#pool.query<{ remainingMs: number }>(
-      `UPDATE foreshard.proxy
+      timedQuery(
+        `UPDATE foreshard.proxy
           SET lease_until = clock_timestamp() + $2 * interval '1 ms', epoch_acked = greatest(epoch_acked, $3)
         WHERE id = $1 AND lease_until > clock_timestamp()
         RETURNING (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs"`,
-      [proxyId, ttlMs, epochAcked.toString()],
+        [proxyId, ttlMs, epochAcked.toString()],
+      ),
     );
     return rows[0]?.remainingMs ?? null;
   }
 
   /** Ends a lease at once: nobody waits for a proxy that has stopped serving. */
   async unregister(proxyId: string): Promise<void> {
-    await this.#pool.query('DELETE FROM foreshard.proxy WHERE id = $1', [proxyId]);
+    await this.#pool.query(timedQuery('DELETE FROM foreshard.proxy WHERE id = $1', [proxyId]));
   }
 
   /**
@@ -98,11 +105,13 @@ export class ProxyLeases {
    */
   async ackHold(holdId: bigint, proxyId: string): Promise<boolean> {
     const { rowCount } = await this.#pool.query(
-      `INSERT INTO foreshard.hold_ack (hold_id, proxy_id)
+      timedQuery(
+        `INSERT INTO foreshard.hold_ack (hold_id, proxy_id)
        SELECT h.id, p.id FROM foreshard.hold h, foreshard.proxy p
         WHERE h.id = $1 AND p.id = $2 AND p.lease_until > clock_timestamp()
        ON CONFLICT (hold_id, proxy_id) DO UPDATE SET acked_at = clock_timestamp()`,
-      [holdId.toString(), proxyId],
+        [holdId.toString(), proxyId],
+      ),
     );
     return rowCount === 1;
   }

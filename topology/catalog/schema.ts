@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { listSql, loadSql } from '../../sql/load.js';
-import { explainConnectError } from '../connection.js';
+import { errorCode, explainConnectError, redactUrl } from '../connection.js';
 import { CatalogUnavailableError, ForeshardError, UsageError } from '../errors.js';
 
 /** Serialises processes that initialise one catalog at once. Any constant does; these are the letters "fore". */
@@ -40,7 +40,8 @@ export async function initCatalog(pool: pg.Pool, database: string): Promise<void
     client = await pool.connect();
   } catch (error) {
     const { reason, hint } = explainConnectError(error);
-    throw new CatalogUnavailableError(`cannot connect to the catalog: ${reason}`, { hint, cause: error });
+    const where = redactUrl(pool.options.connectionString ?? 'its server');
+    throw new CatalogUnavailableError(`cannot connect to the catalog at ${where}: ${reason}`, { hint, cause: error });
   }
   try {
     await client.query('BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE');
@@ -51,7 +52,11 @@ export async function initCatalog(pool: pg.Pool, database: string): Promise<void
   } catch (error) {
     // The connection is thrown away, and its transaction with it: nothing half done stays.
     client.release(true);
-    throw error;
+    if (errorCode(error) !== '42501') throw error;
+    throw new ForeshardError('42501', `the catalog cannot be created: ${(error as Error).message}`, {
+      hint: 'Let its user CREATE in the database: GRANT CREATE ON DATABASE ... TO ...',
+      cause: error,
+    });
   }
 }
 

@@ -15,6 +15,7 @@ import type {
   Topology,
 } from '../topology.js';
 import { tableId } from '../topology.js';
+import { timedQuery } from './timed-query.js';
 
 /** One statement, hence one snapshot. Every bigint travels as text: JSON numbers would lose digits. */
 const READ_TOPOLOGY = `
@@ -57,7 +58,7 @@ interface Row {
 
 /** Reads the topology over any connection; inside a transaction it is the transaction's view. */
 export async function readTopology(db: Pick<pg.ClientBase, 'query'> | pg.Pool): Promise<Topology> {
-  const row = (await (db as pg.Pool).query<Row>(READ_TOPOLOGY)).rows[0];
+  const row = (await (db as pg.Pool).query<Row>(timedQuery(READ_TOPOLOGY))).rows[0];
   if (row === undefined) throw damaged('foreshard.meta is empty');
   return buildTopology(row);
 }

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { timedQuery } from './timed-query.js';
 
 const POLL_MS = 1000;
-const POLL_TIMEOUT_MS = 5000;
 const FIRST_BACKOFF_MS = 100;
 const MAX_BACKOFF_MS = 5000;
 
@@ -95,8 +95,8 @@ export class TopologyWatch {
   async #poll(): Promise<void> {
     while (!this.#closed()) {
       try {
-        const query = { text: SIGNATURE, query_timeout: POLL_TIMEOUT_MS };
-        const signature = (await this.#pool.query<{ signature: string }>(query)).rows[0]?.signature ?? null;
+        const signature =
+          (await this.#pool.query<{ signature: string }>(timedQuery(SIGNATURE))).rows[0]?.signature ?? null;
         if (this.#signature !== null && signature !== this.#signature) this.#tell();
         this.#signature = signature;
       } catch {
