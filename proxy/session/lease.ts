@@ -72,6 +72,7 @@ export class Lease {
     if (this.backend?.status === FAILED && !this.unsynced)
       return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
     for (;;) {
+      signal.throwIfAborted();
       const topology = live.current;
       this.#checkStale(topology);
       const placement = place(executions, router, topology);

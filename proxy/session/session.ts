@@ -224,6 +224,7 @@ export class Session implements BackendOwner {
 
   async #leave(): Promise<void> {
     const { lease } = this;
+    if (this.#busy) return; // whoever is busy comes here when done
     const backend = lease.backend;
     if (backend === null) {
       lease.transaction = null;
@@ -289,20 +290,30 @@ export class Session implements BackendOwner {
         return;
       }
       if (work !== null) {
-        this.#busy = true;
-        work.then(
-          () => this.#resume(),
-          (error: unknown) => this.close(error),
-        );
+        this.#follow(work);
       }
     }
     if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#closed) this.#socket.resume();
   }
 
+  #follow(work: Promise<void>): void {
+    this.#busy = true;
+    work.then(
+      () => this.#resume(),
+      (error: unknown) => {
+        this.#busy = false;
+        if (this.#closed) void this.#leave();
+        else this.close(error);
+      },
+    );
+  }
+
   #resume(): void {
     this.#busy = false;
     this.#wait = null;
-    this.pump();
+    // The client went away while a connection was being fetched for it.
+    if (this.#closed) void this.#leave();
+    else this.pump();
   }
 
   #mayProcess(type: number): boolean {
@@ -427,12 +438,8 @@ export class Session implements BackendOwner {
 
   /** A write met a shard that no longer owns its range: run it again where it belongs. The client has seen nothing of it. */
   #retry(): void {
-    const again = this.gate.takeRetry();
-    this.#busy = true;
-    again().then(
-      () => this.#resume(),
-      (error: unknown) => this.close(error),
-    );
+    this.#awaitingReady = false;
+    this.#follow(this.gate.takeRetry()());
   }
 
   onWritable(): void {

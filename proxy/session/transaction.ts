@@ -1,5 +1,9 @@
+import { comparePositions } from '../../topology/key.js';
 import type { SessionEffect, Touch } from '../router/route.js';
 import type { Footprint } from './placement.js';
+
+/** Places remembered one by one per transaction. */
+const TOUCHES = 10_000;
 
 /**
  * The client's open transaction, as far as the proxy must know it: what it has touched, and, while it has done nothing
@@ -26,9 +30,17 @@ export class Transaction {
   }
 
   touch(footprint: Footprint): void {
-    if (footprint.touches.length > 0) this.touches.push(...footprint.touches);
+    for (const touch of footprint.touches) this.#add(touch);
     this.everything ||= footprint.everything;
     this.writesReference ||= footprint.writesReference;
+  }
+
+  #add(touch: Touch): void {
+    // So many different keys are as good as all of them.
+    const position = this.touches.length < TOUCHES ? touch.position : null;
+    const last = this.touches.at(-1);
+    if (last?.keyspace === touch.keyspace && samePosition(last.position, position)) return;
+    this.touches.push({ keyspace: touch.keyspace, position });
   }
 
   /** A statement has been done. `text` null: it had parameters, so it cannot be replayed as text. */
@@ -52,4 +64,9 @@ function replayable(effect: SessionEffect): boolean {
     default:
       return false;
   }
+}
+
+function samePosition(a: Touch['position'], b: Touch['position']): boolean {
+  if (a === null || b === null) return a === b;
+  return comparePositions(a, b) === 0;
 }

@@ -1,0 +1,338 @@
+import pg from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+let s: Sharded;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: 100 });
+});
+afterAll(() => s.stop());
+
+beforeEach(async () => {
+  for (const shard of [0, 1] as const) await s.onShard(shard, 'TRUNCATE tenants, orders, items, settings CASCADE');
+});
+
+async function seed(c: pg.Client): Promise<void> {
+  for (const id of [1, 2, 150, 151]) {
+    await c.query('INSERT INTO tenants (tenant_id, name) VALUES ($1, $2)', [id, `t${id}`]);
+    await c.query('INSERT INTO orders (tenant_id, id, note) VALUES ($1, $2, $3)', [id, 1, `first of ${id}`]);
+  }
+}
+
+/** SQLSTATE of what `run` rejects with. */
+async function sqlstate(run: Promise<unknown>): Promise<string> {
+  try {
+    await run;
+  } catch (error) {
+    return (error as { code: string }).code;
+  }
+  return 'no error';
+}
+
+describe('routing', () => {
+  it('sends rows to the shard of their key, simple and extended', async () => {
+    const c = await s.connect();
+    await seed(c);
+    await c.query(`INSERT INTO tenants (tenant_id, name) VALUES (3, 'simple'), (4, 'simple')`);
+    expect(await s.onShard(0, 'SELECT tenant_id::int AS id FROM tenants ORDER BY 1')).toEqual([
+      { id: 1 },
+      { id: 2 },
+      { id: 3 },
+      { id: 4 },
+    ]);
+    expect(await s.onShard(1, 'SELECT tenant_id::int AS id FROM tenants ORDER BY 1')).toEqual([
+      { id: 150 },
+      { id: 151 },
+    ]);
+    const { rows } = await c.query('SELECT name FROM tenants WHERE tenant_id = $1', ['150']);
+    expect(rows).toEqual([{ name: 't150' }]);
+    const joined = await c.query(
+      'SELECT o.note FROM tenants t JOIN orders o ON o.tenant_id = t.tenant_id WHERE t.tenant_id = 151',
+    );
+    expect(joined.rows).toEqual([{ note: 'first of 151' }]);
+  });
+
+  it('joins the answers of several shards when nothing but their union is asked for', async () => {
+    const c = await s.connect();
+    await seed(c);
+    const simple = await c.query('SELECT tenant_id::int AS id FROM tenants');
+    expect(simple.rows.map((r: { id: number }) => r.id).sort((a, b) => a - b)).toEqual([1, 2, 150, 151]);
+    expect(simple.rowCount).toBe(4);
+    const extended = await c.query('SELECT name FROM tenants WHERE name LIKE $1', ['t%1']);
+    expect(extended.rows.map((r: { name: string }) => r.name).sort()).toEqual(['t1', 't151']);
+    const inList = await c.query('SELECT name FROM tenants WHERE tenant_id IN (1, 150)');
+    expect(inList.rows.map((r: { name: string }) => r.name).sort()).toEqual(['t1', 't150']);
+    // The connection is as usable as before.
+    expect((await c.query('SELECT name FROM tenants WHERE tenant_id = 2')).rows).toEqual([{ name: 't2' }]);
+  });
+
+  it('tells an error of any shard, and goes on', async () => {
+    const c = await s.connect();
+    await seed(c);
+    expect(await sqlstate(c.query('SELECT 1 / (tenant_id - 151) FROM tenants'))).toBe('22012');
+    expect((await c.query('SELECT name FROM tenants WHERE tenant_id = 2')).rows).toEqual([{ name: 't2' }]);
+  });
+
+  it('refuses what would not be exact', async () => {
+    const c = await s.connect();
+    await seed(c);
+    for (const sql of [
+      'SELECT count(*) FROM tenants',
+      'SELECT name FROM tenants ORDER BY name',
+      'SELECT name FROM tenants LIMIT 1',
+      `UPDATE tenants SET name = 'x'`,
+      'DELETE FROM tenants',
+      `INSERT INTO tenants (tenant_id, name) VALUES (5, 'a'), (155, 'b')`,
+      `INSERT INTO countries VALUES ('de', 'Germany')`,
+      'CREATE TABLE x (a int)',
+    ])
+      expect([sql, await sqlstate(c.query(sql))]).toEqual([sql, '0A000']);
+    expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 2 }]);
+  });
+
+  it('answers from any shard what is the same everywhere', async () => {
+    const c = await s.connect();
+    expect((await c.query('SELECT name FROM countries ORDER BY name')).rows).toEqual([
+      { name: 'Austria' },
+      { name: 'Switzerland' },
+    ]);
+    expect((await c.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+  });
+
+  it('keeps tables of no keyspace on the home shard', async () => {
+    const c = await s.connect();
+    await c.query(`INSERT INTO settings VALUES ('a', 'b')`);
+    expect(await s.onShard(0, 'SELECT * FROM settings')).toEqual([{ name: 'a', value: 'b' }]);
+    expect(await s.onShard(1, 'SELECT * FROM settings')).toEqual([]);
+  });
+});
+
+describe('transactions', () => {
+  it('opens the transaction on the shard of its first key', async () => {
+    const c = await s.connect();
+    await seed(c);
+    await c.query('BEGIN');
+    await c.query('SELECT 1');
+    await c.query('SAVEPOINT a');
+    await c.query(`UPDATE tenants SET name = 'new' WHERE tenant_id = 150`);
+    await c.query('ROLLBACK TO a');
+    await c.query(`UPDATE tenants SET name = 'newer' WHERE tenant_id = 151`);
+    await c.query('COMMIT');
+    expect(await s.onShard(1, 'SELECT name FROM tenants ORDER BY tenant_id')).toEqual([
+      { name: 't150' },
+      { name: 'newer' },
+    ]);
+  });
+
+  it('refuses a second shard, fails the transaction as PostgreSQL would, and rolls back', async () => {
+    const c = await s.connect();
+    await seed(c);
+    await c.query('BEGIN');
+    await c.query(`UPDATE tenants SET name = 'lost' WHERE tenant_id = 1`);
+    expect(await sqlstate(c.query('SELECT name FROM tenants WHERE tenant_id = 150'))).toBe('0A000');
+    expect(await sqlstate(c.query('SELECT 1'))).toBe('25P02');
+    expect((await c.query('COMMIT')).command).toBe('ROLLBACK');
+    expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 1')).toEqual([{ name: 't1' }]);
+  });
+
+  it('lets a savepoint heal a refusal', async () => {
+    const c = await s.connect();
+    await seed(c);
+    await c.query('BEGIN');
+    await c.query(`UPDATE tenants SET name = 'kept' WHERE tenant_id = 1`);
+    await c.query('SAVEPOINT a');
+    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
+    await c.query('ROLLBACK TO a');
+    await c.query('COMMIT');
+    expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 1')).toEqual([{ name: 'kept' }]);
+  });
+
+  it('ends a transaction that no server has heard of', async () => {
+    const c = await s.connect();
+    expect((await c.query('BEGIN')).command).toBe('BEGIN');
+    expect((await c.query('COMMIT')).command).toBe('COMMIT');
+    await c.query('BEGIN');
+    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
+    expect(await sqlstate(c.query('SELECT 1'))).toBe('25P02');
+    expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
+    expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+
+  it('runs several statements of one Query as one transaction', async () => {
+    const c = await s.connect();
+    await expect(
+      c.query(`INSERT INTO tenants VALUES (7, 'a'); INSERT INTO tenants VALUES (7, 'again')`),
+    ).rejects.toMatchObject({ code: '23505' });
+    expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 0 }]);
+    expect(await sqlstate(c.query(`INSERT INTO tenants VALUES (7, 'a'); INSERT INTO tenants VALUES (170, 'b')`))).toBe(
+      '0A000',
+    );
+  });
+
+  it('gives server connections back: many clients share few', async () => {
+    const clients = await Promise.all(Array.from({ length: 30 }, () => s.connect()));
+    await Promise.all(
+      clients.map(async (c, i) => {
+        for (let k = 0; k < 5; k++) {
+          await c.query('BEGIN');
+          await c.query('INSERT INTO tenants (tenant_id, name) VALUES ($1, $2)', [1000 + i * 10 + k, 'x']);
+          await c.query('COMMIT');
+        }
+      }),
+    );
+    expect(await s.onShard(1, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 150 }]);
+    const [row] = await s.onShard<{ n: number }>(
+      1,
+      `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app'`,
+    );
+    expect(row?.n).toBeLessThanOrEqual(10);
+  });
+
+  it('rolls back what a client that goes away has left open', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query(`INSERT INTO tenants VALUES (8, 'gone')`);
+    await c.end();
+    await waitFor(
+      async () =>
+        (
+          await s.onShard<{ n: number }>(
+            0,
+            `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'`,
+          )
+        )[0]?.n === 0,
+      { what: 'the rollback' },
+    );
+    expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 0 }]);
+  });
+});
+
+describe('sessions', () => {
+  it('refuses a wrong password, an unknown user and an unknown database as PostgreSQL does', async () => {
+    const login = async (url: string) => {
+      const c = new pg.Client({ connectionString: url });
+      try {
+        await c.connect();
+        await c.end();
+        return 'in';
+      } catch (error) {
+        return (error as { code: string; message: string }).message;
+      }
+    };
+    const port = s.proxy.port;
+    expect(await login(`postgres://app:wrong@127.0.0.1:${port}/shop`)).toBe(
+      'password authentication failed for user "app"',
+    );
+    expect(await login(`postgres://nobody:x@127.0.0.1:${port}/shop`)).toBe(
+      'password authentication failed for user "nobody"',
+    );
+    expect(await login(`postgres://app:secret@127.0.0.1:${port}/other`)).toBe('database "other" does not exist');
+    expect(await login(s.url)).toBe('in');
+  });
+
+  it('acts on the shards as the client’s own user', async () => {
+    const c = await s.connect();
+    expect((await c.query('SELECT current_user AS u')).rows).toEqual([{ u: 'app' }]);
+    expect(await sqlstate(c.query('SELECT * FROM pg_authid'))).toBe('42501');
+  });
+
+  it('takes a session’s settings along from connection to connection and shard to shard', async () => {
+    const a = await s.connect({ application_name: 'one' });
+    const b = await s.connect({ application_name: 'two' });
+    await a.query(`SET statement_timeout = '12345ms'`);
+    for (let i = 0; i < 3; i++) {
+      expect((await a.query('SHOW statement_timeout')).rows).toEqual([{ statement_timeout: '12345ms' }]);
+      expect((await b.query('SHOW statement_timeout')).rows).toEqual([{ statement_timeout: '0' }]);
+      expect(
+        (
+          await a.query(
+            `SELECT current_setting('statement_timeout') AS t, current_setting('application_name') AS n FROM tenants WHERE tenant_id = 150`,
+          )
+        ).rows,
+      ).toEqual([]);
+    }
+    await a.query('INSERT INTO tenants VALUES (160, current_setting($1))', ['statement_timeout']);
+    expect(await s.onShard(1, 'SELECT name FROM tenants WHERE tenant_id = 160')).toEqual([{ name: '12345ms' }]);
+    await a.query('BEGIN');
+    await a.query(`SET statement_timeout = '777ms'`);
+    await a.query('ROLLBACK');
+    expect((await a.query('SHOW statement_timeout')).rows).toEqual([{ statement_timeout: '12345ms' }]);
+    await a.query('RESET statement_timeout');
+    expect((await a.query('SHOW statement_timeout')).rows).toEqual([{ statement_timeout: '0' }]);
+    expect((await a.query('SHOW application_name')).rows).toEqual([{ application_name: 'one' }]);
+  });
+
+  it('keeps named statements across connections and shards, and tells the errors PostgreSQL tells', async () => {
+    const c = await s.connect();
+    await seed(c);
+    for (const id of [1, 150, 2, 151, 1])
+      expect(
+        (await c.query({ name: 'by-id', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: [id] })).rows,
+      ).toEqual([{ name: `t${id}` }]);
+    expect(
+      await sqlstate(c.query({ name: 'bad', text: 'SELECT nothing FROM tenants WHERE tenant_id = $1', values: [1] })),
+    ).toBe('42703');
+    expect(
+      (await c.query({ name: 'by-id', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: [150] })).rows,
+    ).toEqual([{ name: 't150' }]);
+  });
+
+  it('keeps a connection for what lives in one: temporary tables', async () => {
+    const c = await s.connect();
+    const other = await s.connect();
+    await c.query('CREATE TEMP TABLE scratch (a int)').catch(async (error: { code: string }) => {
+      // On several shards DDL is refused; a temporary table is the session's own and lives on the home shard.
+      expect(error.code).toBe('0A000');
+    });
+    expect((await other.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+
+  it('answers an empty query, a syntax error and an unknown table', async () => {
+    const c = await s.connect();
+    expect((await c.query('')).rows).toEqual([]);
+    expect(await sqlstate(c.query('SELEKT 1'))).toBe('42601');
+    expect(await sqlstate(c.query('SELECT * FROM no_such_table'))).toBe('42P01');
+    expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+
+  it('cancels the statement of the client that asks, and only that', async () => {
+    const c = await s.connect();
+    const running = sqlstate(c.query('SELECT pg_sleep(60)'));
+    const { processID, secretKey } = c as unknown as { processID: number; secretKey: number };
+    await waitFor(
+      async () =>
+        (
+          await s.onShard<{ n: number }>(
+            0,
+            `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%pg_sleep%' AND state = 'active'`,
+          )
+        )[0]?.n === 1,
+      { what: 'the statement to run' },
+    );
+    const wrong = new pg.Client({ connectionString: s.url }) as unknown as {
+      connection: pg.Connection & { cancel(p: number, k: number): void };
+    };
+    await cancel(s.proxy.port, processID, secretKey ^ 1);
+    await cancel(s.proxy.port, processID, secretKey);
+    void wrong;
+    expect(await running).toBe('57014');
+    expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+});
+
+async function cancel(port: number, processId: number, secret: number): Promise<void> {
+  const { connect } = await import('node:net');
+  await new Promise<void>((resolve, reject) => {
+    const packet = Buffer.alloc(16);
+    packet.writeInt32BE(16, 0);
+    packet.writeInt32BE(80877102, 4);
+    packet.writeInt32BE(processId, 8);
+    packet.writeInt32BE(secret, 12);
+    const socket = connect(port, '127.0.0.1', () => socket.write(packet));
+    socket.on('close', () => resolve());
+    socket.on('error', reject);
+    socket.resume();
+  });
+}

@@ -1,0 +1,150 @@
+import pg from 'pg';
+import pino from 'pino';
+import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { ProxyServer } from '../../proxy/proxy-server.js';
+import { Catalog } from '../../topology/catalog/catalog.js';
+import { Registry } from '../../topology/catalog/registry.js';
+import { initCatalog } from '../../topology/catalog/schema.js';
+import { withClient } from './client.js';
+import { startTestCluster } from './cluster.js';
+
+export const SHOP_SCHEMA = `
+CREATE TABLE tenants (tenant_id bigint PRIMARY KEY, name text NOT NULL);
+CREATE TABLE orders (tenant_id bigint NOT NULL REFERENCES tenants, id bigint NOT NULL, note text, PRIMARY KEY (tenant_id, id));
+CREATE TABLE items (tenant_id bigint NOT NULL, order_id bigint NOT NULL, n int NOT NULL, qty int,
+  PRIMARY KEY (tenant_id, order_id, n), FOREIGN KEY (tenant_id, order_id) REFERENCES orders);
+CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
+CREATE TABLE settings (name text PRIMARY KEY, value text);
+`;
+
+export interface ShardedOptions {
+  /** The second shard owns tenants from here on; null: the first shard owns all. */
+  readonly splitAt: number | null;
+  readonly holdTimeoutMs?: number;
+  readonly poolSize?: number;
+  readonly leaseTtlMs?: number;
+}
+
+/** Two shards with a small multi-tenant schema, a catalog on the first, and a proxy. The user is `app`, password `secret`. */
+export class Sharded {
+  readonly clusters: readonly [EmbeddedCluster, EmbeddedCluster];
+  readonly catalog: Catalog;
+  proxy: ProxyServer;
+  readonly options: ShardedOptions;
+  readonly #clients = new Set<pg.Client>();
+
+  private constructor(
+    clusters: readonly [EmbeddedCluster, EmbeddedCluster],
+    catalog: Catalog,
+    proxy: ProxyServer,
+    options: ShardedOptions,
+  ) {
+    this.clusters = clusters;
+    this.catalog = catalog;
+    this.proxy = proxy;
+    this.options = options;
+  }
+
+  static async start(options: ShardedOptions): Promise<Sharded> {
+    const [a, b] = await Promise.all([startTestCluster(), startTestCluster()]);
+    const clusters = [a, b] as const;
+    await withClient(a.url('postgres'), async (c) => {
+      await c.query('CREATE DATABASE foreshard');
+    });
+    let verifier = '';
+    for (const cluster of clusters) {
+      await withClient(cluster.url('postgres'), async (c) => {
+        await c.query('CREATE DATABASE shop');
+        if (verifier === '') {
+          await c.query(`CREATE ROLE app LOGIN PASSWORD 'secret'`);
+          const { rows } = await c.query<{ v: string }>(`SELECT rolpassword AS v FROM pg_authid WHERE rolname = 'app'`);
+          verifier = (rows[0] as { v: string }).v;
+        } else await c.query(`CREATE ROLE app LOGIN PASSWORD '${verifier}'`);
+      });
+      await withClient(cluster.url('shop'), async (c) => {
+        await c.query(SHOP_SCHEMA);
+        await c.query(`GRANT ALL ON SCHEMA public TO app; GRANT ALL ON ALL TABLES IN SCHEMA public TO app`);
+        await c.query(`INSERT INTO countries VALUES ('at', 'Austria'), ('ch', 'Switzerland')`);
+      });
+    }
+    const url = a.url('foreshard');
+    const pool = new pg.Pool({ connectionString: url });
+    await initCatalog(pool, 'shop');
+    await pool.end();
+    const catalog = await Catalog.connect(url);
+    const registry = new Registry(catalog, 'test');
+    await registry.addShard({ name: 's1', url: a.url('shop') });
+    await registry.addShard({ name: 's2', url: b.url('shop') });
+    await registry.createKeyspace({ name: 'main', method: 'range', keyTypes: ['int8'] });
+    for (const table of ['tenants', 'orders', 'items'])
+      await registry.addTable({ table: { schema: 'public', table }, keyspace: 'main', keyColumns: ['tenant_id'] });
+    await registry.addReferenceTable({ schema: 'public', table: 'countries' });
+    if (options.splitAt !== null) await split(catalog, options.splitAt);
+    const proxy = await startProxy(catalog, options);
+    return new Sharded(clusters, catalog, proxy, options);
+  }
+
+  get url(): string {
+    return `postgres://app:secret@127.0.0.1:${this.proxy.port}/shop`;
+  }
+
+  /** A client of the proxy, closed with everything else. */
+  async connect(config: pg.ClientConfig = {}): Promise<pg.Client> {
+    const client = new pg.Client({ connectionString: this.url, ...config });
+    client.on('error', () => this.#clients.delete(client));
+    await client.connect();
+    this.#clients.add(client);
+    return client;
+  }
+
+  /** Asks a shard directly, as its superuser. */
+  async onShard<T extends pg.QueryResultRow>(shard: 0 | 1, sql: string, values: unknown[] = []): Promise<T[]> {
+    return withClient(this.clusters[shard].url('shop'), async (c) => (await c.query<T>(sql, values)).rows);
+  }
+
+  /** The second shard owns tenants from `at` on, from this moment. */
+  async flipTo(at: number): Promise<void> {
+    await split(this.catalog, at);
+  }
+
+  async stop(): Promise<void> {
+    for (const client of this.#clients) await client.end().catch(() => undefined);
+    await this.proxy.close();
+    await this.catalog.close();
+  }
+}
+
+export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<ProxyServer> {
+  return ProxyServer.start({
+    catalog,
+    name: 'test',
+    listen: { host: '127.0.0.1', port: 0 },
+    auth: { method: 'scram-sha-256', users: new Map() },
+    serverPasswords: new Map(),
+    pool: { size: options.poolSize ?? 10, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000 },
+    limits: { maxClients: 200, loginTimeoutMs: 10_000, holdTimeoutMs: options.holdTimeoutMs ?? 10_000 },
+    lease: { ttlMs: options.leaseTtlMs ?? 5000 },
+    telemetry: { flushIntervalMs: 60_000 },
+    logger: pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),
+  });
+}
+
+async function split(catalog: Catalog, at: number): Promise<void> {
+  const client = await catalog.pool.connect();
+  try {
+    await client.query('BEGIN');
+    await client.query('DELETE FROM foreshard.range');
+    await client.query(
+      `INSERT INTO foreshard.range (keyspace, lo, hi, shard)
+       VALUES ('main', NULL, jsonb_build_array($1::text), 's1'), ('main', jsonb_build_array($1::text), NULL, 's2')`,
+      [String(at)],
+    );
+    await client.query(
+      `INSERT INTO foreshard.reference_copy (schema_name, table_name, shard) VALUES ('public', 'countries', 's2') ON CONFLICT DO NOTHING`,
+    );
+    await client.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+    await client.query('COMMIT');
+  } finally {
+    client.release();
+  }
+}
