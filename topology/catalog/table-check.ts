@@ -142,7 +142,7 @@ async function hasRowsOutside(client: pg.Client, table: TableName, here: string,
 }
 
 /** What works while all rows are on one shard, and blocks a move. */
-export function moveWarnings(facts: TableFacts, keyColumns: readonly string[]): string[] {
+function moveWarnings(facts: TableFacts, keyColumns: readonly string[]): string[] {
   const id = tableId(facts);
   const warnings: string[] = [];
   if (!facts.unique.some((unique) => unique.primary))
