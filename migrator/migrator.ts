@@ -20,6 +20,11 @@ SELECT m.id::text FROM foreshard.migration m
    END
  ORDER BY m.id`;
 
+export interface MigratorSetup extends Partial<MigratorOptions> {
+  readonly catalog: Catalog;
+  readonly logger: Logger;
+}
+
 /** Picks up migrations that are approved or were left unfinished, and drives them. Any number of these may run. */
 export class Migrator {
   readonly #catalog: Catalog;
@@ -30,9 +35,10 @@ export class Migrator {
   readonly #driving = new Map<string, Promise<void>>();
   #wake: () => void = () => undefined;
 
-  constructor(catalog: Catalog, log: Logger, options: Partial<MigratorOptions> = {}) {
+  constructor(setup: MigratorSetup) {
+    const { catalog, logger, ...options } = setup;
     this.#catalog = catalog;
-    this.#log = log;
+    this.#log = logger;
     this.#options = { ...DEFAULT_OPTIONS, ...options };
   }
 

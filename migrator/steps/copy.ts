@@ -112,6 +112,8 @@ async function waitForCopy(m: Move): Promise<void> {
     rowsTotal: total.rows,
     bytesCopied: total.bytes,
     bytesTotal: total.bytes,
+    // Over the whole of the copy, also when it was too quick to be seen at work.
+    bytesPerSecond: ((total.bytes - (first === total.bytes ? 0 : (first ?? 0))) * 1000) / (performance.now() - started),
     etaSeconds: 0,
   });
 }

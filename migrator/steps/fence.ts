@@ -122,7 +122,9 @@ async function hold(m: Move): Promise<void> {
   const held = await m.exec.wait(
     'every proxy holds',
     async () => {
-      waitingFor = (await holdStatus(m.catalog.pool, id)).waitingFor.map((p) => p.name);
+      const status = await holdStatus(m.catalog.pool, id);
+      if (status.remainingMs === 0) throw new FenceMissed('the hold is gone');
+      waitingFor = status.waitingFor.map((p) => p.name);
       return waitingFor.length === 0;
     },
     { everyMs: 5, deadlineMs: ackMs },
