@@ -88,6 +88,9 @@ describe('the command line itself', () => {
     'table add',
     'table list',
     'topology show',
+    'check',
+    'up',
+    'serve',
     'migrate list',
     'migrate show',
     'migrate watch',
@@ -274,6 +277,45 @@ describe('from an existing database to a topology', () => {
     expect(await json('shard', 'remove', 's2')).toEqual({ name: 's2', removed: true });
     expect((await json<unknown[]>('shard', 'list')).length).toBe(1);
     expect(await json('shard', 'add', 's2', two.url('shop'), '--no-roles')).toMatchObject({ added: true, roles: [] });
+  });
+});
+
+describe('check', () => {
+  interface CheckJson {
+    ok: boolean;
+    errors: number;
+    findings: { level: string; object: string; what: string; remedy: string | null }[];
+  }
+
+  it('finds servers fit for a move, and says so with 0', async () => {
+    const result = await json<CheckJson>('check');
+    expect(result).toMatchObject({ ok: true, errors: 0 });
+    expect(result.findings.map((f) => f.object)).toEqual(
+      expect.arrayContaining(['shard s1', 'shard s2', 'table public.orders on shard s1']),
+    );
+    expect((await foreshard('check')).stdout).toMatch(/0 error\(s\)/);
+  });
+
+  it('ends with 1 when something blocks, and names object and remedy', async () => {
+    await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders REPLICA IDENTITY NOTHING'));
+    try {
+      const result = await foreshard('check', '--json');
+      expect(result.code).toBe(1);
+      const { ok, findings } = result.json<CheckJson>();
+      expect(ok).toBe(false);
+      const bad = findings.find((f) => f.level === 'error');
+      expect(bad).toMatchObject({
+        object: 'table public.orders on shard s1',
+        remedy: expect.stringMatching(/REPLICA IDENTITY/),
+      });
+      expect((await foreshard('check')).stdout).toMatch(/ERROR {3}table public\.orders on shard s1: .*\n\s+remedy: /);
+    } finally {
+      await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders REPLICA IDENTITY DEFAULT'));
+    }
+  });
+
+  it('has nothing to say of an empty catalog', async () => {
+    expect((await on(empty, 'check')).stdout).toMatch(/no shards yet/);
   });
 });
 
