@@ -9,7 +9,7 @@ interface Output extends NodeJS.WritableStream {
 /** The terminal of the demo: on a terminal one line is kept up to date, elsewhere every change is a line of its own. */
 export class Screen {
   private readonly tty: boolean;
-  private readonly color: boolean;
+  readonly color: boolean;
   private shown = '';
   private sections = 0;
 
