@@ -80,8 +80,9 @@ function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): st
   const toastable = info.columns.filter((c) => c.toastable && c.generated === '');
   if (table.keyColumns.length === 0 || toastable.length === 0) return [];
   const fn = quoteTable({ schema: names.guardFunction.schema, table: `${names.guardFunction.table}_${info.oid}` });
+  // The concatenation makes a new value; a cast of text to text would only pass the old one on.
   const assignments = toastable
-    .map((c) => `  NEW.${quoteIdent(c.name)} := (NEW.${quoteIdent(c.name)}::text)::${c.type};`)
+    .map((c) => `  NEW.${quoteIdent(c.name)} := (NEW.${quoteIdent(c.name)}::text || '')::${c.type};`)
     .join('\n');
   return [
     loadSql('shard/arrival.sql').replace(/:(function|assignments)\b/g, (word) =>

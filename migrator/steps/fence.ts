@@ -39,19 +39,25 @@ export async function fence(m: Move): Promise<void> {
     const plan = await planFlip(m);
     await hold(m);
     const heldAt = performance.now();
+    const timings: Record<string, number> = {};
+    const since = (): number => Math.round((performance.now() - heldAt) * 10) / 10;
     m.exec.at('after:acks');
     const token = randomUUID();
     await closeGate(m, token);
+    timings.fencedMs = since();
     await drain(m, token);
+    timings.drainedMs = since();
     await m.snapshot.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
     await m.snapshot.query(`SELECT count(*) FROM ${quoteTable(m.names.marker)}`);
     await carrySequences(m, sequences);
     await assertGateClosed(m);
-    m.row = await m.exec.transition(m.row, 'drained', { facts: { fenceToken: token } });
+    timings.carriedMs = since();
+    m.row = await m.exec.transition(m.row, 'drained', { facts: { timings } });
     await flip(m, plan);
-    const pauseMs = Math.round((performance.now() - heldAt) * 10) / 10;
+    const pauseMs = since();
     await openGates(m);
     await m.exec.progress({ pauseMs, note: null });
+    m.log.info({ migration: m.row.id.toString(), ...timings, pauseMs, openedMs: since() }, 'flipped');
   } catch (error) {
     if (PAST_FLIP.includes(m.row.state)) throw error;
     await m.snapshot.close();
