@@ -140,7 +140,8 @@ export class Supervisor {
 
   /** Removes a directory now. */
   async remove(dir: string): Promise<void> {
-    await this.#ask('remove', { dir });
+    if (this.#lost === undefined) await this.#ask('remove', { dir });
+    else removeTree(dir);
     this.#temporary.delete(dir);
   }
 
@@ -189,7 +190,7 @@ export class Supervisor {
     this.#held.clear();
     for (const pending of this.#pending.values()) pending.reject(error);
     this.#pending.clear();
-    for (const dir of this.#temporary) rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 50 });
+    for (const dir of this.#temporary) removeTree(dir);
   }
 
   async #awaiting<T>(promise: Promise<T>): Promise<T> {
@@ -208,6 +209,10 @@ export class Supervisor {
       else pipe?.unref();
     }
   }
+}
+
+function removeTree(dir: string): void {
+  rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 50 });
 }
 
 function quit(pid: number): void {

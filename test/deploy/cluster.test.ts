@@ -1,8 +1,9 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
+import { waitFor } from '../support/wait-for.js';
 
 const one = async (cluster: EmbeddedCluster, sql: string): Promise<unknown> =>
   withClient(cluster.url(), async (client) => Object.values((await client.query(sql)).rows[0])[0]);
@@ -54,4 +55,18 @@ test('stop works when the server was killed', async () => {
   process.kill(cluster.pid, 'SIGKILL');
   await cluster.stop();
   expect(existsSync(cluster.dir)).toBe(false);
+});
+
+test.runIf(process.platform === 'linux')('servers do not outlive their supervisor either', async () => {
+  const cluster = await EmbeddedCluster.start();
+  const supervisor = Number(/\) \S+ (\d+)/.exec(readFileSync(`/proc/${cluster.pid}/stat`, 'utf8'))?.[1]);
+  const url = cluster.url();
+  process.kill(supervisor, 'SIGKILL');
+  await waitFor(() => !cluster.running && !existsSync(cluster.dir), { what: 'the end of the cluster' });
+  await waitFor(() => withClient(url, async () => false).catch((error) => error.code === 'ECONNREFUSED'), {
+    what: 'the end of the server',
+  });
+  await cluster.stop();
+  const next = await EmbeddedCluster.start();
+  await next.stop();
 });
