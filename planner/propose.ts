@@ -157,7 +157,9 @@ function why(
   const crossing =
     outlook.crossesAt === null
       ? `is likely to pass its capacity of ${ms(outlook.capacityMsPerSecond)} (its median forecast peaks at ${ms(outlook.peak.p50)}, its 95 % quantile at ${ms(outlook.peak.p95)})`
-      : `is expected to pass its capacity of ${ms(outlook.capacityMsPerSecond)} at ${utc(outlook.crossesAt)}, with a peak of ${ms(outlook.peak.p50)}`;
+      : outlook.crossesAt === outlook.forecast.at[0]
+        ? `is passing its capacity of ${ms(outlook.capacityMsPerSecond)} now, and is expected to reach a peak of ${ms(outlook.peak.p50)}`
+        : `is expected to pass its capacity of ${ms(outlook.capacityMsPerSecond)} at ${utc(outlook.crossesAt)}, with a peak of ${ms(outlook.peak.p50)}`;
   const middle =
     choice.targetLoad === 0 && share > 0.45 && share < 0.55
       ? 'the median of its load'

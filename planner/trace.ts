@@ -15,7 +15,8 @@ export interface Trace {
 
 /**
  * Reads a trace: CSV, plain or gzipped, `timestamp,key,key,…`, ISO timestamps in UTC. The step is the commonest distance between
- * rows; rows off the grid belong to the step they fall in, steps without a row and empty cells are unknown.
+ * rows; rows off the grid belong to the step they fall in, steps without a row and empty cells are unknown. Steps at either end
+ * that some key lacks are cut off.
  */
 export function readTrace(path: string): Trace {
   const raw = readFileSync(path);
@@ -53,7 +54,17 @@ export function readTrace(path: string): Trace {
       if (!Number.isNaN(v)) series[step] = v + (Number.isNaN(series[step]) ? 0 : (series[step] as number));
     });
   }
-  return { stepSeconds: stepMs / 1000, keys, start, events };
+  // Keys that start late or end early would look idle there: keep what all of them cover.
+  const known = (step: number) => events.every((series) => !Number.isNaN(series[step]));
+  let [from, to] = [0, steps];
+  while (from < to && !known(from)) from++;
+  while (to > from && !known(to - 1)) to--;
+  return {
+    stepSeconds: stepMs / 1000,
+    keys,
+    start: start + from * stepMs,
+    events: events.map((series) => series.slice(from, to)),
+  };
 }
 
 function commonest(values: readonly number[]): number | null {
