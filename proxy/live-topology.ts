@@ -66,10 +66,10 @@ export class LiveTopology {
       ttlMs: options.leaseTtlMs,
       epochAcked: live.#current.epoch,
     });
-    live.#leaseUntil = asked + options.leaseTtlMs;
     live.#watch = await options.catalog.watch(() => void live.reload());
-    // What changed between the first load and the watch would otherwise be missed until the next poll.
-    await live.reload();
+    // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
+    live.#apply(await options.catalog.loadTopology());
+    live.#leaseUntil = asked + options.leaseTtlMs;
     live.#scheduleRenewal();
     return live;
   }
