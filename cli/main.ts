@@ -9,6 +9,7 @@ import { demoCommand } from './commands/demo.js';
 import { initCommand } from './commands/init.js';
 import { keyspaceCommand } from './commands/keyspace.js';
 import { migrateCommand } from './commands/migrate.js';
+import { planCommand } from './commands/plan.js';
 import { serveCommand } from './commands/serve.js';
 import { shardCommand } from './commands/shard.js';
 import { tableCommand } from './commands/table.js';
@@ -56,6 +57,7 @@ async function run(args: readonly string[]): Promise<void> {
     .command(tableCommand)
     .command(topologyCommand)
     .command(checkCommand)
+    .command(planCommand)
     .command(migrateCommand)
     .completion('completion', 'Print a completion script for bash or zsh')
     .demandCommand(1, 'a command is needed')

@@ -1,10 +1,8 @@
 import type { Logger } from 'pino';
-import { Migrator } from '../migrator/migrator.js';
-import { ProxyServer } from '../proxy/proxy-server.js';
+import type { ProxyServer } from '../proxy/proxy-server.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { openCatalog } from './command.js';
 import type { Config } from './config.js';
-import { createPlanner } from './create-planner.js';
 import { PARTS, type Part } from './parts.js';
 
 export interface ServeOptions {
@@ -70,7 +68,9 @@ export async function startServices(config: Config, options: ServeOptions): Prom
   };
 
   try {
+    // Imported where they are started: a process that runs some parts does not load the others.
     if (parts.includes('migrator')) {
+      const { Migrator } = await import('../migrator/migrator.js');
       const migrator = new Migrator({
         catalog: await open(),
         logger: logger.child({ part: 'migrator' }),
@@ -79,6 +79,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
       background('migrator', (signal) => migrator.run(signal));
     }
     if (parts.includes('planner')) {
+      const { createPlanner } = await import('./create-planner.js');
       const planner = createPlanner(await open(), config);
       const log = logger.child({ part: 'planner' });
       background('planner', (signal) =>
@@ -92,6 +93,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
     let proxy: ProxyServer | undefined;
     // Last to start, first to stop: clients are let in when all else is there.
     if (parts.includes('proxy')) {
+      const { ProxyServer } = await import('../proxy/proxy-server.js');
       const { listen, name, auth, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
       proxy = await ProxyServer.start({
         catalog: await open(),
