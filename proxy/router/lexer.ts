@@ -96,6 +96,8 @@ export class Lexer {
   statementEnds = new Int32Array(16);
   /** The word ATOMIC occurs: semicolons may be inside a function's body, and only the parser knows. */
   sawAtomic = false;
+  /** Where strings go on behind white space and line comments: from the closing quote to behind the next opening one, in pairs. */
+  readonly gaps: number[] = [];
   /** A byte above 0x7F occurs. */
   sawHighByte = false;
   /** Filled only when asked for. */
@@ -115,6 +117,7 @@ export class Lexer {
     this.statementCount = 0;
     this.sawAtomic = false;
     this.sawHighByte = false;
+    this.gaps.length = 0;
     this.#length = 0;
     this.#last = LAST_NONE;
     this.#record = record;
@@ -252,6 +255,7 @@ export class Lexer {
         if (surrogate) return -1;
         const continued = continuation(text, i + 1);
         if (continued < 0) break;
+        this.gaps.push(i, continued);
         i = continued;
         continue;
       }

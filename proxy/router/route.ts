@@ -15,26 +15,44 @@ export interface StatementPlan {
   readonly effect: SessionEffect | null;
   /** Why the session must keep its server connection from here on (temporary table, LISTEN, advisory lock …), or null. */
   readonly pin: string | null;
-  /** It must not run inside a transaction block (CREATE DATABASE, VACUUM …): only tells, PostgreSQL itself refuses. */
+  /**
+   * Why the answer depends on what the session did before on its server connection (currval, lastval …), or absent. Outside a
+   * transaction, and on a session that is not pinned, such a statement cannot be exact.
+   */
+  readonly priorSession?: string;
+}
+
+/** What a target may have besides the key; all of it only matters when data is on several shards. */
+export interface TargetExtras {
+  /** Reads or writes tables that only the home shard has: the keys must be there too. */
+  readonly home?: true;
+  /** Reference tables read: the shard must have a copy. */
+  readonly referenceReads?: readonly TableName[];
+  /** Keys of other keyspaces: on the same shard, or refused. */
+  readonly also?: readonly { readonly keyspace: KeyspaceName; readonly keys: readonly KeySource[] }[];
+  /** An UPDATE gives key columns a value: all keys must be equal, or refused. */
+  readonly sameKey?: true;
+  /** INSERT: a key that is NULL, or cannot be decoded, is refused in words of its own. */
+  readonly inserts?: true;
 }
 
 /** Where the values of the key come from; resolved per execution. */
 export type Target =
   /** Every sharded relation is pinned by these keys. Several keys (IN, several VALUES rows): all must be on one shard, else `spread` says what is possible. */
-  | {
+  | ({
       readonly kind: 'keys';
       readonly keyspace: KeyspaceName;
       readonly keys: readonly KeySource[];
       readonly spread: Spread;
       readonly referenceWrites: readonly TableName[];
-    }
+    } & TargetExtras)
   /** Sharded relations, not pinned. */
-  | {
+  | ({
       readonly kind: 'unpinned';
       readonly keyspaces: readonly KeyspaceName[];
       readonly spread: Spread;
       readonly referenceWrites: readonly TableName[];
-    }
+    } & TargetExtras)
   /** Only reference tables (read), or no table at all, or catalogs. `homeOnly`: tables that belong to no keyspace, or catalogs. */
   | {
       readonly kind: 'any';
@@ -61,7 +79,13 @@ export type KeyColumnSource =
   /** The literal with this ordinal among the template's literals; `negated` when a minus sign stands before it. `castType`: pg_type name of an explicit cast, or null. */
   | { readonly kind: 'literal'; readonly ordinal: number; readonly negated: boolean; readonly castType: string | null }
   /** Parameter $number, from 1. */
-  | { readonly kind: 'param'; readonly number: number; readonly castType: string | null };
+  | {
+      readonly kind: 'param';
+      readonly number: number;
+      readonly castType: string | null;
+      /** It is used elsewhere too, where the server may have taken its type from: only its text form is sure. */
+      readonly shared?: true;
+    };
 
 /** What a statement does to the session, so that the proxy can follow it. */
 export type SessionEffect =

@@ -1,0 +1,274 @@
+import type { FuncCall, Node, RangeVar } from 'libpg-query';
+import type { KeyType } from '../../topology/key.js';
+import type { KeyspaceName, ReferenceTable, ShardedTable, TableName } from '../../topology/topology.js';
+import { type Literals, qualifiedName, walk } from './ast.js';
+import { classifyFunction } from './functions.js';
+import type { Metadata, Relation } from './metadata.js';
+import { Pins, type Variable } from './pins.js';
+import type { Registry } from './registry.js';
+import type { KeyColumnSource, KeySource, Refusal } from './route.js';
+import type { Ctes, Entry, Level } from './scope.js';
+
+/** What planning looks at besides the statement. */
+export interface Context {
+  readonly registry: Registry;
+  readonly metadata: Metadata;
+  /** `$user` already replaced. */
+  readonly searchPath: readonly string[];
+  readonly literals: Literals;
+}
+
+/** One occurrence of a sharded table. */
+export interface Occurrence {
+  readonly table: ShardedTable;
+  readonly variables: readonly Variable[];
+  /** INSERT … VALUES: the keys of the rows, in place of what the graph says. */
+  rows: readonly KeySource[] | null;
+  /** Stands on the nullable side of an outer join of its level. */
+  nullable: boolean;
+  /** Stands in the outermost query, not in a sub-query of any kind. */
+  readonly top: boolean;
+}
+
+/** SET key column = constant. */
+export interface Assignment {
+  readonly occurrence: Occurrence;
+  /** Which of the table's key columns. */
+  readonly column: number;
+  readonly source: KeyColumnSource;
+}
+
+export type TableRole = 'read' | 'write';
+
+/** Key lists longer than this are not followed (a product of IN lists over a composite key). */
+const MAX_KEYS = 10_000;
+
+/** What one statement does and touches, gathered while its tree is read. */
+export class Analysis {
+  readonly pins = new Pins();
+  readonly occurrences: Occurrence[] = [];
+  readonly referenceReads = new Map<string, TableName>();
+  readonly referenceWrites = new Map<string, TableName>();
+  /** Reads or writes tables that only the home shard has. */
+  home = false;
+  /** The first thing that cannot be understood well enough to be exact on several shards. */
+  refusal: Refusal | null = null;
+  writes = false;
+  /** Uses a sequence by name: on the shard of the statement's tables, else at home. */
+  sequence = false;
+  pin: string | null = null;
+  priorSession: string | null = null;
+  /** Why the statement cannot fan out, the first reason. */
+  noFanOut: Refusal | null = null;
+  /** An UPDATE sets a key column: the new key must equal the old one. */
+  sameKey = false;
+  /** The constants that UPDATE gives to key columns. */
+  readonly assigned: Assignment[] = [];
+  /** How deep in sub-queries; 0 is the statement itself. */
+  depth = 0;
+  readonly #seen = new Set<RangeVar>();
+  readonly #types = new Map<Variable, KeyType>();
+  /** How often each parameter is compared with, or put into, a key column, and of which type; null: of several. */
+  readonly paramUses = new Map<number, { count: number; type: KeyType | null }>();
+
+  /** `modification` reads an INSERT, UPDATE, DELETE or MERGE; handed in because it needs this and the query's reader needs it. */
+  constructor(
+    readonly context: Context,
+    readonly modification: (a: Analysis, node: Node, parent: Level | null, ctes: Ctes | null) => void,
+  ) {}
+
+  /** Gives up: fine on a sole shard, refused on several. The first reason counts. */
+  refuse(message: string, hint?: string): void {
+    this.refusal ??= { sqlstate: '0A000', message, ...(hint === undefined ? {} : { hint }) };
+  }
+
+  blockFanOut(message: string, hint?: string): void {
+    this.noFanOut ??= { sqlstate: '0A000', message, ...(hint === undefined ? {} : { hint }) };
+  }
+
+  /** A new variable for a key column of this table. */
+  variable(table: ShardedTable, column: number): Variable {
+    const v = this.pins.variable();
+    const type = this.context.registry.keyTypes(table)[column];
+    if (type) this.#types.set(v, type);
+    return v;
+  }
+
+  /** The key column can only have these values. */
+  restrict(v: Variable, sources: readonly KeyColumnSource[]): void {
+    for (const s of sources) this.usesParam(s, this.#types.get(v) ?? null);
+    this.pins.restrict(v, sources);
+  }
+
+  usesParam(source: KeyColumnSource, type: KeyType | null): void {
+    if (source.kind !== 'param') return;
+    const use = this.paramUses.get(source.number);
+    if (use) {
+      use.count++;
+      if (use.type !== type) use.type = null;
+    } else this.paramUses.set(source.number, { count: 1, type });
+  }
+
+  /** Takes note of a table and gives what columns can say about it. */
+  table(
+    node: RangeVar,
+    role: TableRole,
+  ): { entry: Entry; occurrence: Occurrence | null; columns: readonly string[] | null } {
+    this.#seen.add(node);
+    const { registry, metadata, searchPath } = this.context;
+    const name = node.relname ?? '';
+    const relation = metadata.resolveRelation(
+      node.schemaname ?? null,
+      name,
+      searchPath,
+      (t) => registry.sharded(t) !== null || registry.reference(t) !== null,
+    );
+    const columns = relation?.columns && relation.columns.length > 0 ? relation.columns : null;
+    const renamed = node.alias?.colnames ?? [];
+    const names = columns?.map((c, i) => {
+      const alias = renamed[i];
+      return alias && 'String' in alias ? (alias.String.sval ?? '') : c;
+    });
+    const sharded = relation && registry.sharded(relation);
+    let occurrence: Occurrence | null = null;
+    const keys = new Map<string, Variable>();
+    if (role === 'write') this.writes = true;
+    if (sharded) {
+      occurrence = {
+        table: sharded,
+        variables: sharded.keyColumns.map((_, i) => this.variable(sharded, i)),
+        rows: null,
+        nullable: false,
+        top: this.depth === 0,
+      };
+      this.occurrences.push(occurrence);
+      sharded.keyColumns.forEach((column, i) => {
+        const at = columns?.indexOf(column) ?? -1;
+        // Column aliases rename by position: without the column list nobody knows which.
+        const visible = renamed.length === 0 ? column : at >= 0 ? names?.[at] : undefined;
+        if (visible !== undefined) keys.set(visible, (occurrence as Occurrence).variables[i] as Variable);
+      });
+    } else if (relation && registry.reference(relation)) {
+      const reference = registry.reference(relation) as ReferenceTable;
+      const set = role === 'write' ? this.referenceWrites : this.referenceReads;
+      set.set(`${reference.schema}.${reference.table}`, { schema: reference.schema, table: reference.table });
+    } else this.#other(relation, name);
+    const entry: Entry = {
+      name: node.alias?.aliasname ?? name,
+      schema: node.alias ? null : (relation?.schema ?? null),
+      columns: names ?? null,
+      keys,
+      open: true,
+    };
+    return { entry, occurrence, columns };
+  }
+
+  /** A name that turned out to be a common table expression's. */
+  sawCte(node: RangeVar): void {
+    this.#seen.add(node);
+  }
+
+  #other(relation: Relation | null, name: string): void {
+    this.home = true;
+    if (relation === null) return;
+    const system =
+      relation.schema === 'pg_catalog' ||
+      relation.schema === 'information_schema' ||
+      relation.schema.startsWith('pg_toast');
+    const { registry } = this.context;
+    const parent = relation.parents.find((p) => registry.sharded(p) !== null || registry.reference(p) !== null);
+    if (parent)
+      this.refuse(
+        `"${name}" is a part of "${parent.table}", and parts of a sharded table cannot be used directly on several shards`,
+        `Use "${parent.table}" itself.`,
+      );
+    else if (!system && (relation.kind === 'v' || relation.kind === 'm' || relation.kind === 'f'))
+      this.refuse(
+        `"${name}" is a ${relation.kind === 'v' ? 'view' : relation.kind === 'm' ? 'materialized view' : 'foreign table'}, which is not supported over several shards yet`,
+        'Use the tables themselves.',
+      );
+  }
+
+  /** Judges a call. */
+  call(call: FuncCall): void {
+    const { schema, name } = qualifiedName(call.funcname);
+    const found = classifyFunction(schema, name, this.context.searchPath, this.context.metadata);
+    if (call.over) this.blockFanOut('window functions over several shards are not supported yet', PIN_HINT);
+    switch (found.kind) {
+      case 'immutable':
+        return;
+      case 'stable':
+        this.blockFanOut(
+          `function ${name}() is not immutable, so a statement that uses it cannot run on several shards`,
+          PIN_HINT,
+        );
+        return;
+      case 'aggregate':
+        this.blockFanOut('aggregates over several shards are not supported yet', PIN_HINT);
+        return;
+      case 'catalog':
+        this.home = true;
+        return;
+      case 'session': {
+        const local = name === 'set_config' && isTrue(call.args?.[2]);
+        this.writes = true;
+        if (found.home) this.home = true;
+        if (!local && found.pin !== null) this.pin ??= found.pin;
+        if (found.prior)
+          this.priorSession ??= `${name}() depends on what this session did before on its server connection`;
+        this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
+        return;
+      }
+      case 'sequence':
+        this.writes = true;
+        this.sequence = true;
+        if (found.prior)
+          this.priorSession ??= `${name}() depends on what this session did before on its server connection`;
+        this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
+        return;
+      case 'unknown':
+        this.writes = true;
+        this.refuse(
+          `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
+          'Declare it IMMUTABLE if it only computes from its arguments.',
+        );
+    }
+  }
+
+  /** Whether every table named anywhere in the statement was understood. */
+  checkComplete(statement: Node): void {
+    walk(statement, {
+      rangeVar: (table) => {
+        if (!this.#seen.has(table))
+          this.refuse(
+            `this use of "${table.relname ?? ''}" is not understood well enough to be exact on several shards`,
+          );
+      },
+    });
+  }
+
+  /** The keys to which each occurrence is pinned (null when not), and whether all columns of composite keys have values. */
+  keysOf(): (readonly KeySource[] | null)[] {
+    const known = this.pins.solve();
+    return this.occurrences.map((o) => {
+      if (o.rows) return o.rows;
+      let keys: KeyColumnSource[][] = [[]];
+      for (const v of o.variables) {
+        const sources = known.get(v);
+        if (!sources || keys.length * sources.length > MAX_KEYS) return null;
+        keys = keys.flatMap((key) => sources.map((s) => [...key, s]));
+      }
+      return keys;
+    });
+  }
+
+  keyspaces(): KeyspaceName[] {
+    return [...new Set(this.occurrences.map((o) => o.table.keyspace))];
+  }
+}
+
+export const PIN_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
+
+function isTrue(node: Node | undefined): boolean {
+  return node !== undefined && 'A_Const' in node && node.A_Const.boolval?.boolval === true;
+}

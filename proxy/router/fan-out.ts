@@ -1,0 +1,125 @@
+import type { SelectStmt } from 'libpg-query';
+import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
+import { qualifiedName, strings, walk } from './ast.js';
+import type { Variable } from './pins.js';
+import type { Refusal, Spread } from './route.js';
+
+/** Node kinds whose value depends on nothing but the row and the parameters (functions and operators are judged by name). */
+const PLAIN = new Set([
+  'ResTarget',
+  'ColumnRef',
+  'A_Star',
+  'A_Const',
+  'ParamRef',
+  'TypeCast',
+  'A_Expr',
+  'BoolExpr',
+  'NullTest',
+  'BooleanTest',
+  'CaseExpr',
+  'CaseWhen',
+  'CoalesceExpr',
+  'MinMaxExpr',
+  'A_ArrayExpr',
+  'A_Indirection',
+  'A_Indices',
+  'RowExpr',
+  'FuncCall',
+  'CollateClause',
+  'List',
+  'String',
+  'Integer',
+  'RangeVar',
+  'JoinExpr',
+]);
+
+const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
+
+/**
+ * Whether the union of what each shard answers is exactly the answer: one query level without anything that looks at
+ * several rows, whose sharded tables are joined by their keys, and which gives each row of one of them at most on one shard.
+ */
+export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
+  const refusal = blocker(a, select);
+  return refusal === null ? { kind: 'fanout' } : { kind: 'refused', refusal };
+}
+
+function blocker(a: Analysis, s: SelectStmt): Refusal | null {
+  const no = (what: string): Refusal => ({
+    sqlstate: '0A000',
+    message: `${what} over several shards is not supported yet`,
+    hint: hintFor(a),
+  });
+  if (s.op !== undefined && s.op !== 'SETOP_NONE') return no('UNION, INTERSECT and EXCEPT');
+  if (s.withClause) return no('WITH');
+  if (s.intoClause) return no('SELECT INTO');
+  if (s.lockingClause?.length) return no('FOR UPDATE or FOR SHARE');
+  if (s.groupClause) return no('GROUP BY');
+  if (s.havingClause) return no('HAVING');
+  if (s.distinctClause) return no('DISTINCT');
+  if (s.windowClause) return no('WINDOW');
+  if (s.sortClause) return no('ORDER BY');
+  if (s.limitCount || s.limitOffset) return no('LIMIT or OFFSET');
+  if (a.noFanOut) return { hint: hintFor(a), ...a.noFanOut };
+  if (a.writes || a.pin !== null) return no('a SELECT with side effects');
+  if (a.home) return no('joining tables that only the home shard has');
+  if (!s.targetList?.length) return no('a SELECT without columns');
+  if (a.keyspaces().length > 1) return no('joining tables of different keyspaces');
+  if (a.occurrences.some((o) => !o.top)) return no('a sub-query');
+  return (
+    expressionBlocker(a, s) ?? (colocated(a) ? null : no(`a join that is not by the sharding key (${keyNames(a)})`))
+  );
+}
+
+function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
+  let found: string | null = null;
+  walk([s.targetList, s.fromClause, s.whereClause], {
+    any: (kind) => {
+      if (!PLAIN.has(kind))
+        found ??= kind === 'SQLValueFunction' ? 'the current date, time or user' : `this kind of expression (${kind})`;
+    },
+    column: (ref) => {
+      const name = strings(ref.fields).at(-1) ?? '';
+      if (SYSTEM_COLUMNS.has(name)) found ??= `the system column ${name}`;
+    },
+    expr: (e) => {
+      const op = qualifiedName(e.name);
+      if (a.context.metadata.volatileOperators.has(op.name) || (op.schema !== null && op.schema !== 'pg_catalog'))
+        found ??= `the operator ${op.name}`;
+    },
+  });
+  // 'x'::regclass gives an OID, which differs from shard to shard.
+  walk([s.targetList, s.fromClause, s.whereClause], {
+    any: (kind, value) => {
+      if (kind !== 'TypeCast') return;
+      const { name } = qualifiedName(
+        (value as { typeName?: { names?: Parameters<typeof qualifiedName>[0] } }).typeName?.names,
+      );
+      if (name.startsWith('reg')) found ??= `a cast to ${name}`;
+    },
+  });
+  return found === null
+    ? null
+    : { sqlstate: '0A000', message: `${found} in a query over several shards is not supported yet`, hint: hintFor(a) };
+}
+
+/** Whether every table follows, by key equalities, one that no outer join leaves out. */
+function colocated(a: Analysis): boolean {
+  return a.occurrences.some((root) => !root.nullable && a.occurrences.every((o) => follows(a, root, o)));
+}
+
+function follows(a: Analysis, root: Occurrence, o: Occurrence): boolean {
+  if (root === o) return true;
+  return root.variables.every((v, i) => a.pins.reach(v).has(o.variables[i] as Variable));
+}
+
+export function keyNames(a: Analysis): string {
+  return [...new Set(a.occurrences.flatMap((o) => o.table.keyColumns))].join(', ');
+}
+
+export function hintFor(a: Analysis): string {
+  const columns = a.occurrences[0]?.table.keyColumns;
+  return columns
+    ? `Add ${columns.map((c) => `${c} = …`).join(' AND ')} to the WHERE clause, so that one shard can answer.`
+    : PIN_HINT;
+}

@@ -1,0 +1,117 @@
+import { positionOf } from '../../topology/hash.js';
+import type { KeyScalar, KeyTuple, KeyType, Position } from '../../topology/key.js';
+import { acceptsOid, decodeBinary, decodeText, KEY_TYPE_OID } from '../../topology/key-codec.js';
+import type { Keyspace } from '../../topology/topology.js';
+import type { BoundParams, KeyColumnSource, KeySource, LiteralToken } from './route.js';
+
+/** What became of one key of a statement. */
+export type ReadKey =
+  | { readonly kind: 'key'; readonly key: KeyTuple; readonly position: Position }
+  /** SQL NULL: equals nothing. */
+  | { readonly kind: 'null' }
+  /** Not surely what PostgreSQL would make of it. */
+  | { readonly kind: 'unsure' };
+
+const NULL: ReadKey = { kind: 'null' };
+const UNSURE: ReadKey = { kind: 'unsure' };
+
+/** Values of one execution. */
+export interface Values {
+  readonly text: Buffer;
+  literal(ordinal: number): LiteralToken | undefined;
+  readonly params: BoundParams | null;
+}
+
+/** Reads one key. Every doubt makes it unsure. */
+export function readKey(keyspace: Keyspace, source: KeySource, values: Values): ReadKey {
+  const key: KeyScalar[] = [];
+  for (let i = 0; i < source.length; i++) {
+    const scalar = readColumn(keyspace.keyTypes[i] as KeyType, source[i] as KeyColumnSource, values);
+    if (scalar === 'null') return NULL;
+    if (scalar === null) return UNSURE;
+    key.push(scalar.value);
+  }
+  return { kind: 'key', key, position: positionOf(keyspace, key) };
+}
+
+type Column = { readonly value: KeyScalar } | 'null' | null;
+
+function found(value: KeyScalar | null): Column {
+  return value === null ? null : { value };
+}
+
+function readColumn(type: KeyType, source: KeyColumnSource, values: Values): Column {
+  if (source.kind === 'literal') {
+    const token = values.literal(source.ordinal);
+    return token ? found(readLiteral(type, token, source.negated, source.castType, values.text)) : null;
+  }
+  const { params } = values;
+  if (params === null) return null;
+  const value = params.values[source.number - 1];
+  if (value === undefined) return null;
+  if (value === null) return 'null';
+  const declared = params.oids[source.number - 1] ?? 0;
+  if (!acceptsOid(type, declared)) return null;
+  if (params.formats[source.number - 1] === 1) {
+    if (declared === 0 && source.shared) return null;
+    const oid = declared !== 0 ? declared : source.castType !== null ? KEY_TYPE_OID[source.castType as KeyType] : 0;
+    return found(decodeBinary(type, value, oid));
+  }
+  return found(decodeText(type, value));
+}
+
+function isString(token: LiteralToken): boolean {
+  return token.kind === 'string' || token.kind === 'estring' || token.kind === 'dollar';
+}
+
+function readLiteral(
+  type: KeyType,
+  token: LiteralToken,
+  negated: boolean,
+  castType: string | null,
+  text: Buffer,
+): KeyScalar | null {
+  if (isString(token)) {
+    const bytes = negated ? null : stringBytes(token, text);
+    return bytes && decodeText(type, bytes);
+  }
+  if (token.kind !== 'integer' && token.kind !== 'float') return null;
+  const digits = text.toString('latin1', token.start, token.end).replaceAll('_', '');
+  // A number with a point is numeric: compared with an integer it may be equal (5.0), stored into one it is rounded. Not followed.
+  if (!/^(\d+|0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+)$/.test(digits)) return null;
+  const value = `${negated ? '-' : ''}${BigInt(/^\d/.test(digits) && !/^0[xXoObB]/.test(digits) ? digits.replace(/^0+(?=\d)/, '') : digits)}`;
+  switch (type) {
+    case 'int2':
+    case 'int4':
+    case 'int8':
+      return castType !== null && !fits(castType, value) ? null : decodeText(type, value);
+    case 'text':
+    case 'varchar':
+      // 5::text and an integer stored into a text column are its decimal digits.
+      return decodeText(type, value);
+    default:
+      return null;
+  }
+}
+
+/** An integer cast to a narrower type than its own raises an error: PostgreSQL should say so. */
+function fits(castType: string, value: string): boolean {
+  return decodeText(castType as KeyType, value) !== null;
+}
+
+/** The value of a string literal, or null for what is not decoded here. */
+function stringBytes(token: LiteralToken, text: Buffer): Buffer | null {
+  const { kind, start, end } = token;
+  if (kind === 'dollar') {
+    const tag = text.indexOf(0x24, start + 1) + 1 - start;
+    return text.subarray(start + tag, end - tag);
+  }
+  const body = text.subarray(start + (kind === 'estring' ? 2 : 1), end - 1);
+  if (kind === 'estring' && body.includes(0x5c)) return null;
+  const quote = body.indexOf(0x27);
+  if (quote < 0) return body;
+  // Doubled quotes; any other quote is a continued string, which is rare enough to be left alone.
+  const value = body.toString('latin1');
+  const once = value.replaceAll("''", '');
+  return once.includes("'") ? null : Buffer.from(value.replaceAll("''", "'"), 'latin1');
+}

@@ -1,0 +1,58 @@
+import { isUtf8 } from 'node:buffer';
+import { type Node, parseSync, SqlError } from 'libpg-query';
+import { Literals, walk } from './ast.js';
+import { Lexer } from './lexer.js';
+
+export interface Parsed {
+  readonly statements: readonly {
+    readonly node: Node /** Byte offsets in the text that was given. */;
+    readonly start: number;
+    readonly end: number;
+  }[];
+  readonly literals: Literals;
+  /** Names in it may not be what they seem: the text is in an encoding that is not UTF-8. */
+  readonly garbledNames: boolean;
+}
+
+const lexer = new Lexer();
+
+/**
+ * Parses a text with libpg-query (`loadModule` must have been awaited), or null if PostgreSQL's grammar refuses it.
+ * libpg-query has two ways of its own that are smoothed here: it takes UTF-8 only, and no comment inside a continued string.
+ */
+export function parse(text: Buffer): Parsed | null {
+  const utf8 = isUtf8(text);
+  // Bytes of another encoding become characters of two bytes each; tokens keep their order, so literals keep their ordinals.
+  const source = utf8 ? Buffer.from(text) : Buffer.from(text.toString('latin1'), 'utf8');
+  if (!lexer.scan(source)) return null;
+  for (let i = 0; i < lexer.gaps.length; i += 2) {
+    for (let j = (lexer.gaps[i] as number) + 1; j < (lexer.gaps[i + 1] as number) - 1; j++)
+      if (source[j] !== 10 && source[j] !== 13) source[j] = 32;
+  }
+  const tokens = Array.from({ length: lexer.literalCount }, (_, i) => lexer.literal(i));
+  let result: ReturnType<typeof parseSync>;
+  try {
+    result = parseSync(source.toString('utf8'));
+  } catch (error) {
+    if (error instanceof SqlError) return null;
+    throw error;
+  }
+  const back = utf8
+    ? (offset: number) => offset
+    : (offset: number) => Buffer.from(source.subarray(0, offset).toString('utf8'), 'latin1').length;
+  const statements = (result.stmts ?? []).flatMap((raw) => {
+    if (!raw.stmt) return [];
+    const from = raw.stmt_location ?? 0;
+    const to = raw.stmt_len ? from + raw.stmt_len : source.length;
+    return [{ node: raw.stmt, start: back(from), end: back(to) }];
+  });
+  let garbledNames = false;
+  if (!utf8)
+    walk(result.stmts, {
+      rangeVar: (t) => {
+        if (Buffer.from(`${t.schemaname ?? ''}${t.relname ?? ''}`, 'utf8').some((byte) => byte > 0x7f))
+          garbledNames = true;
+      },
+    });
+  return { statements, literals: new Literals(source, tokens), garbledNames };
+}

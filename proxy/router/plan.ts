@@ -1,0 +1,190 @@
+import type { Node, SelectStmt } from 'libpg-query';
+import type { KeyType } from '../../topology/key.js';
+import { sameFamily } from '../../topology/key-codec.js';
+import type { KeyspaceName } from '../../topology/topology.js';
+import { Analysis, type Context } from './analysis.js';
+import { walk } from './ast.js';
+import { hintFor, keyNames, spreadOfSelect } from './fan-out.js';
+import { analyzeStatement } from './modify.js';
+import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
+import { planUtility } from './utility.js';
+
+/** Makes the plan of one statement. Pure: it depends on the tree, the registry and the metadata, never on a literal's value. */
+export function planStatement(statement: Node, context: Context): StatementPlan {
+  if ('SelectStmt' in statement && !statement.SelectStmt.intoClause) return planQuery(statement, 'SELECT', context);
+  if ('InsertStmt' in statement) return planQuery(statement, 'INSERT', context);
+  if ('UpdateStmt' in statement) return planQuery(statement, 'UPDATE', context);
+  if ('DeleteStmt' in statement) return planQuery(statement, 'DELETE', context);
+  if ('MergeStmt' in statement) return planQuery(statement, 'MERGE', context);
+  return planUtility(statement, context, planStatement);
+}
+
+function planQuery(statement: Node, command: string, context: Context): StatementPlan {
+  const a = new Analysis(context, analyzeStatement);
+  analyzeStatement(a, statement, null, null);
+  a.checkComplete(statement);
+  const select = 'SelectStmt' in statement ? statement.SelectStmt : null;
+  const target = targetOf(a, command, select, statement);
+  return {
+    kind: a.writes ? 'write' : 'read',
+    command,
+    target,
+    effect: null,
+    pin: a.pin,
+    ...(a.priorSession === null ? {} : { priorSession: a.priorSession }),
+  };
+}
+
+function targetOf(a: Analysis, command: string, select: SelectStmt | null, statement: Node): Target {
+  if (a.refusal) return { kind: 'sole', refusal: a.refusal };
+  const referenceReads = [...a.referenceReads.values()];
+  const referenceWrites = [...a.referenceWrites.values()];
+  if (a.occurrences.length === 0)
+    return { kind: 'any', homeOnly: a.home || a.sequence, referenceReads, referenceWrites };
+  if (referenceWrites.length > 0) {
+    return {
+      kind: 'sole',
+      refusal: {
+        sqlstate: '0A000',
+        message: `a statement that writes a reference table and uses sharded tables is not supported on several shards`,
+        hint: 'Do it in two statements.',
+      },
+    };
+  }
+  const extras: TargetExtras = {
+    ...(a.home ? { home: true as const } : {}),
+    ...(referenceReads.length > 0 ? { referenceReads } : {}),
+    ...(a.sameKey ? { sameKey: true as const } : {}),
+    ...(command === 'INSERT' ? { inserts: true as const } : {}),
+  };
+  const shared = sharedParams(a, statement);
+  const keys = a.keysOf().map((list, i) => {
+    const types = a.context.registry.keyTypes((a.occurrences[i] as Analysis['occurrences'][number]).table);
+    return usable(list, types, shared);
+  });
+  const keyspaces = a.keyspaces();
+  if (keys.includes(null)) {
+    return {
+      kind: 'unpinned',
+      keyspaces,
+      spread: spreadOf(a, command, select, keys.indexOf(null)),
+      referenceWrites,
+      ...extras,
+    };
+  }
+  const byKeyspace = new Map<KeyspaceName, Map<string, KeySource>>();
+  let sameEverywhere = true;
+  let first: string | null = null;
+  a.occurrences.forEach((o, i) => {
+    const all = byKeyspace.get(o.table.keyspace) ?? new Map<string, KeySource>();
+    byKeyspace.set(o.table.keyspace, all);
+    const list = keys[i] as readonly KeySource[];
+    const name = JSON.stringify(list);
+    if (first !== null && first !== name) sameEverywhere = false;
+    first ??= name;
+    for (const key of list) all.set(JSON.stringify(key), key);
+    for (const set of a.assigned) {
+      if (set.occurrence !== o) continue;
+      for (const key of list) {
+        const changed = key.map((s, c) => (c === set.column ? set.source : s));
+        all.set(JSON.stringify(changed), changed);
+      }
+    }
+  });
+  const [main, ...others] = [...byKeyspace].map(([keyspace, all]) => ({ keyspace, keys: [...all.values()] }));
+  if (!main) throw new Error('no keyspace among sharded tables');
+  const several = severalKeys(command, a);
+  const spread: Spread = select ? spreadOfSelect(a, select) : { kind: 'refused', refusal: several };
+  // Without the joins that fan-out asks for, tables with different keys only belong together on one shard.
+  const differing: Spread = {
+    kind: 'refused',
+    refusal: {
+      sqlstate: '0A000',
+      message: 'the tables of this statement are restricted to keys on different shards',
+      hint: 'Restrict all of them to the keys of one shard.',
+    },
+  };
+  return {
+    kind: 'keys',
+    keyspace: main.keyspace,
+    keys: main.keys,
+    spread: spread.kind === 'fanout' || sameEverywhere ? spread : differing,
+    referenceWrites,
+    ...extras,
+    ...(others.length > 0 ? { also: others } : {}),
+  };
+}
+
+function severalKeys(command: string, a: Analysis): Refusal {
+  return {
+    sqlstate: '0A000',
+    message: `${command} of rows on several shards is not supported yet`,
+    hint: command === 'INSERT' ? `Insert the rows of each ${keyNames(a)} by a statement of its own.` : hintFor(a),
+  };
+}
+
+function spreadOf(a: Analysis, command: string, select: SelectStmt | null, missing: number): Spread {
+  if (select) return spreadOfSelect(a, select);
+  const o = a.occurrences[missing];
+  const table = o?.table.table ?? '';
+  const columns = o?.table.keyColumns.join(', ') ?? '';
+  return {
+    kind: 'refused',
+    refusal: {
+      sqlstate: '0A000',
+      message: `${command} does not say which ${columns} of "${table}" it is about, and data is on several shards`,
+      hint: hintFor(a),
+    },
+  };
+}
+
+/**
+ * The keys whose sources can be compared with the key column by value: a cast to another family of types would compare
+ * something else (`'5 '::bpchar`, a timestamp against a timestamptz key).
+ */
+function usable(
+  keys: readonly KeySource[] | null,
+  types: readonly KeyType[],
+  shared: ReadonlySet<number>,
+): readonly KeySource[] | null {
+  if (keys === null) return null;
+  const mark = (s: KeyColumnSource): KeyColumnSource =>
+    s.kind === 'param' && s.castType === null && shared.has(s.number) ? { ...s, shared: true } : s;
+  for (const key of keys)
+    for (let i = 0; i < key.length; i++) {
+      const type = types[i];
+      const cast = key[i]?.castType;
+      if (type === undefined || (cast && !castFits(type, cast))) return null;
+    }
+  return keys.map((key) => key.map(mark));
+}
+
+function castFits(type: KeyType, cast: string): boolean {
+  const known: readonly string[] = [
+    'int2',
+    'int4',
+    'int8',
+    'uuid',
+    'text',
+    'varchar',
+    'date',
+    'timestamp',
+    'timestamptz',
+  ];
+  return known.includes(cast) && sameFamily(type, cast as KeyType);
+}
+
+/**
+ * Parameters that also stand where they meet something else than key columns of one type: the server takes a type from the
+ * first place, whatever the others are.
+ */
+function sharedParams(a: Analysis, statement: Node): ReadonlySet<number> {
+  const places = new Map<number, number>();
+  walk(statement, { param: (n) => places.set(n, (places.get(n) ?? 0) + 1) });
+  const shared = new Set<number>();
+  for (const [n, count] of places) {
+    const use = a.paramUses.get(n);
+    if (use && (use.type === null || use.count < count)) shared.add(n);
+  }
+  return shared;
+}

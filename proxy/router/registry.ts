@@ -1,0 +1,41 @@
+import type { KeyType } from '../../topology/key.js';
+import {
+  type ReferenceTable,
+  type ShardedTable,
+  type TableName,
+  type Topology,
+  tableId,
+} from '../../topology/topology.js';
+
+/** Which tables are sharded by what: the part of a topology that plans depend on. A flip does not change it. */
+export interface Registry {
+  /** The same for equal registries. */
+  readonly signature: string;
+  sharded(table: TableName): ShardedTable | null;
+  reference(table: TableName): ReferenceTable | null;
+  keyTypes(table: ShardedTable): readonly KeyType[];
+}
+
+const registries = new WeakMap<Topology, Registry>();
+
+export function registryOf(topology: Topology): Registry {
+  let registry = registries.get(topology);
+  if (!registry) {
+    registry = {
+      signature: signatureOf(topology),
+      sharded: (table) => topology.shardedTables.get(tableId(table)) ?? null,
+      reference: (table) => topology.referenceTables.get(tableId(table)) ?? null,
+      keyTypes: (table) => topology.keyspaces.get(table.keyspace)?.keyTypes ?? [],
+    };
+    registries.set(topology, registry);
+  }
+  return registry;
+}
+
+function signatureOf(topology: Topology): string {
+  return JSON.stringify([
+    [...topology.shardedTables].map(([id, t]) => [id, t.keyspace, t.keyColumns]).sort(),
+    [...topology.referenceTables.keys()].sort(),
+    [...topology.keyspaces.values()].map((k) => [k.name, k.method, k.keyTypes]).sort(),
+  ]);
+}

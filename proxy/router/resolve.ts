@@ -1,0 +1,297 @@
+import type { KeyTuple } from '../../topology/key.js';
+import {
+  type Keyspace,
+  type KeyspaceName,
+  type Range,
+  rangeOf,
+  type ShardName,
+  shardsOf,
+  soleShard,
+  type TableName,
+  type Topology,
+  tableId,
+} from '../../topology/topology.js';
+import { type ReadKey, readKey, type Values } from './keys.js';
+import type { KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
+
+type KeysTarget = Extract<Target, { kind: 'keys' }>;
+type UnpinnedTarget = Extract<Target, { kind: 'unpinned' }>;
+type AnyTarget = Extract<Target, { kind: 'any' }>;
+
+const soleShards = new WeakMap<Topology, { readonly shard: ShardName | null }>();
+const homeFirst = new WeakMap<Topology, readonly ShardName[]>();
+const rangeWords = new WeakMap<Range, string>();
+
+/** Where one execution of a planned statement goes. Pure. */
+export function routeExecution(plan: StatementPlan, values: Values, topology: Topology): Route {
+  let known = soleShards.get(topology);
+  if (!known) {
+    known = { shard: soleShard(topology) };
+    soleShards.set(topology, known);
+  }
+  const { target } = plan;
+  const writes = plan.kind === 'write' || plan.kind === 'ddl' || (target.kind === 'sole' && plan.kind !== 'read');
+  if (target.kind === 'keys') return routeKeys(target, values, topology, writes, known.shard);
+  if (target.kind === 'any') return routeAny(target, topology, writes);
+  if (target.kind === 'unpinned') return routeUnpinned(target, topology, writes, known.shard, null);
+  const touches = [...topology.keyspaces.keys()].map((keyspace) => ({ keyspace, position: null }));
+  if (known.shard === null)
+    return refused(target.refusal, 'it is not understood well enough to be exact on several shards');
+  return {
+    kind: 'shard',
+    shard: known.shard,
+    touches,
+    writes,
+    writesReference: writes,
+    why: 'one shard has everything',
+  };
+}
+
+function routeKeys(
+  target: KeysTarget,
+  values: Values,
+  topology: Topology,
+  writes: boolean,
+  sole: ShardName | null,
+): Route {
+  const touches: Touch[] = [];
+  const shards = new Set<ShardName>();
+  let unsure = false;
+  let isNull = false;
+  let firstKey: KeyTuple | null = null;
+  let differing = false;
+  let range: Range | null = null;
+  const add = (name: KeyspaceName, keys: readonly KeySource[]) => {
+    const keyspace = topology.keyspaces.get(name);
+    if (!keyspace) {
+      unsure = true;
+      return;
+    }
+    let missed = false;
+    for (const source of keys) {
+      const read: ReadKey = readKey(keyspace, source, values);
+      if (read.kind === 'null') isNull = true;
+      else if (read.kind === 'unsure') missed = true;
+      else {
+        if (firstKey === null) firstKey = read.key;
+        else if (target.sameKey && read.key.some((s, i) => s !== (firstKey as KeyTuple)[i])) differing = true;
+        range = rangeOf(keyspace, read.position);
+        shards.add(range.shard);
+        touches.push({ keyspace: name, position: read.position });
+      }
+    }
+    if (missed) {
+      unsure = true;
+      touches.push({ keyspace: name, position: null });
+    }
+  };
+  add(target.keyspace, target.keys);
+  for (const other of target.also ?? []) add(other.keyspace, other.keys);
+
+  if (sole !== null)
+    return { kind: 'shard', shard: sole, touches, writes, writesReference: false, why: 'one shard has everything' };
+  if (unsure) {
+    const reason = 'a value given for the sharding key is not surely of its type';
+    const spread: Spread = target.inserts || writes ? { kind: 'refused', refusal: UNSURE_KEY } : target.spread;
+    const keyspaces = [target.keyspace, ...(target.also ?? []).map((o) => o.keyspace)];
+    return routeUnpinned({ ...target, kind: 'unpinned', keyspaces, spread }, topology, writes, sole, reason);
+  }
+  if (isNull && target.inserts)
+    return refused(
+      {
+        sqlstate: '23502',
+        message: 'null value in the sharding key of an inserted row',
+        hint: 'The sharding key decides on which shard the row lives.',
+      },
+      'a key is NULL',
+    );
+  if (differing || (isNull && target.sameKey))
+    return refused(
+      {
+        sqlstate: '0A000',
+        message: 'changing the sharding key of a row is not supported on several shards yet',
+        hint: 'Delete the row and insert it anew.',
+      },
+      'UPDATE sets the key to another value',
+    );
+  if (shards.size === 0) {
+    // Only NULLs: no row can match, and every shard of the keyspace knows that.
+    const all = withCopies(
+      shardsOf(topology.keyspaces.get(target.keyspace) as Keyspace),
+      target.referenceReads,
+      topology,
+    ).filter((s) => !target.home || s === topology.home);
+    if (all.length === 0) return refused(NO_COMMON_SHARD, 'no shard has all of its tables');
+    return {
+      kind: 'any',
+      shards: all,
+      touches,
+      writes,
+      writesReference: false,
+      why: 'the key is NULL, which no row has',
+    };
+  }
+  if (target.home && (shards.size > 1 || !shards.has(topology.home)))
+    return refused(
+      {
+        sqlstate: '0A000',
+        message: `this statement joins sharded rows with tables that only shard "${topology.home}" has, and the rows are on another shard`,
+        hint: 'Make the small tables reference tables, or do it in two statements.',
+      },
+      'its tables are on different shards',
+    );
+  const missing = missingCopy([...shards], target.referenceReads, topology);
+  if (missing) return refused(missing, 'a reference table has no copy there');
+  if (shards.size === 1) {
+    const shard = [...shards][0] as ShardName;
+    return {
+      kind: 'shard',
+      shard,
+      touches,
+      writes,
+      writesReference: false,
+      why: touches.length === 1 && range ? wordsFor(range) : `all its keys are on shard ${shard}`,
+    };
+  }
+  if (target.spread.kind === 'refused')
+    return refused(target.spread.refusal, `its keys are on shards ${[...shards].join(', ')}`);
+  return {
+    kind: 'fanout',
+    shards: [...shards],
+    touches,
+    writes: false,
+    writesReference: false,
+    why: `its keys are on shards ${[...shards].join(', ')}`,
+  };
+}
+
+function routeUnpinned(
+  target: UnpinnedTarget,
+  topology: Topology,
+  writes: boolean,
+  sole: ShardName | null,
+  reason: string | null,
+): Route {
+  const touches = target.keyspaces.map((keyspace) => ({ keyspace, position: null }));
+  if (sole !== null)
+    return { kind: 'shard', shard: sole, touches, writes, writesReference: false, why: 'one shard has everything' };
+  const shards = [
+    ...new Set(
+      target.keyspaces.flatMap((k) => {
+        const keyspace = topology.keyspaces.get(k);
+        return keyspace ? shardsOf(keyspace) : [];
+      }),
+    ),
+  ];
+  const why = reason ?? 'it is not restricted to a sharding key';
+  if (shards.length === 1 && (!target.home || shards[0] === topology.home)) {
+    const missing = missingCopy(shards, target.referenceReads, topology);
+    if (missing) return refused(missing, 'a reference table has no copy there');
+    return {
+      kind: 'shard',
+      shard: shards[0] as ShardName,
+      touches,
+      writes,
+      writesReference: false,
+      why: `all of its keyspace is on shard ${shards[0]}`,
+    };
+  }
+  if (target.spread.kind === 'refused') return refused(target.spread.refusal, why);
+  const missing = missingCopy(shards, target.referenceReads, topology);
+  if (missing) return refused(missing, 'a reference table has no copy there');
+  return { kind: 'fanout', shards, touches, writes: false, writesReference: false, why };
+}
+
+function routeAny(target: AnyTarget, topology: Topology, writes: boolean): Route {
+  let shards = homeFirst.get(topology);
+  if (!shards) {
+    shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
+    homeFirst.set(topology, shards);
+  }
+  if (target.homeOnly) shards = [topology.home];
+  if (target.referenceReads.length > 0) {
+    const missing = target.homeOnly ? missingCopy(shards, target.referenceReads, topology) : null;
+    if (missing) return refused(missing, 'a reference table has no copy there');
+    shards = withCopies(shards, target.referenceReads, topology);
+  }
+  if (target.referenceWrites.length > 0) {
+    for (const table of target.referenceWrites) {
+      const copies = topology.referenceTables.get(tableId(table))?.shards ?? [];
+      if (copies.length > 1)
+        return refused(
+          {
+            sqlstate: '0A000',
+            message: `writing the reference table "${table.table}" is not supported yet while shards ${copies.map((s) => `"${s}"`).join(', ')} have copies of it`,
+            hint: 'Change it on each of these shards directly.',
+          },
+          'several shards have copies',
+        );
+      shards = shards.filter((s) => copies.includes(s));
+    }
+  }
+  if (shards.length === 0) return refused(NO_COMMON_SHARD, 'no shard has all of its tables');
+  const writesReference = target.referenceWrites.length > 0;
+  const why = target.homeOnly
+    ? 'its tables are on the home shard'
+    : target.referenceReads.length + target.referenceWrites.length > 0
+      ? 'it uses reference tables only'
+      : 'it uses no table';
+  if (shards.length === 1)
+    return { kind: 'shard', shard: shards[0] as ShardName, touches: NO_TOUCHES, writes, writesReference, why };
+  return { kind: 'any', shards, touches: NO_TOUCHES, writes, writesReference, why };
+}
+
+const UNSURE_KEY: Refusal = {
+  sqlstate: '0A000',
+  message: 'the sharding key has a value that the proxy cannot be sure about',
+  hint: 'Give it as a plain literal, or as a parameter of the column’s own type.',
+};
+
+const NO_TOUCHES: readonly Touch[] = [];
+
+const NO_COMMON_SHARD: Refusal = {
+  sqlstate: '0A000',
+  message: 'no shard has all the tables of this statement',
+  hint: 'Make the small ones reference tables.',
+};
+
+function refused(refusal: Refusal, why: string): Route {
+  return { kind: 'refused', refusal, why };
+}
+
+function withCopies(
+  shards: readonly ShardName[],
+  tables: readonly TableName[] | undefined,
+  topology: Topology,
+): ShardName[] {
+  return shards.filter((s) =>
+    (tables ?? []).every((t) => topology.referenceTables.get(tableId(t))?.shards.includes(s)),
+  );
+}
+
+function missingCopy(
+  shards: readonly ShardName[],
+  tables: readonly TableName[] | undefined,
+  topology: Topology,
+): Refusal | null {
+  for (const table of tables ?? []) {
+    const copies = topology.referenceTables.get(tableId(table))?.shards ?? [];
+    const without = shards.find((s) => !copies.includes(s));
+    if (without !== undefined)
+      return {
+        sqlstate: '0A000',
+        message: `shard "${without}" has no copy of the reference table "${table.table}"`,
+        hint: 'Wait until its copy is made, or read it in a statement of its own.',
+      };
+  }
+  return null;
+}
+
+function wordsFor(range: Range): string {
+  let words = rangeWords.get(range);
+  if (words === undefined) {
+    words = `its key is in range ${range.id} of keyspace ${range.keyspace}, which shard ${range.shard} owns`;
+    rangeWords.set(range, words);
+  }
+  return words;
+}

@@ -1,0 +1,291 @@
+import type { Topology } from '../../topology/topology.js';
+import { Lexer } from './lexer.js';
+import type { Metadata } from './metadata.js';
+import { parse } from './parse.js';
+import { planStatement } from './plan.js';
+import { registryOf } from './registry.js';
+import { routeExecution } from './resolve.js';
+import type {
+  Analyzed,
+  AnalyzedStatement,
+  BoundParams,
+  KeySource,
+  LiteralToken,
+  Route,
+  StatementPlan,
+} from './route.js';
+import { TemplateCache } from './template-cache.js';
+
+export interface RouterOptions {
+  /** The topology of now: which tables are sharded. */
+  readonly topology: () => Topology;
+  /** The metadata of now ({@link MetadataCache.current}). */
+  readonly metadata: () => Metadata;
+  /** Templates kept, per search path. Default: 5,000. */
+  readonly templates?: number;
+  /** Longest template that is kept, in bytes; longer texts are parsed each time. Default: 16,384. */
+  readonly longestTemplate?: number;
+}
+
+/** What name lookup depends on. */
+export interface SessionNames {
+  /** search_path, unquoted; `$user` stands for the user's own schema. */
+  readonly searchPath: readonly string[];
+  readonly user: string;
+}
+
+/** How often what happened since the start. */
+export interface RouterCounters {
+  parses: number;
+  hits: number;
+  misses: number;
+  syntaxErrors: number;
+}
+
+interface Template {
+  readonly text: string;
+  readonly plans: readonly StatementPlan[];
+  /** Literals that keys come from, in order. */
+  readonly ordinals: readonly number[];
+  /** The lexer's semicolons are the statements' ends. */
+  readonly plainStatements: boolean;
+}
+
+/** Search paths that are kept; the application rarely has more than a few. */
+const SCOPES = 64;
+/** Texts that did not parse, by their exact bytes: whether a text parses may depend on the values in it. */
+const FAILURES = 1_000;
+const LONGEST_FAILURE = 4_096;
+
+/**
+ * Finds the plan of a text by its template, and the route of an execution by its plan. Parses only what was never seen.
+ * `loadModule()` of libpg-query must have been awaited before.
+ */
+export class Router {
+  readonly counters: RouterCounters = { parses: 0, hits: 0, misses: 0, syntaxErrors: 0 };
+  readonly #options: RouterOptions;
+  readonly #lexer = new Lexer();
+  readonly #scopes = new Map<string, TemplateCache<Template>>();
+  readonly #failures = new TemplateCache<true>(FAILURES);
+  #signature = '';
+  #metadata = '';
+
+  constructor(options: RouterOptions) {
+    this.#options = options;
+  }
+
+  /** Looks a query string up. `text` is kept by reference, so it must not change. */
+  analyze(text: Buffer, session: SessionNames): Analyzed {
+    const topology = this.#options.topology();
+    const metadata = this.#options.metadata();
+    const registry = registryOf(topology);
+    if (registry.signature !== this.#signature || metadata.version !== this.#metadata) {
+      this.#scopes.clear();
+      this.#signature = registry.signature;
+      this.#metadata = metadata.version;
+    }
+    const lexer = this.#lexer;
+    if (!lexer.scan(text)) return this.#broken(text, session);
+    const cached = lexer.keyLength <= (this.#options.longestTemplate ?? 16_384);
+    const scope = this.#scope(session);
+    const key = lexer.key();
+    let template = cached ? scope.get(key) : undefined;
+    if (template?.plainStatements) {
+      this.counters.hits++;
+      return new AnalyzedText(
+        template,
+        text,
+        this.#statements(template),
+        this.#keyLiterals(template),
+        session,
+        this.#signature,
+      );
+    }
+    this.counters.misses++;
+    const failureKey = text.length <= LONGEST_FAILURE ? text.toString('latin1') : null;
+    if (failureKey !== null && this.#failures.get(failureKey)) return this.#broken(text, session);
+    this.counters.parses++;
+    const parsed = parse(text);
+    if (parsed === null) {
+      if (failureKey !== null) this.#failures.set(failureKey, true);
+      return this.#broken(text, session);
+    }
+    if (template === undefined) {
+      const searchPath = session.searchPath.map((s) => (s === '$user' ? session.user : s));
+      const plans = parsed.statements.map((s) =>
+        parsed.garbledNames
+          ? GARBLED
+          : planStatement(s.node, { registry, metadata, searchPath, literals: parsed.literals }),
+      );
+      template = {
+        text: key,
+        plans,
+        ordinals: ordinalsOf(plans),
+        plainStatements: !lexer.sawAtomic && lexer.statementCount === plans.length && !parsed.garbledNames,
+      };
+      if (cached && !parsed.garbledNames) scope.set(key, template);
+    }
+    const statements = template.plainStatements
+      ? this.#statements(template)
+      : parsed.statements.map((s, i) => ({
+          plan: (template as Template).plans[i] as StatementPlan,
+          ...trimmed(text, s.start, s.end),
+        }));
+    return new AnalyzedText(template, text, statements, this.#keyLiterals(template), session, this.#signature);
+  }
+
+  /**
+   * Where one execution of a statement goes at this topology. Pure but for one case: if other tables are sharded now
+   * than when the text was analysed, it is analysed again.
+   */
+  route(analyzed: Analyzed, statementIndex: number, params: BoundParams | null, topology: Topology): Route {
+    let from = analyzed;
+    if (
+      analyzed instanceof AnalyzedText &&
+      analyzed.signature !== registryOf(topology).signature &&
+      this.#signature !== analyzed.signature
+    )
+      from = analyzed.again ??= this.analyze(analyzed.text, analyzed.session);
+    const statement = from.statements[statementIndex];
+    if (!statement) throw new RangeError(`statement ${statementIndex} of ${from.statements.length}`);
+    const literal =
+      from instanceof AnalyzedText
+        ? (ordinal: number) => (from as AnalyzedText).keyLiteral(ordinal)
+        : (ordinal: number) => from.literals[ordinal];
+    return routeExecution(statement.plan, { text: from.text, literal, params }, topology);
+  }
+
+  /** Templates kept now. */
+  get templates(): number {
+    let n = 0;
+    for (const scope of this.#scopes.values()) n += scope.size;
+    return n;
+  }
+
+  #broken(text: Buffer, session: SessionNames): Analyzed {
+    this.counters.syntaxErrors++;
+    return new AnalyzedText(BROKEN, text, [], [], session, this.#signature);
+  }
+
+  #scope(session: SessionNames): TemplateCache<Template> {
+    const name = session.searchPath.includes('$user')
+      ? `${session.user}\0${session.searchPath.join('\0')}`
+      : session.searchPath.join('\0');
+    let scope = this.#scopes.get(name);
+    if (scope) return scope;
+    for (const oldest of this.#scopes.keys()) {
+      if (this.#scopes.size < SCOPES) break;
+      this.#scopes.delete(oldest);
+    }
+    scope = new TemplateCache(this.#options.templates ?? 5_000);
+    this.#scopes.set(name, scope);
+    return scope;
+  }
+
+  /** From the lexer's last scan. */
+  #statements(template: Template): AnalyzedStatement[] {
+    const { statementStarts, statementEnds } = this.#lexer;
+    return template.plans.map((plan, i) => ({
+      plan,
+      start: statementStarts[i] as number,
+      end: statementEnds[i] as number,
+    }));
+  }
+
+  #keyLiterals(template: Template): LiteralToken[] {
+    return template.ordinals.map((ordinal) => this.#lexer.literal(ordinal));
+  }
+}
+
+/** One text, with its plans. Keeps only the literals that keys come from; the others are found again when asked for. */
+class AnalyzedText implements Analyzed {
+  readonly template: string;
+  readonly syntaxError: boolean;
+  /** The same text, analysed after the registry changed. */
+  again: Analyzed | undefined;
+  readonly #template: Template;
+  readonly #keyLiterals: readonly LiteralToken[];
+  #literals: readonly LiteralToken[] | undefined;
+
+  constructor(
+    template: Template,
+    readonly text: Buffer,
+    readonly statements: readonly AnalyzedStatement[],
+    keyLiterals: readonly LiteralToken[],
+    readonly session: SessionNames,
+    readonly signature: string,
+  ) {
+    this.#template = template;
+    this.template = template.text;
+    this.syntaxError = template === BROKEN;
+    this.#keyLiterals = keyLiterals;
+  }
+
+  keyLiteral(ordinal: number): LiteralToken | undefined {
+    const { ordinals } = this.#template;
+    // Few, and in order: the first one nearly always.
+    return this.#keyLiterals[ordinals.length > 8 ? binarySearch(ordinals, ordinal) : ordinals.indexOf(ordinal)];
+  }
+
+  get literals(): readonly LiteralToken[] {
+    if (this.#literals === undefined) {
+      const lexer = new Lexer();
+      lexer.scan(this.text);
+      this.#literals = Array.from({ length: lexer.literalCount }, (_, i) => lexer.literal(i));
+    }
+    return this.#literals;
+  }
+}
+
+const BROKEN: Template = { text: '(syntax error)', plans: [], ordinals: [], plainStatements: true };
+
+const GARBLED: StatementPlan = {
+  kind: 'write',
+  command: 'SELECT',
+  target: {
+    kind: 'sole',
+    refusal: {
+      sqlstate: '0A000',
+      message: 'table names outside ASCII in a client encoding other than UTF-8 are not supported on several shards',
+      hint: 'SET client_encoding TO UTF8.',
+    },
+  },
+  effect: null,
+  pin: null,
+};
+
+function ordinalsOf(plans: readonly StatementPlan[]): number[] {
+  const ordinals = new Set<number>();
+  const add = (keys: readonly KeySource[]) => {
+    for (const key of keys) for (const source of key) if (source.kind === 'literal') ordinals.add(source.ordinal);
+  };
+  for (const { target } of plans)
+    if (target.kind === 'keys') {
+      add(target.keys);
+      for (const other of target.also ?? []) add(other.keys);
+    }
+  return [...ordinals].sort((x, y) => x - y);
+}
+
+function binarySearch(sorted: readonly number[], wanted: number): number {
+  let lo = 0;
+  let hi = sorted.length - 1;
+  while (lo <= hi) {
+    const mid = (lo + hi) >>> 1;
+    const at = sorted[mid] as number;
+    if (at === wanted) return mid;
+    if (at < wanted) lo = mid + 1;
+    else hi = mid - 1;
+  }
+  return -1;
+}
+
+/** Without white space at both ends; what the parser gives begins right behind the last semicolon. */
+function trimmed(text: Buffer, start: number, end: number): { start: number; end: number } {
+  const space = (c: number | undefined) => c !== undefined && (c === 32 || (c >= 9 && c <= 13));
+  let from = start;
+  let to = end;
+  while (from < to && space(text[from])) from++;
+  while (to > from && space(text[to - 1])) to--;
+  return { start: from, end: to };
+}

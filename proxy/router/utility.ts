@@ -1,0 +1,248 @@
+import type { Node, RangeVar, TransactionStmt, VariableSetStmt } from 'libpg-query';
+import type { Context } from './analysis.js';
+import { walk } from './ast.js';
+import { commandTag } from './command-tag.js';
+import type { Refusal, SessionEffect, StatementPlan, Target } from './route.js';
+
+type Planner = (statement: Node, context: Context) => StatementPlan;
+
+const ANYWHERE: Target = { kind: 'any', homeOnly: false, referenceReads: [], referenceWrites: [] };
+const AT_HOME: Target = { kind: 'any', homeOnly: true, referenceReads: [], referenceWrites: [] };
+
+function sole(what: string, hint?: string): Target {
+  return { kind: 'sole', refusal: refusal(`${what} is not supported while data is on several shards`, hint) };
+}
+
+function refusal(message: string, hint?: string): Refusal {
+  return { sqlstate: '0A000', message, ...(hint === undefined ? {} : { hint }) };
+}
+
+/**
+ * Plans of everything that is not a query or a change of rows. What is not named here may do anything: it runs when one
+ * shard has everything, and is refused when not.
+ */
+export function planUtility(statement: Node, context: Context, plan: Planner): StatementPlan {
+  const command = commandTag(statement);
+  const make = (kind: StatementPlan['kind'], target: Target, more: Partial<StatementPlan> = {}): StatementPlan => ({
+    kind,
+    command,
+    target,
+    effect: null,
+    pin: null,
+    ...more,
+  });
+
+  if ('TransactionStmt' in statement) return planTransaction(statement.TransactionStmt, make);
+  if ('VariableSetStmt' in statement) return planSet(statement.VariableSetStmt, make);
+  if ('VariableShowStmt' in statement) return make('utility', ANYWHERE);
+  if ('DiscardStmt' in statement)
+    return make(
+      'utility',
+      ANYWHERE,
+      statement.DiscardStmt.target === 'DISCARD_ALL' ? { effect: { kind: 'discard-all' } } : {},
+    );
+  if ('DeallocateStmt' in statement)
+    return make('utility', ANYWHERE, { effect: { kind: 'deallocate', name: statement.DeallocateStmt.name || null } });
+  if (
+    'ConstraintsSetStmt' in statement ||
+    'FetchStmt' in statement ||
+    'ClosePortalStmt' in statement ||
+    'CheckPointStmt' in statement
+  )
+    return make('utility', ANYWHERE);
+  if ('ListenStmt' in statement) return make('utility', AT_HOME, { pin: 'LISTEN' });
+  if ('UnlistenStmt' in statement || 'NotifyStmt' in statement) return make('utility', AT_HOME);
+  if ('LoadStmt' in statement) return make('utility', ANYWHERE, { pin: 'LOAD' });
+
+  if ('PrepareStmt' in statement) {
+    const inner = statement.PrepareStmt.query && plan(statement.PrepareStmt.query, context);
+    const target =
+      inner?.target.kind === 'any' && inner.target.referenceWrites.length === 0
+        ? AT_HOME
+        : sole(
+            'PREPARE of a statement that uses sharded or reference tables',
+            'Let the driver prepare it (extended protocol): that works on any number of shards.',
+          );
+    return make('utility', target, { pin: 'PREPARE' });
+  }
+  if ('ExecuteStmt' in statement)
+    return make(
+      'write',
+      sole(
+        'EXECUTE of a statement prepared in SQL',
+        'Let the driver prepare it (extended protocol): that works on any number of shards.',
+      ),
+    );
+  if ('DeclareCursorStmt' in statement) {
+    const { query, options } = statement.DeclareCursorStmt;
+    const inner = query && plan(query, context);
+    if (!inner) return make('utility', sole('DECLARE'));
+    // CURSOR_OPT_HOLD in parsenodes.h
+    return make(inner.kind, withoutFanOut(inner.target, 'a cursor'), {
+      pin: (options ?? 0) & 0x20 ? 'WITH HOLD cursor' : inner.pin,
+    });
+  }
+  if ('ExplainStmt' in statement) {
+    const { query, options } = statement.ExplainStmt;
+    const inner = query && plan(query, context);
+    if (!inner) return make('utility', sole('EXPLAIN'));
+    const runs = (options ?? []).some((o) => 'DefElem' in o && o.DefElem.defname === 'analyze');
+    // EXPLAIN without ANALYZE runs nothing, but where it would run is where its plan is made.
+    return make(runs ? inner.kind : 'read', withoutFanOut(inner.target, 'EXPLAIN'), { pin: runs ? inner.pin : null });
+  }
+  if ('CopyStmt' in statement) {
+    const { query, relation, is_from } = statement.CopyStmt;
+    if (query) {
+      const inner = plan(query, context);
+      return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), { pin: inner.pin });
+    }
+    return make(
+      is_from ? 'write' : 'read',
+      tablesTarget(relation ? [relation] : [], context, is_from ? 'COPY FROM' : 'COPY TO'),
+    );
+  }
+  if ('TruncateStmt' in statement)
+    return make('write', tablesTarget(rangeVars(statement.TruncateStmt.relations), context, 'TRUNCATE'));
+  if ('LockStmt' in statement)
+    return make('write', tablesTarget(rangeVars(statement.LockStmt.relations), context, 'LOCK TABLE'));
+
+  if ('CreateStmt' in statement && statement.CreateStmt.relation?.relpersistence === 't')
+    return temporary([statement.CreateStmt.relation], statement, context, make);
+  if ('CreateSeqStmt' in statement && statement.CreateSeqStmt.sequence?.relpersistence === 't')
+    return temporary([statement.CreateSeqStmt.sequence], statement, context, make);
+  if ('ViewStmt' in statement && statement.ViewStmt.view?.relpersistence === 't') {
+    const inner = statement.ViewStmt.query && plan(statement.ViewStmt.query, context);
+    if (inner?.target.kind !== 'any')
+      return make('ddl', sole('a temporary view of sharded tables'), { pin: 'temporary view' });
+    return temporary([statement.ViewStmt.view], null, context, make);
+  }
+  const into = intoOf(statement);
+  if (into) {
+    const inner = into.query && plan(into.query, context);
+    if (into.table.relpersistence !== 't') return make('ddl', sole(command));
+    if (inner?.target.kind !== 'any')
+      return make('write', sole(`${command} from sharded tables`), { pin: 'temporary table' });
+    return temporary([into.table], null, context, make);
+  }
+  if ('DoStmt' in statement) return make('write', sole('DO', 'Run its statements one by one.'));
+  if ('CallStmt' in statement) return make('write', sole('CALL', 'Run its statements one by one.'));
+  if ('VacuumStmt' in statement) return make('utility', sole(command, 'Run it on each shard directly.'));
+  if ('ReindexStmt' in statement || 'ClusterStmt' in statement)
+    return make('utility', sole(command, 'Run it on each shard directly.'));
+  return make('ddl', sole(command, 'DDL over several shards comes with a later version.'));
+}
+
+type Make = (kind: StatementPlan['kind'], target: Target, more?: Partial<StatementPlan>) => StatementPlan;
+
+function planTransaction(t: TransactionStmt, make: Make): StatementPlan {
+  const effect = (e: SessionEffect) => make('utility', ANYWHERE, { effect: e });
+  const name = t.savepoint_name ?? '';
+  switch (t.kind) {
+    case 'TRANS_STMT_BEGIN':
+    case 'TRANS_STMT_START':
+      return effect({ kind: 'begin' });
+    case 'TRANS_STMT_COMMIT':
+      return effect({ kind: 'commit', chain: t.chain ?? false });
+    case 'TRANS_STMT_ROLLBACK':
+      return effect({ kind: 'rollback', chain: t.chain ?? false });
+    case 'TRANS_STMT_SAVEPOINT':
+      return effect({ kind: 'savepoint', name });
+    case 'TRANS_STMT_RELEASE':
+      return effect({ kind: 'release', name });
+    case 'TRANS_STMT_ROLLBACK_TO':
+      return effect({ kind: 'rollback-to', name });
+    default:
+      return make('utility', sole('two-phase commit by the client'));
+  }
+}
+
+function planSet(set: VariableSetStmt, make: Make): StatementPlan {
+  const name = set.name ?? null;
+  const local = set.is_local ?? false;
+  const effect = (reset: boolean): SessionEffect => ({ kind: 'set', name, local, reset });
+  switch (set.kind) {
+    case 'VAR_RESET_ALL':
+      return make('utility', ANYWHERE, { effect: { kind: 'set', name: null, local: false, reset: true } });
+    case 'VAR_RESET':
+    case 'VAR_SET_DEFAULT':
+      return make('utility', ANYWHERE, { effect: effect(true) });
+    case 'VAR_SET_MULTI':
+      // SET TRANSACTION lasts as long as the transaction; SET SESSION CHARACTERISTICS sets several settings under other names.
+      return make(
+        'utility',
+        ANYWHERE,
+        name === 'SESSION CHARACTERISTICS' ? { pin: 'SET SESSION CHARACTERISTICS' } : {},
+      );
+    default:
+      return make('utility', ANYWHERE, { effect: effect(false) });
+  }
+}
+
+function withoutFanOut(target: Target, what: string): Target {
+  if ((target.kind !== 'keys' && target.kind !== 'unpinned') || target.spread.kind !== 'fanout') return target;
+  return {
+    ...target,
+    spread: {
+      kind: 'refused',
+      refusal: refusal(`${what} over several shards is not supported yet`, 'Restrict it to one sharding key.'),
+    },
+  };
+}
+
+/** Statements on whole tables: at home if only the home shard has them. */
+function tablesTarget(tables: readonly RangeVar[], context: Context, what: string): Target {
+  return tables.every((t) => isPlainHomeTable(t, context)) && tables.length > 0
+    ? AT_HOME
+    : sole(`${what} of sharded tables, reference tables or views`);
+}
+
+function isPlainHomeTable(table: RangeVar, context: Context): boolean {
+  const { registry, metadata, searchPath } = context;
+  const known = (t: { schema: string; table: string }) =>
+    registry.sharded(t) !== null || registry.reference(t) !== null;
+  const relation = metadata.resolveRelation(table.schemaname ?? null, table.relname ?? '', searchPath, known);
+  if (relation === null) return true;
+  return !known(relation) && !relation.parents.some(known) && !['v', 'm', 'f', 'p', '?'].includes(relation.kind);
+}
+
+/** A temporary object lives on the session's own connection, at home; one that hides a sharded table would mislead the router. */
+function temporary(tables: readonly RangeVar[], statement: Node | null, context: Context, make: Make): StatementPlan {
+  const { registry, metadata, searchPath } = context;
+  const known = (t: { schema: string; table: string }) =>
+    registry.sharded(t) !== null || registry.reference(t) !== null;
+  for (const table of tables) {
+    const hidden = metadata.resolveRelation(null, table.relname ?? '', searchPath, known);
+    if (hidden && known(hidden))
+      return make(
+        'ddl',
+        sole(`a temporary table named like the sharded or reference table "${hidden.table}"`, 'Give it another name.'),
+        { pin: 'temporary table' },
+      );
+  }
+  let others = false;
+  walk(statement, {
+    rangeVar: (t) => {
+      if (!tables.includes(t) && !isPlainHomeTable(t, context)) others = true;
+    },
+  });
+  return make('ddl', others ? sole('a temporary table that refers to sharded or reference tables') : AT_HOME, {
+    pin: 'temporary table',
+  });
+}
+
+/** CREATE TABLE AS and SELECT INTO. */
+function intoOf(statement: Node): { readonly table: RangeVar; readonly query: Node | null } | null {
+  if ('CreateTableAsStmt' in statement) {
+    const { into, query } = statement.CreateTableAsStmt;
+    return into?.rel ? { table: into.rel, query: query ?? null } : null;
+  }
+  if ('SelectStmt' in statement && statement.SelectStmt.intoClause?.rel) {
+    const { intoClause, ...select } = statement.SelectStmt;
+    return { table: intoClause.rel as RangeVar, query: { SelectStmt: select } };
+  }
+  return null;
+}
+
+function rangeVars(nodes: readonly Node[] | undefined): RangeVar[] {
+  return (nodes ?? []).flatMap((n) => ('RangeVar' in n ? [n.RangeVar] : []));
+}
