@@ -20,7 +20,7 @@ export const CAPACITY_MS_PER_SECOND = 1000;
  * The scale of the imported history: in this share of the hours of the last four weeks the load was below the capacity. The trace
  * counts events and not milliseconds, so some scale must be chosen; what the load does next is the forecaster's to say.
  */
-const SHARE_BELOW_CAPACITY = 0.7;
+const SHARE_BELOW_CAPACITY = 0.75;
 const SCALE_HOURS = 28 * DAY_HOURS;
 
 /** Segments that share the load of one key of the trace, so that a split may fall inside its tenants. */
@@ -33,15 +33,26 @@ const LIVE_HOUR_MS = 4000;
 const LIVE_LEAST = 0.6;
 const LIVE_MOST = 1.6;
 
-/** The real trace that the demo's shop lives by (its origin is told in deploy/data/traces). */
+/**
+ * The real trace that the demo's shop lives by (its origin is told in deploy/data/traces), up to the quietest hour of its last
+ * day: a shard is to be relieved before the day begins and not when it is hot.
+ */
 export function demoTrace(): Trace {
+  const trace = readTrace(traceFile());
+  const lastDay = hourlyTotals(trace).slice(-DAY_HOURS);
+  const hoursLess = lastDay.length - 1 - lastDay.indexOf(Math.min(...lastDay));
+  const end = (trace.events[0]?.length ?? 0) - (hoursLess * 3600) / trace.stepSeconds;
+  return { ...trace, events: trace.events.map((series) => series.slice(0, end)) };
+}
+
+function traceFile(): string {
   let dir = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(dir, TRACE_FILE))) {
     const parent = dirname(dir);
     if (parent === dir) throw new Error(`${TRACE_FILE} is missing from this installation`);
     dir = parent;
   }
-  return readTrace(join(dir, TRACE_FILE));
+  return join(dir, TRACE_FILE);
 }
 
 export interface Imported {

@@ -105,9 +105,7 @@ export async function tellStory(telling: Telling): Promise<number> {
   screen.settle();
   screen.line();
   screen.line(renderText(report, { color: screen.color }));
-  const reportPath = resolve(options.reportPath);
-  await writeFile(reportPath, renderHtml(report));
-  screen.line(`the same with plots: ${reportPath}`);
+  await writeReport(telling, report);
   if (report.proposal === null || report.plan === null) {
     screen.line('the planner proposes nothing, so the story ends here');
     return EXIT.failed;
@@ -231,6 +229,19 @@ async function openShop(telling: Telling, stage: Stage, orders: readonly number[
     'tenants, orders and order_items are sharded by tenant, countries is a reference table; one range, all of it on s1',
   );
   return topology.keyspaces.get(KEYSPACE as KeyspaceName) as Keyspace;
+}
+
+async function writeReport({ options, screen }: Telling, report: SavedReport): Promise<void> {
+  const path = resolve(options.reportPath);
+  try {
+    await writeFile(path, renderHtml(report));
+    screen.line(`the same with plots: ${path}`);
+  } catch (error) {
+    // A directory that cannot be written to is no reason to end the story.
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === undefined) throw error;
+    screen.line(`the page with plots could not be written to ${path} (${code}); choose another place with --report`);
+  }
 }
 
 async function watchLoad({ screen, signal }: Telling, load: LoadChild, until: number): Promise<void> {

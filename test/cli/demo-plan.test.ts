@@ -43,18 +43,7 @@ beforeAll(async () => {
   const keyspace = (await catalog.loadTopology()).keyspaces.get(KEYSPACE as KeyspaceName) as Keyspace;
   const now = Date.now();
   present = (await importTrace(catalog, keyspace, trace, TENANTS, now)).presentMsPerSecond;
-  const t0 = performance.now();
   report = await new Planner(catalog, { now: () => now }).plan();
-  console.log(
-    'plan ms',
-    performance.now() - t0,
-    present,
-    report.verdict,
-    JSON.stringify(report.proposal?.spec),
-    report.outlooks[0]?.peak,
-    report.outlooks[0]?.score,
-    report.proposal?.rows,
-  );
 });
 
 afterAll(async () => {
