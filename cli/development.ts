@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { stringify } from 'yaml';
-import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
+import { type ClusterOptions, EmbeddedCluster } from '../deploy/embedded/cluster.js';
 import { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
 import { initCatalog } from '../topology/catalog/schema.js';
@@ -26,6 +26,7 @@ const HOST = '127.0.0.1';
 const ACTOR = 'foreshard up';
 const PASSWORD_FILE = 'app-password';
 const CONFIG_FILE = 'foreshard.yaml';
+const PORTS_FILE = 'ports.json';
 
 export interface DevelopmentOptions {
   readonly dir: string;
@@ -62,10 +63,16 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
   const names = shardNames(dir, options.shards);
   const stops: (() => Promise<void>)[] = [];
   const stop = async (): Promise<void> => {
-    for (let one = stops.pop(); one !== undefined; one = stops.pop()) await one();
+    const problems: unknown[] = [];
+    for (let one = stops.pop(); one !== undefined; one = stops.pop())
+      await one().catch((error: unknown) => {
+        problems.push(error);
+      });
+    if (problems.length > 0) throw problems[0];
   };
+  const ports = readPorts(dir);
   const start = async (name: string): Promise<EmbeddedCluster> => {
-    const cluster = await EmbeddedCluster.start({ dir: join(dir, name), log: options.log });
+    const cluster = await startOnUsualPort({ dir: join(dir, name), log: options.log }, ports[name]);
     stops.push(() => cluster.stop());
     return cluster;
   };
@@ -85,6 +92,11 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
     if (failure !== undefined) throw failure.reason;
     const others = started.map((result) => (result as PromiseFulfilledResult<EmbeddedCluster>).value);
     const clusters = [first, ...others];
+
+    writeFileSync(
+      join(dir, PORTS_FILE),
+      `${JSON.stringify(Object.fromEntries(names.map((name, i) => [name, clusters[i]?.port])))}\n`,
+    );
 
     const password = appPassword(dir);
     await prepareHome(first, password);
@@ -107,6 +119,26 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
   } catch (error) {
     await stop();
     throw error;
+  }
+}
+
+/** The ports that the servers had last time. */
+function readPorts(dir: string): Record<string, number> {
+  const file = join(dir, PORTS_FILE);
+  return existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Record<string, number>) : {};
+}
+
+/**
+ * Starts a server on the port it had, so that what others have noted of it (subscriptions of a migration that was interrupted)
+ * still leads to it; on another when somebody has taken that.
+ */
+async function startOnUsualPort(options: ClusterOptions, port: number | undefined): Promise<EmbeddedCluster> {
+  if (port === undefined) return EmbeddedCluster.start(options);
+  try {
+    return await EmbeddedCluster.start({ ...options, port });
+  } catch (error) {
+    if (!/^port \d+ .* is in use$/.test((error as Error).message)) throw error;
+    return EmbeddedCluster.start(options);
   }
 }
 

@@ -1,11 +1,11 @@
-import { mkdtempSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { buildCli, type CliResult, cli } from './run-cli.js';
+import { temporaryDirectory } from './temporary-directory.js';
 
 let one: EmbeddedCluster;
 let two: EmbeddedCluster;
@@ -320,8 +320,9 @@ describe('check', () => {
 });
 
 describe('passwords from the configuration', () => {
+  const dir = temporaryDirectory('foreshard-cli-');
+
   it('are used, and stay out of the catalog', async () => {
-    const dir = mkdtempSync(join(tmpdir(), 'foreshard-cli-'));
     const file = join(dir, 'foreshard.yaml');
     const bare = (url: string) => url.replace(/:[^:@/]+@/, '@');
     writeFileSync(

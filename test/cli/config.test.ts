@@ -1,11 +1,11 @@
-import { chmodSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { chmodSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { defaultConfig, loadConfig, parseConfig } from '../../cli/config.js';
 import { configSchema } from '../../cli/config-schema.js';
 import { UsageError } from '../../topology/errors.js';
+import { temporaryDirectory } from './temporary-directory.js';
 
 const URL_LINE = 'catalog:\n  url: postgresql://foreshard@127.0.0.1/foreshard\n';
 const VERIFIER =
@@ -22,6 +22,8 @@ function mistake(text: string, env: Record<string, string> = {}): string {
 }
 
 describe('configuration', () => {
+  const dir = temporaryDirectory('foreshard-config-');
+
   it('fills in every default when only the catalog is given', () => {
     const config = defaultConfig('postgresql://foreshard:pw@127.0.0.1/foreshard');
     expect(config.catalogUrl).toBe('postgresql://foreshard:pw@127.0.0.1/foreshard');
@@ -88,7 +90,6 @@ describe('configuration', () => {
   });
 
   it('reads secrets from the file, the environment and files of their own', () => {
-    const dir = mkdtempSync(join(tmpdir(), 'foreshard-config-'));
     writeFileSync(join(dir, 'closed'), 'p@ss/wörd\n', { mode: 0o600 });
     writeFileSync(join(dir, 'open'), 'two', { mode: 0o600 });
     chmodSync(join(dir, 'open'), 0o644);

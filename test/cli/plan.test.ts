@@ -1,5 +1,4 @@
-import { mkdtempSync, readFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
@@ -7,11 +6,12 @@ import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 import { buildCli, cli, startCli } from './run-cli.js';
+import { temporaryDirectory } from './temporary-directory.js';
 
 let one: EmbeddedCluster;
 let two: EmbeddedCluster;
 let catalog: string;
-const dir = mkdtempSync(join(tmpdir(), 'foreshard-plan-'));
+const dir = temporaryDirectory('foreshard-plan-');
 
 const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
 
@@ -112,7 +112,7 @@ describe('plan', () => {
     expect(text).toMatchObject({ code: 0, stderr: '' });
     expect(text.stdout).toMatch(/plan 1/);
     expect(text.stdout).toContain(page);
-    expect(readFileSync(page, 'utf8')).toMatch(/^<!doctype html>[^]*<svg/i);
+    expect(readFileSync(page, 'utf8')).toMatch(/^<!doctype html>.*<svg/is);
     expect(await foreshard('plan', '--html', '/nowhere/x.html')).toMatchObject({ code: 2 });
     expect(await json('topology', 'show')).toEqual(before);
     expect(await ordersOn(two).catch((error: { code: string }) => error.code)).toBe('42P01');
