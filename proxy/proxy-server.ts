@@ -9,6 +9,7 @@ import { ServerConnection } from './backend/server-connection.js';
 import { type ConfiguredUser, Credentials } from './credentials.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
 import { Router } from './router/router.js';
+import { SchemaView } from './schema-view.js';
 import { PreparedContents } from './session/prepared.js';
 import { Session } from './session/session.js';
 import { LoadCounter } from './telemetry/load-counter.js';
@@ -62,6 +63,7 @@ export class ProxyServer {
   readonly #options: ProxyOptions;
   readonly #server: Server;
   readonly #live: LiveTopology;
+  readonly #schema: SchemaView;
   readonly #credentials: Credentials;
   readonly #counter: LoadCounter;
   readonly #flusher: LoadFlusher;
@@ -99,11 +101,12 @@ export class ProxyServer {
         stale: (topology) => [...clients.values()].some((c) => c.session.lease.isStale(topology)),
       });
       const started = live;
-      const router = await Router.create({ topology: () => started.current, logger: options.logger });
+      const metadata = await SchemaView.start(started, options.logger);
+      const router = new Router({ topology: () => started.current, metadata: () => metadata.current });
       const { rows } = await options.catalog.pool.query<{ cluster_id: string }>(
         'SELECT cluster_id FROM foreshard.meta',
       );
-      const proxy = new ProxyServer(options, server, live, router, clients, String(rows[0]?.cluster_id));
+      const proxy = new ProxyServer(options, server, live, router, metadata, clients, String(rows[0]?.cluster_id));
       await proxy.#flusher.start();
       server.off('connection', queue);
       server.on('connection', (socket) => proxy.#accept(socket));
@@ -122,6 +125,7 @@ export class ProxyServer {
     server: Server,
     live: LiveTopology,
     router: Router,
+    schema: SchemaView,
     clients: Map<number, Client>,
     clusterId: string,
   ) {
@@ -129,6 +133,7 @@ export class ProxyServer {
     this.#server = server;
     this.#live = live;
     this.router = router;
+    this.#schema = schema;
     this.#clients = clients;
     this.#mockSecret = createHash('sha256').update(`foreshard mock ${clusterId}`).digest();
     this.#credentials = new Credentials({
@@ -171,7 +176,7 @@ export class ProxyServer {
     for (const pool of this.#pools.values()) pool.close();
     await this.#flusher.close();
     await this.#live.close();
-    this.router.close();
+    await this.#schema.close();
     this.#credentials.close();
     for (const socket of this.#sockets) socket.destroy();
     await closed;
@@ -234,6 +239,7 @@ export class ProxyServer {
         load: this.#counter,
         logger: this.#options.logger,
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
+        schemaChanged: () => this.#schema.changed(),
         pool: (shard) => this.#pool(shard, client.user),
       },
       onEnd: () => this.#clients.delete(id),

@@ -11,7 +11,7 @@ import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Execution, Placement } from './placement.js';
-import { place, stillOn } from './placement.js';
+import { place, planOf, stillOn } from './placement.js';
 import type { SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
 
@@ -80,6 +80,7 @@ export class Lease {
         const { sqlstate, message, hint } = placement.refusal;
         throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
       }
+      this.#checkPriorSession(executions);
       if (!live.admits(placement, this.transaction)) {
         await this.#waitForChange(signal, since);
         continue;
@@ -174,6 +175,18 @@ export class Lease {
     const here = this.backend?.shard;
     if (here !== undefined && shards.includes(here)) return here;
     return shards[0] as ShardName;
+  }
+
+  /** What an earlier statement left on another connection cannot be asked for on this one. */
+  #checkPriorSession(executions: readonly Execution[]): void {
+    if (this.backend !== null) return;
+    for (const execution of executions) {
+      const reason = planOf(execution)?.priorSession;
+      if (reason !== undefined)
+        throw new RefusedError('0A000', `${reason}, and this session keeps no connection between transactions`, {
+          hint: 'Use RETURNING, or run both statements in one transaction.',
+        });
+    }
   }
 
   #checkFanOut(): void {

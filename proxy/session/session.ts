@@ -30,6 +30,8 @@ export interface SessionServices {
   readonly load: LoadCounter;
   readonly logger: Logger;
   readonly holdTimeoutMs: number;
+  /** To be called after DDL, so that what the router knows of the schema is read again. */
+  readonly schemaChanged: () => void;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
 }

@@ -140,10 +140,11 @@ export class SimpleProtocol {
 
   /** A statement has been done by the server: follow what it did to the session. */
   completed(plan: StatementPlan, text: Buffer | null, tag: string): void {
-    const { settings, lease, extended } = this.#session;
+    const { settings, lease, extended, services } = this.#session;
     this.#lastTag = tag;
     if (plan.pin !== null && lease.pinned === null) lease.pinned = plan.pin;
     const { effect } = plan;
+    if (plan.kind === 'ddl') services.schemaChanged();
     lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
     if (effect === null) return;
     switch (effect.kind) {

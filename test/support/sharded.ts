@@ -64,7 +64,8 @@ export class Sharded {
       await withClient(cluster.url('shop'), async (c) => {
         await c.query(SHOP_SCHEMA);
         await c.query(`GRANT ALL ON SCHEMA public TO app; GRANT ALL ON ALL TABLES IN SCHEMA public TO app`);
-        await c.query(`INSERT INTO countries VALUES ('at', 'Austria'), ('ch', 'Switzerland')`);
+        if (cluster === a || options.splitAt !== null)
+          await c.query(`INSERT INTO countries VALUES ('at', 'Austria'), ('ch', 'Switzerland')`);
       });
     }
     const url = a.url('foreshard');
