@@ -16,10 +16,14 @@ export interface TableSize {
   readonly exact: boolean;
 }
 
-/** Tables up to this size are counted; reading them takes a second or two. */
-const COUNT_UP_TO_BYTES = 256 * 1024 * 1024;
-/** Of larger ones about this much is read. */
-const SAMPLE_BYTES = 64 * 1024 * 1024;
+export interface MeasureOptions {
+  /** Tables up to this size are counted, which takes a second or two; default 256 MiB. */
+  readonly countUpToBytes?: number;
+  /** Of larger ones about this much is read; default 64 MiB. */
+  readonly sampleBytes?: number;
+}
+
+const MIB = 1024 * 1024;
 /** Measuring must not hurt the shard it wants to relieve. */
 const STATEMENT_TIMEOUT_MS = 30_000;
 
@@ -27,7 +31,13 @@ const STATEMENT_TIMEOUT_MS = 30_000;
  * Measures what an interval holds on its shard, per table of the keyspace, in one read-only transaction.
  * @throws ForeshardError when the shard cannot be asked
  */
-export async function measureInterval(shard: Shard, keyspace: Keyspace, interval: Interval): Promise<TableSize[]> {
+export async function measureInterval(
+  shard: Shard,
+  keyspace: Keyspace,
+  interval: Interval,
+  options: MeasureOptions = {},
+): Promise<TableSize[]> {
+  const { countUpToBytes = 256 * MIB, sampleBytes = 64 * MIB } = options;
   const client = new pg.Client({
     connectionString: shard.url,
     application_name: 'foreshard planner',
@@ -52,8 +62,8 @@ export async function measureInterval(shard: Shard, keyspace: Keyspace, interval
       );
       const whole = found.rows[0] as { bytes: string; tuples: number };
       const bytes = Number(whole.bytes);
-      const exact = bytes <= COUNT_UP_TO_BYTES;
-      const percent = exact ? 100 : Math.max(0.01, (100 * SAMPLE_BYTES) / bytes);
+      const exact = bytes <= countUpToBytes;
+      const percent = exact ? 100 : Math.max(0.01, (100 * sampleBytes) / bytes);
       const sample = exact ? '' : `TABLESAMPLE SYSTEM (${percent.toFixed(4)})`;
       const counted = await client.query<{ inside: string; total: string }>(
         `SELECT count(*) FILTER (WHERE ${where})::text AS inside, count(*)::text AS total FROM ${name} AS t ${sample}`,

@@ -14,7 +14,7 @@ const MEMBERS = [ridge.name, mstl.name, seasonalNaive.name];
 const MARGIN = 0.02;
 
 /** Moments of the past that are forecast from. Quantiles at 5 % and 95 % need at least 20. */
-const MAX_ORIGINS = 40;
+const MAX_ORIGINS = 32;
 /** Fewer make neither a choice nor a band. */
 const MIN_ORIGINS = 8;
 /** Units of the band's scale, as shares of the mean: from errors that multiply to errors that add. The best in the backtest is used. */

@@ -220,17 +220,12 @@ function outlookTable(p: ProposalJson): string {
 function accuracy(outlook: ShardOutlook): string {
   const { backtest, choice, stepSeconds } = outlook.forecast;
   // Neighbouring parts of the horizon that chose the same model read as one.
-  const merged = choice.flatMap((c, i) =>
-    c.model === choice[i - 1]?.model
-      ? []
-      : [
-          {
-            ...c,
-            to: (choice.slice(i).findLast((d, k, rest) => rest.slice(0, k + 1).every((r) => r.model === c.model)) ?? c)
-              .to,
-          },
-        ],
-  );
+  const merged: { from: number; to: number; model: string }[] = [];
+  for (const c of choice) {
+    const last = merged[merged.length - 1];
+    if (last?.model === c.model) last.to = c.to;
+    else merged.push({ ...c });
+  }
   const parts = merged.map(
     (c) =>
       `${c.from === 0 ? '0' : formatSeconds(c.from * stepSeconds)} to ${formatSeconds(c.to * stepSeconds)} ahead: ${c.model}`,

@@ -44,7 +44,7 @@ async function planTrace(serverMsPerEvent: number): Promise<{ planner: Planner; 
 
 describe('Planner on eight weeks of the trace', () => {
   it('proposes to move half the load before the shard passes its capacity', async () => {
-    const { report } = await planTrace(2000);
+    const { report } = await planTrace(1000);
     const { proposal } = report;
     expect(proposal).not.toBeNull();
     if (proposal === null) return;
@@ -83,7 +83,7 @@ describe('Planner on eight weeks of the trace', () => {
   });
 
   it('keeps an open plan when asked to, and measures rates from finished migrations', async () => {
-    const { planner, report } = await planTrace(2000);
+    const { planner, report } = await planTrace(1000);
     const kept = await planner.plan({ keepOpen: true });
     expect(kept.plan).toEqual(report.plan);
     await shop.catalog.pool.query(
@@ -114,8 +114,26 @@ describe('Planner on eight weeks of the trace', () => {
 });
 
 describe('deciding on a plan', () => {
+  let proposed: SavedReport;
+  beforeAll(async () => {
+    await forget(shop.catalog);
+    proposed = (await planTrace(1000)).report;
+  });
+
+  /** The plan of the trace, as if it had just been made. */
+  async function savedPlan(): Promise<{ planner: Planner; report: SavedReport }> {
+    const planner = new Planner(shop.catalog, { now: () => NOW });
+    const { plan: _, ...report } = proposed;
+    const saved = await planner.plans.savePlan(report);
+    const { id, hash, status, expiresAt } = saved;
+    return {
+      planner,
+      report: { ...report, plan: { id: id.toString(), hash, status, expiresAt: expiresAt.getTime() } },
+    };
+  }
+
   it('creates one migration with the approved spec, once', async () => {
-    const { planner, report } = await planTrace(2000);
+    const { planner, report } = await savedPlan();
     const id = BigInt(report.plan?.id as string);
     const migration = await planner.plans.approve(id, 'dba');
     const row = (
@@ -132,7 +150,7 @@ describe('deciding on a plan', () => {
   });
 
   it('lets only one of two approvals at the same time through', async () => {
-    const { planner, report } = await planTrace(2000);
+    const { planner, report } = await savedPlan();
     const id = BigInt(report.plan?.id as string);
     const results = await Promise.allSettled([planner.plans.approve(id, 'x'), planner.plans.approve(id, 'y')]);
     expect(results.filter((r) => r.status === 'fulfilled')).toHaveLength(1);
@@ -141,7 +159,7 @@ describe('deciding on a plan', () => {
   });
 
   it('refuses after the epoch moved, after a change of the row, after expiry, and after rejection', async () => {
-    const { planner, report } = await planTrace(2000);
+    const { planner, report } = await savedPlan();
     const id = BigInt(report.plan?.id as string);
     const { pool } = shop.catalog;
     await pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
@@ -167,9 +185,9 @@ describe('deciding on a plan', () => {
   });
 
   it('has at most one open plan, and keeps its id while the change stays the same', async () => {
-    const { planner, report } = await planTrace(2000);
-    const again = await planner.plan();
-    expect(again.plan?.id).toBe(report.plan?.id);
+    const { planner, report } = await savedPlan();
+    const again = await savedPlan();
+    expect(again.report.plan?.id).toBe(report.plan?.id);
     await planner.plans.savePlan({
       ...report,
       epoch: report.epoch,
