@@ -15,6 +15,11 @@ export function setGateSql(names: ObjectNames, value: typeof GATE_OPEN | typeof 
   return `SELECT setval(${quoteLiteral(quoteTable(names.gate))}::regclass, ${value})`;
 }
 
+/** Sets a gate again, if it is (still) there: after a crash, what once was set may be lost, or be gone already. */
+export function assertGateSql(names: ObjectNames, value: typeof GATE_OPEN | typeof GATE_CLOSED): string {
+  return `SELECT setval(oid::regclass, ${value}) FROM pg_class WHERE oid = to_regclass(${quoteLiteral(quoteTable(names.gate))})`;
+}
+
 /** One row with `gate`: GATE_OPEN or GATE_CLOSED. */
 export function readGateSql(names: ObjectNames): string {
   return `SELECT last_value::int AS gate FROM ${quoteTable(names.gate)}`;

@@ -1,15 +1,11 @@
-import { quoteLiteral, quoteTable } from '../../topology/quote.js';
-import { setGateSql } from '../guards.js';
+import { assertGateSql } from '../guards.js';
 import type { Move } from '../move.js';
 import { GATE_OPEN } from '../names.js';
 import { undo } from '../undo.js';
 
 /** aborting → aborted: writers first, then everything that was made, the last first. */
 export async function abort(m: Move): Promise<void> {
-  const gate = await m.source.query<{ there: boolean }>(
-    `SELECT to_regclass(${quoteLiteral(quoteTable(m.names.gate))}) IS NOT NULL AS there`,
-  );
-  if (gate[0]?.there === true) await m.source.query(setGateSql(m.names, GATE_OPEN));
+  await m.source.query(assertGateSql(m.names, GATE_OPEN));
   m.exec.at('after:abort-reopen');
   // Holds first: clients wait for them. Then all else backwards; undoing may record more, so look again until none is left.
   for (const record of await m.exec.openCleanup('hold')) {

@@ -1,6 +1,6 @@
 import { epochAckedByAll } from '../../topology/catalog/leases.js';
 import type { Epoch } from '../../topology/topology.js';
-import { setGateSql } from '../guards.js';
+import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GATE_OPEN } from '../names.js';
 import { removeRows } from '../remove-rows.js';
@@ -14,14 +14,14 @@ export async function clean(m: Move): Promise<void> {
     on: 'source',
     text: 'the gate of the old owner is closed',
     mode: 'single',
-    sql: [setGateSql(m.names, GATE_CLOSED)],
+    sql: [assertGateSql(m.names, GATE_CLOSED)],
   });
   await m.exec.perform({
     name: 'assert-destination',
     on: 'destination',
     text: 'the gate of the new owner is open',
     mode: 'single',
-    sql: [setGateSql(m.names, GATE_OPEN)],
+    sql: [assertGateSql(m.names, GATE_OPEN)],
   });
   await m.exec.progress({ note: 'waiting until every proxy serves the new epoch' });
   await m.exec.wait(
@@ -47,6 +47,22 @@ export async function clean(m: Move): Promise<void> {
     m.snapshot = null;
   }
 
+  if (m.row.facts.rowsRemoved === undefined) await removeMovedRows(m);
+  m.exec.at('after:remove-rows');
+
+  await finish(m, 'slot');
+  await finish(m, 'marker');
+  await finish(m, 'guards');
+  m.exec.at('after:drop-guards');
+  // What the destination got is its own now, and the hold ended with the flip.
+  for (const kind of ['table', 'schema', 'sequence', 'type', 'rows', 'hold'] as const)
+    for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
+  await m.exec.progress({ note: null });
+  m.row = await m.exec.transition(m.row, 'done');
+}
+
+/** Once: when the guards are gone, whatever comes to the interval at the source is not ours to delete. */
+async function removeMovedRows(m: Move): Promise<void> {
   let removed = 0;
   // Children before parents is not needed: as replica, foreign keys do not fire.
   for (const t of m.tables) {
@@ -62,15 +78,5 @@ export async function clean(m: Move): Promise<void> {
       });
     else removed += await removeRows(m, 'source', t);
   }
-  m.exec.at('after:remove-rows');
-
-  await finish(m, 'slot');
-  await finish(m, 'marker');
-  await finish(m, 'guards');
-  m.exec.at('after:drop-guards');
-  // What the destination got is its own now, and the hold ended with the flip.
-  for (const kind of ['table', 'schema', 'sequence', 'type', 'rows', 'hold'] as const)
-    for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
-  await m.exec.progress({ note: null });
-  m.row = await m.exec.transition(m.row, 'done', { facts: { rowsRemoved: removed } });
+  m.row = await m.exec.noteFacts(m.row, { rowsRemoved: removed });
 }

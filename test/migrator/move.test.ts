@@ -1,13 +1,14 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
-import { loadMigration, requestAbort, showMigration } from '../../migrator/migration-store.js';
+import { createMigration, loadMigration, requestAbort, showMigration } from '../../migrator/migration-store.js';
 import { Migrator } from '../../migrator/migrator.js';
+import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
 import {
+  abortOnEntering,
   approveMove,
-  keyspaceOf,
   leftovers,
   moveSpec,
   resetShop,
@@ -158,20 +159,13 @@ describe('an abort', () => {
   test.each(states)('asked for in state %s leaves everything as it was', async (state) => {
     await resetShop(s, 12, 50);
     const { writers } = await startLoad(12, false);
-    // A lock on the destination's catalog of the move: the migrator is seen in the state, and told to abort, before it goes on.
     const id = await approveMove(s, [6n], null);
-    const client = await s.catalog.pool.connect();
-    await client.query(`CREATE OR REPLACE FUNCTION public.ask_abort() RETURNS trigger LANGUAGE plpgsql AS $$
-      BEGIN NEW.abort_requested := true; RETURN NEW; END $$`);
     if (state === 'approved') await requestAbort(s.catalog.pool, id, 'test');
-    else
-      await client.query(`CREATE TRIGGER ask_abort BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-        WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_abort()`);
-    client.release();
+    else await abortOnEntering(s, state);
     startMigrator();
     // A fence that is quicker than the next look at the wish for an abort wins, and the migration is done.
     const end = await atRest(id);
-    await s.catalog.pool.query('DROP TRIGGER IF EXISTS ask_abort ON foreshard.migration');
+    await abortOnEntering(s, null);
     await writers.stop();
     expect(writers.errors).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
@@ -291,5 +285,74 @@ describe('rows that are hard to move', () => {
         for (const row of r.rows) expect(row.n).toBe(64_000);
       });
     expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
+  });
+});
+
+describe('a fence that cannot be had', () => {
+  const impatient = { ackMs: 200, fenceMs: 200, maxFenceTries: 2, fenceBackoffMs: 20 };
+
+  test('names the proxy that did not answer, and undoes everything', async () => {
+    await resetShop(s, 12, 20);
+    const { writers } = await startLoad(12, false);
+    await s.catalog.pool.query(
+      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'deaf', '', clock_timestamp() + interval '1 hour', 0)`,
+    );
+    const id = await approveMove(s, [6n], null);
+    startMigrator(impatient);
+    expect(await atRest(id)).toBe('aborted');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/2 fences were missed.*deaf/);
+    await writers.stop();
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, () => false)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('waits for a proxy only as long as its lease', async () => {
+    await resetShop(s, 12, 20);
+    await s.catalog.pool.query(
+      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'dead', '', clock_timestamp() + interval '4 seconds', 0)`,
+    );
+    const id = await approveMove(s, [6n], null);
+    startMigrator();
+    expect(await atRest(id)).toBe('done');
+    expect((await loadMigration(s.catalog.pool, id)).facts.fenceTries).toBeUndefined();
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('a keyspace by hash', () => {
+  test('moves the rows whose hash lies in the interval', async () => {
+    await resetShop(s, 1, 1);
+    await withClient(s.urlOne, async (c) => {
+      await c.query('CREATE TABLE notes (owner text, at timestamptz, n int, body text, PRIMARY KEY (owner, at, n))');
+      await c.query(
+        "INSERT INTO notes SELECT 'user ' || i % 500, '2024-02-03', i, 'note' FROM generate_series(1, 5000) i",
+      );
+    });
+    const { pool } = s.catalog;
+    await pool.query("INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ('users', 'hash', '{text}')");
+    await pool.query("INSERT INTO foreshard.sharded_table VALUES ('public', 'notes', 'users', '{owner}')");
+    await pool.query("INSERT INTO foreshard.range (keyspace, shard) VALUES ('users', 'one')");
+    const keyspace = (await s.catalog.loadTopology()).keyspaces.get('users' as KeyspaceName) as Keyspace;
+    const spec = { ...moveSpec([0n], null), keyspace: keyspace.name };
+    const id = await createMigration(pool, keyspace, spec, { actor: 'test' });
+    startMigrator();
+    expect(await atRest(id)).toBe('done');
+    let rows = 0;
+    for (const [url, upper] of [
+      [s.urlOne, false],
+      [s.urlTwo, true],
+    ] as const)
+      await withClient(url, async (c) => {
+        const r = await c.query(
+          'SELECT count(*)::int AS n, count(*) FILTER (WHERE (hashtextextended(owner, 0) >= 0) <> $1)::int AS wrong FROM notes',
+          [upper],
+        );
+        expect(r.rows[0].wrong).toBe(0);
+        expect(r.rows[0].n).toBeGreaterThan(1000);
+        rows += r.rows[0].n;
+      });
+    expect(rows).toBe(5000);
+    expect(await leftovers(s)).toEqual([]);
   });
 });

@@ -160,3 +160,14 @@ export async function leftovers(s: Setting): Promise<string[]> {
   found.push(...open.rows.map((row) => `catalog: ${row.what}`));
   return found;
 }
+
+/** The next migration to enter `state` finds that somebody has asked for its abort in that very moment; null: nobody does any more. */
+export async function abortOnEntering(s: Setting, state: string | null): Promise<void> {
+  const { pool } = s.catalog;
+  await pool.query('DROP TRIGGER IF EXISTS ask_abort ON foreshard.migration');
+  if (state === null) return;
+  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_abort() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.abort_requested := true; RETURN NEW; END $$`);
+  await pool.query(`CREATE TRIGGER ask_abort BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
+    WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_abort()`);
+}

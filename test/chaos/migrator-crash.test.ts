@@ -1,0 +1,197 @@
+import { spawn } from 'node:child_process';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
+import { loadMigration } from '../../migrator/migration-store.js';
+import { Migrator } from '../../migrator/migrator.js';
+import { MiniProxy } from '../migrator/mini-proxy.js';
+import {
+  abortOnEntering,
+  approveMove,
+  leftovers,
+  resetShop,
+  type Setting,
+  silent,
+  startSetting,
+} from '../migrator/setting.js';
+import { audit, Writers } from '../migrator/writers.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { type Compiled, compile } from './compile.js';
+
+/** Passed only where the destination has never had the tables. */
+const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-tables'];
+/** Passed only by an abort. */
+const ABORTING: readonly CrashPoint[] = ['after:abort-reopen', 'after:undo'];
+const TENANTS = 12;
+const CUT = 6;
+
+let s: Setting;
+let child: Compiled;
+let owner: 'one' | 'two' = 'one';
+
+beforeAll(async () => {
+  [s, child] = await Promise.all([startSetting(), compile('test/chaos/migrator-child.ts')]);
+}, 60_000);
+
+afterAll(async () => {
+  await s?.catalog.close();
+  await child?.remove();
+});
+
+/** Runs a migrator that kills itself at the point. @returns the signal that ended it */
+function runUntilCrash(point: CrashPoint): Promise<string | null> {
+  return new Promise((resolve, reject) => {
+    const running = spawn(process.execPath, [child.file, s.catalogUrl], {
+      env: { ...process.env, FORESHARD_CRASH_POINT: point },
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    const tooLong = setTimeout(() => running.kill('SIGTERM'), 30_000);
+    running.once('error', reject);
+    running.once('exit', (_code, signal) => {
+      clearTimeout(tooLong);
+      resolve(signal);
+    });
+  });
+}
+
+async function runToTheEnd(id: bigint): Promise<string> {
+  const controller = new AbortController();
+  const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50, leaseMs: 1000 }).run(
+    controller.signal,
+  );
+  try {
+    return await waitFor(
+      async () => {
+        const { state } = await loadMigration(s.catalog.pool, id);
+        return ['done', 'aborted', 'failed'].includes(state) ? state : null;
+      },
+      { what: `migration ${id} to end`, timeoutMs: 30_000 },
+    );
+  } finally {
+    controller.abort();
+    await running;
+  }
+}
+
+/** The interval moves to where it is not, under load; the migrator dies at `point`, and another takes over. */
+async function crashAndResume(point: CrashPoint): Promise<string> {
+  const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
+  const writers = new Writers();
+  try {
+    writers.start(proxy, 2, TENANTS);
+    const to = owner === 'one' ? 'two' : 'one';
+    const id = await approveMove(s, [BigInt(CUT)], null, owner, to);
+    if (ABORTING.includes(point)) await abortOnEntering(s, 'verifying');
+    expect(await runUntilCrash(point)).toBe('SIGKILL');
+    const end = await runToTheEnd(id);
+    await abortOnEntering(s, null);
+    if (end === 'done') owner = to;
+    const written = writers.acknowledged;
+    await waitFor(() => writers.acknowledged > written + 20, { what: 'writes after the migration' });
+    return end;
+  } finally {
+    await writers.stop();
+    await proxy.close();
+    const wrong = await audit(s, writers, (tenant) => tenant >= CUT && owner === 'two');
+    const left = await leftovers(s);
+    // The next crash point's writers begin anew.
+    for (const url of [s.urlOne, s.urlTwo]) await forget(url);
+    expect({ errors: writers.errors, wrong, left }).toEqual({ errors: [], wrong: [], left: [] });
+  }
+}
+
+async function forget(url: string): Promise<void> {
+  await withClient(url, async (c) => {
+    const there = await c.query<{ there: boolean }>("SELECT to_regclass('orders') IS NOT NULL AS there");
+    if (there.rows[0]?.there === true) await c.query('DELETE FROM orders WHERE id >= 1000000');
+  });
+}
+
+describe('a migrator killed at', () => {
+  beforeAll(async () => {
+    await resetShop(s, TENANTS, 30);
+    owner = 'one';
+  });
+
+  test.each(FRESH)('%s, the destination being empty', async (point) => {
+    await resetShop(s, TENANTS, 30);
+    owner = 'one';
+    expect(await crashAndResume(point)).toBe('done');
+  });
+
+  test.each(CRASH_POINTS.filter((p) => !FRESH.includes(p) && !ABORTING.includes(p)))('%s', async (point) => {
+    expect(await crashAndResume(point)).toBe('done');
+  });
+
+  test.each(ABORTING)('%s', async (point) => {
+    expect(await crashAndResume(point)).toBe('aborted');
+  });
+});
+
+describe('a migrator that falls asleep', () => {
+  test('can do no harm when it wakes up after another has taken over', async () => {
+    await resetShop(s, TENANTS, 200);
+    owner = 'one';
+    const id = await approveMove(s, [BigInt(CUT)], null);
+    const sleeper = spawn(process.execPath, [child.file, s.catalogUrl], { stdio: 'ignore' });
+    const gone = new Promise<void>((resolve) => sleeper.once('exit', () => resolve()));
+    try {
+      await waitFor(async () => !['approved', 'done'].includes((await loadMigration(s.catalog.pool, id)).state), {
+        what: 'the sleeper to begin',
+      });
+      sleeper.kill('SIGSTOP');
+      expect(await runToTheEnd(id)).toBe('done');
+      sleeper.kill('SIGCONT');
+      const { generation } = await loadMigration(s.catalog.pool, id);
+      // It is awake again when it has taken up something new.
+      const next = await approveMove(s, [BigInt(CUT)], null, 'two', 'one');
+      await waitFor(async () => (await loadMigration(s.catalog.pool, next)).state === 'done', {
+        what: 'the sleeper to do the next move',
+        timeoutMs: 40_000,
+      });
+      expect((await loadMigration(s.catalog.pool, id)).generation).toBe(generation);
+    } finally {
+      sleeper.kill('SIGCONT');
+      sleeper.kill('SIGTERM');
+      await gone;
+    }
+    expect(await audit(s, null, () => false)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('a server that crashes during a move', () => {
+  test('is waited for, and the move goes on', async () => {
+    await resetShop(s, TENANTS, 2000);
+    owner = 'one';
+    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
+    const writers = new Writers();
+    writers.start(proxy, 2, CUT - 1); // tenants that stay, so that none meets the crashed server
+    const id = await approveMove(s, [BigInt(CUT)], null);
+    const controller = new AbortController();
+    const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50 }).run(controller.signal);
+    try {
+      await waitFor(async () => !['approved', 'preparing'].includes((await loadMigration(s.catalog.pool, id)).state), {
+        what: 'the copy to begin',
+      });
+      await s.two.crash();
+      await s.two.restart();
+      const end = await waitFor(
+        async () => {
+          const { state } = await loadMigration(s.catalog.pool, id);
+          return ['done', 'aborted', 'failed'].includes(state) ? state : null;
+        },
+        { what: 'the migration to end', timeoutMs: 50_000 },
+      );
+      expect(end).toBe('done');
+    } finally {
+      controller.abort();
+      await running;
+      await writers.stop();
+      await proxy.close();
+    }
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant >= CUT)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
