@@ -9,8 +9,13 @@ import { markerArrived, writeMarkerSql } from './replication.js';
 import type { ColumnInfo, TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
 
-/** Buckets by which a table is compared: what differs is looked for only in those that differ. */
-const BUCKETS = 256;
+/** Buckets by which a table is compared: what differs is looked for only in those that differ. A power of two. */
+const MIN_BUCKETS = 256;
+const MAX_BUCKETS = 65_536;
+/** Rows per bucket that are aimed at. */
+const BUCKET_ROWS = 256;
+/** Rows whose hashes are fetched at once. */
+const FETCH_ROWS = 100_000;
 /** Rows that may differ at one moment before it can no longer be writes on their way. */
 const MAX_SUSPECTS = 20_000;
 const LIVE_ROUNDS = 8;
@@ -51,13 +56,13 @@ interface Hashing {
   readonly key: string;
 }
 
-function hashing(table: TableInfo): Hashing {
+function hashing(table: TableInfo, buckets = MIN_BUCKETS): Hashing {
   const columns = [...table.columns].filter((c) => c.generated === '').sort((a, b) => (a.name < b.name ? -1 : 1));
   const identity = identityColumns(table);
   const keys = columns.filter((c) => identity.includes(c.name));
   return {
     row: `hash_record_extended(ROW(${columns.map(hashed).join(', ')}), 0)`,
-    bucket: `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${BUCKETS - 1})::int`,
+    bucket: `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${buckets - 1})::int`,
     key: `jsonb_build_array(${keys.map((c) => `${quoteIdent(c.name)}::text`).join(', ')})::text`,
   };
 }
@@ -89,20 +94,30 @@ export async function tableSum(session: ShardSession, t: MovingTable, info: Tabl
  * @throws MigrationFailure naming the rows that differ
  */
 export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Promise<number> {
-  const h = hashing(info);
+  const h = hashing(info, await bucketsFor(m, t));
   const sql = `SELECT ${h.bucket} AS bucket, count(*)::text AS rows, sum(${h.row})::text AS hash FROM ${t.sql} WHERE ${t.predicate()} GROUP BY 1`;
   type Bucket = { bucket: number; rows: string; hash: string };
   const [source, destination] = await both(m, (s) => s.query<Bucket>(sql));
   const rows = source.reduce((n, b) => n + Number(b.rows), 0);
   const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
-  const differing = source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`).map((b) => b.bucket);
   const ours = new Set(source.map((b) => b.bucket));
-  differing.push(...destination.filter((b) => !ours.has(b.bucket)).map((b) => b.bucket));
-  if (differing.length === 0) return rows;
+  const differing = [
+    ...source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`),
+    ...destination.filter((b) => !ours.has(b.bucket)),
+  ];
 
-  let suspects = await suspectsOf(m, t, h, `${h.bucket} = ANY ($1::int[])`, [differing]);
-  for (let round = 1; suspects.length > 0 && round < LIVE_ROUNDS; round++) {
+  let suspects: string[] = [];
+  for (let first = 0; first < differing.length; ) {
+    const part: number[] = [];
+    for (let n = 0; first < differing.length && (part.length === 0 || n < FETCH_ROWS); first++) {
+      const b = differing[first] as Bucket;
+      part.push(b.bucket);
+      n += Number(b.rows);
+    }
+    suspects.push(...(await suspectsOf(m, t, h, `${h.bucket} = ANY ($1::int[])`, [part])));
     if (suspects.length > MAX_SUSPECTS) throw difference(t, suspects);
+  }
+  for (let round = 1; suspects.length > 0 && round < LIVE_ROUNDS; round++) {
     m.exec.at('before:verify');
     suspects = await suspectsOf(m, t, h, `${h.key} = ANY ($1::text[])`, [suspects]);
   }
@@ -110,6 +125,16 @@ export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Pro
     suspects = await lockedSuspects(m, t, h, suspects);
   if (suspects.length > 0) throw difference(t, suspects);
   return rows;
+}
+
+/** More buckets for a larger table, so that a few differing rows do not make much of it be fetched. */
+async function bucketsFor(m: Move, t: MovingTable): Promise<number> {
+  const [size] = await m.source.query<{ rows: number }>(
+    'SELECT greatest(reltuples, 0)::float8 AS rows FROM pg_class WHERE oid = to_regclass($1)',
+    [t.sql],
+  );
+  const wanted = 2 ** Math.ceil(Math.log2(Math.max(1, (size?.rows ?? 0) / BUCKET_ROWS)));
+  return Math.min(MAX_BUCKETS, Math.max(MIN_BUCKETS, wanted));
 }
 
 /**

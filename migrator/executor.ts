@@ -88,7 +88,7 @@ export class RealExecutor implements Executor {
     this.#log = options.log;
     this.#signal = options.signal;
     this.#state = options.row.state;
-    this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state };
+    this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state, note: null };
   }
 
   async perform(action: Action): Promise<void> {
@@ -198,8 +198,8 @@ export class RealExecutor implements Executor {
       'migration changed state',
     );
     this.#progress = { ...this.#progress, phase: row.state };
-    // Nothing but the next step may stand between the fence and the flip.
-    if (row.state !== 'fencing' && row.state !== 'drained') await this.#write();
+    // Nothing but the next step may stand between the fence and the opening of the destination.
+    if (row.state !== 'fencing' && row.state !== 'drained' && row.state !== 'flipped') await this.#write();
     return row;
   }
 

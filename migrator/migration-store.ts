@@ -215,6 +215,29 @@ export async function requestAbort(db: Db, id: bigint, actor: string): Promise<v
   });
 }
 
+/**
+ * Lets a migration go on that stopped because the shards differed as of its flip, after a person has looked into it: the rows
+ * at the source are removed after all.
+ * @throws ForeshardError 55000 when it is not such a one
+ */
+export async function acceptDifference(db: Db, id: bigint, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH accepted AS (
+       UPDATE foreshard.migration SET state = 'cleaning', generation = generation + 1, error = NULL, updated_at = clock_timestamp(),
+              facts = facts || jsonb_build_object('exact', 'difference accepted by ' || $2::text)
+        WHERE id = $1 AND state = 'failed' AND facts ? 'flipEpoch' RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.accept', 'migration ' || id FROM accepted
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM accepted`,
+    [id.toString(), actor],
+  );
+  if (updated.rowCount === 0)
+    throw new ForeshardError('55000', `migration ${id} has no difference to accept`, {
+      hint: 'See "foreshard migrate show".',
+    });
+}
+
 /** What one driver of one migration may do with its row: everything under the lease, by compare-and-set. */
 export class MigrationStore {
   readonly pool: pg.Pool;

@@ -72,15 +72,17 @@ export class Migrator {
       signal,
     })
       .then(
-        () => undefined,
+        () => {
+          // The next one in line need not wait for the poll; after an error it had better.
+          this.#driving.delete(id);
+          this.#wake();
+        },
         (error: unknown) => {
           this.#log.error({ migration: id, error: String(error) }, 'the driver of the migration stopped');
         },
       )
-      .finally(() => {
-        this.#driving.delete(id);
-        this.#wake();
-      });
+      .finally(() => this.#driving.delete(id))
+      .then(() => undefined);
     this.#driving.set(id, driving);
   }
 

@@ -156,10 +156,12 @@ async function closeGate(m: Move, token: string): Promise<void> {
   const deadline = performance.now() + m.options.fenceMs;
   for (;;) {
     try {
-      await m.source.transaction(fenceSql(m, token));
+      // One message: every round trip here is a part of the pause.
+      await m.source.query(['BEGIN', ...fenceSql(m, token), 'COMMIT'].join(';\n'));
       break;
     } catch (error) {
       if (errorCode(error) !== '55P03') throw error;
+      await m.source.query('ROLLBACK');
       const blockers = await writersInFlight(m);
       if (performance.now() >= deadline)
         throw new FenceMissed(

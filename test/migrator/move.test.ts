@@ -1,6 +1,12 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
-import { createMigration, loadMigration, requestAbort, showMigration } from '../../migrator/migration-store.js';
+import {
+  acceptDifference,
+  createMigration,
+  loadMigration,
+  requestAbort,
+  showMigration,
+} from '../../migrator/migration-store.js';
 import { Migrator } from '../../migrator/migrator.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -353,6 +359,44 @@ describe('a keyspace by hash', () => {
         rows += r.rows[0].n;
       });
     expect(rows).toBe(5000);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('shards that differ as of the flip', () => {
+  test('stop the migration before a row of the source is removed, until a person accepts it', async () => {
+    await resetShop(s, 12, 20);
+    // A row that only the source has, made when the source is frozen: as if replication had lost it.
+    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
+    stops.push(() => proxy.close());
+    const id = await approveMove(s, [6n], null);
+    // A proxy that is still on the old epoch keeps the migration from comparing before the row is there.
+    await s.catalog.pool.query(
+      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES ('00000000-0000-0000-0000-000000000001', 'slow', '', clock_timestamp() + interval '1 hour', 0)`,
+    );
+    const ack = setInterval(() => {
+      void s.catalog.pool.query(
+        `INSERT INTO foreshard.hold_ack (hold_id, proxy_id) SELECT id, '00000000-0000-0000-0000-000000000001' FROM foreshard.hold ON CONFLICT DO NOTHING`,
+      );
+    }, 20);
+    stops.push(async () => clearInterval(ack));
+    startMigrator();
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'cleaning', { what: 'the flip' });
+    await withClient(s.urlOne, async (c) => {
+      await c.query(
+        "SET session_replication_role = replica; INSERT INTO orders (tenant_id, id, body) VALUES (7, 777777, 'only here')",
+      );
+    });
+    await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+    expect(await atRest(id)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
+      /public\.orders.*141 rows at the source, 140 at the destination/,
+    );
+    expect(await countOrders(s.urlOne)).toBe(12 * 20 + 1);
+
+    await acceptDifference(s.catalog.pool, id, 'test');
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'done', { what: 'the rest' });
+    expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });
 });
