@@ -16,7 +16,7 @@ function load(): void {
 }
 
 /** Seasons of the longest period it looks back on: the decomposition's cost grows with the history, its accuracy hardly. */
-const SEASONS_KEPT = 3;
+const SEASONS_KEPT = 4;
 /** Longer seasons than this are left out: LOESS over a week of 5-minute steps takes seconds. */
 const LONGEST_PERIOD = 500;
 
