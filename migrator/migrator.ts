@@ -55,8 +55,11 @@ export class Migrator {
       } catch (error) {
         this.#log.warn({ error: String(error) }, 'the catalog cannot be asked for migrations');
       }
-      // The poll stands behind NOTIFY, for the day a notification is lost.
-      await Promise.race([woken, delay(this.#options.pollMs, undefined, { signal, ref: true }).catch(ignoreAbort)]);
+      // The poll stands behind NOTIFY, for the day a notification is lost. Its timer goes as soon as it is not waited for.
+      const poll = new AbortController();
+      const until = AbortSignal.any([signal, poll.signal]);
+      await Promise.race([woken, delay(this.#options.pollMs, undefined, { signal: until }).catch(ignoreAbort)]);
+      poll.abort();
     }
     await Promise.all([listening, ...this.#driving.values()]);
   }
