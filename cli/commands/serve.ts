@@ -1,12 +1,14 @@
 import type { CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
 import { type GlobalArgs, readConfig, withHelp } from '../command.js';
+import type { Config } from '../config.js';
 import { createLogger } from '../logger.js';
 import { PARTS, type Part } from '../parts.js';
 import { aborted, trapSignals } from '../signals.js';
 
 interface ServeArgs extends GlobalArgs {
   readonly only?: string | undefined;
+  readonly port?: number | undefined;
 }
 
 export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
@@ -14,17 +16,23 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
   describe: 'Run proxy, planner and migrator for your own servers, until SIGTERM or SIGINT',
   builder: (y) =>
     withHelp(
-      y.option('only', {
-        type: 'string',
-        requiresArg: true,
-        describe: `Only these parts, by commas: ${PARTS.join(', ')}`,
-      }),
+      y
+        .option('only', {
+          type: 'string',
+          requiresArg: true,
+          describe: `Only these parts, by commas: ${PARTS.join(', ')}`,
+        })
+        .option('port', {
+          type: 'number',
+          requiresArg: true,
+          describe: 'Port of the proxy, instead of proxy.listen.port; 0 for any free one',
+        }),
       ['serve --config foreshard.yaml', 'Everything in one process'],
       ['serve --config foreshard.yaml --only planner,migrator', 'For proxies that run elsewhere'],
     ),
   handler: async (args) => {
     const only = parseParts(args.only);
-    const config = readConfig(args);
+    const config = withPort(readConfig(args), args.port);
     const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);
     const trap = trapSignals();
     // Reload comes later; until then a SIGHUP must not end the process.
@@ -49,6 +57,13 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
     }
   },
 };
+
+function withPort(config: Config, port: number | undefined): Config {
+  if (port === undefined) return config;
+  if (!Number.isInteger(port) || port < 0 || port > 65_535)
+    throw new UsageError('--port must be a whole number from 0 to 65535');
+  return { ...config, proxy: { ...config.proxy, listen: { ...config.proxy.listen, port } } };
+}
 
 function parseParts(text: string | undefined): readonly Part[] {
   if (text === undefined) return PARTS;
