@@ -104,8 +104,7 @@ async function dryFence(m: Move): Promise<void> {
     sql: [],
   });
   m.row = await m.exec.transition(m.row, 'drained');
-  await flip(m, await planFlip(m));
-  await openGates(m);
+  await flip(m, await planFlip(m)); // the next step opens the destination
 }
 
 async function hold(m: Move): Promise<void> {
