@@ -38,7 +38,7 @@ export const demoCommand: CommandModule<GlobalArgs, DemoArgs> = {
           requiresArg: true,
           describe: 'Tenants of the shop, a multiple of 10',
         })
-        .option('rows', { type: 'number', default: 350_000, requiresArg: true, describe: 'Rows to load, about' })
+        .option('rows', { type: 'number', default: 500_000, requiresArg: true, describe: 'Rows to load, about' })
         .option('load', {
           type: 'number',
           default: 300,

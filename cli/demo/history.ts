@@ -7,6 +7,7 @@ import { dealToSegments, ratesAt, readTrace, type Trace, traceSamples } from '..
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { Keyspace } from '../../topology/topology.js';
 import type { LoadShape } from './load-options.js';
+import { COUNTER_STEP_MS } from './shard-load.js';
 
 const TRACE_FILE = join('deploy', 'data', 'traces', 'tweet_mentions_5min_10keys.csv.gz');
 
@@ -26,8 +27,8 @@ const SCALE_HOURS = 28 * DAY_HOURS;
 /** Segments that share the load of one key of the trace, so that a split may fall inside its tenants. */
 const SEGMENTS_PER_KEY = 4;
 
-/** One hour of the trace in the live load. */
-const LIVE_HOUR_MS = 4000;
+/** A day of the trace in the live load: one step of the proxy's counters, so that any two steps had the same to do. */
+const LIVE_DAY_MS = COUNTER_STEP_MS;
 
 /** Bounds of the live load's rate, relative to the wanted mean: a demo must neither stand still nor storm. */
 const LIVE_LEAST = 0.6;
@@ -111,7 +112,7 @@ function hourlyTotals(trace: Trace): number[] {
   return totals;
 }
 
-/** The live load: the day after `now` as the trace would have it, an hour in four seconds, at `statementsPerSecond` on average. */
+/** The live load: the day after `now` as the trace would have it, in ten seconds, at `statementsPerSecond` on average, again and again. */
 export function liveShape(trace: Trace, now: number, statementsPerSecond: number): LoadShape {
   const hours = Array.from({ length: DAY_HOURS }, (_, hour) => {
     const sums = trace.keys.map(() => 0);
@@ -124,7 +125,7 @@ export function liveShape(trace: Trace, now: number, statementsPerSecond: number
   const totals = hours.map((sums) => sums.reduce((a, b) => a + b, 0));
   const mean = totals.reduce((a, b) => a + b, 0) / totals.length;
   return {
-    stepMs: LIVE_HOUR_MS,
+    stepMs: LIVE_DAY_MS / DAY_HOURS,
     rates: totals.map((total) => statementsPerSecond * Math.min(LIVE_MOST, Math.max(LIVE_LEAST, total / mean))),
     weights: hours,
   };
