@@ -4,6 +4,7 @@ import type { Keyspace, Range, Shard, ShardName, Topology } from '../topology/to
 import { type Cut, cutAt, hottestKey, isSequentialFront, type SegmentLoad } from './cut.js';
 import type { KeySample, SegmentSeries } from './history-store.js';
 import { type Assessment, type Grid, meanOver, peakWindow, quickForecast, rangesOn, segmentsIn } from './outlook.js';
+import { formatLoad, formatPercent } from './report/format.js';
 
 export interface PlanningInput {
   readonly topology: Topology;
@@ -58,7 +59,7 @@ const MIN_GAIN = 0.05;
 const DOMINANT = 0.5;
 
 /** Whether a shard is expected to pass its capacity. */
-export function needsRelief(assessment: Assessment, minScore: number): boolean {
+function needsRelief(assessment: Assessment, minScore: number): boolean {
   const { crossesAt, score } = assessment.outlook;
   return crossesAt !== null || score >= minScore;
 }
@@ -74,7 +75,7 @@ export function chooseSplit(input: PlanningInput): SplitChoice | NoSplit {
   if (hot.length === 0) {
     const reasons = all.map(
       ({ outlook: o }) =>
-        `shard "${o.shard}" stays below its capacity of ${ms(o.capacityMsPerSecond)}: forecast peak ${ms(o.peak.p50)}, score ${percent(o.score)}`,
+        `shard "${o.shard}" stays below its capacity of ${formatLoad(o.capacityMsPerSecond)}: forecast peak ${formatLoad(o.peak.p50)}, score ${formatPercent(o.score)}`,
     );
     return { kind: 'none', needed: false, reasons };
   }
@@ -114,7 +115,7 @@ function relieve(source: Shard, assessment: Assessment, input: PlanningInput): S
   const hotKey = hottestKey(loads, samples);
   if (hotKey !== null && hotKey.load >= DOMINANT * sourceLoad)
     return none(
-      `shard "${source.name}" is not split: the single key ${describe(keyspace, hotKey.position)} carries ${percent(hotKey.load / sourceLoad)} of its load, and a key cannot be divided; a read replica, or splitting its tables off, would help`,
+      `shard "${source.name}" is not split: the single key ${describe(keyspace, hotKey.position)} carries ${formatPercent(hotKey.load / sourceLoad)} of its load, and a key cannot be divided; a read replica, or splitting its tables off, would help`,
     );
   if (isSequentialFront(keyspace, loads, samples))
     return none(
@@ -144,9 +145,9 @@ function relieve(source: Shard, assessment: Assessment, input: PlanningInput): S
     const why =
       hotKey === null
         ? 'the load lies in one segment, and too few keys were sampled to cut inside it'
-        : `key ${describe(keyspace, hotKey.position)} alone carries ${percent(hotKey.load / sourceLoad)} of the load`;
+        : `key ${describe(keyspace, hotKey.position)} alone carries ${formatPercent(hotKey.load / sourceLoad)} of the load`;
     return none(
-      `shard "${source.name}" is not split: no cut lowers the highest utilisation by ${percent(MIN_GAIN)} (${why})`,
+      `shard "${source.name}" is not split: no cut lowers the highest utilisation by ${formatPercent(MIN_GAIN)} (${why})`,
     );
   }
   return {
@@ -260,12 +261,4 @@ export function describe(keyspace: Keyspace, position: Position): string {
     : parts.length === 1
       ? (parts[0] as string)
       : `(${parts.join(', ')})`;
-}
-
-export function ms(v: number): string {
-  return `${v >= 100 ? Math.round(v).toLocaleString('en-US') : v.toFixed(1)} ms/s`;
-}
-
-export function percent(v: number): string {
-  return `${(100 * v).toFixed(v > 0 && v < 0.1 ? 1 : 0)} %`;
 }

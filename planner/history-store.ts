@@ -60,7 +60,7 @@ export interface Retention {
 export type Queryable = pg.Pool | pg.PoolClient;
 
 const DAY = 86_400;
-export const DEFAULT_RETENTION: Retention = {
+const DEFAULT_RETENTION: Retention = {
   tenSeconds: DAY,
   minutes: 14 * DAY,
   hours: 400 * DAY,
@@ -94,7 +94,7 @@ ON CONFLICT (step_seconds, segment_id, at) DO UPDATE SET ${ASSIGN_ALL}
 export class HistoryStore {
   readonly pool: pg.Pool;
   readonly retention: Retention;
-  /** Up to where this process has rolled up, ms; the first time everything there is is summed. */
+  /** Up to where this process has rolled up, ms; the first time all 10-second samples there are are summed. */
   #rolledUpTo: number | null = null;
 
   constructor(pool: pg.Pool, retention: Partial<Retention> = {}) {
@@ -190,12 +190,12 @@ export class HistoryStore {
 
   /** Rolls 10-second samples up to minutes and minutes to hours, then deletes what has been kept long enough. One transaction. */
   async maintain(now: number): Promise<void> {
-    const since = this.#rolledUpTo === null ? new Date(0) : new Date(this.#rolledUpTo - REDO_SECONDS * 1000);
     const at = new Date(now);
     const client = await this.pool.connect();
     try {
       await client.query('BEGIN');
       await client.query('SELECT pg_advisory_xact_lock($1)', [MAINTENANCE_LOCK]);
+      const since = await this.#since(client, now);
       await client.query(ROLL_UP, [60, since, at, 10]);
       await client.query(ROLL_UP, [3600, since, at, 60]);
       const { retention: r } = this;
@@ -228,8 +228,17 @@ export class HistoryStore {
     this.#rolledUpTo = now;
   }
 
+  /** From where on to sum again: what is not rolled up yet or may have been flushed late. Never before the proxies' own samples: what is older was imported. */
+  async #since(client: pg.PoolClient, now: number): Promise<Date> {
+    const result = await client.query<{ at: Date | null }>(
+      'SELECT min(at) AS at FROM foreshard.load WHERE step_seconds = 10',
+    );
+    const oldest = result.rows[0]?.at?.getTime() ?? now;
+    return new Date(Math.max(oldest, (this.#rolledUpTo ?? -Infinity) - REDO_SECONDS * 1000));
+  }
+
   /**
-   * Imports past samples by COPY, all or none; a sample that is there already is replaced.
+   * Imports past samples by COPY, all or none; a sample that is there already is replaced. Minutes are rolled up to hours.
    * @returns how many
    * @throws UsageError for a sample that is not on the grid, negative or not a number, or in the future
    */
@@ -239,11 +248,13 @@ export class HistoryStore {
       await client.query('BEGIN');
       await client.query('CREATE TEMP TABLE import (LIKE foreshard.load) ON COMMIT DROP');
       let count = 0;
+      let oldest = Infinity;
       const lines = function* (): Generator<string> {
         let chunk = '';
         for (const s of samples) {
           checkSample(s, stepSeconds, now);
           count += 1;
+          oldest = Math.min(oldest, s.at);
           const counts = [s.reads, s.writes, s.rows, s.bytes].map((v) => Math.round(v));
           chunk += `${stepSeconds}\t${new Date(s.at).toISOString()}\t${s.segmentId}\t${counts.join('\t')}\t${s.serverMs}\n`;
           if (chunk.length < COPY_CHUNK) continue;
@@ -258,10 +269,13 @@ export class HistoryStore {
         `INSERT INTO foreshard.load (${columns}) SELECT ${columns} FROM import
          ON CONFLICT (step_seconds, segment_id, at) DO UPDATE SET ${ASSIGN_ALL}`,
       );
+      // Whole hours only: an hour that was imported before must not shrink to the minutes given of it.
+      if (stepSeconds === 60 && count > 0) {
+        const hour = Math.ceil(oldest / 3_600_000) * 3_600_000;
+        await client.query(ROLL_UP, [3600, new Date(hour), new Date(now), 60]);
+      }
       await client.query('COMMIT');
       client.release();
-      // What was imported may be older than the last roll-up.
-      this.#rolledUpTo = null;
       return count;
     } catch (error) {
       client.release(true);
@@ -296,7 +310,7 @@ export function sampledPosition(keyspace: Keyspace, json: unknown): Position | n
 }
 
 /** Orders intervals by their lower bound. */
-export function byLo(a: Interval, b: Interval): number {
+function byLo(a: Interval, b: Interval): number {
   if (a.lo === null || b.lo === null) return Number(b.lo === null) - Number(a.lo === null);
   return comparePositions(a.lo, b.lo);
 }

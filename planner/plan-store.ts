@@ -31,7 +31,7 @@ const DEFAULT_TTL_SECONDS = 86_400;
 const AT_REST = ['done', 'aborted', 'failed'];
 
 /** JSON with the keys of every object sorted: equal data, equal text. */
-export function canonicalJson(value: unknown): string {
+function canonicalJson(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(',')}]`;
   if (value !== null && typeof value === 'object')
     return `{${Object.entries(value)
@@ -43,7 +43,7 @@ export function canonicalJson(value: unknown): string {
 }
 
 /** What an approval is bound to: exactly this change, at exactly this epoch. */
-export function planHash(epoch: string, spec: SpecJson): string {
+function planHash(epoch: string, spec: SpecJson): string {
   return createHash('sha256').update(canonicalJson({ epoch, spec })).digest('hex');
 }
 

@@ -1,15 +1,8 @@
-import {
-  describe,
-  type Move,
-  ms,
-  type PlanningInput,
-  percent,
-  type SplitChoice,
-  segmentsOfMove,
-} from './choose-split.js';
+import { describe, type Move, type PlanningInput, type SplitChoice, segmentsOfMove } from './choose-split.js';
 import { type Assessment, assess, stepAt, sumSeries } from './outlook.js';
 import type { Proposal, ShardOutlook } from './proposal.js';
 import type { Rates } from './rates.js';
+import { formatLoad, formatMoment, formatPercent } from './report/format.js';
 import type { TableSize } from './sizes.js';
 
 /** Moves whose loads are this near to the wanted one, as a share of the shard's load, are told apart by what they cost. */
@@ -141,11 +134,6 @@ function busiest(rates: Float64Array, stepSeconds: number): number {
   return best;
 }
 
-/** Moments are printed in UTC, to the minute. */
-export function utc(at: number): string {
-  return `${new Date(at).toISOString().slice(0, 16).replace('T', ' ')} UTC`;
-}
-
 function why(
   choice: SplitChoice,
   move: Move,
@@ -156,10 +144,10 @@ function why(
   const { source, target, keyspace } = choice;
   const crossing =
     outlook.crossesAt === null
-      ? `is likely to pass its capacity of ${ms(outlook.capacityMsPerSecond)} (its median forecast peaks at ${ms(outlook.peak.p50)}, its 95 % quantile at ${ms(outlook.peak.p95)})`
+      ? `is likely to pass its capacity of ${formatLoad(outlook.capacityMsPerSecond)} (its median forecast peaks at ${formatLoad(outlook.peak.p50)}, its 95 % quantile at ${formatLoad(outlook.peak.p95)})`
       : outlook.crossesAt === outlook.forecast.at[0]
-        ? `is passing its capacity of ${ms(outlook.capacityMsPerSecond)} now, and is expected to reach a peak of ${ms(outlook.peak.p50)}`
-        : `is expected to pass its capacity of ${ms(outlook.capacityMsPerSecond)} at ${utc(outlook.crossesAt)}, with a peak of ${ms(outlook.peak.p50)}`;
+        ? `is passing its capacity of ${formatLoad(outlook.capacityMsPerSecond)} now, and is expected to reach a peak of ${formatLoad(outlook.peak.p50)}`
+        : `is expected to pass its capacity of ${formatLoad(outlook.capacityMsPerSecond)} at ${formatMoment(outlook.crossesAt)}, with a peak of ${formatLoad(outlook.peak.p50)}`;
   const middle =
     choice.targetLoad === 0 && share > 0.45 && share < 0.55
       ? 'the median of its load'
@@ -169,7 +157,7 @@ function why(
     still.length === 0
       ? ''
       : ` This is not enough by itself: ${still.join(' and ')} would still pass capacity, so another split will be proposed after it.`;
-  return `Shard "${source.name}" ${crossing}; the probability within the horizon is ${percent(outlook.score)}. Keyspace "${keyspace.name}" is cut at ${describe(keyspace, move.splitAt)}, ${middle} at the forecast peak: ${percent(share)} of it goes to shard "${target.name}", the one with the most room.${rest}`;
+  return `Shard "${source.name}" ${crossing}; the probability within the horizon is ${formatPercent(outlook.score)}. Keyspace "${keyspace.name}" is cut at ${describe(keyspace, move.splitAt)}, ${middle} at the forecast peak: ${formatPercent(share)} of it goes to shard "${target.name}", the one with the most room.${rest}`;
 }
 
 function ifNothing(outlook: ShardOutlook): string {
@@ -178,6 +166,6 @@ function ifNothing(outlook: ShardOutlook): string {
   const hours = (over * forecast.stepSeconds) / 3600;
   const horizon = (forecast.p50.length * forecast.stepSeconds) / 3600;
   if (over === 0)
-    return `With a probability of ${percent(outlook.score)}, "${outlook.shard}" passes its capacity within the next ${horizon.toFixed(0)} hours; its median forecast stays below.`;
-  return `"${outlook.shard}" spends about ${hours < 1 ? `${Math.round(hours * 60)} minutes` : `${hours.toFixed(hours < 10 ? 1 : 0)} hours`} of the next ${horizon.toFixed(0)} above its capacity, at up to ${percent(outlook.peak.p50 / capacity)} of it; statements queue and slow down for every key on the shard.`;
+    return `With a probability of ${formatPercent(outlook.score)}, "${outlook.shard}" passes its capacity within the next ${horizon.toFixed(0)} hours; its median forecast stays below.`;
+  return `"${outlook.shard}" spends about ${hours < 1 ? `${Math.round(hours * 60)} minutes` : `${hours.toFixed(hours < 10 ? 1 : 0)} hours`} of the next ${horizon.toFixed(0)} above its capacity, at up to ${formatPercent(outlook.peak.p50 / capacity)} of it; statements queue and slow down for every key on the shard.`;
 }

@@ -13,7 +13,7 @@ export function formatBytes(bytes: number): string {
 }
 
 /** Three significant digits. */
-export function significant(value: number): string {
+function significant(value: number): string {
   return value >= 100 ? Math.round(value).toLocaleString('en-US') : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
 

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { HistoryStore, type LoadSample } from '../../planner/history-store.js';
+import { HistoryStore, type LoadSample, sampledPosition } from '../../planner/history-store.js';
 import { ensureSegments } from '../../planner/segments.js';
+import { hashKey } from '../../topology/hash.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { forget, type Shop, startShop } from './support.js';
 
@@ -66,10 +67,11 @@ describe('roll-up', () => {
     const [segment] = await ensureSegments(store, keyspace, []);
     const id = segment?.id as bigint;
     const minutes = Array.from({ length: 60 }, (_, i) => sample(id, TOP - HOUR + i * 60_000, 2));
-    await store.importHistory([sample(id, TOP - 9 * HOUR, 500)], 3600, NOW);
+    await store.importHistory([sample(id, TOP - 9 * HOUR, 500), sample(id, TOP - 2 * HOUR, 400)], 3600, NOW);
+    await store.importHistory([sample(id, TOP - HOUR - 60_000, 6)], 60, NOW);
     expect(await store.importHistory(minutes, 60, NOW)).toBe(60);
     await store.maintain(NOW);
-    expect((await rows(3600)).map((r) => r.server_ms)).toEqual([500, 120]);
+    expect((await rows(3600)).map((r) => r.server_ms)).toEqual([500, 400, 120]);
   });
 });
 
@@ -123,6 +125,13 @@ describe('series', () => {
     expect(Array.from(five[0]?.load ?? [])).toEqual([2]);
     expect(five[0]?.writes[0]).toBeCloseTo(4 / 300);
     await expect(store.series(keyspace, 60, at + 1, at + 60_001)).rejects.toThrow(/cannot be read/);
+  });
+});
+
+describe('sampledPosition', () => {
+  it('is the hash of a key in a hash keyspace, the key itself otherwise', () => {
+    expect(sampledPosition(keyspace, ['42'])).toEqual([42n]);
+    expect(sampledPosition({ ...keyspace, method: 'hash' }, ['42'])).toEqual([hashKey(['int8'], [42n])]);
   });
 });
 

@@ -1,5 +1,5 @@
 /** A small seeded generator of normal deviates (Box–Muller over mulberry32): the same noise in every run. */
-export function noise(seed: number): () => number {
+function noise(seed: number): () => number {
   let state = seed;
   const uniform = () => {
     state = (state + 0x6d2b79f5) | 0;
