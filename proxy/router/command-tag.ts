@@ -55,7 +55,7 @@ export function commandTag(statement: Node): string {
   if ('VariableSetStmt' in statement) return statement.VariableSetStmt.kind?.startsWith('VAR_RESET') ? 'RESET' : 'SET';
   if ('DiscardStmt' in statement) return (statement.DiscardStmt.target ?? '').replace('_', ' ');
   if ('DropStmt' in statement)
-    return `DROP ${(statement.DropStmt.removeType ?? '').replace('OBJECT_', '').replaceAll('_', ' ')}`;
+    return `DROP ${(statement.DropStmt.removeType ?? '').replace('OBJECT_', '').replace('MATVIEW', 'MATERIALIZED VIEW').replaceAll('_', ' ')}`;
   if ('FetchStmt' in statement) return statement.FetchStmt.ismove ? 'MOVE' : 'FETCH';
   if ('VacuumStmt' in statement) return statement.VacuumStmt.is_vacuumcmd ? 'VACUUM' : 'ANALYZE';
   if ('GrantStmt' in statement) return statement.GrantStmt.is_grant ? 'GRANT' : 'REVOKE';

@@ -25,6 +25,8 @@ export function parse(text: Buffer): Parsed | null {
   // Bytes of another encoding become characters of two bytes each; tokens keep their order, so literals keep their ordinals.
   const source = utf8 ? Buffer.from(text) : Buffer.from(text.toString('latin1'), 'utf8');
   if (!lexer.scan(source)) return null;
+  // libpg-query refuses what has nothing in it; PostgreSQL answers EmptyQueryResponse.
+  if (lexer.keyLength === 0) return { statements: [], literals: new Literals(source, []), garbledNames: false };
   for (let i = 0; i < lexer.gaps.length; i += 2) {
     for (let j = (lexer.gaps[i] as number) + 1; j < (lexer.gaps[i + 1] as number) - 1; j++)
       if (source[j] !== 10 && source[j] !== 13) source[j] = 32;
