@@ -6,6 +6,7 @@ import yargs from 'yargs';
 import { ForeshardError, UsageError } from '../topology/errors.js';
 import { checkCommand } from './commands/check.js';
 import { demoCommand } from './commands/demo.js';
+import { explainCommand } from './commands/explain.js';
 import { initCommand } from './commands/init.js';
 import { keyspaceCommand } from './commands/keyspace.js';
 import { migrateCommand } from './commands/migrate.js';
@@ -57,6 +58,7 @@ async function run(args: readonly string[]): Promise<void> {
     .command(tableCommand)
     .command(topologyCommand)
     .command(checkCommand)
+    .command(explainCommand)
     .command(planCommand)
     .command(migrateCommand)
     .completion('completion', 'Print a completion script for bash or zsh')

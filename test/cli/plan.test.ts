@@ -196,6 +196,76 @@ describe('migrate', () => {
   });
 });
 
+describe('explain', () => {
+  interface ExplainJson {
+    template: string;
+    statements: {
+      kind: string;
+      command: string;
+      keySources: string[];
+      touches: { keyspace: string; position: string[] | null }[];
+      route: string;
+      shards: string[];
+      why: string;
+      refusal: { sqlstate: string; message: string } | null;
+    }[];
+  }
+  const one = async (...args: string[]) => {
+    const { statements } = await json<ExplainJson>('explain', ...args);
+    expect(statements.length).toBe(1);
+    return statements[0] as ExplainJson['statements'][number];
+  };
+
+  it('names template, key, shard and reason, on both sides of the split', async () => {
+    const first = await json<ExplainJson>('explain', 'SELECT note FROM orders WHERE tenant_id = 7 AND id = 1');
+    expect(first.template).not.toContain('7');
+    expect(first.statements).toMatchObject([
+      {
+        kind: 'read',
+        command: 'SELECT',
+        keySources: ['7'],
+        touches: [{ keyspace: 'shop', position: ['7'] }],
+        route: 'shard',
+        refusal: null,
+      },
+    ]);
+    const other = await one('INSERT INTO orders VALUES (99, 1000, NULL)');
+    expect(other).toMatchObject({ kind: 'write', route: 'shard' });
+    expect(new Set([...(first.statements[0]?.shards ?? []), ...other.shards])).toEqual(new Set(['s1', 's2']));
+    expect((await foreshard('explain', 'SELECT note FROM orders WHERE tenant_id = 7')).stdout).toMatch(
+      /template .*\nepoch .*\nkind +read \(SELECT\)\nkey from +7\ntouches +keyspace shop: 7\nroute +shard: s\d\nwhy /,
+    );
+  });
+
+  it('takes values for parameters, and says what it needs without them', async () => {
+    const sql = 'SELECT note FROM orders WHERE tenant_id = $1';
+    expect(await one(sql)).toMatchObject({ keySources: ['$1'], route: 'by-parameter', shards: ['s1', 's2'] });
+    expect(await one(sql, '--params', '[99]')).toMatchObject({ route: 'shard', touches: [{ position: ['99'] }] });
+    expect(await foreshard('explain', sql, '--params', '99')).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/not a JSON array/),
+    });
+  });
+
+  it('says what would be refused, and why', async () => {
+    expect(await one('SELECT count(*) FROM orders')).toMatchObject({
+      route: 'refused',
+      refusal: { sqlstate: '0A000' },
+    });
+    expect((await foreshard('explain', 'SELECT count(*) FROM orders')).stdout).toMatch(/route +refused: 0A000 /);
+  });
+
+  it('tells statements apart, and a syntax error', async () => {
+    const both = await json<ExplainJson>('explain', 'SELECT 1; SELECT note FROM orders WHERE tenant_id = 1');
+    expect(both.statements.map((s) => s.route)).toEqual(['any', 'shard']);
+    expect(await foreshard('explain', 'SELEKT 1')).toMatchObject({
+      code: 2,
+      stdout: '',
+      stderr: expect.stringMatching(/^foreshard: syntax error at or near "SELEKT"/),
+    });
+  });
+});
+
 describe('serve', () => {
   it('refuses parts that it does not have', async () => {
     expect(await foreshard('serve', '--only', 'planner,router')).toMatchObject({
