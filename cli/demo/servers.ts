@@ -30,17 +30,11 @@ export interface Servers {
  * the first. `dir`: where their data stays; null for temporary directories.
  */
 export async function startServers(scope: Scope, dir: string | null): Promise<Servers> {
-  const start = (name: string) =>
-    scope.acquire(
-      `server ${name}`,
-      () => EmbeddedCluster.start(dir === null ? {} : { dir: join(dir, name) }),
-      (cluster) => cluster.stop(),
-    );
-  const started = await Promise.allSettled([start('s1'), start('s2'), start('s3')]);
-  const [c1, c2, c3] = started.map((result) => {
-    if (result.status === 'rejected') throw result.reason;
-    return result.value;
-  }) as [EmbeddedCluster, EmbeddedCluster, EmbeddedCluster];
+  const [c1, c2, c3] = await scope.acquire(
+    'servers',
+    () => startThree((name) => EmbeddedCluster.start(dir === null ? {} : { dir: join(dir, name) })),
+    stopAll,
+  );
   const password = randomBytes(12).toString('hex');
   await asSuperuser(c1.url(), [
     `CREATE ROLE ${quoteIdent(SHOP_USER)} LOGIN PASSWORD ${quoteLiteral(password)}`,
@@ -56,6 +50,22 @@ export async function startServers(scope: Scope, dir: string | null): Promise<Se
     catalogUrl: c1.url(CATALOG_DATABASE),
     password,
   };
+}
+
+type Three = readonly [EmbeddedCluster, EmbeddedCluster, EmbeddedCluster];
+
+/** All three at once, or none. */
+async function startThree(start: (name: string) => Promise<EmbeddedCluster>): Promise<Three> {
+  const results = await Promise.allSettled([start('s1'), start('s2'), start('s3')]);
+  const started = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
+  const failed = results.find((result) => result.status === 'rejected');
+  if (failed === undefined) return started as unknown as Three;
+  await stopAll(started);
+  throw failed.reason;
+}
+
+async function stopAll(clusters: readonly EmbeddedCluster[]): Promise<void> {
+  await Promise.all(clusters.map((cluster) => cluster.stop()));
 }
 
 async function asSuperuser(url: string, statements: readonly string[]): Promise<void> {
