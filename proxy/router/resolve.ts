@@ -77,7 +77,7 @@ function routeKeys(
         else if (target.sameKey && read.key.some((s, i) => s !== (firstKey as KeyTuple)[i])) differing = true;
         range = rangeOf(keyspace, read.position);
         shards.add(range.shard);
-        touches.push({ keyspace: name, position: read.position });
+        touches.push({ keyspace: name, position: read.position, key: read.key });
       }
     }
     if (missed) {
@@ -89,7 +89,14 @@ function routeKeys(
   for (const other of target.also ?? []) add(other.keyspace, other.keys);
 
   if (sole !== null)
-    return { kind: 'shard', shard: sole, touches, writes, writesReference: false, why: 'one shard has everything' };
+    return {
+      kind: 'shard',
+      shard: sole,
+      touches,
+      writes,
+      writesReference: target.referenceWrites.length > 0,
+      why: 'one shard has everything',
+    };
   if (unsure) {
     const reason = 'a value given for the sharding key is not surely of its type';
     const spread: Spread = target.inserts || writes ? { kind: 'refused', refusal: UNSURE_KEY } : target.spread;
@@ -174,7 +181,14 @@ function routeUnpinned(
 ): Route {
   const touches = target.keyspaces.map((keyspace) => ({ keyspace, position: null }));
   if (sole !== null)
-    return { kind: 'shard', shard: sole, touches, writes, writesReference: false, why: 'one shard has everything' };
+    return {
+      kind: 'shard',
+      shard: sole,
+      touches,
+      writes,
+      writesReference: target.referenceWrites.length > 0,
+      why: 'one shard has everything',
+    };
   const shards = [
     ...new Set(
       target.keyspaces.flatMap((k) => {

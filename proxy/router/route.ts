@@ -1,4 +1,4 @@
-import type { Position } from '../../topology/key.js';
+import type { KeyTuple, Position } from '../../topology/key.js';
 import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
 
 /**
@@ -140,6 +140,8 @@ export interface BoundParams {
 export interface Touch {
   readonly keyspace: KeyspaceName;
   readonly position: Position | null;
+  /** The key at that position, when there is one. */
+  readonly key?: KeyTuple;
 }
 
 /** Where one execution goes, at one epoch. */
