@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
+import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import pg from 'pg';
 import type { Logger } from 'pino';
@@ -13,7 +14,7 @@ import { initCatalog } from '../topology/catalog/schema.js';
 import { UsageError } from '../topology/errors.js';
 import { quoteIdent, quoteLiteral } from '../topology/quote.js';
 import { copyRoles } from '../topology/roles.js';
-import { defaultConfig } from './config.js';
+import { loadConfig } from './config.js';
 import { type Services, startServices } from './serve.js';
 import { changeShardUrls } from './shard-url.js';
 
@@ -105,9 +106,11 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
     const catalogUrl = first.url(CATALOG_DATABASE);
     const shards = names.map((name, i) => ({ name, url: (clusters[i] as EmbeddedCluster).url(APP_DATABASE) }));
     await register(catalogUrl, shards);
-    const configFile = writeConfig(dir, catalogUrl);
+    // The shards share this machine's processors.
+    const planner = { capacityMsPerSecond: Math.ceil((availableParallelism() * 1000) / names.length) };
+    const configFile = writeConfig(dir, { catalog: { url: catalogUrl }, database: APP_DATABASE, planner });
 
-    const config = defaultConfig(catalogUrl);
+    const { config } = loadConfig(configFile);
     const services: Services = await startServices(
       { ...config, proxy: { ...config.proxy, listen: { host: HOST, port: options.port } } },
       { logger: options.logger },
@@ -195,10 +198,10 @@ function writeSecret(file: string, text: string): void {
 }
 
 /** For the other commands: `foreshard --config .foreshard/foreshard.yaml topology show`. */
-function writeConfig(dir: string, catalogUrl: string): string {
+function writeConfig(dir: string, config: unknown): string {
   const file = join(dir, CONFIG_FILE);
   const note = '# Written by "foreshard up" at every start; for the other commands: --config with this file.\n';
-  writeSecret(file, note + stringify({ catalog: { url: catalogUrl }, database: APP_DATABASE }));
+  writeSecret(file, note + stringify(config));
   return file;
 }
 

@@ -25,7 +25,7 @@ export const topologyCommand: CommandModule<GlobalArgs, GlobalArgs> = {
 };
 
 /** The topology as data; bounds in PostgreSQL's text form, passwords left out. */
-export function topologyJson(topology: Topology): unknown {
+function topologyJson(topology: Topology): unknown {
   return {
     epoch: topology.epoch,
     database: topology.database,

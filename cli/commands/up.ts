@@ -52,7 +52,7 @@ export const upCommand: CommandModule<GlobalArgs, UpArgs> = {
         printLine(`Ready. Connect with\n  psql ${running.url}\n`);
         for (const shard of running.shards) printLine(`  shard ${shard.name}: ${shard.url}`);
         printLine(
-          `\nOther commands: foreshard --config ${running.configFile} topology show\nCtrl-C stops everything; the data stays.`,
+          `\nOther commands: foreshard --config "${running.configFile}" topology show\nCtrl-C stops everything; the data stays.`,
         );
       }
       await Promise.race([aborted(trap.signal), running.failed]);
