@@ -6,7 +6,7 @@
 import { isUtf8 } from 'node:buffer';
 import { decodeDate, decodeTimestamp, encodeDate, encodeTimestamp, isDate, isTimestamp } from './datetime.js';
 import { ForeshardError } from './errors.js';
-import type { KeyScalar, KeyType, Method, Position } from './key.js';
+import type { KeyScalar, KeyTuple, KeyType, Method, Position } from './key.js';
 
 /** What is needed to read the positions of a keyspace; every `Keyspace` is one. */
 export interface KeyScheme {
@@ -181,6 +181,11 @@ export function positionFromJson(scheme: KeyScheme, json: unknown): Position | n
     if (scalar === null) throw badPosition(scheme, json);
     return scalar;
   });
+}
+
+/** A key in the catalog's form. */
+export function keyToJson(scheme: KeyScheme, key: KeyTuple): string[] {
+  return key.map((scalar, i) => encodeText(scheme.keyTypes[i] as KeyType, scalar));
 }
 
 /** Types of a position's parts: those of the key, or int8 for a hash. */

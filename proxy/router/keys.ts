@@ -20,6 +20,8 @@ export interface Values {
   readonly text: Buffer;
   literal(ordinal: number): LiteralToken | undefined;
   readonly params: BoundParams | null;
+  /** The client's encoding is not UTF-8: texts outside ASCII are other bytes on the server. */
+  readonly foreignEncoding?: boolean;
 }
 
 /** Reads one key. Every doubt makes it unsure. */
@@ -27,6 +29,7 @@ export function readKey(keyspace: Keyspace, source: KeySource, values: Values): 
   const key: KeyScalar[] = [];
   for (let i = 0; i < source.length; i++) {
     const scalar = readColumn(keyspace.keyTypes[i] as KeyType, source[i] as KeyColumnSource, values);
+    if (values.foreignEncoding && scalar !== null && scalar !== 'null' && !isAscii(scalar.value)) return UNSURE;
     if (scalar === 'null') return NULL;
     if (scalar === null) return UNSURE;
     key.push(scalar.value);
@@ -114,4 +117,8 @@ function stringBytes(token: LiteralToken, text: Buffer): Buffer | null {
   const value = body.toString('latin1');
   const once = value.replaceAll("''", '');
   return once.includes("'") ? null : Buffer.from(value.replaceAll("''", "'"), 'latin1');
+}
+
+function isAscii(scalar: KeyScalar): boolean {
+  return typeof scalar === 'bigint' || Buffer.from(scalar, 'latin1').every((byte) => byte < 0x80);
 }

@@ -32,6 +32,8 @@ export interface SessionNames {
   /** search_path, unquoted; `$user` stands for the user's own schema. */
   readonly searchPath: readonly string[];
   readonly user: string;
+  /** client_encoding, when it is not UTF8. */
+  readonly encoding?: string;
 }
 
 /** How often what happened since the start. */
@@ -152,7 +154,16 @@ export class Router {
       from instanceof AnalyzedText
         ? (ordinal: number) => (from as AnalyzedText).keyLiteral(ordinal)
         : (ordinal: number) => from.literals[ordinal];
-    return routeExecution(statement.plan, { text: from.text, literal, params }, topology);
+    return routeExecution(
+      statement.plan,
+      {
+        text: from.text,
+        literal,
+        params,
+        foreignEncoding: from instanceof AnalyzedText && isForeign(from.session.encoding),
+      },
+      topology,
+    );
   }
 
   /** Templates kept now. */
@@ -288,4 +299,8 @@ function trimmed(text: Buffer, start: number, end: number): { start: number; end
   while (from < to && space(text[from])) from++;
   while (to > from && space(text[to - 1])) to--;
   return { start: from, end: to };
+}
+
+function isForeign(encoding: string | undefined): boolean {
+  return encoding !== undefined && !/^(utf-?8|unicode)$/i.test(encoding);
 }

@@ -1,4 +1,4 @@
-import { comparePositions, type Position } from '../../topology/key.js';
+import { comparePositions, type KeyTuple, type Position } from '../../topology/key.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';
 import type { Touch } from '../router/route.js';
 
@@ -53,10 +53,10 @@ export interface LoadStep {
   readonly at: number;
   readonly segments: Map<bigint, LoadSums>;
   readonly templates: Map<string, TemplateSums>;
-  /** Weight (ms) of sampled keys, by segment and position. */
+  /** Weight (ms) of sampled keys, by segment and key. */
   readonly keys: Map<
     string,
-    { readonly keyspace: KeyspaceName; readonly segment: bigint; readonly position: Position; weight: number }
+    { readonly keyspace: KeyspaceName; readonly segment: bigint; readonly key: KeyTuple; weight: number }
   >;
 }
 
@@ -94,13 +94,20 @@ export class LoadCounter {
       add(step, segment.id, r, share);
       this.#tick += 1;
       if (this.#tick % SAMPLE_EVERY === 0)
-        sampleKey(step, touch.keyspace, segment.id, touch.position, r.ms * share * SAMPLE_EVERY);
+        if (touch.key !== undefined)
+          sampleKey(step, touch.keyspace, segment.id, touch.key, r.ms * share * SAMPLE_EVERY);
     }
   }
 
-  /** Takes what has been counted and not been taken; steps may come in parts, to be added up. */
+  /**
+   * Takes what has been counted and not been taken; steps may come in parts, to be added up. Every keyspace has a segment in
+   * every step, if only with zeros: a step without any is one in which nobody was counting.
+   */
   drain(): LoadStep[] {
-    const steps = [...this.#closed, this.#current].filter((s) => s.segments.size > 0 || s.templates.size > 0);
+    const steps = [...this.#closed, this.#current];
+    for (const step of steps)
+      for (const [first] of this.#segments.values())
+        if (first !== undefined && !step.segments.has(first.id)) step.segments.set(first.id, noLoad());
     this.#closed = [];
     this.#current = emptyStep(this.#now());
     return steps;
@@ -146,10 +153,14 @@ function emptyStep(now: number): LoadStep {
   return { at: Math.floor(now / STEP_MS) * STEP_MS, segments: new Map(), templates: new Map(), keys: new Map() };
 }
 
+function noLoad(): LoadSums {
+  return { reads: 0, writes: 0, rows: 0, bytes: 0, serverMs: 0 };
+}
+
 function add(step: LoadStep, id: bigint, r: LoadRecord, share: number): void {
   let sums = step.segments.get(id);
   if (sums === undefined) {
-    sums = { reads: 0, writes: 0, rows: 0, bytes: 0, serverMs: 0 };
+    sums = noLoad();
     step.segments.set(id, sums);
   }
   if (r.write) sums.writes += share;
@@ -171,9 +182,9 @@ function find(segments: readonly Segment[], position: Position): Segment {
   return segments[lo] as Segment;
 }
 
-function sampleKey(step: LoadStep, keyspace: KeyspaceName, segment: bigint, position: Position, weight: number): void {
-  const key = `${segment}\0${position.join('\0')}`;
-  const known = step.keys.get(key);
+function sampleKey(step: LoadStep, keyspace: KeyspaceName, segment: bigint, key: KeyTuple, weight: number): void {
+  const id = `${segment}\0${key.join('\0')}`;
+  const known = step.keys.get(id);
   if (known) known.weight += weight;
-  else if (step.keys.size < SAMPLED_KEYS) step.keys.set(key, { keyspace, segment, position, weight });
+  else if (step.keys.size < SAMPLED_KEYS) step.keys.set(id, { keyspace, segment, key, weight });
 }

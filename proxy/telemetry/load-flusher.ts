@@ -1,6 +1,6 @@
 import type { Logger } from 'pino';
 import type { Catalog } from '../../topology/catalog/catalog.js';
-import { positionFromJson, positionToJson } from '../../topology/key-codec.js';
+import { keyToJson, positionFromJson } from '../../topology/key-codec.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import type { LiveTopology } from '../live-topology.js';
 import { type LoadCounter, type LoadStep, type Segment, STEP_MS } from './load-counter.js';
@@ -130,11 +130,11 @@ export class LoadFlusher {
     const ids: string[] = [];
     const keys: string[] = [];
     const weights: number[] = [];
-    for (const { keyspace, segment, position, weight } of step.keys.values()) {
+    for (const { keyspace, segment, key, weight } of step.keys.values()) {
       const scheme = this.#live.current.keyspaces.get(keyspace);
       if (!scheme) continue;
       ids.push(segment.toString());
-      keys.push(JSON.stringify(positionToJson(scheme, position)));
+      keys.push(JSON.stringify(keyToJson(scheme, key)));
       weights.push(weight);
     }
     if (ids.length === 0) return;
