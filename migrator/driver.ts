@@ -40,6 +40,7 @@ export const STEPS: Partial<Record<MigrationState, Step>> = {
 /** Errors of a kind nobody foresaw, in a row, before the migration is undone. */
 const MAX_SURPRISES = 5;
 const MAX_BACKOFF_MS = 5000;
+const FORGET_AFTER_MS = 60_000;
 
 export interface DriveOptions {
   readonly catalog: Catalog;
@@ -62,6 +63,7 @@ export async function drive(o: DriveOptions): Promise<MigrationState | null> {
   const signal = AbortSignal.any([o.signal, lease.signal]);
   let surprises = 0;
   let backoffMs = 200;
+  let lastErrorAt = Number.NEGATIVE_INFINITY;
   let lastState: MigrationState | null = null;
   try {
     for (;;) {
@@ -70,6 +72,12 @@ export async function drive(o: DriveOptions): Promise<MigrationState | null> {
         return lastState;
       } catch (error) {
         if (o.signal.aborted || error instanceof LeaseLostError || lease.signal.aborted) return lastState;
+        // Errors far apart in a long migration have nothing to do with one another.
+        if (performance.now() - lastErrorAt > FORGET_AFTER_MS) {
+          surprises = 0;
+          backoffMs = 200;
+        }
+        lastErrorAt = performance.now();
         const verdict = await judge(o, store, error, surprises);
         if (verdict === 'surprise') surprises++;
         if (verdict === 'moved on') {
@@ -206,10 +214,6 @@ function isOutage(error: unknown): boolean {
   if (error instanceof ShardUnavailableError || error instanceof CatalogUnavailableError) return true;
   const code = errorCode(error);
   return (
-    code.startsWith('08') ||
-    code.startsWith('57P') ||
-    /^E[A-Z]+$/.test(code) ||
-    code === '40001' ||
-    /Connection terminated/.test(String(error))
+    code.startsWith('57P') || /^E[A-Z]+$/.test(code) || code === '40001' || /Connection terminated/.test(String(error))
   );
 }

@@ -70,6 +70,7 @@ export class RealExecutor implements Executor {
   readonly #log: Logger;
   readonly #signal: AbortSignal;
   #state: MigrationState;
+  #abortRequested = false;
   #progress: MigrationProgress;
   #written = 0;
 
@@ -187,12 +188,18 @@ export class RealExecutor implements Executor {
   check(): void {
     this.#lease.check();
     this.#signal.throwIfAborted();
-    if (this.#lease.abortRequested && this.#state !== 'aborting' && !PAST_FLIP.includes(this.#state))
+    if (
+      (this.#abortRequested || this.#lease.abortRequested) &&
+      this.#state !== 'aborting' &&
+      !PAST_FLIP.includes(this.#state)
+    )
       throw new AbortRequested('an abort was requested');
   }
 
   async #entered(row: MigrationRow): Promise<MigrationRow> {
     this.#state = row.state;
+    // Seen here before the next renewal of the lease shows it.
+    this.#abortRequested = row.abortRequested;
     this.#log.info(
       { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
       'migration changed state',

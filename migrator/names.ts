@@ -12,9 +12,6 @@ export const DRIVER_LOCK_CLASS = 0x66736864;
 export const GATE_OPEN = 1;
 export const GATE_CLOSED = 2;
 
-/** SQLSTATE of the guard: the interval is not (or no longer) written here. Proxies reload the topology and retry. */
-export const GUARD_SQLSTATE = 'SH001';
-
 /** Names of the objects of one migration; the same on both shards. */
 export interface ObjectNames {
   /** Publication, slot and subscription share it. Slot names allow only a–z, 0–9 and _. */

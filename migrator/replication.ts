@@ -8,6 +8,8 @@ import { type ObjectNames, SHARD_SCHEMA } from './names.js';
 
 /** Times that a subscription which stopped is started again before the migration is given up. */
 const MAX_RESTARTS = 8;
+/** A subscription that has run for as long as this starts with a clean slate. */
+const FORGET_AFTER_MS = 60_000;
 
 export function markerAction(m: Move, on: 'source' | 'destination'): Action {
   const marker = quoteTable(m.names.marker);
@@ -63,10 +65,13 @@ export function subscriptionAction(m: Move): Action {
     mode: 'single',
     cleanup: [{ kind: 'subscription', shard: m.spec.to, object: { name } }],
     present: subscriptionPresent(m.names),
+    // The statement holds a password: it must not get into the server's log. Also reset by the end of the session.
     // disable_on_error: an error that would come again and again stops the worker instead of filling the disk with its logs.
     sql: [
+      "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'",
       `CREATE SUBSCRIPTION ${quoteIdent(name)} CONNECTION ${quoteLiteral(m.source.shard.url)} PUBLICATION ${quoteIdent(name)}
          WITH (create_slot = false, slot_name = ${quoteLiteral(name)}, copy_data = true, enabled = true, disable_on_error = true)`,
+      'RESET log_statement; RESET log_min_duration_statement; RESET log_min_error_statement',
     ],
   };
 }
@@ -153,7 +158,10 @@ export class Supervisor {
         'Somebody dropped it: start the migration again.',
       );
     const lagBytes = Number(slot.lag);
-    if (sub.enabled) return { lagBytes, note: null };
+    if (sub.enabled) {
+      if (performance.now() - this.#lastRestart > FORGET_AFTER_MS) this.#restarts = 0;
+      return { lagBytes, note: null };
+    }
     // It also stops when only the connection broke.
     if (this.#restarts >= MAX_RESTARTS)
       throw new MigrationFailure(

@@ -155,12 +155,8 @@ export class ShardSession {
   }
 }
 
+/** Class 08 is not among them: over a living connection it tells of one that the server itself tried to make. */
 function isConnectionError(error: unknown): boolean {
   const code = errorCode(error);
-  return (
-    code.startsWith('08') ||
-    code.startsWith('57P') ||
-    code.startsWith('E') ||
-    /Connection terminated/.test(String(error))
-  );
+  return code.startsWith('57P') || code.startsWith('E') || /Connection terminated/.test(String(error));
 }

@@ -43,7 +43,7 @@ export async function flip(m: Move, plan: FlipPlan): Promise<void> {
 }
 
 /** What the flip changes in the catalog, in order; data, so that the dry run can show it. */
-export function flipStatements(m: Move): CatalogStatement[] {
+function flipStatements(m: Move): CatalogStatement[] {
   const { spec, keyspace } = m;
   const bound = (p: Position | null) => json(positionToJson(keyspace, p));
   const range = rangesIn(keyspace, spec)[0];
@@ -143,7 +143,7 @@ function sameBound(a: Position | null, b: Position | null): boolean {
 }
 
 /** Cuts the segments that straddle a new bound: the row stays for the left part, a new one begins at the bound. */
-export function segmentCuts(m: Pick<Move, 'keyspace' | 'spec'>, segments: readonly Interval[]): CatalogStatement[] {
+function segmentCuts(m: Pick<Move, 'keyspace' | 'spec'>, segments: readonly Interval[]): CatalogStatement[] {
   const { keyspace, spec } = m;
   const bound = (p: Position | null) => json(positionToJson(keyspace, p));
   const cuts: CatalogStatement[] = [];

@@ -1,3 +1,4 @@
+import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
@@ -87,8 +88,20 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(publicationAction(m));
   await m.exec.progress({ note: 'waiting for the transactions that now write at the source' });
   await m.exec.perform(slotAction(m));
-  await m.exec.perform(subscriptionAction(m));
+  await subscribe(m);
   m.row = await m.exec.transition(m.row, 'copying');
+}
+
+async function subscribe(m: Move): Promise<void> {
+  try {
+    await m.exec.perform(subscriptionAction(m));
+  } catch (error) {
+    if (!errorCode(error).startsWith('08')) throw error;
+    throw new MigrationFailure(
+      `shard "${m.spec.to}" cannot connect to shard "${m.spec.from}": ${(error as Error).message}`,
+      `The URL of shard "${m.spec.from}" must work from the other server too: check its host name, the network and pg_hba.conf.`,
+    );
+  }
 }
 
 async function createTables(

@@ -2,7 +2,8 @@ import { execFile } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { join, resolve } from 'node:path';
+import { join, relative, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
 /** A TypeScript file and what it imports, compiled so that a child process can run it. */
@@ -12,8 +13,9 @@ export interface Compiled {
 }
 
 /** Compiles inside node_modules/.cache, where the package's root and its dependencies are found as from the source. */
-export async function compile(entry: string): Promise<Compiled> {
+export async function compile(source: URL): Promise<Compiled> {
   const root = resolve(import.meta.dirname, '../..');
+  const entry = relative(root, fileURLToPath(source));
   const outDir = join(root, 'node_modules/.cache/foreshard-chaos', `${process.pid}`);
   mkdirSync(outDir, { recursive: true });
   const config = join(outDir, 'tsconfig.json');

@@ -30,7 +30,7 @@ let child: Compiled;
 let owner: 'one' | 'two' = 'one';
 
 beforeAll(async () => {
-  [s, child] = await Promise.all([startSetting(), compile('test/chaos/migrator-child.ts')]);
+  [s, child] = await Promise.all([startSetting(), compile(new URL('./migrator-child.ts', import.meta.url))]);
 }, 60_000);
 
 afterAll(async () => {

@@ -22,7 +22,7 @@ export interface Setting {
   readonly urlTwo: string;
 }
 
-export const SHOP = `
+const SHOP = `
 CREATE TYPE mood AS ENUM ('calm', 'hot');
 CREATE DOMAIN quantity AS int DEFAULT 1 CHECK (VALUE >= 0);
 CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
@@ -53,8 +53,7 @@ CREATE TABLE "Odd Items" (
 );
 INSERT INTO countries SELECT chr(65 + i % 26) || chr(65 + i / 26), 'country ' || i FROM generate_series(0, 99) i;`;
 
-export const TABLES = ['countries', 'tenants', 'orders', '"Odd Items"'] as const;
-export const KEYSPACE = 'tenant';
+const KEYSPACE = 'tenant';
 
 /** Starts two servers and a catalog; the shop is not there yet. */
 export async function startSetting(): Promise<Setting> {
@@ -121,7 +120,7 @@ export function moveSpec(lo: Position | null, hi: Position | null, from = 'one',
   };
 }
 
-export async function keyspaceOf(s: Setting): Promise<Keyspace> {
+async function keyspaceOf(s: Setting): Promise<Keyspace> {
   const topology = await s.catalog.loadTopology();
   return topology.keyspaces.get(KEYSPACE as KeyspaceName) as Keyspace;
 }
