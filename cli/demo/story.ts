@@ -108,7 +108,8 @@ export async function tellStory(telling: Telling): Promise<number> {
   await writeReport(telling, report);
   if (report.proposal === null || report.plan === null) {
     screen.line('the planner proposes nothing, so the story ends here');
-    return EXIT.failed;
+    await load.stop();
+    return await stayUp(telling, stage, EXIT.failed);
   }
 
   screen.section('Approval');
@@ -117,7 +118,7 @@ export async function tellStory(telling: Telling): Promise<number> {
     await planner.plans.reject(planId, actor());
     screen.line(`plan ${planId} is rejected; nothing was changed`);
     await load.stop();
-    return EXIT.ok;
+    return await stayUp(telling, stage, EXIT.ok);
   }
   const approvedAt = Date.now();
   const migrationId = await planner.plans.approve(planId, actor());
@@ -128,7 +129,7 @@ export async function tellStory(telling: Telling): Promise<number> {
   if (migration.state !== 'done') {
     screen.line(`migration ${migrationId} ended ${migration.state}: ${migration.error ?? 'no reason given'}`);
     await load.stop();
-    return EXIT.failed;
+    return await stayUp(telling, stage, EXIT.failed);
   }
   const doneAt = Date.now();
   await watchLoad(telling, load, wholeStepAfter(doneAt));
@@ -178,9 +179,14 @@ export async function tellStory(telling: Telling): Promise<number> {
   );
   const code = isClean(verdict, result) && result.errors === 0 ? EXIT.ok : EXIT.failed;
   if (options.keep) screen.line(`the servers' data is kept in ${stage.dir}`);
-  if (!options.once) {
+  return await stayUp(telling, stage, code);
+}
+
+/** What comes after the story, however it ended, when the demo is to go on: everything is there to be used. */
+async function stayUp(telling: Telling, stage: Stage, code: number): Promise<number> {
+  if (!telling.options.once) {
     await serve(telling, stage, ['planner']);
-    sayHowToConnect(screen, stage);
+    sayHowToConnect(telling.screen, stage);
   }
   return code;
 }
