@@ -135,8 +135,8 @@ describe('what a plan says besides the route', () => {
       return route.kind === 'refused' ? null : route.touches;
     };
     expect(touches('SELECT * FROM orders WHERE tenant_id IN (150, 151)')).toEqual([
-      { keyspace: 'shop', position: [150n] },
-      { keyspace: 'shop', position: [151n] },
+      { keyspace: 'shop', key: [150n], position: [150n] },
+      { keyspace: 'shop', key: [151n], position: [151n] },
     ]);
     expect(touches('SELECT * FROM orders')).toEqual([{ keyspace: 'shop', position: null }]);
     expect(touches('SELECT 1')).toEqual([]);
@@ -289,6 +289,14 @@ describe('texts with several statements', () => {
     expect(
       summary(router.route(router.analyze(Buffer.from('SELECT * FROM "caf\xe9"', 'latin1'), SESSION), 0, null, spread)),
     ).toMatch(/^refused 0A000: table names outside ASCII/);
+  });
+
+  it('does not take bytes of another encoding for a key', () => {
+    const sql = Buffer.from("SELECT count(*) FROM docs WHERE owner = 'é' AND day = '2026-01-02'");
+    expect(summary(router.route(router.analyze(sql, SESSION), 0, null, spread))).toBe('b');
+    const latin1 = { ...SESSION, encoding: 'LATIN1' };
+    expect(summary(router.route(router.analyze(sql, latin1), 0, null, spread))).toMatch(/^refused/);
+    expect(go("SELECT count(*) FROM docs WHERE owner = 'zoe' AND day = '2026-01-02'")).toBe('b');
   });
 
   it('lets a string go on over a comment, which libpg-query does not', () => {
