@@ -1,7 +1,7 @@
 import type { LiteralToken } from './route.js';
 
 /** Kinds of literals, by their code in {@link Lexer.literalKinds}. */
-export const LITERAL_KINDS = ['string', 'estring', 'ustring', 'dollar', 'integer', 'float', 'bit', 'hex'] as const;
+const LITERAL_KINDS = ['string', 'estring', 'ustring', 'dollar', 'integer', 'float', 'bit', 'hex'] as const;
 const STRING = 0;
 const ESTRING = 1;
 const USTRING = 2;

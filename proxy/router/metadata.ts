@@ -150,7 +150,7 @@ export async function loadMetadata(pool: pg.Pool): Promise<Metadata> {
 }
 
 /** How long a snapshot is taken for fresh. Changes made through the proxy drop it at once ({@link MetadataCache.drop}). */
-export const METADATA_LIFETIME_SECONDS = 60;
+const METADATA_LIFETIME_SECONDS = 60;
 
 /**
  * The home shard's metadata, kept for a while. {@link current} never waits: until a fresh snapshot has arrived, the last one

@@ -43,7 +43,7 @@ function analyzeDelete(a: Analysis, del: DeleteStmt, parent: Level | null, outer
  * SET of a key column. A row that keeps its key stays where it is; one whose key changes may belong elsewhere. So the new
  * value must be the column itself, or a constant: then it counts as one more key, and all keys must turn out equal.
  */
-export function analyzeAssignments(
+function analyzeAssignments(
   a: Analysis,
   occurrence: Occurrence | null,
   assignments: readonly ResTarget[],

@@ -117,7 +117,7 @@ const relation = (
   parents,
 });
 
-export const METADATA: MetadataJson = {
+const METADATA: MetadataJson = {
   relations: [
     relation('public', 'tenants', 'r', ['id', 'name', 'country']),
     relation('public', 'orders', 'r', ['tenant_id', 'id', 'note', 'total', 'country', 'placed_at']),
