@@ -20,9 +20,15 @@ export interface LiveTopologyOptions {
   readonly stale: (topology: Topology) => boolean;
 }
 
+/** The catalog is asked no more often than this whether a hold is over. */
+const HOLD_RECHECK_MS = 50;
+
 interface LiveHold {
   readonly hold: Hold;
-  /** On `performance.now()`'s clock. Later than the catalog's own deadline: counted from after the answer came. */
+  /**
+   * On `performance.now()`'s clock. Later than the catalog's own deadline: counted from after the answer came. No flip can
+   * happen after it, but one may have before it that we have not heard of: the hold ends with the next look at the catalog.
+   */
   readonly until: number;
   acked: boolean;
 }
@@ -87,9 +93,7 @@ export class LiveTopology {
   admits(footprint: Footprint, own: Footprint | null): boolean {
     if (!this.mayServe) return false;
     if (this.#holds.size === 0) return true;
-    const now = performance.now();
     for (const live of this.#holds.values()) {
-      if (now >= live.until) continue;
       if (holdCovers(live.hold, footprint) && !(own !== null && holdCovers(live.hold, own))) return false;
     }
     return true;
@@ -164,8 +168,10 @@ export class LiveTopology {
     this.#current = topology;
     const now = performance.now();
     const holds = new Map<bigint, LiveHold>();
-    for (const hold of topology.holds)
+    for (const hold of topology.holds) {
+      if (hold.remainingMs <= 0) continue;
       holds.set(hold.id, { hold, until: now + hold.remainingMs, acked: this.#holds.get(hold.id)?.acked ?? false });
+    }
     this.#holds = holds;
     this.#scheduleHoldEnd();
     this.#acknowledge();
@@ -176,7 +182,7 @@ export class LiveTopology {
 
   #acknowledge(): void {
     for (const live of this.#holds.values()) {
-      if (live.acked || performance.now() >= live.until || this.#options.inUse(live.hold)) continue;
+      if (live.acked || this.#options.inUse(live.hold)) continue;
       live.acked = true;
       this.#leases.ackHold(live.hold.id, this.id).then(
         (noted) => {
@@ -195,8 +201,15 @@ export class LiveTopology {
     this.#holdTimer = null;
     let next = Number.POSITIVE_INFINITY;
     for (const live of this.#holds.values()) next = Math.min(next, live.until);
-    if (next === Number.POSITIVE_INFINITY) return;
-    this.#holdTimer = setTimeout(() => this.#notify(), Math.max(0, next - performance.now()) + 1);
+    if (next === Number.POSITIVE_INFINITY || this.#closed) return;
+    this.#holdTimer = setTimeout(
+      async () => {
+        // When the catalog cannot be asked the hold stays, and it is asked again.
+        await this.reload();
+        this.#scheduleHoldEnd();
+      },
+      Math.max(HOLD_RECHECK_MS, next - performance.now() + 1),
+    );
   }
 
   #notify(): void {
