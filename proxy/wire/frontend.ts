@@ -36,7 +36,7 @@ export interface ExecuteMessage {
 }
 
 /** Protocol 3.0 as a StartupMessage writes it. */
-export const PROTOCOL_3_0 = 3 << 16;
+const PROTOCOL_3_0 = 3 << 16;
 /** The newest protocol we speak: that of PostgreSQL 18. */
 export const PROTOCOL_3_2 = (3 << 16) | 2;
 export const CANCEL_REQUEST_CODE = (1234 << 16) | 5678;
@@ -218,9 +218,4 @@ export function rewriteParseName(message: Buffer, name: string): Buffer[] {
   reader.cstring();
   const rest = reader.rest();
   return [new MessageBuilder(FRONTEND.Parse, name.length + 1).name(name).finish(rest.length), rest];
-}
-
-/** The bytes of a frame after its header. */
-export function bodyOf(message: Buffer): Buffer {
-  return message.subarray(HEADER_BYTES);
 }

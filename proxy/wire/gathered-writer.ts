@@ -1,7 +1,7 @@
 import type { Writable } from 'node:stream';
 
 /** Above this many unsent bytes `write` answers false; `onDrain` is called once they have fallen to a quarter of it. */
-export const DEFAULT_HIGH_WATER_BYTES = 256 * 1024;
+const DEFAULT_HIGH_WATER_BYTES = 256 * 1024;
 
 /** Gathered buffers up to this size in all are joined and written as one: one copy is cheaper than a long writev. */
 const JOIN_BYTES = 32 * 1024;

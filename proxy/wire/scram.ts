@@ -28,7 +28,7 @@ const KEY_BYTES = 32;
 const NONCE_BYTES = 18;
 /** SCRAM_DEFAULT_SALT_LEN and SCRAM_SHA_256_DEFAULT_ITERATIONS there. */
 const SALT_BYTES = 16;
-export const DEFAULT_SCRAM_ITERATIONS = 4096;
+const DEFAULT_SCRAM_ITERATIONS = 4096;
 /** A server that asks for more than this is after our processor, not our password: about ten seconds of one core. */
 const MAX_ITERATIONS = 20_000_000;
 

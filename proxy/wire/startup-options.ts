@@ -4,7 +4,7 @@ import { ForeshardError } from '../../topology/errors.js';
 const isSpace = (c: string): boolean => c === ' ' || (c >= '\t' && c <= '\r');
 
 /** Splits the `options` start-up parameter into arguments: at white space, a backslash takes the next character as it is (pg_split_opts). */
-export function splitOptions(options: string): string[] {
+function splitOptions(options: string): string[] {
   const found: string[] = [];
   let at = 0;
   for (;;) {

@@ -7,7 +7,7 @@ import { ProtocolError } from './protocol-error.js';
 import { checkClientEncoding, parseOptions } from './startup-options.js';
 
 /** MAX_STARTUP_PACKET_LENGTH in PostgreSQL's pqcomm.h; the length word itself is not counted. */
-export const MAX_STARTUP_PACKET_BYTES = 10_000;
+const MAX_STARTUP_PACKET_BYTES = 10_000;
 
 /** Longest cancel key of protocol 3.2. */
 const MAX_CANCEL_SECRET_BYTES = 256;

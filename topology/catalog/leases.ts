@@ -1,5 +1,4 @@
 import type pg from 'pg';
-import { ConflictError } from '../errors.js';
 import type { Interval } from '../key.js';
 import { positionToJson } from '../key-codec.js';
 import type { Epoch, Keyspace } from '../topology.js';
@@ -132,18 +131,6 @@ export async function createHold(client: CatalogClient, hold: NewHold): Promise<
     ],
   );
   return BigInt((rows[0] as { id: string }).id);
-}
-
-/**
- * Moves a hold's deadline to `deadlineMs` from now.
- * @throws ConflictError when it has passed already, or the hold is gone: proxies have let go
- */
-export async function extendHold(client: CatalogClient, holdId: bigint, deadlineMs: number): Promise<void> {
-  const { rowCount } = await client.query(
-    `UPDATE foreshard.hold SET deadline = clock_timestamp() + $2 * interval '1 ms' WHERE id = $1 AND deadline > clock_timestamp()`,
-    [holdId.toString(), deadlineMs],
-  );
-  if (rowCount !== 1) throw new ConflictError(`hold ${holdId} has ended`, 'Start the hold again.');
 }
 
 /** Lets the proxies go on when the transaction commits. A hold that is gone already is no error. */
