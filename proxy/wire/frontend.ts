@@ -1,6 +1,6 @@
 import { MessageBuilder } from './message-builder.js';
 import { MessageReader } from './message-reader.js';
-import { FRONTEND, HEADER_BYTES } from './message-types.js';
+import { FRONTEND } from './message-types.js';
 import { ProtocolError } from './protocol-error.js';
 
 /** Names are byte strings (latin1), see MessageReader.name; buffers are slices of the message. */
