@@ -39,7 +39,10 @@ export async function runDemo(options: DemoOptions): Promise<number> {
     return trap.signal.aborted ? trap.exitCode() : (code ?? EXIT.failed);
   } finally {
     screen.settle();
-    if (trap.signal.aborted) screen.line('\nstopping…');
+    if (trap.signal.aborted) {
+      screen.line('\nstopping…');
+      screen.mute();
+    }
     const problems = await scope.close();
     for (const problem of problems) process.stderr.write(`foreshard: could not stop ${problem}\n`);
     // What the story was in the middle of fails when its servers go, and that is no news to anybody.

@@ -11,6 +11,7 @@ export class Screen {
   private readonly tty: boolean;
   readonly color: boolean;
   private shown = '';
+  private muted = false;
   private sections = 0;
 
   constructor(
@@ -21,38 +22,48 @@ export class Screen {
     this.color = this.tty && env.NO_COLOR === undefined && env.TERM !== 'dumb';
   }
 
+  /** Nothing is shown any more: the story is being interrupted, and what it still says is of no use. */
+  mute(): void {
+    this.settle();
+    this.muted = true;
+  }
+
+  private write(text: string): void {
+    if (!this.muted) this.out.write(text);
+  }
+
   section(title: string): void {
     this.settle();
     this.sections++;
     const heading = `${this.sections}. ${title}`;
-    this.out.write(`\n${this.color ? `\x1b[1m${heading}\x1b[0m` : heading}\n`);
+    this.write(`\n${this.color ? `\x1b[1m${heading}\x1b[0m` : heading}\n`);
   }
 
   /** A line, or several, that stay. */
   line(text = ''): void {
     this.settle();
-    for (const part of text.split('\n')) this.out.write(part === '' ? '\n' : `   ${part}\n`);
+    for (const part of text.split('\n')) this.write(part === '' ? '\n' : `   ${part}\n`);
   }
 
   /** What is going on: on a terminal in place of the line before; elsewhere `change`, when it differs from the one before. */
   live(text: string, change: string = text): void {
     if (this.tty) {
       this.shown = text;
-      this.out.write(`\r\x1b[2K   ${text.slice(0, Math.max(1, (this.out.columns ?? 80) - 4))}`);
+      this.write(`\r\x1b[2K   ${text.slice(0, Math.max(1, (this.out.columns || 80) - 4))}`);
     } else if (change !== this.shown) {
       this.shown = change;
-      this.out.write(`   ${change}\n`);
+      this.write(`   ${change}\n`);
     }
   }
 
   /** The line that was kept up to date ends as this one. */
   settle(text?: string): void {
     if (this.tty && this.shown !== '') {
-      if (text === undefined) this.out.write('\n');
-      else this.out.write('\r\x1b[2K');
+      if (text === undefined) this.write('\n');
+      else this.write('\r\x1b[2K');
     }
     this.shown = '';
-    if (text !== undefined) this.out.write(`   ${text}\n`);
+    if (text !== undefined) this.write(`   ${text}\n`);
   }
 
   /** Asks the person at the terminal; true for yes; the end of the input (Ctrl-D) is a no. */

@@ -1,4 +1,4 @@
-import { mkdtemp } from 'node:fs/promises';
+import { chmod, mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Supervisor } from '../../deploy/embedded/supervisor.js';
@@ -32,7 +32,7 @@ export interface Stage {
 /** Starts the servers, makes the catalog with three shards in it, and starts the proxy. */
 export async function setStage(options: DemoOptions, scope: Scope): Promise<Stage> {
   const dir = options.keep
-    ? await mkdtemp(join(tmpdir(), 'foreshard-demo-'))
+    ? await keptDirectory()
     : await scope.acquire(
         'temporary directory',
         () => Supervisor.shared().makeTemporary(tmpdir(), 'foreshard-demo-', 0o700),
@@ -59,6 +59,13 @@ export async function setStage(options: DemoOptions, scope: Scope): Promise<Stag
   );
   const url = `postgresql://${SHOP_USER}:${servers.password}@127.0.0.1:${proxy.port}/${SHOP_DATABASE}`;
   return { servers, catalog, registry, url, port: proxy.port, dir };
+}
+
+async function keptDirectory(): Promise<string> {
+  const dir = await mkdtemp(join(tmpdir(), 'foreshard-demo-'));
+  // As root we run the servers as another user, who must pass through to their data.
+  await chmod(dir, 0o711);
+  return dir;
 }
 
 /** Puts the shop's tables, which so far are ordinary tables of the first shard, under one keyspace. */
