@@ -1,5 +1,5 @@
 /** The demo was told to stop. */
-export class InterruptedError extends Error {}
+class InterruptedError extends Error {}
 
 interface Held {
   readonly what: string;

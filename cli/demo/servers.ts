@@ -10,7 +10,7 @@ import type { Scope } from './scope.js';
 export const SHOP_DATABASE = 'shop';
 /** The user of the application. */
 export const SHOP_USER = 'shop';
-export const CATALOG_DATABASE = 'foreshard';
+const CATALOG_DATABASE = 'foreshard';
 
 export interface ShardServer {
   readonly name: string;
