@@ -301,6 +301,8 @@ export class MigrationStore {
          INSERT INTO foreshard.migration_event (migration_id, state, detail) SELECT id, $5, $9::jsonb FROM moved
        ), told AS (
          SELECT pg_notify('foreshard_migration', id::text) FROM moved
+       ), carried_out AS (
+         UPDATE foreshard.plan p SET status = 'done' FROM moved WHERE p.id = moved.plan_id AND moved.state = 'done'
        )
        SELECT ${COLUMNS} FROM moved, told`,
       [

@@ -1,5 +1,11 @@
 import type { CommandModule } from 'yargs';
-import { listMigrations, type MigrationRow, requestAbort, showMigration } from '../../migrator/migration-store.js';
+import {
+  acceptDifference,
+  listMigrations,
+  type MigrationRow,
+  requestAbort,
+  showMigration,
+} from '../../migrator/migration-store.js';
 import { actor, type GlobalArgs, type JsonArgs, jsonOption, parseId, withCatalog, withHelp } from '../command.js';
 import { EXIT } from '../failure.js';
 import { watchMigration } from '../migration-watch.js';
@@ -106,9 +112,26 @@ const abortCommand: CommandModule<GlobalArgs, IdArgs> = {
     }),
 };
 
+const acceptCommand: CommandModule<GlobalArgs, IdArgs> = {
+  command: 'accept <id>',
+  describe: 'Let a migration go on that kept the rows at the source because the shards differed as of the flip',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+      ['migrate accept 1', 'After a person has compared the rows: those at the source are removed'],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const id = parseId(args.id, 'migration');
+      await acceptDifference(catalog.pool, id, actor());
+      if (args.json) printJson({ id, accepted: true });
+      else printLine(`Migration ${id} goes on. Follow it with "foreshard migrate watch ${id}".`);
+    }),
+};
+
 export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
   command: 'migrate',
-  describe: 'Migrations: list, show, watch, abort',
+  describe: 'Migrations: list, show, watch, abort, accept',
   builder: (y) =>
     withHelp(
       y
@@ -116,7 +139,8 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(showCommand)
         .command(watchCommand)
         .command(abortCommand)
-        .demandCommand(1, 'a command is needed: list, show, watch or abort'),
+        .command(acceptCommand)
+        .demandCommand(1, 'a command is needed: list, show, watch, abort or accept'),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),
   handler: () => undefined,

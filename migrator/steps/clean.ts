@@ -36,7 +36,7 @@ export async function clean(m: Move): Promise<void> {
     const difference = await compareExactly(m);
     if (difference !== null) {
       m.row = await m.exec.transition(m.row, 'failed', {
-        error: `the shards differ as of the flip: ${difference}. The rows at the source were kept; compare them with the destination’s before you accept the difference`,
+        error: `the shards differ as of the flip: ${difference}. The rows at the source were kept; compare them with the destination’s, then "foreshard migrate accept ${m.row.id}"`,
         detail: { difference },
       });
       return;
