@@ -192,8 +192,8 @@ export class ProxyServer {
       () => new ForeshardError('57014', `canceling authentication due to timeout after ${loginTimeoutMs} ms`),
     );
     this.#login(socket, reader).catch(async (error: unknown) => {
-      await reader.release();
       socket.on('error', () => socket.destroy());
+      await reader.release().catch(() => undefined); // says once more that the peer has gone or was too slow
       if (error instanceof ConnectionLostError || error instanceof ProtocolError) socket.destroy();
       else {
         this.#options.logger.info({ err: error, from: socket.remoteAddress }, 'login refused');
@@ -247,8 +247,11 @@ export class ProxyServer {
     const secret = Buffer.alloc(4);
     secret.writeInt32BE(randomInt(1, 0x7fffffff));
     this.#clients.set(id, { session, secret });
+    const gone = () => session.close();
+    socket.once('close', gone);
     try {
       await session.greet();
+      await reader.release();
     } catch (error) {
       this.#clients.delete(id);
       session.lease.releaseIfIdle();
@@ -256,8 +259,8 @@ export class ProxyServer {
     }
     session.write(encodeBackendKeyData(id, secret));
     session.write(encodeReadyForQuery('I'));
-    await reader.release();
     session.start();
+    socket.off('close', gone);
   }
 
   #admit(_startup: SessionStartup): void {
@@ -271,9 +274,12 @@ export class ProxyServer {
     if (client === undefined || secret.length !== client.secret.length || !timingSafeEqual(secret, client.secret))
       return;
     for (const backend of client.session.cancel())
-      backend.connection.cancel().catch((error: unknown) => {
-        this.#options.logger.warn({ err: error, session: id }, 'could not pass a cancel request on');
-      });
+      backend
+        .cancel()
+        .catch((error: unknown) => {
+          this.#options.logger.warn({ err: error, session: id }, 'could not pass a cancel request on');
+        })
+        .then(() => client.session.canceled());
   }
 
   #newId(): number {

@@ -59,12 +59,16 @@ export class Backend {
   /** No more than the pool's idle time. */
   idleSince = 0;
   lost: Error | null = null;
+  /** The last bytes of the server were part of a message: nothing else may be said to the client before its end. */
+  midMessage = false;
 
   #owner: BackendOwner | null = null;
   readonly #expected: Expectation[] = [];
   /** After an error in the extended protocol, until its Sync. */
   #skipping = false;
   #nextStatement = 0;
+  /** Cancel requests on their way to the server. */
+  #canceling = 0;
   /** The pool is told when an unowned connection closes. */
   onIdleClose: (() => void) | null = null;
 
@@ -74,7 +78,10 @@ export class Backend {
     connection.setHandler({
       onMessage: (type, frame) => this.#onMessage(type, frame),
       onRun: (slice) => this.#onData(slice),
-      onPartial: (_type, chunk) => this.#onData(chunk),
+      onPartial: (_type, chunk, remaining) => {
+        this.midMessage = remaining > 0;
+        this.#onData(chunk);
+      },
       onClosed: (error) => this.#onClosed(error),
       onDrain: () => this.#owner?.onWritable(this),
     });
@@ -104,11 +111,16 @@ export class Backend {
 
   /** Whether it can serve somebody else now. */
   get reusable(): boolean {
-    return this.lost === null && this.quiet && this.status === IDLE;
+    return this.lost === null && this.quiet && this.status === IDLE && this.#canceling === 0;
   }
 
   /** Sends `data` (if any) and expects `expectation`. @returns false when the server's socket is full. */
   send(data: Buffer | readonly Buffer[] | null, expectation: Expectation): boolean {
+    if (this.lost !== null) {
+      expectation.undo?.();
+      return true;
+    }
+    if (expectation.kind === 'query') this.unnamed = null; // a Query drops the unnamed statement
     if (this.#skipping && expectation.kind !== 'sync') {
       // The server reads it and throws it away: no reply will come.
       expectation.undo?.();
@@ -144,6 +156,16 @@ export class Backend {
         undo: () => reject(this.lost ?? new Error('server connection lost')),
       });
     });
+  }
+
+  /** Cancels what runs here. Until the server has the request, it could hit the next client's statement: see `reusable`. */
+  async cancel(): Promise<void> {
+    this.#canceling += 1;
+    try {
+      await this.connection.cancel();
+    } finally {
+      this.#canceling -= 1;
+    }
   }
 
   destroy(): void {
@@ -213,7 +235,7 @@ export class Backend {
     else if (head.kind !== 'query' && head.kind !== 'sync')
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, frame, head);
-    if (head.kind === 'query') return;
+    if (head.kind === 'query' || head.kind === 'function') return;
     // The server skips to the next Sync; so do we.
     this.#skipping = true;
     while (this.#expected.length > 0 && this.#expected[0]?.kind !== 'sync') this.#expected.shift()?.undo?.();

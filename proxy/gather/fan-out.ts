@@ -11,8 +11,11 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
+import { decodeErrorFields } from '../wire/error-response.js';
 import { encodeDescribe, encodeExecute, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+
+const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
 /** The statement as each shard gets it. */
 export type FanOutStatement =
@@ -40,6 +43,7 @@ export class FanOut implements BackendOwner {
   readonly #template: string;
   readonly #statement: FanOutStatement;
   #backends: Backend[] = [];
+  readonly #cancels: Promise<void>[] = [];
   /** The shard whose rows go to the client now. */
   #current = 0;
   #rows = 0;
@@ -78,9 +82,11 @@ export class FanOut implements BackendOwner {
         await this.#session.lease.adopt(backend);
       }
       if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
+      signal.throwIfAborted(); // the client may have gone or canceled after the last connection was there
       await this.#execute();
       return true;
     } finally {
+      await Promise.all(this.#cancels);
       for (const backend of this.#backends) services.pool(backend.shard).release(backend);
     }
   }
@@ -159,7 +165,8 @@ export class FanOut implements BackendOwner {
     const first = backend === this.#backends[0];
     switch (type) {
       case BACKEND.ErrorResponse:
-        this.#failed = true;
+        if (!FATAL.has(decodeErrorFields(frame).severity)) this.#failed = true;
+        else return; // the loss of the connection follows, which is not the end of the client's session
         this.#session.write(frame);
         this.#stop();
         return;
@@ -199,10 +206,14 @@ export class FanOut implements BackendOwner {
     else next.connection.resume();
   }
 
-  onLost(_backend: Backend, error: Error): void {
+  onLost(backend: Backend, error: Error): void {
+    const told = this.#failed;
     this.#failed = true;
     this.#stop();
-    this.#lost?.(error);
+    // Half a row has gone to the client: whatever followed would be taken for the other half.
+    if (backend.midMessage) this.#session.close();
+    if (told) this.#finish?.();
+    else this.#lost?.(error);
   }
 
   onWritable(): void {
@@ -215,9 +226,10 @@ export class FanOut implements BackendOwner {
       if (backend.lost !== null) continue;
       backend.connection.resume();
       if (backend.quiet) continue;
-      backend.connection.cancel().catch((error: unknown) => {
+      const cancel = backend.cancel().catch((error: unknown) => {
         this.#session.services.logger.debug({ err: error, shard: backend.shard }, 'could not cancel');
       });
+      this.#cancels.push(cancel);
     }
   }
 }

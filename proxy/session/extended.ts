@@ -2,7 +2,13 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { BoundParams, Touch } from '../router/route.js';
-import { CLOSE_COMPLETE, decodeCommandComplete, PARSE_COMPLETE, rowsOfTag } from '../wire/backend.js';
+import {
+  CLOSE_COMPLETE,
+  decodeCommandComplete,
+  encodeCommandComplete,
+  PARSE_COMPLETE,
+  rowsOfTag,
+} from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import {
   type BindMessage,
@@ -15,6 +21,7 @@ import {
   encodeClose,
   encodeDescribe,
   encodeParse,
+  FLUSH,
   rewriteBindStatement,
   rewriteParseName,
 } from '../wire/frontend.js';
@@ -53,7 +60,7 @@ type Item =
   | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
   | { readonly type: 'describe-portal'; readonly frame: Buffer }
   | { readonly type: 'execute'; readonly frame: Buffer; readonly bound: Bound | null; readonly maxRows: number }
-  | { readonly type: 'close-statement'; readonly frame: Buffer; readonly name: string }
+  | { readonly type: 'close-statement'; readonly name: string; readonly statement: ClientStatement | null }
   | { readonly type: 'close-portal'; readonly frame: Buffer; readonly name: string }
   | { readonly type: 'flush'; readonly frame: Buffer }
   | { readonly type: 'sync'; readonly frame: Buffer };
@@ -87,6 +94,9 @@ export class ExtendedProtocol {
   #batchBytes = 0;
   /** After an error of our own, until the client's Sync. */
   #skipping = false;
+  /** Messages were sent without a Flush or Sync behind them: the server keeps its replies. */
+  #unflushed = false;
+  #closed = false;
 
   constructor(session: Session) {
     this.#session = session;
@@ -101,19 +111,52 @@ export class ExtendedProtocol {
     this.#batch.push({ type, frame });
     this.#batchBytes += frame.length;
     if (type !== FRONTEND.Sync && type !== FRONTEND.Flush && this.#batchBytes < BATCH_BYTES) return null;
+    this.#unflushed = type !== FRONTEND.Sync && type !== FRONTEND.Flush;
+    return this.#dispatch(this.#takeBatch(), performance.now());
+  }
+
+  /** Another kind of message follows: sends what waits for a Sync or Flush, so that its replies come. Null: nothing does. */
+  sendOpenBatch(): Promise<void> | null {
+    if (this.#batch.length === 0 && !this.#unflushed) return null;
+    this.#unflushed = false;
+    return this.#dispatch([...this.#takeBatch(), { type: FRONTEND.Flush, frame: FLUSH }], performance.now());
+  }
+
+  /** An error has everything up to the next Sync ignored, ours or the server's. */
+  get skipping(): boolean {
+    return this.#skipping || (this.#session.lease.backend?.skipping ?? false);
+  }
+
+  #takeBatch(): readonly Message[] {
     const batch = this.#batch;
     this.#batch = [];
     this.#batchBytes = 0;
-    return this.#dispatch(batch, performance.now());
+    return batch;
   }
 
   /** DEALLOCATE of a statement that the client prepared by protocol. @returns whether there was one. */
   forget(name: string): boolean {
-    const statement = this.#statements.get(name);
-    if (statement === undefined) return false;
-    this.#statements.delete(name);
-    this.#session.services.contents.release(statement.content);
+    const statement = this.#take(name);
+    if (statement === null) return false;
+    this.#release(statement);
     return true;
+  }
+
+  #take(name: string): ClientStatement | null {
+    const statement = this.#statements.get(name) ?? null;
+    this.#statements.delete(name);
+    return statement;
+  }
+
+  #release(statement: ClientStatement): void {
+    this.#session.services.contents.release(statement.content);
+  }
+
+  /** A Close was not carried out: an error came before it. */
+  #restore(name: string, statement: ClientStatement | null): void {
+    if (statement === null) return;
+    if (this.#closed || this.#statements.has(name)) this.#release(statement);
+    else this.#statements.set(name, statement);
   }
 
   forgetAll(): void {
@@ -121,6 +164,7 @@ export class ExtendedProtocol {
   }
 
   close(): void {
+    this.#closed = true;
     this.forgetAll();
     this.#portals.clear();
   }
@@ -135,13 +179,13 @@ export class ExtendedProtocol {
       placement = await lease.prepare(executions, session.signal);
       if (placement.kind === 'fanout') {
         if (!(await this.#fanOut(items, placement, error))) {
-          this.#undoParses(items);
+          this.#undo(items);
           await this.#dispatch(batch, since);
         }
         return;
       }
     } catch (e) {
-      this.#undoParses(items);
+      this.#undo(items);
       await this.#fail(session.simple.fieldsOf(e), sync ?? syncOf(items));
       return;
     }
@@ -154,7 +198,7 @@ export class ExtendedProtocol {
     if (whole && placement.writes && transaction?.clean) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
       session.simple.closeGate(prelude, since, () => {
-        this.#undoParses(items);
+        this.#undo(items);
         return this.#dispatch(batch, since);
       });
     }
@@ -220,7 +264,8 @@ export class ExtendedProtocol {
       }
       case FRONTEND.Close: {
         const { kind, name } = decodeClose(frame);
-        return { type: kind === 'statement' ? 'close-statement' : 'close-portal', frame, name };
+        if (kind === 'statement') return { type: 'close-statement', name, statement: this.#take(name) };
+        return { type: 'close-portal', frame, name };
       }
       case FRONTEND.Flush:
         return { type: 'flush', frame };
@@ -253,7 +298,7 @@ export class ExtendedProtocol {
     const session = this.#session;
     for (const item of items) {
       if (item.type === 'close-statement') {
-        this.forget(item.name);
+        if (item.statement !== null) this.#release(item.statement);
         session.write(CLOSE_COMPLETE);
       } else if (item.type === 'sync') session.answerReady();
     }
@@ -275,6 +320,8 @@ export class ExtendedProtocol {
           backend.send(data, { kind: 'bind', internal: false, undo: () => this.#portals.delete(item.bind.portal) });
           lease.unsynced = true;
           lease.unsyncedDirty = true;
+          // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.
+          if (item.bind.portal !== '' && lease.transaction !== null) lease.transaction.clean = false;
           break;
         }
         case 'describe-statement': {
@@ -291,10 +338,17 @@ export class ExtendedProtocol {
           this.#emitExecute(backend, item.frame, item.bound);
           lease.unsynced = true;
           lease.unsyncedDirty = true;
+          // Suspended, it has no CommandComplete that would say that something was done.
+          if (item.maxRows !== 0 && lease.transaction !== null) lease.transaction.clean = false;
           break;
         case 'close-statement':
-          this.forget(item.name);
-          backend.send(null, { kind: 'local', internal: false, bytes: CLOSE_COMPLETE });
+          backend.send(null, {
+            kind: 'local',
+            internal: false,
+            bytes: CLOSE_COMPLETE,
+            done: () => item.statement !== null && this.#release(item.statement),
+            undo: () => this.#restore(item.name, item.statement),
+          });
           break;
         case 'close-portal':
           this.#portals.delete(item.name);
@@ -308,15 +362,15 @@ export class ExtendedProtocol {
           lease.unsynced = false;
           lease.unsyncedDirty = false;
           session.expectReady();
-          backend.send(item.frame, { kind: 'sync', internal: false, done: () => this.#synced(backend) });
+          backend.send(item.frame, { kind: 'sync', internal: false });
           break;
       }
     }
   }
 
   /** Portals end with their transaction; the unnamed one may stay inside a block. */
-  #synced(backend: Backend): void {
-    if (backend.status === IDLE) this.#portals.clear();
+  ready(status: number): void {
+    if (status === IDLE) this.#portals.clear();
   }
 
   #emitParse(backend: Backend, item: Item & { type: 'parse' }): void {
@@ -397,6 +451,14 @@ export class ExtendedProtocol {
 
   #emitExecute(backend: Backend, frame: Buffer, bound: Bound | null): void {
     const session = this.#session;
+    const effect = bound?.statement.analyzed.statements[0]?.plan.effect;
+    if (effect?.kind === 'deallocate' && effect.name !== null && this.#knows(effect.name)) {
+      // The server knows it by another name, and other clients may use it there.
+      const name = protocolName(effect.name);
+      const done = () => this.forget(name);
+      backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
+      return;
+    }
     const started = performance.now();
     backend.send(frame, {
       kind: 'execute',
@@ -455,9 +517,17 @@ export class ExtendedProtocol {
     else this.#skipping = true;
   }
 
-  #undoParses(items: readonly Item[]): void {
-    for (const item of items)
-      if (item.type === 'parse' && this.#statements.get(item.name) === item.statement) this.forget(item.name);
+  /** Takes back what reading the batch did. */
+  #undo(items: readonly Item[]): void {
+    for (const item of [...items].reverse()) {
+      if (item.type === 'close-statement') this.#restore(item.name, item.statement);
+      else if (item.type === 'parse' && this.#statements.get(item.name) === item.statement) this.forget(item.name);
+    }
+  }
+
+  /** Whether the client prepared a statement of this name, given as SQL has it, by protocol. */
+  #knows(name: string): boolean {
+    return this.#statements.has(protocolName(name));
   }
 
   #syncAfterError(frame: Buffer): Promise<void> | null {
@@ -511,6 +581,11 @@ const FAN_OUT_SHAPE = /^(parse )?(describe-statement )?bind (describe-portal )?e
 function syncOf(items: readonly Item[]): Item | null {
   const last = items.at(-1);
   return last?.type === 'sync' ? last : null;
+}
+
+/** A name from SQL as the protocol's messages have it: a byte string. */
+export function protocolName(name: string): string {
+  return Buffer.from(name).toString('latin1');
 }
 
 /** Names are byte strings; in messages they are text. */

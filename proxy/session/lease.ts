@@ -17,7 +17,7 @@ import { Transaction } from './transaction.js';
 
 /** Transaction status bytes of ReadyForQuery. */
 export const IDLE = 0x49; // 'I'
-const FAILED = 0x45; // 'E'
+export const FAILED = 0x45; // 'E'
 
 const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
 

@@ -9,7 +9,13 @@ import type { LiveTopology } from '../live-topology.js';
 import type { Router } from '../router/router.js';
 import type { LoadCounter } from '../telemetry/load-counter.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
-import { decodeErrorFields, type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import {
+  decodeErrorFields,
+  type ErrorFields,
+  encodeErrorResponse,
+  fieldsOfError,
+  ServerError,
+} from '../wire/error-response.js';
 import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
@@ -36,13 +42,19 @@ export interface SessionServices {
   readonly pool: (shard: ShardName) => Pool;
 }
 
+/** Completes a CopyData that nobody reads any more. */
+const FILLER = Buffer.alloc(64 * 1024);
 /** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
 const INBOX_BYTES = 1024 * 1024;
+/** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
+const UNREAD_BYTES = 1024 * 1024;
 
 interface Incoming {
   readonly type: number;
   /** A whole message, or, of CopyData, a piece of one. */
   readonly frame: Buffer;
+  /** Bytes of a CopyData that follow in other pieces. */
+  readonly remaining: number;
 }
 
 /**
@@ -75,6 +87,15 @@ export class Session implements BackendOwner {
   /** A ReadyForQuery is owed to the client. */
   #awaitingReady = false;
   #copyIn = false;
+  /** Bytes that the server has yet to get of the CopyData sent last. */
+  #copyRemaining = 0;
+  /** The server does not take COPY data as fast as the client sends it. */
+  #serverFull = false;
+  /** The client said goodbye and went, but what it sent before has yet to be done. */
+  #left = false;
+  #unread = 0;
+  /** The server has said FATAL: nothing may follow it. */
+  #fatal = false;
   #closed = false;
   #wait: AbortController | null = null;
   #fanOut: FanOut | null = null;
@@ -112,8 +133,8 @@ export class Session implements BackendOwner {
     this.extended = new ExtendedProtocol(this);
     this.#scanner = new FrameScanner(
       {
-        onMessage: (type, frame) => this.#receive({ type, frame }),
-        onPartial: (type, frame) => this.#receive({ type, frame }),
+        onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
+        onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
       },
       clientFrames(),
     );
@@ -123,9 +144,9 @@ export class Session implements BackendOwner {
   start(): void {
     const socket = this.#socket;
     socket.on('data', (chunk: Buffer) => this.#read(chunk));
-    socket.on('end', () => this.close());
+    socket.on('end', () => this.#clientLeft());
     socket.on('error', (error) => this.services.logger.debug({ err: error, session: this.id }, 'client socket'));
-    socket.on('close', () => this.close());
+    socket.on('close', () => this.#clientLeft());
     socket.resume();
   }
 
@@ -170,9 +191,19 @@ export class Session implements BackendOwner {
     return backend !== null && !backend.quiet ? [backend] : [];
   }
 
+  /** A cancel request has reached the server. */
+  canceled(): void {
+    if (!this.#busy && !this.#awaitingReady && !this.#closed) this.lease.releaseIfIdle();
+  }
+
   /** Sends bytes to the client. */
   write(frame: Buffer): void {
     if (this.#closed) return;
+    if (this.#left) {
+      this.#unread += frame.length;
+      if (this.#unread > UNREAD_BYTES) this.close();
+      return;
+    }
     if (!this.#out.write(frame)) {
       this.lease.backend?.connection.pause();
       this.#fanOut?.pause();
@@ -219,6 +250,8 @@ export class Session implements BackendOwner {
     this.#socket.setTimeout(1000, () => this.#socket.destroy());
     this.#wait?.abort(new ForeshardError('08006', 'the client has gone away'));
     this.#fanOut?.abandon();
+    // What the client did not read, nobody holds back any more.
+    this.lease.backend?.connection.resume();
     this.extended.close();
     void this.#leave();
     this.#onEnd();
@@ -243,9 +276,9 @@ export class Session implements BackendOwner {
         return;
       }
     }
-    if (backend.reusable && lease.pinned === null) {
+    // Without its Sync a batch is still open: only closing the connection undoes it.
+    if (backend.reusable && lease.pinned === null && !lease.unsynced) {
       backend.settingsSignature = null;
-      lease.unsynced = false;
       lease.releaseIfIdle();
       return;
     }
@@ -254,6 +287,16 @@ export class Session implements BackendOwner {
         this.services.logger.debug({ err: e }, 'cancel for a client that has gone failed');
       });
     lease.discard();
+  }
+
+  /** The client's socket has ended. What came before a goodbye is still carried out, as PostgreSQL does. */
+  #clientLeft(): void {
+    if (this.#closed || !this.#inbox.some((m) => m.type === FRONTEND.Terminate)) {
+      this.close();
+      return;
+    }
+    this.#left = true;
+    this.#clientDrained();
   }
 
   #read(chunk: Buffer): void {
@@ -282,6 +325,11 @@ export class Session implements BackendOwner {
         break;
       }
       if (!this.#mayProcess(next.type)) break;
+      const open = endsBatch(next.type) ? this.extended.sendOpenBatch() : null;
+      if (open !== null) {
+        this.#follow(open);
+        break;
+      }
       this.#inbox.shift();
       this.#inboxBytes -= next.frame.length;
       let work: Promise<void> | null;
@@ -295,7 +343,8 @@ export class Session implements BackendOwner {
         this.#follow(work);
       }
     }
-    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#closed) this.#socket.resume();
+    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#serverFull && !this.#closed)
+      this.#socket.resume();
   }
 
   #follow(work: Promise<void>): void {
@@ -319,33 +368,32 @@ export class Session implements BackendOwner {
   }
 
   #mayProcess(type: number): boolean {
-    if (!this.#awaitingReady) return true;
-    switch (type) {
-      case FRONTEND.CopyData:
-      case FRONTEND.CopyDone:
-      case FRONTEND.CopyFail:
-      case FRONTEND.Terminate:
-        return true;
-      default:
-        return false;
-    }
+    if (this.#copyIn) return true;
+    if (this.#awaitingReady) return false;
+    // Whether they are skipped, or belong to a COPY, is known when what was asked before is answered.
+    return !waitsForReplies(type) || !this.lease.unsynced || (this.lease.backend?.quiet ?? true);
+  }
+
+  /** Something of an unfinished batch is answered: messages that wait for that may be looked at when the reply is done with. */
+  #pumpLater(): void {
+    if (this.#inbox.length > 0 && !this.#awaitingReady) queueMicrotask(() => this.pump());
   }
 
   #process(message: Incoming): Promise<void> | null {
     const { type, frame } = message;
+    if (this.#copyIn && type !== FRONTEND.Terminate) {
+      this.#copyMessage(message);
+      return null;
+    }
     switch (type) {
       case FRONTEND.Query:
-        return this.simple.query(frame);
+        return this.extended.skipping ? null : this.simple.query(frame);
       case FRONTEND.FunctionCall:
-        return this.simple.functionCall(frame);
+        return this.extended.skipping ? null : this.simple.functionCall(frame);
       case FRONTEND.CopyData:
-        this.#forwardCopy(frame);
-        return null;
       case FRONTEND.CopyDone:
       case FRONTEND.CopyFail:
-        this.#forwardCopy(frame);
-        this.#copyIn = false;
-        return null;
+        return null; // ignored outside of COPY, as PostgreSQL does: an error may have ended it early
       case FRONTEND.Terminate:
         this.close();
         return null;
@@ -354,11 +402,25 @@ export class Session implements BackendOwner {
     }
   }
 
-  /** CopyData, CopyDone and CopyFail outside of COPY are ignored, as PostgreSQL does: an error may have ended it early. */
-  #forwardCopy(frame: Buffer): void {
-    if (!this.#copyIn) return;
-    const backend = this.lease.backend;
-    if (backend !== null && !backend.sendRaw(frame)) this.#socket.pause();
+  /** A message while the server waits for CopyData. What does not belong there the server answers in its own words. */
+  #copyMessage({ type, frame, remaining }: Incoming): void {
+    // Ignored by PostgreSQL too, "for the convenience of libpq".
+    if (type === FRONTEND.Sync || type === FRONTEND.Flush) return;
+    this.#copyRemaining = remaining;
+    if (this.lease.backend?.sendRaw(frame) === false) {
+      this.#serverFull = true;
+      this.#socket.pause();
+    }
+    if (type !== FRONTEND.CopyData) this.#endCopy();
+  }
+
+  #endCopy(): void {
+    this.#copyIn = false;
+    // The server failed in the middle of a message: without its rest it would take what follows for it.
+    for (; this.#copyRemaining > 0; this.#copyRemaining -= FILLER.length)
+      this.lease.backend?.sendRaw(FILLER.subarray(0, this.#copyRemaining));
+    this.#copyRemaining = 0;
+    this.#serverFull = false;
   }
 
   #clientDrained(): void {
@@ -376,13 +438,20 @@ export class Session implements BackendOwner {
     }
     this.bytesForwarded += frame.length;
     if (!this.gate.take(frame)) this.write(frame);
+    this.#pumpLater();
   }
 
   #onErrorReply(frame: Buffer, expectation: Expectation | null): void {
-    this.#copyIn = false;
+    this.#endCopy();
+    this.#pumpLater();
     this.simple.unitFailed = true;
     if (expectation?.replacement === undefined) {
       const fields = decodeErrorFields(frame);
+      if (fields.severity === 'FATAL' || fields.severity === 'PANIC') {
+        this.#fatal = true;
+        this.write(frame);
+        return;
+      }
       if (fields.sqlstate === 'SH001') {
         // The guard at a shard says that it does not own the row (any more).
         if (this.gate.refuse()) return;
@@ -425,7 +494,10 @@ export class Session implements BackendOwner {
 
   onReady(backend: Backend, status: number, internal: boolean): void {
     if (internal || backend !== this.lease.backend) return;
-    this.#copyIn = false;
+    this.#endCopy();
+    this.lease.unsynced = false;
+    this.lease.unsyncedDirty = false;
+    this.extended.ready(status);
     this.simple.transactionStatus(backend, status);
     if (this.gate.refused) {
       this.#retry();
@@ -445,6 +517,7 @@ export class Session implements BackendOwner {
   }
 
   onWritable(): void {
+    this.#serverFull = false;
     if (this.#inboxBytes <= INBOX_BYTES) this.#socket.resume();
     this.pump();
   }
@@ -455,6 +528,15 @@ export class Session implements BackendOwner {
     const during = this.#awaitingReady || this.lease.unsynced;
     this.services.logger.warn({ err: error, shard: backend.shard, session: this.id, during }, 'server connection lost');
     this.lease.discard();
+    if (this.#fatal || backend.midMessage) {
+      this.close();
+      return;
+    }
+    // The server may have said why, of itself (an idle transaction's time-out, a shutdown).
+    if (error.cause instanceof ServerError) {
+      this.close(error.cause);
+      return;
+    }
     // What PostgreSQL itself does when a backend dies: the session ends. A write in flight may or may not have happened.
     this.close(
       new ForeshardError(
@@ -466,6 +548,15 @@ export class Session implements BackendOwner {
       ),
     );
   }
+}
+
+/** Whether messages of a batch must have reached the server before this one is looked at. */
+function endsBatch(type: number): boolean {
+  return type === FRONTEND.Query || type === FRONTEND.FunctionCall || type === FRONTEND.CopyData;
+}
+
+function waitsForReplies(type: number): boolean {
+  return endsBatch(type) || type === FRONTEND.CopyDone || type === FRONTEND.CopyFail;
 }
 
 /** For a connection whose client has gone. */

@@ -50,6 +50,11 @@ export class SessionSettings {
     return this.#current.get(name)?.sql;
   }
 
+  /** Whether the client's login gave this setting a value (null: any setting). RESET goes back to that. */
+  hasLogin(name: string | null): boolean {
+    return name === null ? this.#base.size > 0 : this.#base.has(name);
+  }
+
   set(name: string, sql: string): void {
     const next = new Map(this.#current);
     // Deleted first, so that the order is that of the last change: SET ROLE after SET SESSION AUTHORIZATION stays after it.

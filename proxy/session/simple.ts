@@ -5,7 +5,8 @@ import type { Analyzed, AnalyzedStatement, StatementPlan } from '../router/route
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { decodeQuery, encodeQuery } from '../wire/frontend.js';
-import { IDLE, RefusedError } from './lease.js';
+import { protocolName } from './extended.js';
+import { FAILED, IDLE, RefusedError } from './lease.js';
 import type { Execution, Placement } from './placement.js';
 import type { Session } from './session.js';
 import type { Transaction } from './transaction.js';
@@ -20,6 +21,7 @@ export class SimpleProtocol {
   readonly #session: Session;
   #lastTag = '';
   #settingsTouched = false;
+  #settingsUnknown = false;
   #discarded = false;
 
   constructor(session: Session) {
@@ -28,6 +30,7 @@ export class SimpleProtocol {
 
   query(frame: Buffer): Promise<void> | null {
     const analyzed = this.analyze(decodeQuery(frame));
+    this.#session.extended.forget(''); // as PostgreSQL does with every Query
     if (this.#answerLocally(analyzed)) return null;
     return this.#run(frame, analyzed, performance.now());
   }
@@ -45,6 +48,7 @@ export class SimpleProtocol {
       return;
     }
     session.expectReady();
+    this.#keepMixed();
     (session.lease.backend as Backend).send(frame, { kind: 'function', internal: false });
   }
 
@@ -73,7 +77,7 @@ export class SimpleProtocol {
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction;
     this.beginUnit(backend);
-    if (placement.writes && transaction.clean && endsOnce(analyzed.statements)) {
+    if (placement.writes && transaction.clean && !lease.unsynced && endsOnce(analyzed.statements)) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
       this.closeGate(prelude, since, () => this.#run(frame, analyzed, since));
     }
@@ -82,6 +86,7 @@ export class SimpleProtocol {
     let index = 0;
     let rows = 0;
     session.expectReady();
+    this.#keepMixed();
     backend.send(frame, {
       kind: 'query',
       internal: false,
@@ -105,6 +110,15 @@ export class SimpleProtocol {
         });
       },
     });
+  }
+
+  /**
+   * A Query inside a batch may leave PostgreSQL (18) with a transaction that is open although the next Sync is answered with
+   * "idle": nobody else may get that connection.
+   */
+  #keepMixed(): void {
+    const { lease } = this.#session;
+    if (lease.unsynced) lease.pinned ??= 'Query inside a batch';
   }
 
   /** To be called before the first message of a Query or batch is sent. */
@@ -168,6 +182,8 @@ export class SimpleProtocol {
       case 'set':
         if (effect.local) return;
         this.#settingsTouched = true;
+        // The server goes back to its own value, not to the one of the client's login.
+        if (effect.reset && settings.hasLogin(effect.name)) this.#settingsUnknown = true;
         if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('utf8'));
         else if (effect.name === null) settings.resetAll();
         else settings.reset(effect.name);
@@ -197,8 +213,10 @@ export class SimpleProtocol {
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
     if (this.#discarded) backend.settingsSignature = '';
-    else if (this.#settingsTouched) backend.settingsSignature = committed ? settings.signature : null;
+    else if (this.#settingsTouched)
+      backend.settingsSignature = committed && !this.#settingsUnknown ? settings.signature : null;
     this.#settingsTouched = false;
+    this.#settingsUnknown = false;
     this.#discarded = false;
     this.#lastTag = '';
   }
@@ -246,7 +264,13 @@ export class SimpleProtocol {
   #answerLocally(analyzed: Analyzed): boolean {
     const session = this.#session;
     const { lease, settings } = session;
-    if (lease.backend !== null || analyzed.syntaxError) return false;
+    if (analyzed.syntaxError) return false;
+    if (this.#deallocatesByProtocol(analyzed)) {
+      session.write(encodeCommandComplete('DEALLOCATE'));
+      session.answerReady();
+      return true;
+    }
+    if (lease.backend !== null) return false;
     if (analyzed.statements.length === 0) {
       session.write(EMPTY_QUERY_RESPONSE);
       session.answerReady();
@@ -265,16 +289,19 @@ export class SimpleProtocol {
       lease.transaction = null;
       settings.end(effect.kind === 'commit');
       tag = effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
-    } else if (
-      effect.kind === 'deallocate' &&
-      effect.name !== null &&
-      session.extended.forget(Buffer.from(effect.name).toString('latin1'))
-    ) {
-      tag = 'DEALLOCATE';
     } else return false;
     session.write(encodeCommandComplete(tag));
     session.answerReady();
     return true;
+  }
+
+  /** DEALLOCATE of a statement that servers know by another name, and may have for other clients too. */
+  #deallocatesByProtocol(analyzed: Analyzed): boolean {
+    const { lease, extended } = this.#session;
+    const effect = analyzed.statements.length === 1 ? analyzed.statements[0]?.plan.effect : null;
+    if (effect?.kind !== 'deallocate' || effect.name === null) return false;
+    if (lease.unsynced || lease.backend?.status === FAILED) return false;
+    return extended.forget(protocolName(effect.name));
   }
 
   #harmless(plan: StatementPlan, transaction: Transaction): boolean {

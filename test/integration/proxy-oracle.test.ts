@@ -1,0 +1,1159 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { decodeParameterStatus, decodeRowDescription } from '../../proxy/wire/backend.js';
+import { decodeErrorFields } from '../../proxy/wire/error-response.js';
+import {
+  COPY_DONE,
+  encodeBind,
+  encodeClose,
+  encodeCopyFail,
+  encodeDescribe,
+  encodeExecute,
+  encodeParse,
+  encodeQuery,
+  FLUSH,
+  SYNC,
+  TERMINATE,
+} from '../../proxy/wire/frontend.js';
+import { MessageBuilder } from '../../proxy/wire/message-builder.js';
+import { FRONTEND } from '../../proxy/wire/message-types.js';
+import { type RawMessage, RawPeer } from '../support/raw-peer.js';
+import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+/**
+ * Message types to wait for, in this order (`.`: the end of the connection), after what is sent in one packet. A star
+ * instead: wait for nothing.
+ */
+type Step = readonly [until: string, ...send: Buffer[]];
+
+interface Conversation {
+  readonly name: string;
+  readonly steps: readonly Step[];
+  /** Needs all data on one shard. */
+  readonly sole?: true;
+  /** Says the same in pieces of one byte, but too slowly to be worth it. */
+  readonly large?: true;
+}
+
+const Q = encodeQuery;
+const P = (name: string, sql: string, oids: number[] = []) => encodeParse(name, sql, oids);
+const B = (portal: string, statement: string, ...values: (string | null)[]) =>
+  encodeBind({
+    portal,
+    statement,
+    formats: [],
+    values: values.map((v) => (v === null ? null : Buffer.from(v))),
+    resultFormats: [],
+  });
+const DS = (name: string) => encodeDescribe('statement', name);
+const DP = (name: string) => encodeDescribe('portal', name);
+const E = encodeExecute;
+const CS = (name: string) => encodeClose('statement', name);
+const CP = (name: string) => encodeClose('portal', name);
+const S = SYNC;
+const H = FLUSH;
+const d = (data: string | Buffer) =>
+  new MessageBuilder(FRONTEND.CopyData).bytes(Buffer.isBuffer(data) ? data : Buffer.from(data)).finish();
+const call = (oid: number, ...args: number[]) => {
+  const builder = new MessageBuilder(FRONTEND.FunctionCall).uint32(oid).count16(0).count16(args.length);
+  for (const arg of args) {
+    const text = Buffer.from(String(arg));
+    builder.int32(text.length).bytes(text);
+  }
+  return builder.int16(0).finish();
+};
+
+const INT4_PLUS = 177;
+const INT4_DIVIDE = 154;
+const NAME = 'SELECT name FROM tenants WHERE tenant_id = $1';
+const ADD = 'INSERT INTO tenants VALUES ($1, $2)';
+const HEADER = Buffer.from('5047434f50590aff0d0a000000000000000000', 'hex');
+const ORDERS = 'SELECT id FROM orders WHERE tenant_id = 150 ORDER BY id';
+const TENANTS = 'SELECT name FROM tenants WHERE tenant_id = 150';
+
+const CONVERSATIONS: readonly Conversation[] = [
+  { name: 'a simple query', steps: [['Z', Q(TENANTS)]] },
+  {
+    name: 'an empty query',
+    steps: [
+      ['Z', Q('')],
+      ['Z', Q(' ; ;')],
+      ['Z', Q('-- nothing')],
+    ],
+  },
+  { name: 'an empty query, extended', steps: [['Z', P('', ''), DS(''), B('', ''), DP(''), E(''), S]] },
+  { name: 'several statements', steps: [['Z', Q(`${TENANTS}; SELECT 1; ; INSERT INTO tenants VALUES (160, 'x')`)]] },
+  {
+    name: 'several statements with an error',
+    steps: [
+      ['Z', Q(`INSERT INTO tenants VALUES (160, 'x'); SELECT 1/0; SELECT 2`)],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+  },
+  {
+    name: 'several statements with a syntax error',
+    steps: [
+      ['Z', Q(`INSERT INTO tenants VALUES (160, 'x'); SELEC 2`)],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+  },
+  { name: 'Queries pipelined in one packet', steps: [['ZZZZ', Q(TENANTS), Q('SELECT nothing'), Q(''), Q('SELECT 3')]] },
+  { name: 'Parse, Bind, Describe, Execute, Sync', steps: [['Z', P('', NAME), B('', '', '150'), DP(''), E(''), S]] },
+  {
+    name: 'a statement described and used',
+    steps: [
+      ['Z', P('a', NAME), DS('a'), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', B('', 'a', '151'), DP(''), E(''), S],
+    ],
+  },
+  {
+    name: 'Parse, Describe, Flush; then Bind, Execute, Sync',
+    steps: [
+      ['1tT', P('', NAME), DS(''), H],
+      ['Z', B('', '', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'Flush after each message',
+    steps: [
+      ['1', P('', NAME), H],
+      ['2', B('', '', '150'), H],
+      ['T', DP(''), H],
+      ['C', E(''), H],
+      ['Z', S],
+    ],
+  },
+  {
+    name: 'several Syncs',
+    steps: [
+      ['ZZZ', S, S, S],
+      ['ZZZZ', P('', NAME), S, B('', '', '150'), S, S, S],
+    ],
+  },
+  {
+    name: 'a pipeline with a Sync after each',
+    steps: [
+      ['ZZZ', P('a', NAME), B('', 'a', '150'), E(''), S, B('', 'a', '151'), E(''), S, B('', 'a', '9999'), E(''), S],
+    ],
+  },
+  {
+    name: 'a pipeline whose middle fails',
+    steps: [
+      [
+        'ZZZ',
+        P('', ADD),
+        B('', '', '160', 'a'),
+        E(''),
+        S,
+        P('', ADD),
+        B('', '', '150', 'dup'),
+        E(''),
+        B('', '', '161', 'b'),
+        E(''),
+        S,
+        P('', ADD),
+        B('', '', '162', 'c'),
+        E(''),
+        S,
+      ],
+      ['Z', Q('SELECT count(*) FROM tenants WHERE tenant_id = 160')],
+      ['Z', Q('SELECT count(*) FROM tenants WHERE tenant_id = 161')],
+      ['Z', Q('SELECT count(*) FROM tenants WHERE tenant_id = 162')],
+    ],
+  },
+  {
+    name: 'an implicit transaction: an error undoes what came before',
+    steps: [
+      [
+        'Z',
+        P('', `INSERT INTO orders VALUES (150, 1, 'a')`),
+        B('', ''),
+        E(''),
+        P('', `INSERT INTO orders VALUES (150, 1, 'a')`),
+        B('', ''),
+        E(''),
+        S,
+      ],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'an implicit transaction: a bad Parse undoes what came before',
+    steps: [
+      [
+        'Z',
+        P('', `INSERT INTO orders VALUES (150, 1, 'a')`),
+        B('', ''),
+        E(''),
+        P('', `INSER INTO`),
+        B('', ''),
+        E(''),
+        S,
+      ],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'an implicit transaction: a Bind to nothing undoes what came before',
+    steps: [
+      ['Z', P('', `INSERT INTO orders VALUES (150, 1, 'a')`), B('', ''), E(''), B('', 'none'), E(''), S],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'a deferred error at Sync',
+    sole: true,
+    steps: [
+      ['Z', Q('CREATE TEMP TABLE p (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)')],
+      ['ZZ', P('', 'INSERT INTO p VALUES (1), (1)'), B('', ''), E(''), S, S],
+      ['Z', Q('SELECT count(*) FROM p')],
+    ],
+  },
+  {
+    name: 'a value of the wrong type',
+    steps: [
+      ['Z', P('', NAME), B('', '', 'x'), E(''), S],
+      ['Z', P('', NAME), B('', '', '150'), E(''), S],
+    ],
+  },
+  { name: 'too few values', steps: [['Z', P('', NAME), B('', ''), E(''), S]] },
+  {
+    name: 'a syntax error, a missing table, a missing column',
+    steps: [
+      ['Z', Q('SELEC 1')],
+      ['Z', P('x', 'SELEC 1'), DS('x'), S],
+      ['Z', P('x', 'SELECT nothing FROM tenants WHERE tenant_id = 150'), S],
+      ['Z', P('x', NAME), S],
+      ['Z', Q('SELECT * FROM no_such_table')],
+    ],
+  },
+  { name: 'several commands in a Parse', steps: [['Z', P('', 'SELECT 1; SELECT 2'), S]] },
+  {
+    name: 'Execute with a row limit',
+    steps: [
+      ['Z', Q('BEGIN')],
+      [
+        'Z',
+        P('', `SELECT name, generate_series(1, 5) FROM tenants WHERE tenant_id = 150`),
+        B('', ''),
+        E('', 2),
+        E('', 2),
+        E('', 2),
+        S,
+      ],
+      ['Z', Q('COMMIT')],
+    ],
+  },
+  {
+    name: 'Execute with a row limit, a Sync between',
+    steps: [
+      ['Z', P('', `SELECT name, generate_series(1, 5) FROM tenants WHERE tenant_id = 150`), B('', ''), E('', 2), S],
+      ['Z', E('', 2), S],
+    ],
+  },
+  {
+    name: 'named portals in a transaction',
+    steps: [
+      ['Z', Q('BEGIN')],
+      [
+        'Z',
+        P('s', 'SELECT generate_series($1::int, $1::int + 3) FROM tenants WHERE tenant_id = 150'),
+        B('p', 's', '10'),
+        B('q', 's', '20'),
+        S,
+      ],
+      ['Z', E('p', 1), E('q', 2), S],
+      ['Z', DP('p'), E('p', 0), E('q', 1), S],
+      ['Z', CP('q'), S],
+      ['Z', E('q', 0), S],
+      ['Z', Q('ROLLBACK')],
+    ],
+  },
+  {
+    name: 'a portal bound twice',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', P('s', TENANTS), B('p', 's'), B('p', 's'), S],
+      ['Z', Q('ROLLBACK')],
+    ],
+  },
+  {
+    name: 'a named portal outlives no transaction',
+    steps: [
+      ['Z', P('s', TENANTS), B('p', 's'), E('p', 1), S],
+      ['Z', E('p'), S],
+    ],
+  },
+  {
+    name: 'an unknown portal',
+    steps: [
+      ['Z', E('none'), S],
+      ['Z', DP('none'), S],
+    ],
+  },
+  {
+    name: 'RETURNING with a row limit',
+    steps: [
+      ['Z', Q('BEGIN')],
+      [
+        'Z',
+        P('', `INSERT INTO orders SELECT 150, g, 'x' FROM generate_series(1, 3) g RETURNING id`),
+        B('', ''),
+        E('', 1),
+        S,
+      ],
+      ['Z', Q(ORDERS)],
+      ['Z', Q('COMMIT')],
+      ['Z', Q(ORDERS)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'Close of statements, existing or not',
+    steps: [
+      ['Z', CS('none'), S],
+      ['Z', P('a', NAME), CS('a'), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', P('a', NAME), S],
+      ['Z', CS('a'), CP('x'), S],
+      ['Z', DS('a'), S],
+    ],
+  },
+  {
+    name: 'Close and Parse again in one batch',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', CS('a'), P('a', ORDERS), B('', 'a'), E(''), S],
+      ['Z', B('', 'a'), DP(''), E(''), S],
+    ],
+  },
+  {
+    name: 'Close and Bind in one batch',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', CS('a'), B('', 'a', '150'), E(''), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'Parse, Close and Bind in one batch',
+    steps: [
+      ['Z', P('a', NAME), CS('a'), B('', 'a', '150'), E(''), S],
+      ['Z', DS('a'), S],
+    ],
+  },
+  {
+    name: 'Close after an error in the batch is skipped',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', P('', 'SELECT 1/0'), B('', ''), E(''), CS('a'), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'Close after a failed Parse is skipped',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', P('', 'SELEC'), CS('a'), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'Close of an unnamed statement',
+    steps: [
+      ['Z', P('', NAME), S],
+      ['Z', CS(''), S],
+      ['Z', B('', '', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'a duplicate Parse',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', P('a', ORDERS), DS('a'), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', P('b', NAME), P('b', NAME), S],
+    ],
+  },
+  {
+    name: 'an unnamed Parse replaces the other',
+    steps: [
+      ['Z', P('', NAME), P('', ORDERS), B('', ''), DP(''), E(''), S],
+      ['Z', P('', TENANTS), S],
+      ['Z', B('', ''), E(''), S],
+    ],
+  },
+  {
+    name: 'the unnamed statement after a failed one',
+    steps: [
+      ['Z', P('', NAME), S],
+      ['Z', P('', 'SELEC'), S],
+      ['Z', B('', '', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'the unnamed statement after a Query',
+    steps: [
+      ['Z', P('', NAME), S],
+      ['Z', Q('SELECT 1')],
+      ['Z', B('', '', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'Bind and Describe of an unknown statement',
+    steps: [
+      ['Z', B('', 'none'), E(''), S],
+      ['Z', DS('none'), S],
+      ['Z', B('', ''), S],
+      ['EZ', B('', 'none'), H, E(''), S],
+    ],
+  },
+  {
+    name: 'an error waits for its Sync',
+    steps: [
+      ['E', P('', 'SELECT 1/0'), B('', ''), E(''), H],
+      ['Z', P('', TENANTS), B('', ''), E(''), H, S],
+      ['Z', P('', TENANTS), B('', ''), E(''), S],
+    ],
+  },
+  {
+    name: 'a Query after an error is skipped up to the Sync',
+    steps: [
+      ['E', P('', 'SELEC'), H],
+      ['Z', Q(TENANTS), S],
+      ['Z', Q(TENANTS)],
+    ],
+  },
+  {
+    name: 'a Query after Bind to nothing is skipped up to the Sync',
+    steps: [
+      ['E', B('', 'none'), H],
+      ['Z', Q(TENANTS), S],
+      ['Z', Q(TENANTS)],
+    ],
+  },
+  {
+    name: 'a Query in a batch without a Sync',
+    steps: [
+      ['Z', P('a', NAME), B('', 'a', '150'), E(''), Q('SELECT 7')],
+      ['Z', B('', 'a', '151'), E(''), S],
+    ],
+  },
+  {
+    name: 'a Query after a Flush',
+    steps: [
+      ['C', P('', `INSERT INTO orders VALUES (150, 1, 'a')`), B('', ''), E(''), H],
+      ['Z', Q(ORDERS)],
+      ['Z', Q(TENANTS)],
+      ['Z', S],
+    ],
+  },
+  {
+    name: 'BEGIN, COMMIT',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(TENANTS)],
+      ['Z', Q('COMMIT')],
+    ],
+  },
+  {
+    name: 'START TRANSACTION, END, ABORT',
+    steps: [
+      ['Z', Q('START TRANSACTION ISOLATION LEVEL SERIALIZABLE')],
+      ['Z', Q('SHOW transaction_isolation')],
+      ['Z', Q('END')],
+      ['Z', Q('BEGIN WORK')],
+      ['Z', Q('ABORT')],
+    ],
+  },
+  {
+    name: 'BEGIN twice, COMMIT without BEGIN',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SAVEPOINT a')],
+    ],
+  },
+  {
+    name: 'transactions by the extended protocol',
+    steps: [
+      ['Z', P('', 'BEGIN'), B('', ''), E(''), S],
+      ['Z', P('', TENANTS), B('', ''), E(''), S],
+      ['Z', P('', 'COMMIT'), B('', ''), DP(''), E(''), S],
+      ['Z', P('', 'COMMIT'), B('', ''), E(''), S],
+    ],
+  },
+  {
+    name: 'a whole transaction in one batch',
+    steps: [
+      [
+        'Z',
+        P('', 'BEGIN'),
+        B('', ''),
+        E(''),
+        P('', `INSERT INTO orders VALUES (150, 1, 'a')`),
+        B('', ''),
+        E(''),
+        P('', 'COMMIT'),
+        B('', ''),
+        E(''),
+        S,
+      ],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'a whole transaction in one Query',
+    steps: [
+      ['Z', Q(`BEGIN; INSERT INTO orders VALUES (150, 1, 'a'); COMMIT; SELECT 1/0`)],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'a failed transaction',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`INSERT INTO orders VALUES (150, 1, 'a')`)],
+      ['Z', Q('SELECT 1/0')],
+      ['Z', Q(TENANTS)],
+      ['Z', P('', TENANTS), B('', ''), E(''), S],
+      ['Z', P('', 'SELECT 1'), S],
+      ['Z', Q('COMMIT')],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'a failed transaction: prepared before',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SELECT 1/0')],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', DS('a'), S],
+      ['Z', P('r', 'ROLLBACK'), B('', 'r'), E(''), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'ROLLBACK TO',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SAVEPOINT a')],
+      ['Z', Q(`INSERT INTO orders VALUES (150, 1, 'a')`)],
+      ['Z', Q('SELECT 1/0')],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', Q(`INSERT INTO orders VALUES (150, 2, 'b')`)],
+      ['Z', Q('RELEASE a')],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'COMMIT AND CHAIN',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`INSERT INTO orders VALUES (150, 1, 'a')`)],
+      ['Z', Q('COMMIT AND CHAIN')],
+      ['Z', Q('ROLLBACK AND CHAIN')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('COMMIT AND CHAIN')],
+      ['Z', Q(ORDERS)],
+    ],
+  },
+  {
+    name: 'COPY FROM STDIN',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d('160\ta\n161\tb'), d('\n162\t\\N'), d('x\n'), COPY_DONE],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 162')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, csv',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN (FORMAT csv, HEADER)')],
+      ['Z', d('id,name\n160,"a, b"\n'), COPY_DONE],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY TO STDOUT',
+    steps: [
+      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT')],
+      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT (FORMAT csv)')],
+      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT (FORMAT binary)')],
+    ],
+  },
+  {
+    name: 'COPY TO STDOUT, extended',
+    steps: [['Z', P('', 'COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT'), B('', ''), DP(''), E(''), S]],
+  },
+  {
+    name: 'COPY FROM STDIN, binary',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN (FORMAT binary)')],
+      [
+        'Z',
+        d(HEADER),
+        d(Buffer.from('00020000000800000000000000a00000000178', 'hex')),
+        d(Buffer.from('ffff', 'hex')),
+        COPY_DONE,
+      ],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended',
+    steps: [
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), DP(''), E(''), H],
+      ['Z', d('160\ta\n'), COPY_DONE, S],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended, with a Sync before CopyDone',
+    steps: [
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
+      ['Z', d('160\ta\n'), S, H, COPY_DONE, S],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, failed by the client',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d('160\ta\n'), encodeCopyFail('never mind')],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended, failed by the client',
+    steps: [
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
+      ['Z', d('160\ta\n'), encodeCopyFail('never mind'), S],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN: an error while the client goes on sending',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d('160\ta\n'), d('bad\n'), d('161\tb\n'), d('162\tc\n'), COPY_DONE],
+      ['Z', d('163\td\n'), COPY_DONE, Q(TENANTS)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended: an error while the client goes on sending',
+    steps: [
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
+      ['Z', d('160\ta\n'), d('bad\n'), d('161\tb\n'), COPY_DONE, S],
+      ['Z', Q(TENANTS)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN in a transaction with an error',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d('bad\n'), COPY_DONE],
+      ['Z', Q(TENANTS)],
+      ['Z', Q('ROLLBACK')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN sent in one go',
+    steps: [
+      ['Z', Q('COPY tenants FROM STDIN'), d('160\ta\n'), COPY_DONE],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended, sent in one go',
+    steps: [
+      ['Z', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S, d('160\ta\n'), COPY_DONE, S],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY FROM STDIN, extended, without a Flush',
+    steps: [
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), H],
+      ['Z', d('160\ta\n'), COPY_DONE, S, Q('SELECT name FROM tenants WHERE tenant_id = 160')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'COPY of a table that is not there, sent in one go',
+    steps: [
+      ['Z', Q('COPY no_such FROM STDIN'), d('1\n'), COPY_DONE],
+      ['Z', Q(TENANTS)],
+    ],
+  },
+  {
+    name: 'COPY between other statements of a Query',
+    steps: [
+      ['G', Q(`SELECT 1; COPY tenants FROM STDIN; SELECT 2`)],
+      ['Z', d('160\ta\n'), COPY_DONE],
+    ],
+    sole: true,
+  },
+  {
+    name: 'two COPYs in one Query',
+    steps: [
+      ['G', Q(`COPY tenants FROM STDIN; COPY tenants FROM STDIN`)],
+      ['G', d('160\ta\n'), COPY_DONE],
+      ['Z', d('161\ta\n'), COPY_DONE],
+    ],
+    sole: true,
+  },
+  {
+    name: 'a Query in the middle of COPY',
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d('160\ta\n'), Q('SELECT 1')],
+      ['Z', Q(TENANTS)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'CopyData, CopyDone and CopyFail out of place',
+    steps: [
+      ['Z', d('x'), COPY_DONE, encodeCopyFail('x'), Q(TENANTS)],
+      ['Z', S],
+    ],
+  },
+  {
+    name: 'a notice',
+    steps: [
+      ['Z', Q(`DO $$ BEGIN RAISE NOTICE 'one' USING HINT = 'h'; RAISE WARNING 'two'; END $$`)],
+      [
+        'Z',
+        P('', `DO $$ BEGIN RAISE NOTICE 'three'; RAISE EXCEPTION 'four' USING ERRCODE = 'AB123', DETAIL = 'd'; END $$`),
+        B('', ''),
+        E(''),
+        S,
+      ],
+    ],
+    sole: true,
+  },
+  {
+    name: 'a notice of a statement that changes nothing',
+    steps: [['Z', Q('DROP TABLE IF EXISTS no_such_table')]],
+    sole: true,
+  },
+  {
+    name: 'settings told',
+    steps: [
+      ['Z', Q(`SET application_name = 'other'`)],
+      ['Z', Q('SHOW application_name')],
+      ['Z', Q(`SET DateStyle = 'German'; SELECT '2020-01-02'::date`)],
+      ['Z', Q(`SELECT '2020-01-02'::date`)],
+      ['Z', P('', `SET TimeZone = 'Asia/Tokyo'`), B('', ''), E(''), S],
+      ['Z', Q('SHOW TimeZone')],
+      ['Z', Q('RESET TimeZone')],
+      ['Z', Q('SHOW TimeZone')],
+    ],
+  },
+  {
+    name: 'settings undone',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`SET application_name = 'inner'`)],
+      ['Z', Q('SAVEPOINT a')],
+      ['Z', Q(`SET application_name = 'more'`)],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', Q('SHOW application_name')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SHOW application_name')],
+      ['Z', Q(`BEGIN; SET LOCAL work_mem = '7MB'; SHOW work_mem; COMMIT`)],
+      ['Z', Q('SHOW work_mem')],
+    ],
+  },
+  {
+    name: 'settings reset to those of the login',
+    steps: [
+      ['Z', Q(`SET application_name = 'other'`)],
+      ['Z', Q('RESET application_name')],
+      ['Z', Q('SHOW application_name')],
+      ['Z', Q('RESET ALL')],
+      ['Z', Q('SHOW application_name')],
+      ['Z', Q('SET application_name = DEFAULT')],
+      ['Z', Q('SHOW application_name')],
+    ],
+  },
+  {
+    name: 'a setting that does not exist',
+    steps: [
+      ['Z', Q(`SET no_such_setting = 1`)],
+      ['Z', Q('SHOW no_such_setting')],
+      ['Z', Q(`SET work_mem = 'x'`)],
+      ['Z', Q(`SHOW work_mem`)],
+    ],
+  },
+  {
+    name: 'DISCARD ALL',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', Q(`SET work_mem = '7MB'`)],
+      ['Z', Q('DISCARD ALL')],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q('SHOW application_name')],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', P('a', NAME), S],
+    ],
+  },
+  {
+    name: 'DISCARD ALL in a transaction',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q('DISCARD ALL')],
+      ['Z', Q('ROLLBACK')],
+    ],
+  },
+  {
+    name: 'DEALLOCATE',
+    steps: [
+      ['Z', P('a', NAME), P('b', NAME), S],
+      ['Z', Q('DEALLOCATE a')],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', B('', 'b', '150'), E(''), S],
+      ['Z', Q('DEALLOCATE none')],
+      ['Z', Q('DEALLOCATE ALL')],
+      ['Z', B('', 'b', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'DEALLOCATE in a transaction',
+    steps: [
+      ['Z', P('a', NAME), P('b', NAME), S],
+      ['Z', Q('BEGIN')],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', Q('DEALLOCATE a')],
+      ['Z', B('', 'b', '150'), E(''), S],
+      ['Z', Q('DEALLOCATE b')],
+      ['Z', Q('SELECT 1/0')],
+      ['Z', Q('DEALLOCATE b')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', B('', 'b', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'DEALLOCATE by the extended protocol',
+    steps: [
+      ['Z', P('a', NAME), S],
+      ['Z', P('', 'DEALLOCATE a'), B('', ''), E(''), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+    ],
+  },
+  {
+    name: 'PREPARE and EXECUTE in SQL',
+    steps: [
+      ['Z', Q('PREPARE x AS SELECT 1 + $1')],
+      ['Z', Q('EXECUTE x (2)')],
+      ['Z', Q('DEALLOCATE x')],
+      ['Z', Q('EXECUTE x (2)')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'cursors',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`DECLARE c CURSOR FOR SELECT name FROM tenants WHERE tenant_id = 150`)],
+      ['Z', Q('FETCH 2 FROM c')],
+      ['Z', Q('CLOSE c')],
+      ['Z', Q('FETCH 1 FROM c')],
+      ['Z', Q('ROLLBACK')],
+    ],
+  },
+  {
+    name: 'a temporary table',
+    steps: [
+      ['Z', Q('CREATE TEMP TABLE x (a int)')],
+      ['Z', Q('INSERT INTO x VALUES (1), (2)')],
+      ['Z', Q('SELECT * FROM x')],
+      ['Z', Q('DROP TABLE x')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'LISTEN and NOTIFY',
+    steps: [
+      ['Z', Q('LISTEN here')],
+      ['Z', Q('UNLISTEN *')],
+    ],
+  },
+  {
+    name: 'FunctionCall',
+    steps: [
+      ['Z', call(INT4_PLUS, 2, 3)],
+      ['Z', call(INT4_DIVIDE, 2, 0)],
+      ['Z', call(INT4_PLUS, 4, 5)],
+      ['Z', Q('BEGIN')],
+      ['Z', call(INT4_DIVIDE, 2, 0)],
+      ['Z', call(INT4_PLUS, 2, 3)],
+      ['Z', Q('ROLLBACK')],
+      ['Z', call(999_999)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'FunctionCall behind a batch',
+    steps: [
+      ['Z', P('', TENANTS), B('', ''), E(''), call(INT4_PLUS, 2, 3)],
+      ['Z', Q(TENANTS)],
+    ],
+    sole: true,
+  },
+  {
+    name: 'Terminate in a transaction',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`INSERT INTO orders VALUES (150, 1, 'a')`)],
+      ['.', TERMINATE],
+    ],
+  },
+  {
+    name: 'Terminate behind a write',
+    steps: [['.', Q(`INSERT INTO orders VALUES (150, 1, 'a') RETURNING pg_sleep(0.2)::text`), TERMINATE]],
+  },
+  {
+    name: 'binary values and results',
+    steps: [
+      [
+        'Z',
+        P('', NAME, [20]),
+        encodeBind({
+          portal: '',
+          statement: '',
+          formats: [1],
+          values: [Buffer.from('0000000000000096', 'hex')],
+          resultFormats: [1],
+        }),
+        DP(''),
+        E(''),
+        S,
+      ],
+    ],
+  },
+  { name: 'NULL values', steps: [['Z', P('', 'SELECT $1::text IS NULL, $2::text'), B('', '', null, ''), E(''), S]] },
+  {
+    name: 'many columns and types',
+    steps: [
+      [
+        'Z',
+        Q(
+          `SELECT 1::int2, 2::int8, 1.5::float8, 'x'::varchar(3), true, null, '{1,2}'::int[], '2020-01-01'::timestamptz, '\\x00ff'::bytea, 1.20::numeric(10,2)`,
+        ),
+      ],
+    ],
+  },
+  {
+    name: 'a big result',
+    large: true,
+    steps: [['Z', Q(`SELECT generate_series(1, 200000), repeat('x', 50) FROM tenants WHERE tenant_id = 150`)]],
+  },
+  {
+    name: 'a big value back and forth',
+    large: true,
+    steps: [
+      [
+        'Z',
+        P('', 'SELECT name || $2 FROM tenants WHERE tenant_id = $1'),
+        B('', '', '150', 'x'.repeat(20_000_000)),
+        E(''),
+        S,
+      ],
+      ['Z', Q(`SELECT length('${'y'.repeat(5_000_000)}') FROM tenants WHERE tenant_id = 150`)],
+    ],
+  },
+  {
+    name: 'a big COPY',
+    large: true,
+    sole: true,
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      [
+        'Z',
+        ...Array.from({ length: 500 }, (_, i) =>
+          d(Array.from({ length: 400 }, (_, k) => `${1000 + i * 400 + k}\tname ${k}\n`).join('')),
+        ),
+        COPY_DONE,
+      ],
+      ['Z', Q('SELECT count(*), sum(tenant_id) FROM tenants WHERE tenant_id > 999')],
+      ['Z', Q('COPY tenants TO STDOUT')],
+    ],
+  },
+];
+
+let s: Sharded;
+let split = false;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: null });
+});
+afterAll(() => s.stop());
+
+async function reset(): Promise<void> {
+  for (const shard of [0, 1] as const) {
+    await s.onShard(shard, 'TRUNCATE tenants, orders, items, settings CASCADE');
+    const ids = shard === 0 ? (split ? [1] : [1, 150, 151]) : [150, 151];
+    for (const id of ids) await s.onShard(shard, `INSERT INTO tenants VALUES (${id}, 't${id}')`);
+  }
+}
+
+/** What is there afterwards. */
+async function state(shard: 0 | 1): Promise<unknown> {
+  return s.onShard(shard, 'SELECT tenant_id, id FROM orders ORDER BY 1, 2');
+}
+
+interface Heard {
+  readonly replies: readonly string[];
+  readonly parameters: ReadonlyMap<string, string>;
+}
+
+async function converse(port: number, conversation: Conversation, bytewise: boolean): Promise<Heard> {
+  const peer = await RawPeer.connect(port);
+  const login = await peer.login({
+    user: 'app',
+    password: 'secret',
+    database: 'shop',
+    parameters: { application_name: 'oracle', TimeZone: 'Europe/Vienna' },
+  });
+  const parameters = new Map<string, string>();
+  const note = (m: RawMessage) => {
+    const { name, value } = decodeParameterStatus(m.frame);
+    parameters.set(name, value);
+  };
+  for (const m of login) if (m.type === 'S') note(m);
+  const replies: string[] = [];
+  try {
+    for (const [until, ...send] of conversation.steps) {
+      if (bytewise) {
+        for (const byte of Buffer.concat(send)) {
+          peer.send(Buffer.from([byte]));
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+      } else peer.send(...send);
+      for (const type of until) {
+        if (type === '.') {
+          await drain(peer, replies);
+          break;
+        }
+        for (;;) {
+          const m = await peer.receive();
+          if (m.type === 'S') note(m);
+          else replies.push(show(m));
+          if (m.type === type) break;
+        }
+      }
+    }
+  } catch (error) {
+    replies.push(String(error));
+  } finally {
+    peer.destroy();
+  }
+  return { replies, parameters };
+}
+
+async function drain(peer: RawPeer, replies: string[]): Promise<void> {
+  for (;;) {
+    try {
+      replies.push(show(await peer.receive()));
+    } catch {
+      return;
+    }
+  }
+}
+
+/** A message as text; what no proxy can know (object ids of relations, lines of the server's source) left out. */
+function show({ type, body, frame }: RawMessage): string {
+  switch (type) {
+    case 'E':
+    case 'N': {
+      const { file: _f, line: _l, routine: _r, ...fields } = decodeErrorFields(frame);
+      return `${type} ${JSON.stringify(fields).replace(/pg_temp_\d+/, 'pg_temp')}`;
+    }
+    case 'T':
+      return `T ${JSON.stringify(decodeRowDescription(frame).map((f) => ({ ...f, tableOid: f.tableOid !== 0 })))}`;
+    default:
+      return body.length > 2000 ? `${type} ${body.length} bytes, ${hash(body)}` : `${type} ${body.toString('latin1')}`;
+  }
+}
+
+function hash(b: Buffer): number {
+  let h = 0;
+  for (const byte of b) h = (h * 31 + byte) | 0;
+  return h;
+}
+
+async function compare(conversation: Conversation, bytewise: boolean): Promise<void> {
+  await reset();
+  const home = split ? 1 : 0;
+  const plain = await converse(s.clusters[home].port, conversation, false);
+  // A server process outlives its client for a moment.
+  await waitFor(async () => (await active(home)) === 0, { what: 'the end of the plain session' });
+  const after = await state(home);
+  await reset();
+  const proxied = await converse(s.proxy.port, conversation, bytewise);
+  expect(proxied.replies).toEqual(plain.replies);
+  expect([...proxied.parameters].sort()).toEqual([...plain.parameters].sort());
+  await waitFor(async () => (await active(home)) === 0, { what: 'the end of the proxied session’s work' });
+  expect(await state(home)).toEqual(after);
+}
+
+/** Sessions of the client's user that run something or hold a transaction open. */
+async function active(shard: 0 | 1): Promise<number> {
+  const [row] = await s.onShard<{ n: number }>(
+    shard,
+    `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`,
+  );
+  return row?.n ?? 0;
+}
+
+describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
+  it.each(CONVERSATIONS)('$name', (c) => compare(c, false));
+});
+
+describe('a byte at a time', () => {
+  it.each(CONVERSATIONS.filter((c) => !c.large))('$name', (c) => compare(c, true));
+});
+
+describe('with data on two shards', () => {
+  beforeAll(async () => {
+    await s.flipTo(100);
+    split = true;
+    const client = await s.connect();
+    await waitFor(
+      async () => {
+        await reset();
+        return (
+          (await client.query(`SELECT name FROM tenants WHERE tenant_id = 150`)).rowCount === 1 && (await state(0))
+        );
+      },
+      { what: 'the new epoch' },
+    );
+    await s.onShard(0, 'DELETE FROM tenants WHERE tenant_id >= 100');
+    await waitFor(async () => (await client.query(`SELECT name FROM tenants WHERE tenant_id = 151`)).rowCount === 1, {
+      what: 'the new epoch to be served',
+    });
+  });
+  it.each(CONVERSATIONS.filter((c) => !c.sole))('$name', (c) => compare(c, false));
+});
