@@ -1,0 +1,571 @@
+import pg from 'pg';
+import pino from 'pino';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { ProxyServer } from '../../proxy/proxy-server.js';
+import { decodeErrorFields } from '../../proxy/wire/error-response.js';
+import {
+  COPY_DONE,
+  encodeBind,
+  encodeCancelRequest,
+  encodeExecute,
+  encodeParse,
+  encodeQuery,
+  FLUSH,
+  SYNC,
+} from '../../proxy/wire/frontend.js';
+import { MessageBuilder } from '../../proxy/wire/message-builder.js';
+import { FRONTEND } from '../../proxy/wire/message-types.js';
+import { Catalog } from '../../topology/catalog/catalog.js';
+import { createHold, dropHold, holdStatus } from '../../topology/catalog/leases.js';
+import { Registry } from '../../topology/catalog/registry.js';
+import { initCatalog } from '../../topology/catalog/schema.js';
+import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
+import { withClient } from '../support/client.js';
+import { startTestCluster } from '../support/cluster.js';
+import { type RawMessage, RawPeer } from '../support/raw-peer.js';
+import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+let s: Sharded;
+const POOL = 4;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: 100, poolSize: POOL, holdTimeoutMs: 2000, leaseTtlMs: 2000 });
+});
+afterAll(() => s.stop());
+
+beforeEach(async () => {
+  await untilQuiet();
+  for (const shard of [0, 1] as const) await s.onShard(shard, 'TRUNCATE tenants, orders, items, settings CASCADE');
+  await s.onShard(0, `INSERT INTO tenants VALUES (1, 't1')`);
+  await s.onShard(1, `INSERT INTO tenants VALUES (150, 't150')`);
+});
+
+const ADD = `INSERT INTO orders VALUES (150, 1, 'a')`;
+const SLEEP = `SELECT pg_sleep(60), name FROM tenants WHERE tenant_id = 150`;
+
+function login(port = s.proxy.port): Promise<RawPeer> {
+  return RawPeer.login(port, { user: 'app', password: 'secret', database: 'shop' });
+}
+
+/** A further proxy, on the same shards. */
+function proxyOn(
+  catalog: Catalog,
+  options: { poolSize: number; queueTimeoutMs?: number; leaseTtlMs: number; holdTimeoutMs?: number },
+): Promise<ProxyServer> {
+  return ProxyServer.start({
+    catalog,
+    name: 'faults',
+    listen: { host: '127.0.0.1', port: 0 },
+    auth: { method: 'scram-sha-256', users: new Map() },
+    serverPasswords: new Map(),
+    pool: {
+      size: options.poolSize,
+      idleTimeoutMs: 60_000,
+      connectTimeoutMs: 5000,
+      queueTimeoutMs: options.queueTimeoutMs ?? 10_000,
+    },
+    limits: { maxClients: 20, loginTimeoutMs: 10_000, holdTimeoutMs: options.holdTimeoutMs ?? 2000 },
+    lease: { ttlMs: options.leaseTtlMs },
+    telemetry: { flushIntervalMs: 60_000 },
+    logger: pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),
+  });
+}
+
+async function connectTo(proxy: ProxyServer): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: `postgres://app:secret@127.0.0.1:${proxy.port}/shop` });
+  client.on('error', () => undefined); // told to whoever waits for an answer
+  await client.connect();
+  return client;
+}
+
+interface Activity extends pg.QueryResultRow {
+  readonly pid: number;
+  readonly state: string;
+}
+
+async function activity(shard: 0 | 1): Promise<Activity[]> {
+  return s.onShard<Activity>(shard, `SELECT pid, state FROM pg_stat_activity WHERE usename = 'app'`);
+}
+
+/** No server connection runs anything or has a transaction open. */
+async function untilQuiet(): Promise<void> {
+  await waitFor(async () => [...(await activity(0)), ...(await activity(1))].every((a) => a.state === 'idle'), {
+    what: 'the end of all work on the shards',
+  });
+}
+
+async function untilRunning(n = 1, shard: 0 | 1 = 1): Promise<number> {
+  return waitFor(
+    async () => {
+      const running = (await activity(shard)).filter((a) => a.state === 'active');
+      return running.length === n && running[0]?.pid;
+    },
+    { what: `${n} running statements` },
+  );
+}
+
+/** All of the pool can still be used at the same time. */
+async function expectWholePool(): Promise<void> {
+  const clients = await Promise.all(Array.from({ length: POOL }, () => s.connect()));
+  for (const c of clients) {
+    await c.query('BEGIN');
+    expect((await c.query('SELECT name FROM tenants WHERE tenant_id = 150')).rowCount).toBe(1);
+  }
+  for (const c of clients) {
+    await c.query('COMMIT');
+    await c.end();
+  }
+}
+
+/** Keeps readers of the tenants waiting, on both shards. Gives what ends it. */
+async function lockTenants(): Promise<() => Promise<void>> {
+  const lockers = s.clusters.map((cluster) => new pg.Client({ connectionString: cluster.url('shop') }));
+  for (const locker of lockers) {
+    await locker.connect();
+    await locker.query('BEGIN');
+    await locker.query('LOCK TABLE tenants');
+  }
+  return async () => {
+    for (const locker of lockers) await locker.end();
+  };
+}
+
+function terminate(pid: number): Promise<unknown> {
+  return s.onShard(1, 'SELECT pg_terminate_backend($1)', [pid]);
+}
+
+/** Everything up to the end of the connection. */
+async function rest(peer: RawPeer): Promise<RawMessage[]> {
+  const all: RawMessage[] = [];
+  for (;;) {
+    try {
+      all.push(await peer.receive());
+    } catch {
+      return all;
+    }
+  }
+}
+
+function errorsIn(messages: readonly RawMessage[]): string[] {
+  return messages
+    .filter((m) => m.type === 'E')
+    .map((m) => decodeErrorFields(m.frame))
+    .map((e) => `${e.severity} ${e.sqlstate}`);
+}
+
+const bind = (...values: string[]) =>
+  encodeBind({ portal: '', statement: '', formats: [], values: values.map((v) => Buffer.from(v)), resultFormats: [] });
+const data = (text: string) => new MessageBuilder(FRONTEND.CopyData).bytes(Buffer.from(text)).finish();
+
+describe('a server connection dies', () => {
+  it('unused: nobody notices', async () => {
+    const c = await s.connect();
+    await c.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    for (const { pid } of await activity(1)) await terminate(pid);
+    await waitFor(async () => (await activity(1)).length === 0, { what: 'the end of the connections' });
+    expect((await c.query('SELECT name FROM tenants WHERE tenant_id = 150')).rowCount).toBe(1);
+    await expectWholePool();
+  });
+
+  it('while a statement runs: one FATAL of the server’s own, then the end', async () => {
+    const peer = await login();
+    peer.send(encodeQuery(SLEEP));
+    await terminate(await untilRunning());
+    expect(errorsIn(await rest(peer))).toEqual(['FATAL 57P01']);
+    await expectWholePool();
+  });
+
+  it('while a write runs: one FATAL, and nothing is written', async () => {
+    const peer = await login();
+    peer.send(encodeQuery(`UPDATE tenants SET name = pg_sleep(60)::text WHERE tenant_id = 150`));
+    await terminate(await untilRunning());
+    expect(errorsIn(await rest(peer))).toEqual(['FATAL 57P01']);
+    await expectWholePool();
+  });
+
+  it('in a transaction: the reason, then the end', async () => {
+    const peer = await login();
+    peer.send(encodeQuery('BEGIN'));
+    await peer.until('Z');
+    peer.send(encodeQuery(ADD));
+    await peer.until('Z');
+    const [open] = (await activity(1)).filter((a) => a.state !== 'idle');
+    await terminate(open?.pid as number);
+    expect(errorsIn(await rest(peer))).toEqual(['FATAL 57P01']);
+    expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
+    await expectWholePool();
+  });
+
+  it('idle in a transaction for too long: the server’s own reason', async () => {
+    const peer = await login();
+    peer.send(encodeQuery(`SET idle_in_transaction_session_timeout = '100ms'`));
+    await peer.until('Z');
+    peer.send(encodeQuery('BEGIN'));
+    await peer.until('Z');
+    peer.send(encodeQuery(ADD));
+    await peer.until('Z');
+    expect(errorsIn(await rest(peer))).toEqual(['FATAL 25P03']);
+  });
+
+  it('under a statement for several shards: an error, and the session goes on', async () => {
+    const peer = await login();
+    const unlock = await lockTenants();
+    peer.send(encodeQuery('SELECT name FROM tenants'));
+    const first = await untilRunning(1, 0);
+    await terminate(await untilRunning());
+    // The first shard still waits, and its rows come first.
+    await s.onShard(0, 'SELECT pg_terminate_backend($1)', [first]);
+    await unlock();
+    const replies = await peer.until('Z');
+    expect(errorsIn(replies)).toEqual(['ERROR 08006']);
+    peer.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+    expect((await peer.until('Z')).map((m) => m.type).join('')).toBe('TDCZ');
+    peer.destroy();
+    await expectWholePool();
+  });
+
+  it('crash of a whole server, idle, running and in a transaction; it serves again once it is back', async () => {
+    const running = await login();
+    running.send(encodeQuery(SLEEP));
+    const open = await login();
+    open.send(encodeQuery('BEGIN'));
+    await open.until('Z');
+    open.send(encodeQuery(ADD));
+    await open.until('Z');
+    const idle = await s.connect();
+    await untilRunning();
+    await s.clusters[1].crash();
+    for (const peer of [running, open])
+      expect(errorsIn(await rest(peer))).toEqual([expect.stringMatching(/^FATAL (08006|08007|57P0\d)$/)]);
+    await expect(idle.query('SELECT name FROM tenants WHERE tenant_id = 150')).rejects.toMatchObject({
+      code: expect.stringMatching(/^(08001|08006|57P03)$/),
+    });
+    expect((await idle.query('SELECT name FROM tenants WHERE tenant_id = 1')).rowCount).toBe(1);
+    await s.clusters[1].restart();
+    await waitFor(async () => (await idle.query('SELECT name FROM tenants WHERE tenant_id = 150')).rowCount === 1, {
+      what: 'the shard to serve again',
+    });
+    expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
+    await expectWholePool();
+  });
+});
+
+describe('a client goes away', () => {
+  /** What it sends before; after each the line is cut. */
+  const SCRIPT: readonly Buffer[][] = [
+    [encodeQuery('BEGIN')],
+    [encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150')],
+    [encodeParse('a', ADD)],
+    [bind()],
+    [encodeExecute('')],
+    [FLUSH],
+    [SYNC],
+  ];
+
+  it('at any message: nothing stays open', async () => {
+    for (const begin of [true, false])
+      for (const parts of [1, 2])
+        for (let n = 1; n <= SCRIPT.length; n++) {
+          const peer = await login();
+          const messages = SCRIPT.slice(begin ? 0 : 2, n).flat();
+          const bytes = Buffer.concat(messages);
+          if (parts === 2) peer.send(bytes.subarray(0, -3));
+          else peer.send(bytes);
+          if (n % 2 === 0) peer.socket.resetAndDestroy();
+          else peer.destroy();
+        }
+    await untilQuiet();
+    await expectWholePool();
+  });
+
+  it('with a batch done but not committed by a Sync: it is undone, whoever comes next', async () => {
+    const peer = await login();
+    peer.send(encodeParse('', ADD), bind(), encodeExecute(''), FLUSH);
+    await peer.until('C');
+    peer.destroy();
+    await untilQuiet();
+    await expectWholePool();
+    expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
+  });
+
+  it('in a transaction, with the end of a large answer unread: the connection comes back', async () => {
+    for (let i = 0; i < POOL; i++) {
+      const peer = await login();
+      peer.send(encodeQuery('BEGIN'));
+      await peer.until('Z');
+      peer.socket.pause();
+      peer.send(encodeQuery(`SELECT repeat('x', 1000), generate_series(1, 5000) FROM tenants WHERE tenant_id = 150`));
+      await waitFor(
+        async () => (await activity(1)).some((a) => a.state === 'idle in transaction' || a.state === 'active'),
+        {
+          what: 'the answer',
+        },
+      );
+      peer.socket.resetAndDestroy();
+    }
+    await untilQuiet();
+    await expectWholePool();
+  });
+
+  it('with a slow statement: it is canceled', async () => {
+    const peer = await login();
+    peer.send(encodeQuery(SLEEP));
+    await untilRunning();
+    peer.destroy();
+    await untilQuiet();
+    await expectWholePool();
+  });
+
+  it('in the middle of COPY: it is undone', async () => {
+    const peer = await login();
+    peer.send(encodeQuery('COPY settings FROM STDIN'));
+    await peer.expect('G');
+    peer.send(data('a\tb\n'));
+    peer.destroy();
+    await untilQuiet();
+    expect(await s.onShard(0, 'SELECT * FROM settings')).toEqual([]);
+    await expectWholePool();
+  });
+
+  it('during a statement for several shards: all of it is canceled', async () => {
+    const peer = await login();
+    const unlock = await lockTenants();
+    peer.send(encodeQuery('SELECT name FROM tenants'));
+    await untilRunning(1, 0);
+    await untilRunning(1, 1);
+    peer.destroy();
+    await untilQuiet();
+    await unlock();
+    await expectWholePool();
+  });
+
+  it('before and during its login: the proxy goes on', async () => {
+    for (const bytes of [
+      Buffer.alloc(0),
+      Buffer.from([0, 0]),
+      Buffer.from('GET / HTTP/1.1\r\n\r\n'),
+      encodeCancelRequest(1, Buffer.alloc(4)),
+    ]) {
+      const peer = await RawPeer.connect(s.proxy.port);
+      if (bytes.length > 0) peer.send(bytes);
+      peer.destroy();
+    }
+    for (let i = 0; i < 10; i++) {
+      const leaving = login().then(
+        (peer) => peer.destroy(),
+        () => undefined,
+      );
+      await leaving;
+    }
+    await expectWholePool();
+  });
+
+  it('while a hold keeps it waiting: it waits no longer', async () => {
+    const keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
+    const id = await createHold(s.catalog.pool, {
+      migrationId: 1n,
+      keyspace,
+      lo: [100n],
+      hi: null,
+      referenceTables: false,
+      deadlineMs: 20_000,
+    });
+    await waitFor(async () => (await holdStatus(s.catalog.pool, id)).waitingFor.length === 0, { what: 'the hold' });
+    const peer = await login();
+    peer.send(encodeQuery(ADD));
+    const batch = await login();
+    batch.send(encodeParse('', ADD), bind(), encodeExecute(''), SYNC);
+    peer.destroy();
+    batch.destroy();
+    await dropHold(s.catalog.pool, id);
+    await untilQuiet();
+    await expectWholePool();
+  });
+});
+
+describe('a client that does not read', () => {
+  it('slows down its own server connection, and nobody else', async () => {
+    const peer = await login();
+    peer.socket.pause();
+    const before = process.memoryUsage();
+    peer.send(encodeQuery(`SELECT repeat('x', 1000), generate_series(1, 200000) FROM tenants WHERE tenant_id = 150`));
+    await waitFor(
+      async () =>
+        (
+          await s.onShard<{ n: number }>(
+            1,
+            `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND wait_event = 'ClientWrite'`,
+          )
+        )[0]?.n === 1,
+      { what: 'the server to wait for its client' },
+    );
+    const c = await s.connect();
+    const started = performance.now();
+    for (let i = 0; i < 50; i++) await c.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    expect(performance.now() - started).toBeLessThan(5000);
+    expect(process.memoryUsage().arrayBuffers - before.arrayBuffers).toBeLessThan(64 * 1024 * 1024);
+    peer.socket.resume();
+    expect((await peer.until('Z')).length).toBe(200_003);
+    peer.destroy();
+  });
+});
+
+describe('a server that does not read', () => {
+  it('slows down its client’s COPY', async () => {
+    const lock = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+    await lock.connect();
+    await lock.query('BEGIN');
+    await lock.query(`INSERT INTO settings VALUES ('k', 'v')`);
+    const peer = await login();
+    peer.send(encodeQuery('COPY settings FROM STDIN'));
+    await peer.expect('G');
+    peer.send(data('k\tblocks\n'));
+    const line = 'x'.repeat(1000);
+    const chunk = data(Array.from({ length: 1000 }, (_, i) => `${i}\t${line}\n`).join(''));
+    const sent = 100;
+    for (let i = 0; i < sent; i++) peer.socket.write(chunk);
+    let last = -1;
+    let same = 0;
+    await waitFor(
+      () => {
+        same = peer.socket.bytesWritten - peer.socket.writableLength === last ? same + 1 : 0;
+        last = peer.socket.bytesWritten - peer.socket.writableLength;
+        return same > 20;
+      },
+      { what: 'the flow to stop' },
+    );
+    expect(peer.socket.writableLength).toBeGreaterThan((sent * chunk.length) / 2);
+    peer.send(COPY_DONE);
+    await lock.query('COMMIT');
+    await lock.end();
+    expect(errorsIn(await peer.until('Z'))).toEqual(['ERROR 23505']);
+    peer.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+    expect((await peer.until('Z')).map((m) => m.type).join('')).toBe('TDCZ');
+    peer.destroy();
+  });
+});
+
+describe('a pool of one', () => {
+  let one: ProxyServer;
+  const connect = () => connectTo(one);
+  beforeAll(async () => {
+    one = await proxyOn(s.catalog, { poolSize: 1, queueTimeoutMs: 500, leaseTtlMs: 5000 });
+  });
+  afterAll(() => one.close());
+
+  it('tells who waits in vain 53300, and serves when the connection is back', async () => {
+    const holder = await connect();
+    await holder.query('BEGIN');
+    await holder.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    const other = await connect();
+    await expect(other.query('SELECT name FROM tenants WHERE tenant_id = 150')).rejects.toMatchObject({
+      code: '53300',
+    });
+    const waiting = other.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    await holder.query('COMMIT');
+    expect((await waiting).rowCount).toBe(1);
+  });
+
+  it('lets a waiting client leave, or cancel, without losing the connection', async () => {
+    const holder = await connect();
+    const leaver = await login(one.port);
+    const canceler = await RawPeer.connect(one.port);
+    const key = (await canceler.login({ user: 'app', password: 'secret', database: 'shop' })).find(
+      (m) => m.type === 'K',
+    );
+    await holder.query('BEGIN');
+    await holder.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    leaver.send(encodeQuery(ADD));
+    canceler.send(encodeQuery(ADD));
+    leaver.destroy();
+    const asked = performance.now();
+    const cancel = await RawPeer.connect(one.port);
+    cancel.send(encodeCancelRequest(key?.body.readInt32BE(0) as number, key?.body.subarray(4) as Buffer));
+    await cancel.expectClose();
+    expect(errorsIn(await canceler.until('Z'))).toEqual(['ERROR 57014']);
+    expect(performance.now() - asked).toBeLessThan(450);
+    await holder.query('COMMIT');
+    canceler.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+    expect((await canceler.until('Z')).map((m) => m.type).join('')).toBe('TDCZ');
+    await untilQuiet();
+    expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
+    canceler.destroy();
+  });
+
+  it('runs many statements for several shards at once without a deadlock', async () => {
+    const clients = await Promise.all(Array.from({ length: 4 }, () => connect()));
+    const answers = await Promise.all(
+      clients.flatMap((c) => [
+        c.query('SELECT name FROM tenants'),
+        c.query('SELECT name FROM tenants WHERE tenant_id > $1', [0]),
+      ]),
+    );
+    for (const { rows } of answers) expect(rows.map((r) => r.name).sort()).toEqual(['t1', 't150']);
+  });
+
+  it('lets clients go that leave while they wait for their login’s connection', async () => {
+    const holder = await connect();
+    await holder.query('BEGIN');
+    await holder.query('SELECT name FROM tenants WHERE tenant_id = 1');
+    for (let i = 0; i < 5; i++) {
+      const peer = await RawPeer.connect(one.port);
+      const loggingIn = peer.login({ user: 'app', password: 'secret', database: 'shop' }).catch(() => undefined);
+      await waitFor(() => peer.socket.bytesWritten > 180, { what: 'the last message of the login' });
+      peer.destroy();
+      await loggingIn;
+    }
+    await holder.query('COMMIT');
+    const next = await connect();
+    expect((await next.query('SELECT name FROM tenants WHERE tenant_id = 1')).rowCount).toBe(1);
+    await untilQuiet();
+  });
+});
+
+describe('the catalog goes away', () => {
+  it('serves until the lease ends, then refuses, and serves again when the catalog is back', async () => {
+    const cluster = await startTestCluster();
+    await withClient(cluster.url('postgres'), (c) => c.query('CREATE DATABASE foreshard'));
+    const pool = new pg.Pool({ connectionString: cluster.url('foreshard') });
+    await initCatalog(pool, 'shop');
+    await pool.end();
+    const catalog = await Catalog.connect(cluster.url('foreshard'));
+    const registry = new Registry(catalog, 'test');
+    await registry.addShard({ name: 's1', url: s.clusters[0].url('shop') });
+    await registry.createKeyspace({ name: 'main', method: 'range', keyTypes: ['int8'] });
+    await registry.addTable({
+      table: { schema: 'public', table: 'tenants' },
+      keyspace: 'main',
+      keyColumns: ['tenant_id'],
+    });
+    const proxy = await proxyOn(catalog, { poolSize: 2, leaseTtlMs: 1500, holdTimeoutMs: 500 });
+    const c = await connectTo(proxy);
+    const add = (id: number) => c.query(`INSERT INTO tenants VALUES (${id}, 'x')`);
+    await add(2);
+    await cluster.crash();
+    await add(3);
+    await waitFor(
+      async () => {
+        try {
+          await c.query('SELECT name FROM tenants WHERE tenant_id = 1');
+          return false;
+        } catch (error) {
+          expect(error).toMatchObject({ code: '57P03' });
+          return true;
+        }
+      },
+      { what: 'the end of the lease' },
+    );
+    const asked = performance.now();
+    await expect(add(4)).rejects.toMatchObject({ code: '57P03' });
+    expect(performance.now() - asked).toBeGreaterThan(450);
+    await cluster.restart();
+    await waitFor(() => add(5).then(() => true), { what: 'the proxy to serve again' });
+    expect((await c.query('SELECT tenant_id::int AS id FROM tenants ORDER BY 1')).rows.map((r) => r.id)).toEqual([
+      1, 2, 3, 5,
+    ]);
+    await c.end();
+    await proxy.close();
+    await catalog.close();
+  });
+});
