@@ -384,6 +384,36 @@ describe('a client goes away', () => {
   });
 });
 
+describe('a shared server connection', () => {
+  it('keeps each client’s unnamed statement, whatever others do on it', async () => {
+    const [a, b] = [await login(), await login()];
+    a.send(encodeParse('', 'SELECT name FROM tenants WHERE tenant_id = 150'), SYNC);
+    await a.until('Z');
+    b.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+    await b.until('Z');
+    a.send(bind(), encodeExecute(''), SYNC);
+    expect((await a.until('Z')).map((m) => m.type).join('')).toBe('2DCZ');
+    a.destroy();
+    b.destroy();
+  });
+
+  it('does not move a transaction away from a portal that is suspended', async () => {
+    const c = await login();
+    c.send(encodeQuery('BEGIN'));
+    await c.until('Z');
+    c.send(
+      encodeParse('', `INSERT INTO orders VALUES (150, 1, 'a'), (150, 2, 'b') RETURNING id`),
+      bind(),
+      encodeExecute('', 1),
+      SYNC,
+    );
+    expect((await c.until('Z')).map((m) => m.type).join('')).toBe('12DsZ');
+    c.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 1'));
+    expect(errorsIn(await c.until('Z'))).toEqual(['ERROR 0A000']);
+    c.destroy();
+  });
+});
+
 describe('a client that does not read', () => {
   it('slows down its own server connection, and nobody else', async () => {
     const peer = await login();

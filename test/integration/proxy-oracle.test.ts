@@ -985,6 +985,19 @@ const CONVERSATIONS: readonly Conversation[] = [
     ],
   },
   {
+    name: 'COPY: an error in a large CopyData',
+    large: true,
+    sole: true,
+    steps: [
+      ['G', Q('COPY tenants FROM STDIN')],
+      ['Z', d(`bad\n${'1000\tx\n'.repeat(300_000)}`), COPY_DONE],
+      ['Z', Q(TENANTS)],
+      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
+      ['Z', d(`bad\n${'1000\tx\n'.repeat(300_000)}`), COPY_DONE, S],
+      ['Z', Q(TENANTS)],
+    ],
+  },
+  {
     name: 'a big COPY',
     large: true,
     sole: true,
