@@ -167,6 +167,23 @@ console.log('ready');`);
   expect(await ended).toBe(42);
 });
 
+test('a signal to npm alone ends the program, in its own way', async () => {
+  const { scripts } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
+  const small = JSON.parse(readFileSync(join(checkout, 'package.json'), 'utf8'));
+  write('package.json', { ...small, scripts });
+  program(`process.on('SIGTERM', () => { console.log('stopped'); process.exit(0); });
+setInterval(() => undefined, 60_000);
+console.log('ready');`);
+  const npm = spawn('npm', ['start'], { cwd: checkout, stdio: ['ignore', 'pipe', 'ignore'] });
+  let out = '';
+  for await (const chunk of npm.stdout) {
+    out += chunk;
+    if (out.includes('ready')) npm.kill('SIGTERM');
+  }
+  // The end of the output is the end of the program too, which had inherited it.
+  expect(out).toContain('stopped');
+});
+
 test('an unknown command is refused with the usage', async () => {
   expect(await run(['stop'])).toMatchObject({ code: 2, said: expect.stringContaining('usage:') });
 });
