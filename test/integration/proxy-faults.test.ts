@@ -387,9 +387,9 @@ describe('a client goes away', () => {
 describe('a shared server connection', () => {
   it('keeps each client’s unnamed statement, whatever others do on it', async () => {
     const [a, b] = [await login(), await login()];
-    a.send(encodeParse('', 'SELECT name FROM tenants WHERE tenant_id = 150'), SYNC);
+    a.send(encodeParse('', 'SELECT name FROM tenants WHERE tenant_id = 1'), SYNC);
     await a.until('Z');
-    b.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+    b.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 1'));
     await b.until('Z');
     a.send(bind(), encodeExecute(''), SYNC);
     expect((await a.until('Z')).map((m) => m.type).join('')).toBe('2DCZ');
