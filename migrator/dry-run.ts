@@ -9,7 +9,7 @@ import type { Executor, TransitionChange } from './executor.js';
 import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-store.js';
 import { type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS } from './options.js';
-import type { Finding } from './preflight.js';
+import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
 import { PreflightRefusal } from './steps/prepare.js';
 

@@ -3,15 +3,9 @@ import { quoteLiteral } from '../topology/quote.js';
 import { rangesIn, tableId } from '../topology/topology.js';
 import type { CleanupRecord } from './migration-store.js';
 import { isReference, type Move, type MovingTable } from './move.js';
+import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
+import { type Finding, one, type Report } from './preflight-finding.js';
 import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
-import type { ShardSession } from './shard-session.js';
-
-/** Something that stands in the way of a migration, or should be known before it. */
-export interface Finding {
-  readonly severity: 'blocker' | 'warning';
-  readonly text: string;
-  readonly remedy: string;
-}
 
 /** What preflight read on the way; later steps build on it. */
 export interface PreflightResult {
@@ -21,8 +15,6 @@ export interface PreflightResult {
   /** Tables that the destination has already. */
   readonly destination: ReadonlyMap<string, TableInfo>;
 }
-
-type Report = (severity: Finding['severity'], text: string, remedy: string) => void;
 
 /**
  * Everything that must hold before a migration may touch anything. Only reads.
@@ -43,6 +35,7 @@ export async function preflight(
     );
   checkOwnership(m, report);
   await checkServers(m, own, report);
+  await checkFunctions(m, report);
 
   const source = new Map<string, TableInfo>();
   const destination = new Map<string, TableInfo>();
@@ -348,47 +341,6 @@ async function checkForeignKeys(m: Move, table: MovingTable, info: TableInfo, re
   }
 }
 
-async function checkDependencies(m: Move, info: TableInfo, report: Report): Promise<void> {
-  const name = tableId(info);
-  const list = (items: readonly string[]) => `ARRAY[${items.map(quoteLiteral).join(', ')}]::text[]`;
-  const roles = [
-    ...new Set([
-      info.owner,
-      ...info.grants.map((g) => g.grantee),
-      ...info.sequences.flatMap((s) => [s.owner, ...s.grants.map((g) => g.grantee)]),
-    ]),
-  ].filter((r) => r !== '');
-  const lacking = await one<{ roles: string[]; extensions: string[]; functions: string[]; collations: string[] }>(
-    m.destination,
-    `SELECT ARRAY(SELECT r FROM unnest(${list(roles)}) r WHERE r NOT IN (SELECT rolname FROM pg_roles)) AS roles,
-            ARRAY(SELECT e FROM unnest(${list(info.extensions)}) e WHERE e NOT IN (SELECT extname FROM pg_extension)) AS extensions,
-            ARRAY(SELECT f FROM unnest(${list(info.functions)}) f WHERE to_regprocedure(f) IS NULL) AS functions,
-            ARRAY(SELECT c FROM unnest(${list(info.collations)}) c WHERE to_regcollation(c) IS NULL) AS collations`,
-  );
-  const on = `on shard "${m.spec.to}"`;
-  for (const r of lacking.roles)
-    report(
-      'blocker',
-      `role "${r}" of table "${name}" does not exist ${on}`,
-      `Create it there: "foreshard shard add" copies roles.`,
-    );
-  for (const e of lacking.extensions)
-    report('blocker', `extension "${e}" of table "${name}" is missing ${on}`, `CREATE EXTENSION ${e} there.`);
-  for (const f of lacking.functions)
-    report('blocker', `function ${f} of table "${name}" is missing ${on}`, 'Create it there.');
-  for (const c of lacking.collations)
-    report('blocker', `collation ${c} of table "${name}" is missing ${on}`, 'Create it there.');
-  for (const t of info.types)
-    if (t.kind === 'other')
-      report(
-        'blocker',
-        `type "${t.schema}.${t.name}" of table "${name}" cannot be copied`,
-        'Only enums, domains and types of extensions can.',
-      );
-  for (const i of info.indexes)
-    if (!i.valid) report('blocker', `index "${i.name}" of table "${name}" is invalid`, 'REINDEX or drop it.');
-}
-
 async function checkDestinationTable(
   m: Move,
   table: MovingTable,
@@ -437,9 +389,4 @@ export function shapeDifferences(source: TableInfo, destination: TableInfo): str
     ...a.filter((x) => !b.includes(x)).map((x) => `only at the source: ${x}`),
     ...b.filter((x) => !a.includes(x)).map((x) => `only at the destination: ${x}`),
   ];
-}
-
-async function one<T extends object>(session: ShardSession, sql: string): Promise<T> {
-  const rows = await session.query<T & Record<string, unknown>>(sql);
-  return rows[0] as T;
 }

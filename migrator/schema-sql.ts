@@ -52,12 +52,13 @@ export function createTableSql(t: TableInfo): string[] {
   if (t.comment !== null) sql.push(`COMMENT ON TABLE ${name} IS ${quoteLiteral(t.comment)}`);
   for (const c of t.columns)
     if (c.comment !== null) sql.push(`COMMENT ON COLUMN ${name}.${quoteIdent(c.name)} IS ${quoteLiteral(c.comment)}`);
+  // Before its sequences: one that a column owns must have the owner of the table.
+  sql.push(`ALTER TABLE ${name} OWNER TO ${quoteIdent(t.owner)}`);
   for (const s of t.sequences) {
     if (s.kind === 'owned' && s.column !== null)
       sql.push(`ALTER SEQUENCE ${quoteTable(s)} OWNED BY ${name}.${quoteIdent(s.column)}`);
     for (const g of s.grants) sql.push(grant(`SEQUENCE ${quoteTable(s)}`, g));
   }
-  sql.push(`ALTER TABLE ${name} OWNER TO ${quoteIdent(t.owner)}`);
   for (const g of t.grants) sql.push(grant(`TABLE ${name}`, g));
   return sql;
 }

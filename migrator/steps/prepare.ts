@@ -6,7 +6,8 @@ import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
 import type { CleanupRecord } from '../migration-store.js';
 import type { Move, MovingTable } from '../move.js';
-import { type Finding, type PreflightResult, preflight } from '../preflight.js';
+import { type PreflightResult, preflight } from '../preflight.js';
+import type { Finding } from '../preflight-finding.js';
 import { removeRows } from '../remove-rows.js';
 import {
   markerAction,

@@ -41,6 +41,7 @@ CREATE TABLE orders (
   PRIMARY KEY (tenant_id, id),
   CONSTRAINT version_is_positive CHECK (version >= 0)
 );
+ALTER TABLE orders OWNER TO shop_owner;
 COMMENT ON TABLE orders IS 'what tenants ordered';
 CREATE INDEX orders_at ON orders (at);
 CREATE TABLE "Odd Items" (
@@ -61,6 +62,10 @@ export async function startSetting(): Promise<Setting> {
   await withClient(one.url('postgres'), async (c) => {
     await c.query('CREATE DATABASE foreshard');
   });
+  for (const cluster of [one, two])
+    await withClient(cluster.url('postgres'), async (c) => {
+      await c.query('CREATE ROLE shop_owner');
+    });
   const catalogUrl = one.url('foreshard');
   const pool = Catalog.pool(catalogUrl);
   await initCatalog(pool, 'app');
