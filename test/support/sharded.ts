@@ -7,6 +7,7 @@ import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import { withClient } from './client.js';
 import { startTestCluster } from './cluster.js';
+import { waitFor } from './wait-for.js';
 
 const SHOP_SCHEMA = `
 CREATE TABLE tenants (tenant_id bigint PRIMARY KEY, name text NOT NULL);
@@ -101,6 +102,19 @@ export class Sharded {
   /** Asks a shard directly, as its superuser. */
   async onShard<T extends pg.QueryResultRow>(shard: 0 | 1, sql: string, values: unknown[] = []): Promise<T[]> {
     return withClient(this.clusters[shard].url('shop'), async (c) => (await c.query<T>(sql, values)).rows);
+  }
+
+  /** Resolves when the proxy serves the newest epoch. */
+  async reloaded(): Promise<void> {
+    await waitFor(
+      async () =>
+        (
+          await this.catalog.pool.query(
+            'SELECT FROM foreshard.meta m JOIN foreshard.proxy p ON p.epoch_acked >= m.epoch',
+          )
+        ).rowCount === 1,
+      { what: 'the proxy to serve the newest epoch' },
+    );
   }
 
   /** The second shard owns tenants from `at` on, from this moment. */
