@@ -277,7 +277,9 @@ function handshakeError(address: ServerAddress, error: unknown, connected: boole
 
 function loginHint(sqlstate: string): { hint?: string } {
   if (sqlstate === '28P01' || sqlstate === '28000')
-    return { hint: 'Check the user and the password in the URL of the shard.' };
+    return {
+      hint: 'The role needs the same password on every shard ("foreshard shard add" copies roles with theirs); or give the password under proxy.serverPasswords.',
+    };
   if (sqlstate === '3D000') return { hint: 'Check the database in the URL of the shard.' };
   if (sqlstate === '53300')
     return { hint: 'Raise max_connections on the server, or lower the pool size of the proxy.' };

@@ -149,7 +149,7 @@ class Authentication {
       '28000',
       `the server asks for ${asked}, and none is configured for user "${this.#login.user}"`,
       {
-        hint: 'Put the password into the URL of the shard.',
+        hint: 'Give the password under proxy.serverPasswords, or let clients log in with theirs (proxy.auth.method scram-sha-256).',
       },
     );
   }
