@@ -213,6 +213,8 @@ async function openShop(telling: Telling, stage: Stage, orders: readonly number[
     },
   );
   pool.on('error', () => undefined);
+  // On an interruption the proxy goes while connections are in use; their next statement says so.
+  pool.on('connect', (client) => client.on('error', () => undefined));
   const started = Date.now();
   await createShop(pool);
   const rows = await fillShop(
@@ -301,6 +303,7 @@ async function inspectAll(stage: Stage): Promise<ShardContents[]> {
   return await Promise.all(
     stage.servers.shards.map(async ({ name, url }) => {
       const client = new pg.Client({ connectionString: url });
+      client.on('error', () => undefined); // the statement under way is told
       await client.connect();
       try {
         return await inspectShard(client, name);

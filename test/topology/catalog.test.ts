@@ -37,6 +37,19 @@ async function newCatalog(): Promise<Catalog> {
   return Catalog.connect(url);
 }
 
+it('outlives a connection that dies while somebody has it', async () => {
+  const pool = Catalog.pool(await newDatabase());
+  const client = await pool.connect();
+  const { rows } = await client.query('SELECT pg_backend_pid() AS pid');
+  const ended = new Promise((resolve) => client.once('end', resolve));
+  await admin.query('SELECT pg_terminate_backend($1)', [rows[0].pid]);
+  await ended;
+  await expect(client.query('SELECT 1')).rejects.toThrow();
+  client.release(true);
+  expect((await pool.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+  await pool.end();
+});
+
 describe('initCatalog', () => {
   it('is done once, by however many processes at once', async () => {
     const url = await newDatabase();

@@ -91,9 +91,10 @@ describe('check', () => {
        ALTER TABLE bad ENABLE ROW LEVEL SECURITY;
        CREATE TABLE bare (tenant_id bigint NOT NULL);
        CREATE TABLE full_ident (tenant_id bigint NOT NULL); ALTER TABLE full_ident REPLICA IDENTITY FULL;
+       CREATE TABLE silent (tenant_id bigint PRIMARY KEY); ALTER TABLE silent REPLICA IDENTITY NOTHING;
        CREATE TABLE sideways (tenant_id bigint NOT NULL, boss bigint REFERENCES tenants, id bigint, PRIMARY KEY (tenant_id, id));
        CREATE TABLE countries (code text, home bigint REFERENCES places)`,
-      `${sharded('tenants', 'bad', 'bare', 'full_ident', 'sideways', 'lost')}
+      `${sharded('tenants', 'bad', 'bare', 'full_ident', 'silent', 'sideways', 'lost')}
        INSERT INTO foreshard.reference_table VALUES ('public', 'countries');
        INSERT INTO foreshard.reference_copy VALUES ('public', 'countries', 'one')`,
     );
@@ -116,6 +117,9 @@ describe('check', () => {
     expect(bad(findings, 'table public.full_ident')).toEqual([
       expect.stringMatching(/^warning: has REPLICA IDENTITY FULL/),
     ]);
+    expect(findings.find((f) => f.object.startsWith('table public.silent') && f.level === 'error')).toMatchObject({
+      remedy: expect.stringContaining('ALTER TABLE "public"."silent" REPLICA IDENTITY DEFAULT'),
+    });
     expect(bad(findings, 'table public.sideways')).toEqual([
       expect.stringMatching(/^error: foreign key "sideways_boss_fkey" points to "public.tenants" without the key/),
     ]);

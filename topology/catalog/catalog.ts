@@ -34,6 +34,9 @@ export class Catalog {
     });
     // An idle connection that dies is dropped from the pool; whoever asks next gets a new one, or the error.
     pool.on('error', () => undefined);
+    // The pool listens to idle connections alone, and an error that nobody listens to ends the process: one in use may die between
+    // two statements. Its user hears of that from the next one.
+    pool.on('connect', (client) => client.on('error', () => undefined));
     return pool;
   }
 

@@ -70,9 +70,12 @@ function checkReplicaIdentity({ object, table, facts }: TableSubject): Finding[]
     const what = primary
       ? `the replica identity (${facts.identityColumns.join(', ') || 'nothing'}) lacks the key: UPDATE and DELETE would fail as soon as the range is published`
       : 'has no primary key: UPDATE and DELETE would fail as soon as the range is published';
-    const remedy = primary
-      ? `CREATE UNIQUE INDEX CONCURRENTLY ... ON ${quoteTable(facts)} (${key}, …), then ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY USING INDEX ...`
-      : `add a primary key that contains (${key}), or ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY FULL`;
+    const covered = facts.unique.some((unique) => unique.primary && coversKey(unique.columns, table.keyColumns));
+    const remedy = covered
+      ? `ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY DEFAULT, which is the primary key`
+      : primary
+        ? `CREATE UNIQUE INDEX CONCURRENTLY ... ON ${quoteTable(facts)} (${key}, …), then ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY USING INDEX ...`
+        : `add a primary key that contains (${key}), or ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY FULL`;
     return [error(object, what, remedy)];
   }
   if (facts.replicaIdentity !== 'f') return [];
