@@ -39,7 +39,9 @@ async function show(catalog: Catalog, report: SavedReport, args: ReportArgs): Pr
   const steps = args.steps && report.proposal !== null ? await stepsOf(catalog, report) : null;
   if (args.html !== undefined) writeReport(args.html, renderHtml(report));
   if (args.json) return printJson(steps === null ? report : { ...report, dryRun: steps });
-  printLine(renderText(report, { color: process.stdout.isTTY === true && !process.env.NO_COLOR }));
+  const { isTTY, columns } = process.stdout;
+  const color = isTTY === true && !process.env.NO_COLOR;
+  printLine(renderText(report, isTTY === true && columns > 0 ? { color, width: columns } : { color }));
   if (steps !== null) printLine(`\n${stepsText(steps)}`);
   if (args.html !== undefined) printLine(`\nThe report with its plots: ${args.html}`);
 }

@@ -1,6 +1,9 @@
 import { once } from 'node:events';
 import { createInterface } from 'node:readline/promises';
 
+/** Before everything that is not a heading. */
+const MARGIN = '   ';
+
 interface Output extends NodeJS.WritableStream {
   readonly isTTY?: boolean;
   readonly columns?: number;
@@ -39,20 +42,40 @@ export class Screen {
     this.write(`\n${this.color ? `\x1b[1m${heading}\x1b[0m` : heading}\n`);
   }
 
+  /** Columns for text, beside the margin. */
+  get width(): number {
+    return this.tty ? Math.max(1, (this.out.columns || 80) - MARGIN.length) : Number.POSITIVE_INFINITY;
+  }
+
   /** A line, or several, that stay. */
   line(text = ''): void {
     this.settle();
-    for (const part of text.split('\n')) this.write(part === '' ? '\n' : `   ${part}\n`);
+    for (const part of text.split('\n')) this.write(part === '' ? '\n' : `${this.wrap(part)}\n`);
+  }
+
+  /** With the margin, and broken between words where the terminal would break it anywhere. */
+  private wrap(text: string): string {
+    // What is there to be copied must stay in one piece, and what is coloured is as wide as it should be.
+    if (text.length <= this.width || text.includes('://') || text.includes('\x1b')) return MARGIN + text;
+    const lines: string[] = [];
+    let line = '';
+    for (const word of text.split(' ')) {
+      if (line !== '' && line.length + 1 + word.length > this.width) {
+        lines.push(line);
+        line = word;
+      } else line = line === '' ? word : `${line} ${word}`;
+    }
+    return [...lines, line].map((part) => MARGIN + part).join('\n');
   }
 
   /** What is going on: on a terminal in place of the line before; elsewhere `change`, when it differs from the one before. */
   live(text: string, change: string = text): void {
     if (this.tty) {
       this.shown = text;
-      this.write(`\r\x1b[2K   ${text.slice(0, Math.max(1, (this.out.columns || 80) - 4))}`);
+      this.write(`\r\x1b[2K${MARGIN}${text.slice(0, Math.max(1, this.width - 1))}`);
     } else if (change !== this.shown) {
       this.shown = change;
-      this.write(`   ${change}\n`);
+      this.write(`${MARGIN}${change}\n`);
     }
   }
 
@@ -63,7 +86,7 @@ export class Screen {
       else this.write('\r\x1b[2K');
     }
     this.shown = '';
-    if (text !== undefined) this.write(`   ${text}\n`);
+    if (text !== undefined) this.write(`${this.wrap(text)}\n`);
   }
 
   /** Asks the person at the terminal; true for yes; the end of the input (Ctrl-D) is a no. */

@@ -104,7 +104,7 @@ export async function tellStory(telling: Telling): Promise<number> {
   const report = await planner.plan();
   screen.settle();
   screen.line();
-  screen.line(renderText(report, { color: screen.color }));
+  screen.line(renderText(report, { color: screen.color, width: screen.width }));
   await writeReport(telling, report);
   if (report.proposal === null || report.plan === null) {
     screen.line('the planner proposes nothing, so the story ends here');

@@ -17,9 +17,13 @@ import { axisMax } from './load-chart.js';
 export interface TextOptions {
   /** ANSI colours; default false. */
   readonly color?: boolean;
+  /** Columns of the terminal, of which up to 100 are used; default 100. */
+  readonly width?: number;
 }
 
-const WIDTH = 100;
+const MAX_WIDTH = 100;
+/** Below this the tables are too wide anyway. */
+const MIN_WIDTH = 60;
 const DAY = 86_400;
 
 interface Ink {
@@ -35,9 +39,10 @@ function ink(color: boolean): Ink {
   return { bold: sgr(1), dim: sgr(2), red: sgr(31), blue: sgr(34), green: sgr(32) };
 }
 
-/** A report for a terminal 100 columns wide. Control characters in names are shown as `?`. */
+/** A report for a terminal. Control characters in names are shown as `?`. */
 export function renderText(given: PlanReport | SavedReport, options: TextOptions = {}): string {
   const c = ink(options.color ?? false);
+  const width = Math.max(MIN_WIDTH, Math.min(MAX_WIDTH, options.width ?? MAX_WIDTH));
   const report = withoutControls(given);
   const { proposal } = report;
   const plan = 'plan' in report ? report.plan : null;
@@ -46,21 +51,21 @@ export function renderText(given: PlanReport | SavedReport, options: TextOptions
   const id = plan === null ? '' : `plan ${plan.id} · `;
   lines.push(
     c.dim(`Foreshard · ${id}database ${report.database} · epoch ${report.epoch} · ${formatMoment(report.createdAt)}`),
-    c.dim('─'.repeat(WIDTH)),
-    ...wrap(report.verdict),
+    c.dim('─'.repeat(width)),
+    ...wrap(report.verdict, width),
   );
   if (proposal !== null) {
     const source = proposal.before.find((o) => o.shard === proposal.spec.from) as ShardOutlook;
     if (proposal.blockers.length > 0) {
       section('Blocked');
-      for (const blocker of proposal.blockers) lines.push(...wrap(c.red(`✗ ${blocker}`), '  '));
+      for (const blocker of proposal.blockers) lines.push(...wrap(`✗ ${blocker}`, width, '  ').map(c.red));
     }
     section(`Load of shard "${source.shard}" if nothing is done (ms/s)`);
-    lines.push(...chart(source, c), ...wrap(proposal.ifNothingIsDone));
+    lines.push(...chart(source, width, c), ...wrap(proposal.ifNothingIsDone, width));
     section('Where it splits');
-    lines.push(...segmentBars(proposal, c));
+    lines.push(...segmentBars(proposal, width, c));
     section('What moves');
-    lines.push(...moves(proposal));
+    lines.push(...moves(proposal, width));
     section('How long it takes');
     lines.push(...duration(proposal, report.createdAt, c));
     section('Before and after');
@@ -70,17 +75,20 @@ export function renderText(given: PlanReport | SavedReport, options: TextOptions
   } else {
     for (const outlook of report.outlooks) {
       section(`Load of shard "${outlook.shard}" (ms/s)`);
-      lines.push(...chart(outlook, c), ...accuracy(outlook));
+      lines.push(...chart(outlook, width, c), ...accuracy(outlook));
     }
   }
   if (report.notes.length > 0) {
     section('Notes');
-    for (const note of report.notes) lines.push(...wrap(`· ${note}`, '  '));
+    for (const note of report.notes) lines.push(...wrap(`· ${note}`, width, '  '));
   }
   if (plan !== null)
     lines.push(
       '',
-      `Approve with ${c.bold(`foreshard plan approve ${plan.id}`)}, until ${formatMoment(plan.expiresAt)} and while the epoch is ${report.epoch}.`,
+      ...wrap(
+        `Approve with foreshard plan approve ${plan.id}, until ${formatMoment(plan.expiresAt)} and while the epoch is ${report.epoch}.`,
+        width,
+      ).map((line) => line.replace(/foreshard plan approve \d+/, c.bold)),
     );
   return `${lines.join('\n')}\n`;
 }
@@ -91,11 +99,11 @@ function withoutControls<T>(data: T): T {
   return JSON.parse(JSON.stringify(data, clean)) as T;
 }
 
-function wrap(text: string, indent = ''): string[] {
+function wrap(text: string, width: number, indent = ''): string[] {
   const lines: string[] = [];
   let line = '';
   for (const word of text.split(' ')) {
-    if (line !== '' && line.length + 1 + word.length > WIDTH) {
+    if (line !== '' && line.length + 1 + word.length > width) {
       lines.push(line);
       line = indent + word;
     } else line = line === '' ? word : `${line} ${word}`;
@@ -108,9 +116,9 @@ const ROWS = 9;
 const LEFT = 9;
 
 /** History as columns, then the forecast's median as columns and its 95 % quantile as dots; the capacity is a line. */
-function chart(outlook: ShardOutlook, c: Ink): string[] {
+function chart(outlook: ShardOutlook, room: number, c: Ink): string[] {
   const { forecast, history, capacityMsPerSecond: capacity } = outlook;
-  const columns = WIDTH - LEFT - 2;
+  const columns = room - LEFT - 2;
   const shown = forecast.stepSeconds >= 3600 ? 3 * DAY : DAY / 2;
   const now = forecast.at[0] as number;
   const end = (forecast.at[forecast.at.length - 1] as number) + forecast.stepSeconds * 1000;
@@ -172,19 +180,23 @@ function chart(outlook: ShardOutlook, c: Ink): string[] {
 }
 
 const MAX_BARS = 24;
+const LONGEST_BAR = 36;
 
-function segmentBars(p: ProposalJson, c: Ink): string[] {
+function segmentBars(p: ProposalJson, width: number, c: Ink): string[] {
   const most = Math.max(...p.segments.map((s) => s.load), 1e-9);
   const lines: string[] = [];
   const list =
     p.segments.length > MAX_BARS ? [...p.segments].sort((a, b) => b.load - a.load).slice(0, MAX_BARS) : p.segments;
   const label = (s: ProposalJson['segments'][number]) => formatInterval(s.lo, s.hi);
   const space = Math.min(34, Math.max(...list.map((s) => label(s).length)));
+  const room = width - space - ` → ${p.spec.to}`.length - 16;
   list.forEach((s, i) => {
     const before = list[i - 1];
     if (list === p.segments && before !== undefined && before.moves !== s.moves)
-      lines.push(c.bold(`  ${'─ '.repeat(3)}split at ${formatPosition(p.splitAt, '−∞')} ${'─ '.repeat(20)}`));
-    const bar = '█'.repeat(Math.round((s.load / most) * 36));
+      lines.push(
+        c.bold(`  ${'─ '.repeat(3)}split at ${formatPosition(p.splitAt, '−∞')} ${'─ '.repeat(20)}`.slice(0, width)),
+      );
+    const bar = '█'.repeat(Math.round((s.load / most) * Math.max(1, Math.min(LONGEST_BAR, room))));
     const name = label(s).length > space ? `${label(s).slice(0, space - 1)}…` : label(s);
     lines.push(
       `  ${name.padEnd(space)} ${formatLoad(s.load).padStart(12)} ${s.moves ? c.green(bar) : c.dim(bar)}${s.moves ? ` → ${p.spec.to}` : ''}`,
@@ -197,7 +209,7 @@ function segmentBars(p: ProposalJson, c: Ink): string[] {
   return lines;
 }
 
-function moves(p: ProposalJson): string[] {
+function moves(p: ProposalJson, width: number): string[] {
   const rows = p.tables.map((t) => [
     t.table,
     formatCount(t.rows),
@@ -205,7 +217,10 @@ function moves(p: ProposalJson): string[] {
     t.exact ? 'counted' : 'estimated',
   ]);
   return [
-    `  ${formatInterval(p.spec.lo, p.spec.hi)} of keyspace "${p.keyspace}", shard "${p.spec.from}" → "${p.spec.to}", ${formatPercent(p.movedLoadShare)} of the peak load`,
+    ...wrap(
+      `${formatInterval(p.spec.lo, p.spec.hi)} of keyspace "${p.keyspace}", shard "${p.spec.from}" → "${p.spec.to}", ${formatPercent(p.movedLoadShare)} of the peak load`,
+      width - 2,
+    ).map((line) => `  ${line}`),
     ...grid([['table', 'rows', 'size', ''], ...rows, ['together', formatCount(p.rows), formatBytes(p.bytes), '']]),
     `  Statements that would touch both sides: ${p.crossShardShare === null ? 'not sampled yet' : formatPercent(p.crossShardShare)}`,
   ];

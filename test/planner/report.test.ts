@@ -77,12 +77,16 @@ describe('reports', () => {
     'not sampled yet',
   ];
 
-  it('have the figures, as text in 100 columns', () => {
-    const text = renderText(report('m42'));
+  it.each([
+    [100, {}],
+    [100, { width: 200 }],
+    [77, { width: 77 }],
+  ])('have the figures, as text in %i columns', (columns, options) => {
+    const text = renderText(report('m42'), options);
     for (const figure of figures) expect(text).toContain(figure);
     expect(text).toContain('split at m42');
     expect(text).toContain('Blocker m42');
-    for (const line of text.split('\n')) expect(line.length).toBeLessThanOrEqual(100);
+    for (const line of text.split('\n')) expect(line.length).toBeLessThanOrEqual(columns);
     expect(renderText(report('m42'), { color: true })).toContain('\u001b[1m');
   });
 
