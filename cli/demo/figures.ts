@@ -86,7 +86,7 @@ export function shardTable(
   const loadOf = (load: ReadonlyMap<string, ShardLoad> | null, shard: string, key: keyof ShardLoad): string =>
     load === null ? '' : (load.get(shard)?.[key] ?? 0).toFixed(0);
   return formatTable(
-    ['shard', 'statements/s before', 'after', 'server ms/s before', 'after', 'rows before', 'after'],
+    ['shard', 'stmts/s before', 'after', 'server ms/s before', 'after', 'rows before', 'after'],
     after.contents.map(({ shard }) => [
       shard,
       loadOf(before.load, shard, 'statements'),

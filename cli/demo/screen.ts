@@ -55,8 +55,8 @@ export class Screen {
 
   /** With the margin, and broken between words where the terminal would break it anywhere. */
   private wrap(text: string): string {
-    // What is there to be copied must stay in one piece, and what is coloured is as wide as it should be.
-    if (text.length <= this.width || text.includes('://') || text.includes('\x1b')) return MARGIN + text;
+    // What is there to be copied must stay in one piece, as must tables; and what is coloured is as wide as it should be.
+    if (text.length <= this.width || /:\/\/| {2}/.test(text) || text.includes('\x1b')) return MARGIN + text;
     const lines: string[] = [];
     let line = '';
     for (const word of text.split(' ')) {

@@ -166,8 +166,10 @@ function chart(outlook: ShardOutlook, room: number, c: Ink): string[] {
     lines.push(`${label.padStart(LEFT)} ${text.join('')}`);
   }
   const mark = Math.max(0, Math.min(columns - 1, Math.round((now - start) / width)));
-  const past = `${formatMoment(start).slice(0, 14)}`;
   const label = `forecast from ${formatMoment(now)}`;
+  const begin = formatMoment(start).slice(0, 14);
+  const fits = mark + label.length + 2 <= columns || begin.length + 1 + label.length + 1 <= mark;
+  const past = fits ? begin : '';
   const axis =
     mark + label.length + 2 <= columns
       ? `${past.padEnd(mark)}^ ${label}`
