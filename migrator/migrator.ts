@@ -45,6 +45,7 @@ export class Migrator {
   /** Works until `signal` fires; then stops where it is, which is safe anywhere, gives its leases back and resolves. */
   async run(signal: AbortSignal): Promise<void> {
     const listening = this.#listen(signal);
+    let reachable = true;
     while (!signal.aborted) {
       const woken = new Promise<void>((resolve) => {
         this.#wake = resolve;
@@ -52,8 +53,12 @@ export class Migrator {
       try {
         const work = await this.#catalog.pool.query<{ id: string }>(WORK, [this.#owner]);
         for (const { id } of work.rows) this.#start(id, signal);
+        if (!reachable) this.#log.info('the catalog can be asked for migrations again');
+        reachable = true;
       } catch (error) {
-        this.#log.warn({ error: String(error) }, 'the catalog cannot be asked for migrations');
+        // Once, and not with every poll until it is back.
+        if (reachable) this.#log.warn({ error: String(error) }, 'the catalog cannot be asked for migrations');
+        reachable = false;
       }
       // The poll stands behind NOTIFY, for the day a notification is lost. Its timer goes as soon as it is not waited for.
       const poll = new AbortController();
@@ -90,25 +95,32 @@ export class Migrator {
   }
 
   async #listen(signal: AbortSignal): Promise<void> {
+    let told = false;
     while (!signal.aborted) {
       const client = new pg.Client({
         connectionString: this.#catalog.url,
         keepAlive: true,
         application_name: 'foreshard migrator (listen)',
       });
+      let stop = (): void => undefined;
       try {
         const ended = new Promise<void>((resolve) => {
+          stop = resolve;
           client.once('end', resolve);
           client.once('error', () => resolve());
-          signal.addEventListener('abort', () => resolve(), { once: true });
+          signal.addEventListener('abort', stop, { once: true });
         });
         client.on('error', () => undefined); // `ended` was told
         client.on('notification', () => this.#wake());
         await client.connect();
         await client.query('LISTEN foreshard_migration');
+        told = false;
         await ended;
       } catch (error) {
-        this.#log.warn({ error: String(error) }, 'cannot listen on the catalog; polling goes on');
+        if (!told) this.#log.warn({ error: String(error) }, 'cannot listen on the catalog; polling goes on');
+        told = true;
+      } finally {
+        signal.removeEventListener('abort', stop);
       }
       await client.end().catch(() => undefined); // it is gone already
       await delay(1000, undefined, { signal }).catch(ignoreAbort);

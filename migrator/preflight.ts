@@ -278,7 +278,9 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
         : info.replicaIdentity === 'f' && primary !== undefined
           ? info.columns.map((c) => c.name)
           : undefined;
-  if (identity === undefined)
+  if (identity === undefined && primary !== undefined)
+    block('has a primary key, and a replica identity that serves nothing', 'ALTER TABLE … REPLICA IDENTITY DEFAULT.');
+  else if (identity === undefined)
     block('has no primary key and no replica identity that serves', 'Add a primary key that contains the key columns.');
   else {
     const outside = table.keyColumns.filter((k) => !identity.includes(k));

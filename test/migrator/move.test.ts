@@ -210,6 +210,7 @@ describe('before a move', () => {
       await c.query('CREATE TABLE payments (id int PRIMARY KEY, tenant_id int REFERENCES tenants)');
       await c.query('CREATE UNIQUE INDEX global_serial ON orders (serial_no)');
       await c.query('ALTER TABLE "Odd Items" DROP CONSTRAINT "Odd Items_pkey"');
+      await c.query('ALTER TABLE tenants REPLICA IDENTITY NOTHING');
       await c.query('CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$');
       await c.query('CREATE TRIGGER mine BEFORE INSERT ON tenants FOR EACH ROW EXECUTE FUNCTION f()');
       await c.query('CREATE ROLE reporting');
@@ -223,6 +224,7 @@ describe('before a move', () => {
       /global_serial/,
       /payments/,
       /Odd Items.*no primary key/,
+      /tenants.*serves nothing.*REPLICA IDENTITY DEFAULT/,
       /triggers \(mine\)/,
       /role "reporting"/,
       /functions of shard "one" are missing on shard "two": (public\.)?f\(\)/,
