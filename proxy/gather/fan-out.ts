@@ -70,7 +70,7 @@ export class FanOut implements BackendOwner {
     return this.#backends;
   }
 
-  /** @returns false when the topology changed before anything was sent. */
+  /** @returns false when the topology, or what names mean, changed before anything was sent. */
   async run(signal: AbortSignal): Promise<boolean> {
     const { services } = this.#session;
     const topology = services.live.current;
@@ -79,7 +79,7 @@ export class FanOut implements BackendOwner {
         const backend = await services.pool(shard).acquire(signal);
         backend.attach(this);
         this.#backends.push(backend);
-        await this.#session.lease.adopt(backend);
+        if (!(await this.#session.lease.adopt(backend))) return false;
       }
       if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
       signal.throwIfAborted(); // the client may have gone or canceled after the last connection was there

@@ -26,7 +26,7 @@ import {
   rewriteParseName,
 } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
-import { IDLE, RefusedError } from './lease.js';
+import { checkAgain, IDLE, type Prepared, RefusedError } from './lease.js';
 import type { Execution, Placement } from './placement.js';
 import type { ClientStatement, PreparedContent } from './prepared.js';
 import type { Session } from './session.js';
@@ -112,14 +112,14 @@ export class ExtendedProtocol {
     this.#batchBytes += frame.length;
     if (type !== FRONTEND.Sync && type !== FRONTEND.Flush && this.#batchBytes < BATCH_BYTES) return null;
     this.#unflushed = type !== FRONTEND.Sync && type !== FRONTEND.Flush;
-    return this.#dispatch(this.#takeBatch(), performance.now());
+    return this.#dispatch(this.#takeBatch(), performance.now(), 0);
   }
 
   /** Another kind of message follows: sends what waits for a Sync or Flush, so that its replies come. Null: nothing does. */
   sendOpenBatch(): Promise<void> | null {
     if (this.#batch.length === 0 && !this.#unflushed) return null;
     this.#unflushed = false;
-    return this.#dispatch([...this.#takeBatch(), { type: FRONTEND.Flush, frame: FLUSH }], performance.now());
+    return this.#dispatch([...this.#takeBatch(), { type: FRONTEND.Flush, frame: FLUSH }], performance.now(), 0);
   }
 
   /** An error has everything up to the next Sync ignored, ours or the server's. */
@@ -169,19 +169,21 @@ export class ExtendedProtocol {
     this.#portals.clear();
   }
 
-  async #dispatch(batch: readonly Message[], since: number): Promise<void> {
+  async #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> {
     const session = this.#session;
     const { lease } = session;
     const { items, executions, error, sync } = this.#read(batch);
     if (error === null && lease.backend === null && this.#answerLocally(items)) return;
-    let placement: Placement;
+    const again = () => {
+      this.#undo(items);
+      return this.#dispatch(batch, since, times + 1);
+    };
+    let placement: Prepared;
     try {
+      checkAgain(times);
       placement = await lease.prepare(executions, session.signal);
       if (placement.kind === 'fanout') {
-        if (!(await this.#fanOut(items, placement, error))) {
-          this.#undo(items);
-          await this.#dispatch(batch, since);
-        }
+        if (!(await this.#fanOut(items, placement, error))) await again();
         return;
       }
     } catch (e) {
@@ -189,7 +191,7 @@ export class ExtendedProtocol {
       await this.#fail(session.simple.fieldsOf(e), sync ?? syncOf(items));
       return;
     }
-    if (placement.kind !== 'one') throw new Error('a refusal is thrown');
+    if (placement.kind === 'again') return again();
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
@@ -199,7 +201,7 @@ export class ExtendedProtocol {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
       session.simple.closeGate(prelude, since, () => {
         this.#undo(items);
-        return this.#dispatch(batch, since);
+        return this.#dispatch(batch, since, 0);
       });
     }
     this.#assignParts(items, placement.parts);
@@ -214,10 +216,14 @@ export class ExtendedProtocol {
   #read(batch: readonly Message[]): Reading {
     const items: Item[] = [];
     const executions: Execution[] = [];
+    const { lookup } = this.#session;
+    // What an earlier statement of the batch does to search_path is reported at its end.
+    let changing = lookup.pending;
     for (const { type, frame } of batch) {
       try {
-        const item = this.#readOne(type, frame);
+        const item = this.#readOne(type, frame, changing);
         if (item.type === 'bind') executions.push(item.execution);
+        if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
         items.push(item);
       } catch (e) {
         const error = this.#session.simple.fieldsOf(e);
@@ -229,7 +235,7 @@ export class ExtendedProtocol {
     return { items, executions, error: null, sync: null };
   }
 
-  #readOne(type: number, frame: Buffer): Item {
+  #readOne(type: number, frame: Buffer, changing: boolean): Item {
     const session = this.#session;
     switch (type) {
       case FRONTEND.Parse: {
@@ -240,7 +246,11 @@ export class ExtendedProtocol {
         if (analyzed.statements.length > 1 && !analyzed.syntaxError)
           throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
         this.forget(name);
-        const statement: ClientStatement = { content: session.services.contents.acquire(sql, oids), analyzed };
+        const statement: ClientStatement = {
+          content: session.services.contents.acquire(sql, oids),
+          analyzed,
+          lookup: session.lookup.current,
+        };
         this.#statements.set(name, statement);
         return { type: 'parse', frame, name, statement };
       }
@@ -248,7 +258,8 @@ export class ExtendedProtocol {
         const bind = decodeBind(frame);
         const statement = this.#statement(bind.statement);
         const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
-        const execution: Execution = { analyzed: statement.analyzed, index: 0, params };
+        const { analyzed } = statement;
+        const execution: Execution = { analyzed, index: 0, params, lookup: changing ? null : statement.lookup };
         const item: Item = { type: 'bind', frame, bind, statement, execution, part: [] };
         this.#portals.set(bind.portal, { statement, execution, touches: () => item.part });
         return item;
@@ -283,7 +294,20 @@ export class ExtendedProtocol {
           ? 'unnamed prepared statement does not exist'
           : `prepared statement "${shown(name)}" does not exist`,
       );
+    this.#refresh(statement);
     return statement;
+  }
+
+  /** Analyses the statement again if names mean something else by now, as PostgreSQL will. */
+  #refresh(statement: ClientStatement): void {
+    const { lookup, services } = this.#session;
+    const { current } = lookup;
+    if (statement.lookup === current) return;
+    // The text stays in the encoding that it was sent in.
+    const encoding = statement.lookup.names.encoding ?? current.names.encoding;
+    const names = { ...current.names, ...(encoding === undefined ? {} : { encoding }) };
+    statement.analyzed = services.router.analyze(statement.content.sql, names);
+    statement.lookup = current;
   }
 
   #assignParts(items: readonly Item[], parts: readonly (readonly Touch[])[]): void {
@@ -459,13 +483,16 @@ export class ExtendedProtocol {
       backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
       return;
     }
+    const { lookup } = session;
+    if (bound !== null && lookup.mayChange(bound.execution.analyzed, 0)) lookup.sent();
     const started = performance.now();
     backend.send(frame, {
       kind: 'execute',
       internal: false,
       completed: (reply, empty) => {
         if (empty || bound === null) return;
-        const { analyzed } = bound.statement;
+        const { analyzed } = bound.execution;
+        lookup.done(analyzed, 0);
         const statement = analyzed.statements[0];
         const tag = decodeCommandComplete(reply);
         if (statement !== undefined) {

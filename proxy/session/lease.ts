@@ -10,6 +10,7 @@ import type { Router } from '../router/router.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
+import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
 import type { SessionSettings } from './settings.js';
@@ -28,9 +29,22 @@ export interface LeaseContext {
   readonly logger: Logger;
   readonly holdTimeoutMs: number;
   readonly pool: (shard: ShardName) => Pool;
-  /** Parameter values the client has been told. */
-  readonly known: Map<string, string>;
+  readonly lookup: NameLookup;
   readonly tellClient: (frame: Buffer) => void;
+}
+
+/** What came of getting ready. */
+export type Prepared = Exclude<Placement, { kind: 'refused' }> | { readonly kind: 'again' };
+
+/** Getting ready again this often in a row means that shards disagree on what names mean. */
+const AGAIN = 10;
+
+/** To be called before getting ready once more, `times` having done so already. @throws RefusedError beyond what can be a coincidence. */
+export function checkAgain(times: number): void {
+  if (times < AGAIN) return;
+  throw new RefusedError('0A000', 'the shards do not agree on search_path or client_encoding for this user', {
+    hint: 'Make the same ALTER ROLE … SET and ALTER DATABASE … SET on every shard.',
+  });
 }
 
 /** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
@@ -62,10 +76,11 @@ export class Lease {
   /**
    * Waits until `executions` may run, and has the right server connection ready: settings applied, transaction opened.
    * For a placement `one` the footprint is registered in the same turn in which this resolves, so that no hold slips in between.
+   * `again`: the connection looks names up in another way than `executions` were analysed for (and the client has been told).
    *
    * @throws RefusedError and whatever the pool, the server or the signal say.
    */
-  async prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Placement> {
+  async prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Prepared> {
     const { live, router } = this.#context;
     const since = performance.now();
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
@@ -102,6 +117,9 @@ export class Lease {
         await this.#open(this.backend, this.transaction);
         continue;
       }
+      if (!this.#context.lookup.agrees(this.backend.connection.parameters)) this.tellParameters(this.backend);
+      const { current } = this.#context.lookup;
+      if (executions.some((e) => e.lookup !== null && e.lookup !== current)) return { kind: 'again' };
       this.transaction ??= new Transaction();
       this.transaction.touch(placement);
       return placement;
@@ -285,9 +303,16 @@ export class Lease {
     });
   }
 
-  /** Gives a connection taken for a statement on several shards this client's settings. */
-  async adopt(backend: Backend): Promise<void> {
-    if (backend.settingsSignature !== this.#context.settings.signature) await this.#applySettings(backend);
+  /**
+   * Gives a connection taken for a statement on several shards this client's settings.
+   * @returns whether names mean there what they meant to the proxy; if not, the client is told what they mean.
+   */
+  async adopt(backend: Backend): Promise<boolean> {
+    const { lookup, settings } = this.#context;
+    const before = lookup.current;
+    if (backend.settingsSignature !== settings.signature) await this.#applySettings(backend);
+    if (!lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
+    return lookup.current === before;
   }
 
   async #applySettings(backend: Backend): Promise<void> {
@@ -305,10 +330,13 @@ export class Lease {
 
   /** Tells the client the parameters that differ from what it was told last. */
   tellParameters(backend: Backend): void {
-    const { known, tellClient } = this.#context;
-    for (const [name, value] of backend.connection.parameters) {
-      if (known.get(name) === value) continue;
-      known.set(name, value);
+    const { lookup, tellClient } = this.#context;
+    const { parameters } = backend.connection;
+    // From a server that does not report it, what another one reported says nothing.
+    if (!parameters.has('search_path')) lookup.known.delete('search_path');
+    for (const [name, value] of parameters) {
+      if (lookup.known.get(name) === value) continue;
+      lookup.learn(name, value);
       tellClient(encodeParameterStatus(name, value));
     }
   }
@@ -320,6 +348,8 @@ export class Lease {
       throw asServerError(error);
     }
     transaction.deferred = false;
+    // SET LOCAL is among what was done again; and each shard has its own defaults.
+    this.tellParameters(backend);
   }
 }
 

@@ -1,13 +1,17 @@
 import type { ShardName, Topology } from '../../topology/topology.js';
 import { rangeOf } from '../../topology/topology.js';
-import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Touch } from '../router/route.js';
+import { routeExecution } from '../router/resolve.js';
+import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Target, Touch } from '../router/route.js';
 import type { Router } from '../router/router.js';
+import type { Lookup } from './name-lookup.js';
 
 /** One statement about to run, with its values. */
 export interface Execution {
   readonly analyzed: Analyzed;
   readonly index: number;
   readonly params: BoundParams | null;
+  /** What names meant when it was analysed; null: they may mean something else by the time it runs. */
+  readonly lookup: Lookup | null;
 }
 
 /** What an execution touches: places in keyspaces, perhaps everything there is. For holds and for the end of a range's stay. */
@@ -47,9 +51,12 @@ export function place(executions: readonly Execution[], router: Router, topology
       parts.push([]); // any server says what is wrong with it
       continue;
     }
-    const route: Route = router.route(execution.analyzed, execution.index, execution.params, topology);
+    const unresolved = execution.lookup?.sure !== true && namesTables(plan);
+    const route: Route = unresolved
+      ? routeExecution({ ...plan, target: UNRESOLVED }, NO_VALUES, topology)
+      : router.route(execution.analyzed, execution.index, execution.params, topology);
     if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
-    if (plan.target.kind === 'sole') everything = true;
+    if (unresolved || plan.target.kind === 'sole') everything = true;
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout') {
@@ -67,6 +74,22 @@ export function place(executions: readonly Execution[], router: Router, topology
   }
   if (shards === null) shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
   return { kind: 'one', shards, writes, writesReference, touches, parts, everything };
+}
+
+/** For a statement whose tables nobody knows before it runs: one shard must have everything. */
+const UNRESOLVED: Target = {
+  kind: 'sole',
+  refusal: {
+    sqlstate: '0A000',
+    message: 'which tables the statement uses is not certain, because search_path may have changed just before it',
+    hint: 'Send it on its own, when the statement that changes search_path is answered; before PostgreSQL 18, change it with SET or SET LOCAL.',
+  },
+};
+const NO_VALUES = { text: Buffer.alloc(0), literal: () => undefined, params: null };
+
+/** Whether the plan depends on what names mean. Transaction control, SET and SHOW do not. */
+function namesTables(plan: StatementPlan): boolean {
+  return plan.kind !== 'utility' || plan.target.kind !== 'any' || plan.command === 'PREPARE';
 }
 
 function refused(message: string): Placement {

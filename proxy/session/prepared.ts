@@ -1,4 +1,5 @@
 import type { Analyzed } from '../router/route.js';
+import type { Lookup } from './name-lookup.js';
 
 /** What a Parse said, shared by all clients that said the same: server connections remember what they prepared by this object. */
 export interface PreparedContent {
@@ -12,7 +13,10 @@ export interface PreparedContent {
 /** A client's statement, as the client named it. */
 export interface ClientStatement {
   readonly content: PreparedContent;
-  readonly analyzed: Analyzed;
+  /** As names are looked up now; see `lookup`. */
+  analyzed: Analyzed;
+  /** What names meant when it was analysed. PostgreSQL analyses a prepared statement again too when search_path has changed. */
+  lookup: Lookup;
 }
 
 /** One object per content, for as long as a client uses it. */

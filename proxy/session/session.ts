@@ -22,6 +22,7 @@ import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { ExtendedProtocol } from './extended.js';
 import { IDLE, Lease } from './lease.js';
+import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import type { PreparedContents } from './prepared.js';
 import { ReplyGate } from './reply-gate.js';
@@ -72,8 +73,8 @@ export class Session implements BackendOwner {
   readonly simple: SimpleProtocol;
   /** What the client is told only once it is certain. */
   readonly gate = new ReplyGate();
-  /** Parameter values the client has been told. */
-  readonly known = new Map<string, string>();
+  /** Parameter values the client has been told, and what names in its SQL mean. */
+  readonly lookup: NameLookup;
   /** Replies in bytes since the statement began, for the load count. */
   bytesForwarded = 0;
 
@@ -116,6 +117,7 @@ export class Session implements BackendOwner {
     this.#socket = options.socket;
     this.#out = new GatheredWriter(options.socket, () => this.#clientDrained());
     this.settings = new SessionSettings(options.startupSettings);
+    this.lookup = new NameLookup(options.user, this.settings);
     this.lease = new Lease(
       {
         live: this.services.live,
@@ -124,7 +126,7 @@ export class Session implements BackendOwner {
         logger: this.services.logger,
         holdTimeoutMs: this.services.holdTimeoutMs,
         pool: this.services.pool,
-        known: this.known,
+        lookup: this.lookup,
         tellClient: (frame) => this.write(frame),
       },
       this,
@@ -167,10 +169,6 @@ export class Session implements BackendOwner {
     if (this.#fanOut !== null && covers(this.#fanOut.footprint)) return true;
     const { transaction } = this.lease;
     return transaction !== null && covers(transaction);
-  }
-
-  get searchPathSql(): string | undefined {
-    return this.settings.get('search_path');
   }
 
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
@@ -431,7 +429,13 @@ export class Session implements BackendOwner {
   onReply(_backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
     if (type === BACKEND.ParameterStatus) {
       const { name, value } = decodeParameterStatus(frame);
-      this.known.set(name, value);
+      try {
+        this.lookup.reported(name, value);
+      } catch (error) {
+        // What the client says from here on could not be read safely.
+        this.close(error);
+        return;
+      }
     } else if (type === BACKEND.ErrorResponse) {
       this.#onErrorReply(frame, expectation);
       return;
@@ -497,6 +501,7 @@ export class Session implements BackendOwner {
     this.#endCopy();
     this.lease.unsynced = false;
     this.lease.unsyncedDirty = false;
+    this.lookup.ready(status);
     this.extended.ready(status);
     this.simple.transactionStatus(backend, status);
     if (this.gate.refused) {

@@ -6,8 +6,9 @@ import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, row
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { decodeQuery, encodeQuery } from '../wire/frontend.js';
 import { protocolName } from './extended.js';
-import { FAILED, IDLE, RefusedError } from './lease.js';
-import type { Execution, Placement } from './placement.js';
+import { checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
+import type { Lookup } from './name-lookup.js';
+import type { Execution } from './placement.js';
 import type { Session } from './session.js';
 import type { Transaction } from './transaction.js';
 
@@ -32,7 +33,7 @@ export class SimpleProtocol {
     const analyzed = this.analyze(decodeQuery(frame));
     this.#session.extended.forget(''); // as PostgreSQL does with every Query
     if (this.#answerLocally(analyzed)) return null;
-    return this.#run(frame, analyzed, performance.now());
+    return this.#run(frame, analyzed, performance.now(), 0);
   }
 
   async functionCall(frame: Buffer): Promise<void> {
@@ -53,33 +54,35 @@ export class SimpleProtocol {
   }
 
   analyze(sql: Buffer): Analyzed {
-    const { services, searchPathSql, user } = this.#session;
-    return services.router.analyze(sql, { searchPath: searchPathOf(searchPathSql), user });
+    const { services, lookup } = this.#session;
+    return services.router.analyze(sql, lookup.current.names);
   }
 
-  async #run(frame: Buffer, analyzed: Analyzed, since: number): Promise<void> {
+  async #run(frame: Buffer, analyzed: Analyzed, since: number, times: number): Promise<void> {
     const session = this.#session;
     const { lease } = session;
-    const executions: Execution[] = analyzed.statements.map((_, index) => ({ analyzed, index, params: null }));
-    let placement: Placement;
+    const again = () => this.#run(frame, this.analyze(decodeQuery(frame)), since, times + 1);
+    let placement: Prepared;
     try {
+      checkAgain(times);
+      const executions = this.#executions(analyzed);
       placement = await lease.prepare(executions, session.signal);
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed.template, { kind: 'simple', query: frame });
-        if (!(await session.runFanOut(fanOut))) await this.#run(frame, analyzed, since);
+        if (!(await session.runFanOut(fanOut))) await again();
         return;
       }
     } catch (error) {
       await this.fail(error);
       return;
     }
-    if (placement.kind !== 'one') throw new Error('a refusal is thrown');
+    if (placement.kind === 'again') return again();
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction;
     this.beginUnit(backend);
     if (placement.writes && transaction.clean && !lease.unsynced && endsOnce(analyzed.statements)) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
-      this.closeGate(prelude, since, () => this.#run(frame, analyzed, since));
+      this.closeGate(prelude, since, () => this.#run(frame, this.analyze(decodeQuery(frame)), since, 0));
     }
     const { touches, writes } = placement;
     const started = performance.now();
@@ -91,11 +94,13 @@ export class SimpleProtocol {
       kind: 'query',
       internal: false,
       completed: (reply, empty) => {
-        const statement = analyzed.statements[index];
+        const at = index;
+        const statement = analyzed.statements[at];
         index += 1;
         if (empty || statement === undefined) return;
         const tag = decodeCommandComplete(reply);
         rows += rowsOfTag(tag) ?? 0;
+        session.lookup.done(analyzed, at);
         this.completed(statement.plan, analyzed.text.subarray(statement.start, statement.end), tag);
       },
       done: () => {
@@ -109,6 +114,17 @@ export class SimpleProtocol {
           ms: performance.now() - started,
         });
       },
+    });
+  }
+
+  /** The statements of a text; PostgreSQL looks names up when a statement's turn comes. */
+  #executions(analyzed: Analyzed): Execution[] {
+    const { lookup } = this.#session;
+    let current: Lookup | null = lookup.pending ? null : lookup.current;
+    return analyzed.statements.map((_, index) => {
+      const execution: Execution = { analyzed, index, params: null, lookup: current };
+      if (lookup.mayChange(analyzed, index)) current = null;
+      return execution;
     });
   }
 
@@ -288,6 +304,7 @@ export class SimpleProtocol {
     } else if ((effect.kind === 'commit' || effect.kind === 'rollback') && deferred && !effect.chain) {
       lease.transaction = null;
       settings.end(effect.kind === 'commit');
+      session.lookup.ready(IDLE);
       tag = effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
     } else return false;
     session.write(encodeCommandComplete(tag));
@@ -316,36 +333,6 @@ export class SimpleProtocol {
 /** Whether everything in the text is undone by one ROLLBACK: no COMMIT in its middle. */
 function endsOnce(statements: readonly AnalyzedStatement[]): boolean {
   return statements.every((s, i) => i === statements.length - 1 || s.plan.effect?.kind !== 'commit');
-}
-
-/** The schemas of a `SET search_path` statement, or PostgreSQL's default. */
-export function searchPathOf(sql: string | undefined): readonly string[] {
-  if (sql === undefined) return DEFAULT_SEARCH_PATH;
-  let path = searchPaths.get(sql);
-  if (path === undefined) {
-    path = parseSearchPath(sql);
-    if (searchPaths.size >= 1000) searchPaths.clear();
-    searchPaths.set(sql, path);
-  }
-  return path;
-}
-
-const DEFAULT_SEARCH_PATH: readonly string[] = ['$user', 'public'];
-const searchPaths = new Map<string, readonly string[]>();
-
-function parseSearchPath(sql: string): readonly string[] {
-  const fromStartup = /set_config\((?:E?)'search_path', (?:E?)'(.*)', false\)$/s.exec(sql);
-  const list = fromStartup
-    ? (fromStartup[1] as string).replaceAll("''", "'")
-    : sql.replace(/^\s*set\s+(session\s+)?(search_path\s*(=|\sto\s)|schema\s)\s*/i, '');
-  if (/^\s*default\s*$/i.test(list)) return DEFAULT_SEARCH_PATH;
-  const names: string[] = [];
-  for (const m of list.matchAll(/"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^\s,"']+)/g)) {
-    if (m[1] !== undefined) names.push(m[1].replaceAll('""', '"'));
-    else if (m[2] !== undefined) names.push(m[2].replaceAll("''", "'"));
-    else names.push((m[3] as string).toLowerCase());
-  }
-  return names;
 }
 
 /** The new owner's gate opens a moment after the flip; asking again at once would only be refused again. */

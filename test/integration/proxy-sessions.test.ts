@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { Sharded } from '../support/sharded.js';
+import { Registry } from '../../topology/catalog/registry.js';
+import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
 let s: Sharded;
@@ -319,6 +320,156 @@ describe('sessions', () => {
     void wrong;
     expect(await running).toBe('57014');
     expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+});
+
+describe('what names in SQL mean', () => {
+  const NAME = 'SELECT name FROM tenants WHERE tenant_id = 150';
+  const ours = [{ name: 'ours' }];
+  const archived = [{ name: 'archived' }];
+
+  beforeAll(async () => {
+    await s.onShard(0, 'CREATE SCHEMA archive');
+    await s.onShard(0, 'CREATE TABLE archive.tenants (tenant_id bigint, name text)');
+    await s.onShard(0, `INSERT INTO archive.tenants VALUES (150, 'archived')`);
+    await s.onShard(0, 'GRANT USAGE ON SCHEMA archive TO app');
+    await s.onShard(0, 'GRANT ALL ON archive.tenants TO app');
+    for (const shard of [0, 1] as const) {
+      await s.onShard(shard, 'CREATE TABLE words (word text COLLATE "C" PRIMARY KEY)');
+      await s.onShard(shard, 'GRANT ALL ON words TO app');
+    }
+    const registry = new Registry(s.catalog, 'test');
+    await registry.createKeyspace({ name: 'words', method: 'range', keyTypes: ['text'] });
+    await registry.addTable({
+      table: { schema: 'public', table: 'words' },
+      keyspace: 'words',
+      keyColumns: ['word'],
+    });
+    const { pool } = s.catalog;
+    await pool.query(`DELETE FROM foreshard.range WHERE keyspace = 'words'`);
+    await pool.query(
+      `INSERT INTO foreshard.range (keyspace, lo, hi, shard) VALUES ('words', NULL, '["m"]', 's1'), ('words', '["m"]', NULL, 's2')`,
+    );
+    await pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+    // It reads the schema when it starts.
+    await s.proxy.close();
+    s.proxy = await startProxy(s.catalog, s.options);
+  });
+
+  beforeEach(async () => {
+    await s.onShard(1, `INSERT INTO tenants VALUES (150, 'ours')`);
+  });
+
+  it('follows SET LOCAL, its end and ROLLBACK TO', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query('SET LOCAL search_path = archive, public');
+    expect((await c.query(NAME)).rows).toEqual(archived);
+    expect((await c.query('SELECT name FROM tenants WHERE tenant_id = $1', [150])).rows).toEqual(archived);
+    await c.query('COMMIT');
+    expect((await c.query(NAME)).rows).toEqual(ours);
+    await c.query('BEGIN');
+    await c.query('SAVEPOINT a');
+    await c.query('SET LOCAL search_path = archive');
+    await c.query('ROLLBACK TO a');
+    expect((await c.query(NAME)).rows).toEqual(ours);
+    await c.query('ROLLBACK');
+  });
+
+  it('follows set_config, for the transaction and for the session', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query(`SELECT set_config('search_path', 'archive', true)`);
+    expect((await c.query(NAME)).rows).toEqual(archived);
+    await c.query('ROLLBACK');
+    expect((await c.query(NAME)).rows).toEqual(ours);
+    await c.query('SELECT set_config($1, $2, false)', ['search_path', '"$user", "archive"']);
+    expect((await c.query(NAME)).rows).toEqual(archived);
+  });
+
+  it('follows ALTER ROLE … SET, and the login’s value through RESET', async () => {
+    for (const shard of [0, 1] as const) await s.onShard(shard, 'ALTER ROLE app SET search_path = archive, public');
+    try {
+      await s.proxy.close();
+      s.proxy = await startProxy(s.catalog, s.options);
+      const c = await s.connect();
+      expect((await c.query(NAME)).rows).toEqual(archived);
+      const other = await s.connect({ options: '-c search_path=public' });
+      expect((await other.query(NAME)).rows).toEqual(ours);
+      await other.query('SET search_path = archive');
+      expect((await other.query(NAME)).rows).toEqual(archived);
+      await other.query('RESET search_path');
+      expect((await other.query(NAME)).rows).toEqual(ours);
+    } finally {
+      for (const shard of [0, 1] as const) await s.onShard(shard, 'ALTER ROLE app RESET search_path');
+      await s.proxy.close();
+      s.proxy = await startProxy(s.catalog, s.options);
+    }
+  });
+
+  it('refuses a statement when shards disagree', async () => {
+    await s.onShard(1, 'ALTER ROLE app SET search_path = nowhere');
+    try {
+      await s.proxy.close();
+      s.proxy = await startProxy(s.catalog, s.options);
+      const c = await s.connect();
+      expect(await sqlstate(c.query('SELECT name FROM public.tenants'))).toBe('0A000');
+      expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+    } finally {
+      await s.onShard(1, 'ALTER ROLE app RESET search_path');
+      await s.proxy.close();
+      s.proxy = await startProxy(s.catalog, s.options);
+    }
+  });
+
+  it('analyses a prepared statement again when search_path has changed, as PostgreSQL does', async () => {
+    const c = await s.connect();
+    const by = { name: 'by-id', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: [150] };
+    expect((await c.query(by)).rows).toEqual(ours);
+    await c.query('SET search_path = archive');
+    expect((await c.query(by)).rows).toEqual(archived);
+    await c.query('SET search_path = public');
+    expect((await c.query(by)).rows).toEqual(ours);
+  });
+
+  it('refuses what would be resolved before it is known where', async () => {
+    const c = await s.connect();
+    for (const change of [
+      'SET search_path = archive',
+      'BEGIN; SET LOCAL search_path = archive',
+      `BEGIN; SELECT set_config('search_path', 'archive', true)`,
+      'RESET ALL',
+    ]) {
+      expect([change, await sqlstate(c.query(`${change}; ${NAME}`))]).toEqual([change, '0A000']);
+      await c.query('ROLLBACK');
+    }
+    const other = await c.query(`BEGIN; SELECT set_config('my.tenant', '150', true); ${NAME}; COMMIT`);
+    expect((other as unknown as pg.QueryResult[])[2]?.rows).toEqual(ours);
+  });
+
+  it('takes no key for certain that the server gets in other bytes than the client sent', async () => {
+    const c = await s.connect();
+    await c.query(`INSERT INTO words VALUES ('zoë')`);
+    await c.query(`SET client_encoding = 'LATIN1'`);
+    expect(await sqlstate(c.query(`INSERT INTO words VALUES ('élan')`))).toBe('0A000');
+    await c.query(`INSERT INTO words VALUES ('able')`);
+    expect(await s.onShard(0, 'SELECT word FROM words')).toEqual([{ word: 'able' }]);
+    expect(await s.onShard(1, 'SELECT word FROM words')).toEqual([{ word: 'zoë' }]);
+  });
+
+  it('ends a session whose encoding it cannot read safely', async () => {
+    for (const change of [
+      `SET client_encoding = 'SJIS'`,
+      `SET NAMES 'gb18030'`,
+      `SELECT set_config('client_encoding', 'BIG5', false)`,
+    ]) {
+      const c = await s.connect();
+      const ended = new Promise<unknown>((resolve) => c.on('error', resolve));
+      await expect(c.query(change)).rejects.toMatchObject({ severity: 'FATAL', code: '22023' });
+      await ended;
+    }
+    const c = await s.connect();
+    expect((await c.query('SHOW client_encoding')).rows).toEqual([{ client_encoding: 'UTF8' }]);
   });
 });
 

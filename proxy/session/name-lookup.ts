@@ -1,0 +1,183 @@
+import type { Analyzed, StatementPlan } from '../router/route.js';
+import type { SessionNames } from '../router/router.js';
+import { checkClientEncoding } from '../wire/startup-options.js';
+import { DEFAULT_SEARCH_PATH, parseSearchPath, type SearchPath, searchPathOfSet } from './search-path.js';
+import type { SessionSettings } from './settings.js';
+
+/** Idle, in ReadyForQuery. */
+const IDLE = 0x49;
+
+/** What names in the client's SQL mean. The same object as long as nothing of it changes. */
+export interface Lookup {
+  readonly names: SessionNames;
+  /** search_path is certain; if not, the plan of a statement may be one for other tables. */
+  readonly sure: boolean;
+}
+
+/** Settings on which it depends what a text means. */
+const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding']);
+
+/**
+ * The parameter values the client was told last, and what follows from them for reading its SQL: search_path and client_encoding.
+ *
+ * PostgreSQL 18 reports search_path, so that whatever changed it (SET LOCAL, set_config, ALTER ROLE … SET, ROLLBACK TO) is known
+ * by the time it is ready for the next Query or batch. From older servers only statements tell: SET and SET LOCAL are followed,
+ * and after what cannot be followed the path is unknown until the end of the transaction or the next SET.
+ * Not followed there: ALTER ROLE or DATABASE … SET search_path, which is in force from the login on.
+ */
+export class NameLookup {
+  /** Parameter values the client has been told. */
+  readonly known = new Map<string, string>();
+  readonly #user: string;
+  readonly #settings: SessionSettings;
+  /** Without reports: the path until the end of the transaction. Null: the session's. */
+  #local: SearchPath | 'unknown' | null = null;
+  /** Without reports: set_config has set the session's path to something. */
+  #lasting = false;
+  /** The path was changed in the transaction at hand, so that its end, and ROLLBACK TO, change it again. */
+  #touched = false;
+  /** Something was sent that may change the path; what it has become is reported when the server is ready. */
+  #pending = false;
+  #last: { readonly source: unknown; readonly encoding: string | undefined; readonly lookup: Lookup } | null = null;
+
+  constructor(user: string, settings: SessionSettings) {
+    this.#user = user;
+    this.#settings = settings;
+  }
+
+  /** The server reports what the client's statements have made of a parameter. @throws ForeshardError, as `learn` */
+  reported(name: string, value: string): void {
+    if (name === 'search_path') this.#touched = true;
+    this.learn(name, value);
+  }
+
+  /** The client is told a parameter's value. @throws ForeshardError for an encoding that the lexer cannot read. */
+  learn(name: string, value: string): void {
+    if (name === 'client_encoding') checkClientEncoding(value);
+    this.known.set(name, value);
+  }
+
+  /** Whether a server connection looks names up as this says. */
+  agrees(parameters: ReadonlyMap<string, string>): boolean {
+    const { known } = this;
+    return (
+      parameters.get('search_path') === known.get('search_path') &&
+      parameters.get('client_encoding') === known.get('client_encoding')
+    );
+  }
+
+  get current(): Lookup {
+    const reported = this.known.get('search_path');
+    const source =
+      reported ?? this.#local ?? (this.#lasting ? ('unknown' as const) : this.#settings.get('search_path'));
+    const encoding = this.known.get('client_encoding');
+    if (this.#last !== null && this.#last.source === source && this.#last.encoding === encoding)
+      return this.#last.lookup;
+    let path: SearchPath | null;
+    if (reported !== undefined) path = parseSearchPath(reported);
+    else if (source === 'unknown') path = null;
+    else if (typeof source === 'string') path = searchPathOfSet(source);
+    else path = source ?? DEFAULT_SEARCH_PATH;
+    const lookup: Lookup = {
+      names: {
+        searchPath: path ?? [],
+        user: this.#user,
+        ...(encoding === undefined || encoding === 'UTF8' ? {} : { encoding }),
+      },
+      sure: path !== null,
+    };
+    this.#last = { source, encoding, lookup };
+    return lookup;
+  }
+
+  /** Whether what was sent since the server was ready may have changed the lookup. */
+  get pending(): boolean {
+    return this.#pending;
+  }
+
+  /** A statement that may change it has been sent. */
+  sent(): void {
+    this.#pending = true;
+  }
+
+  /** Whether statements behind this one may look names up in another way. */
+  mayChange(analyzed: Analyzed, index: number): boolean {
+    const statement = analyzed.statements[index];
+    if (statement === undefined) return false;
+    const { effect, kind, target } = statement.plan;
+    switch (effect?.kind) {
+      case undefined:
+        // A call of set_config is always planned as a write.
+        return target.kind === 'sole' || (kind === 'write' && this.#setsByCall(analyzed, index));
+      case 'set':
+        return effect.name === null || SETTINGS.has(effect.name.toLowerCase());
+      case 'discard-all':
+        return true;
+      case 'commit':
+      case 'rollback':
+      case 'rollback-to':
+        return this.#touched;
+      default:
+        return false;
+    }
+  }
+
+  /** A statement has been done by the server. */
+  done(analyzed: Analyzed, index: number): void {
+    if (!this.mayChange(analyzed, index)) return;
+    const statement = analyzed.statements[index] as Analyzed['statements'][number];
+    this.#touched = true;
+    const { effect, pin } = statement.plan;
+    switch (effect?.kind) {
+      case undefined:
+        if (!this.#setsByCall(analyzed, index)) return;
+        this.#local = 'unknown';
+        if (pin !== null) this.#lasting = true;
+        return;
+      case 'set':
+        if (effect.name !== null && effect.name.toLowerCase() !== 'search_path') return;
+        if (effect.local) {
+          const text = analyzed.text.toString('utf8', statement.start, statement.end);
+          this.#local = (effect.reset ? null : searchPathOfSet(text)) ?? 'unknown';
+          return;
+        }
+        this.#local = null;
+        this.#lasting = false;
+        return;
+      case 'discard-all':
+        this.#lasting = false;
+        return;
+      case 'rollback-to':
+        this.#local = 'unknown';
+        return;
+      case 'commit':
+      case 'rollback':
+        this.#local = null;
+        return;
+    }
+  }
+
+  /** The server is ready for the next Query or batch; what it had to report it has. */
+  ready(status: number): void {
+    this.#pending = false;
+    if (status !== IDLE) return;
+    this.#touched = false;
+    this.#local = null;
+  }
+
+  /** Whether the statement calls set_config for one of our settings, or for one that is not written there. */
+  #setsByCall(analyzed: Analyzed, index: number): boolean {
+    const { plan, start, end } = analyzed.statements[index] as Analyzed['statements'][number];
+    let calls = callsSetConfig.get(plan);
+    if (calls === false) return false;
+    const text = analyzed.text.toString('latin1', start, end);
+    calls = /set_config/i.test(text);
+    callsSetConfig.set(plan, calls);
+    for (const m of text.matchAll(/set_config"?(?:\s*\(\s*'([^']*)'\s*,)?/gi))
+      if (m[1] === undefined || SETTINGS.has(m[1].toLowerCase())) return true;
+    return false;
+  }
+}
+
+/** By plan, that is by template: which function is called is the same for all of its texts. */
+const callsSetConfig = new WeakMap<StatementPlan, boolean>();
