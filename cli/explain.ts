@@ -155,6 +155,8 @@ async function readHome(home: Shard): Promise<HomeNames> {
     connectionTimeoutMillis: 10_000,
     application_name: 'foreshard explain',
   });
+  pool.on('error', () => undefined);
+  pool.on('connect', (client) => client.on('error', () => undefined)); // the query under way is told
   try {
     const { rows } = await pool.query<{ path: string[]; user: string }>(
       'SELECT pg_catalog.current_schemas(false)::text[] AS path, current_user::text AS user',

@@ -68,6 +68,8 @@ export class SchemaView {
     });
     // An idle connection that dies is replaced when it is needed.
     pool.on('error', () => undefined);
+    // The pool does not listen to one that is in use or being closed, and an error that nobody listens to ends the process.
+    pool.on('connect', (client) => client.on('error', () => undefined));
     this.#pool = { url, pool };
     return pool;
   }

@@ -8,6 +8,8 @@ let pool: pg.Pool;
 beforeAll(async () => {
   const cluster = await startTestCluster();
   pool = new pg.Pool({ connectionString: cluster.url() });
+  // A pool has "ended" before its connections have: the server may still tell them that it stops.
+  pool.on('connect', (client) => client.on('error', () => undefined));
   await pool.query(
     `
     CREATE SCHEMA app;
