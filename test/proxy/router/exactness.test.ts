@@ -53,6 +53,7 @@ beforeAll(async () => {
     for (const sql of inserts) for (const database of ['whole', shard]) await run(database, sql);
   }
   const pool = new pg.Pool({ connectionString: cluster.url('a') });
+  pool.on('error', () => undefined);
   const metadata = await loadMetadata(pool);
   await pool.end();
   router = new Router({ topology: () => topology, metadata: () => metadata });
