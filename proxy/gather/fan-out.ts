@@ -1,7 +1,7 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend, BackendOwner } from '../backend/backend.js';
+import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint, Placement } from '../session/placement.js';
-import type { Session } from '../session/session.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -36,9 +36,9 @@ export type FanOutStatement =
  * A SELECT whose answer is the plain union of what several shards answer. All shards work at the same time; their rows go
  * to the client one shard after the other, the later ones held back by their sockets, so that nothing is buffered here.
  */
-export class FanOut implements BackendOwner {
+export class FanOut implements BackendOwner, SpreadRun {
   readonly footprint: Footprint;
-  readonly #session: Session;
+  readonly #session: ClientSession;
   readonly #shards: readonly ShardName[];
   readonly #template: string;
   readonly #statement: FanOutStatement;
@@ -53,7 +53,7 @@ export class FanOut implements BackendOwner {
   #lost: ((error: Error) => void) | null = null;
 
   constructor(
-    session: Session,
+    session: ClientSession,
     placement: Placement & { kind: 'fanout' },
     template: string,
     statement: FanOutStatement,

@@ -1,7 +1,6 @@
-import { ForeshardError } from '../../topology/errors.js';
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
-import type { BoundParams, Touch } from '../router/route.js';
+import type { Touch } from '../router/route.js';
 import {
   CLOSE_COMPLETE,
   decodeCommandComplete,
@@ -11,12 +10,6 @@ import {
 } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import {
-  type BindMessage,
-  decodeBind,
-  decodeClose,
-  decodeDescribe,
-  decodeExecute,
-  decodeParse,
   encodeBind,
   encodeClose,
   encodeDescribe,
@@ -26,11 +19,14 @@ import {
   rewriteParseName,
 } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
+import { BatchReader, type Bound, type Item, type Message, syncOf } from './batch.js';
+import type { ClientSession } from './client-session.js';
 import { checkAgain, IDLE, type Prepared, RefusedError } from './lease.js';
-import type { Execution, Placement } from './placement.js';
+import type { Placement } from './placement.js';
 import type { ClientStatement, PreparedContent } from './prepared.js';
-import type { Session } from './session.js';
+import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
+import type { Units } from './units.js';
 
 /** A batch is sent on, without waiting for its Sync, when it has grown to this size. */
 const BATCH_BYTES = 256 * 1024;
@@ -46,49 +42,12 @@ const FAILING_BIND = encodeBind({
   resultFormats: [],
 });
 
-/** A message of a batch, read. */
-type Item =
-  | { readonly type: 'parse'; readonly frame: Buffer; readonly name: string; readonly statement: ClientStatement }
-  | {
-      readonly type: 'bind';
-      readonly frame: Buffer;
-      readonly bind: BindMessage;
-      readonly statement: ClientStatement;
-      readonly execution: Execution;
-      part: readonly Touch[];
-    }
-  | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
-  | { readonly type: 'describe-portal'; readonly frame: Buffer }
-  | { readonly type: 'execute'; readonly frame: Buffer; readonly bound: Bound | null; readonly maxRows: number }
-  | { readonly type: 'close-statement'; readonly name: string; readonly statement: ClientStatement | null }
-  | { readonly type: 'close-portal'; readonly frame: Buffer; readonly name: string }
-  | { readonly type: 'flush'; readonly frame: Buffer }
-  | { readonly type: 'sync'; readonly frame: Buffer };
-
-interface Message {
-  readonly type: number;
-  readonly frame: Buffer;
-}
-
-/** A batch, read up to the first message that cannot be: `error` says why, `sync` is the Sync behind it, if there is one. */
-interface Reading {
-  readonly items: Item[];
-  readonly executions: Execution[];
-  readonly error: ErrorFields | null;
-  readonly sync: Item | null;
-}
-
-interface Bound {
-  readonly statement: ClientStatement;
-  readonly execution: Execution;
-  readonly touches: () => readonly Touch[];
-}
-
 /** The extended query protocol of one session: batches of messages, up to a Sync or Flush, run together on one shard. */
 export class ExtendedProtocol {
-  readonly #session: Session;
-  readonly #statements = new Map<string, ClientStatement>();
-  #portals = new Map<string, Bound>();
+  readonly #session: ClientSession;
+  readonly #units: Units;
+  readonly #statements: ClientStatements;
+  readonly #reader: BatchReader;
   /** Messages of the batch not sent yet. */
   #batch: Message[] = [];
   #batchBytes = 0;
@@ -96,10 +55,12 @@ export class ExtendedProtocol {
   #skipping = false;
   /** Messages were sent without a Flush or Sync behind them: the server keeps its replies. */
   #unflushed = false;
-  #closed = false;
 
-  constructor(session: Session) {
+  constructor(session: ClientSession, units: Units, statements: ClientStatements) {
     this.#session = session;
+    this.#units = units;
+    this.#statements = statements;
+    this.#reader = new BatchReader(statements, session.lookup, (error) => units.fieldsOf(error));
   }
 
   receive(type: number, frame: Buffer): Promise<void> | null {
@@ -134,48 +95,18 @@ export class ExtendedProtocol {
     return batch;
   }
 
-  /** DEALLOCATE of a statement that the client prepared by protocol. @returns whether there was one. */
-  forget(name: string): boolean {
-    const statement = this.#take(name);
-    if (statement === null) return false;
-    this.#release(statement);
-    return true;
-  }
-
-  #take(name: string): ClientStatement | null {
-    const statement = this.#statements.get(name) ?? null;
-    this.#statements.delete(name);
-    return statement;
-  }
-
-  #release(statement: ClientStatement): void {
-    this.#session.services.contents.release(statement.content);
-  }
-
-  /** A Close was not carried out: an error came before it. */
-  #restore(name: string, statement: ClientStatement | null): void {
-    if (statement === null) return;
-    if (this.#closed || this.#statements.has(name)) this.#release(statement);
-    else this.#statements.set(name, statement);
-  }
-
-  forgetAll(): void {
-    for (const name of [...this.#statements.keys()]) this.forget(name);
-  }
-
   close(): void {
-    this.#closed = true;
-    this.forgetAll();
-    this.#portals.clear();
+    this.#statements.close();
+    this.#reader.portals.clear();
   }
 
   async #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> {
     const session = this.#session;
     const { lease } = session;
-    const { items, executions, error, sync } = this.#read(batch);
+    const { items, executions, error, sync } = this.#reader.read(batch);
     if (error === null && lease.backend === null && this.#answerLocally(items)) return;
     const again = () => {
-      this.#undo(items);
+      this.#reader.undo(items);
       return this.#dispatch(batch, since, times + 1);
     };
     let placement: Prepared;
@@ -187,20 +118,20 @@ export class ExtendedProtocol {
         return;
       }
     } catch (e) {
-      this.#undo(items);
-      await this.#fail(session.simple.fieldsOf(e), sync ?? syncOf(items));
+      this.#reader.undo(items);
+      await this.#fail(this.#units.fieldsOf(e), sync ?? syncOf(items));
       return;
     }
     if (placement.kind === 'again') return again();
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
-    if (first) session.simple.beginUnit(backend);
+    if (first) this.#units.beginUnit(backend);
     const whole = first && items.at(-1)?.type === 'sync';
     if (whole && placement.writes && transaction?.clean) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
-      session.simple.closeGate(prelude, since, () => {
-        this.#undo(items);
+      this.#units.closeGate(prelude, since, () => {
+        this.#reader.undo(items);
         return this.#dispatch(batch, since, 0);
       });
     }
@@ -210,104 +141,6 @@ export class ExtendedProtocol {
     this.#sendPoison(backend, error);
     if (sync === null) this.#skipping = true;
     else this.#emit(backend, [sync]);
-  }
-
-  /** Decodes a batch and finds what its names mean, as the server will when it gets there. */
-  #read(batch: readonly Message[]): Reading {
-    const items: Item[] = [];
-    const executions: Execution[] = [];
-    const { lookup } = this.#session;
-    // What an earlier statement of the batch does to search_path is reported at its end.
-    let changing = lookup.pending;
-    for (const { type, frame } of batch) {
-      try {
-        const item = this.#readOne(type, frame, changing);
-        if (item.type === 'bind') executions.push(item.execution);
-        if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
-        items.push(item);
-      } catch (e) {
-        const error = this.#session.simple.fieldsOf(e);
-        const last = batch.at(-1);
-        const sync: Item | null = last?.type === FRONTEND.Sync ? { type: 'sync', frame: last.frame } : null;
-        return { items, executions, error, sync };
-      }
-    }
-    return { items, executions, error: null, sync: null };
-  }
-
-  #readOne(type: number, frame: Buffer, changing: boolean): Item {
-    const session = this.#session;
-    switch (type) {
-      case FRONTEND.Parse: {
-        const { name, sql, oids } = decodeParse(frame);
-        if (name !== '' && this.#statements.has(name))
-          throw new ForeshardError('42P05', `prepared statement "${shown(name)}" already exists`);
-        const analyzed = session.simple.analyze(sql);
-        if (analyzed.statements.length > 1 && !analyzed.syntaxError)
-          throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
-        this.forget(name);
-        const statement: ClientStatement = {
-          content: session.services.contents.acquire(sql, oids),
-          analyzed,
-          lookup: session.lookup.current,
-        };
-        this.#statements.set(name, statement);
-        return { type: 'parse', frame, name, statement };
-      }
-      case FRONTEND.Bind: {
-        const bind = decodeBind(frame);
-        const statement = this.#statement(bind.statement);
-        const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
-        const { analyzed } = statement;
-        const execution: Execution = { analyzed, index: 0, params, lookup: changing ? null : statement.lookup };
-        const item: Item = { type: 'bind', frame, bind, statement, execution, part: [] };
-        this.#portals.set(bind.portal, { statement, execution, touches: () => item.part });
-        return item;
-      }
-      case FRONTEND.Describe: {
-        const { kind, name } = decodeDescribe(frame);
-        if (kind === 'portal') return { type: 'describe-portal', frame };
-        return { type: 'describe-statement', frame, statement: this.#statement(name) };
-      }
-      case FRONTEND.Execute: {
-        const { portal, maxRows } = decodeExecute(frame);
-        return { type: 'execute', frame, bound: this.#portals.get(portal) ?? null, maxRows };
-      }
-      case FRONTEND.Close: {
-        const { kind, name } = decodeClose(frame);
-        if (kind === 'statement') return { type: 'close-statement', name, statement: this.#take(name) };
-        return { type: 'close-portal', frame, name };
-      }
-      case FRONTEND.Flush:
-        return { type: 'flush', frame };
-      default:
-        return { type: 'sync', frame };
-    }
-  }
-
-  #statement(name: string): ClientStatement {
-    const statement = this.#statements.get(name);
-    if (statement === undefined)
-      throw new ForeshardError(
-        '26000',
-        name === ''
-          ? 'unnamed prepared statement does not exist'
-          : `prepared statement "${shown(name)}" does not exist`,
-      );
-    this.#refresh(statement);
-    return statement;
-  }
-
-  /** Analyses the statement again if names mean something else by now, as PostgreSQL will. */
-  #refresh(statement: ClientStatement): void {
-    const { lookup, services } = this.#session;
-    const { current } = lookup;
-    if (statement.lookup === current) return;
-    // The text stays in the encoding that it was sent in.
-    const encoding = statement.lookup.names.encoding ?? current.names.encoding;
-    const names = { ...current.names, ...(encoding === undefined ? {} : { encoding }) };
-    statement.analyzed = services.router.analyze(statement.content.sql, names);
-    statement.lookup = current;
   }
 
   #assignParts(items: readonly Item[], parts: readonly (readonly Touch[])[]): void {
@@ -322,7 +155,7 @@ export class ExtendedProtocol {
     const session = this.#session;
     for (const item of items) {
       if (item.type === 'close-statement') {
-        if (item.statement !== null) this.#release(item.statement);
+        if (item.statement !== null) this.#statements.release(item.statement);
         session.write(CLOSE_COMPLETE);
       } else if (item.type === 'sync') session.answerReady();
     }
@@ -341,7 +174,11 @@ export class ExtendedProtocol {
         case 'bind': {
           const name = this.#ensurePrepared(backend, item.statement, item.bind.statement === '');
           const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
-          backend.send(data, { kind: 'bind', internal: false, undo: () => this.#portals.delete(item.bind.portal) });
+          backend.send(data, {
+            kind: 'bind',
+            internal: false,
+            undo: () => this.#reader.portals.delete(item.bind.portal),
+          });
           lease.unsynced = true;
           lease.unsyncedDirty = true;
           // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.
@@ -370,12 +207,12 @@ export class ExtendedProtocol {
             kind: 'local',
             internal: false,
             bytes: CLOSE_COMPLETE,
-            done: () => item.statement !== null && this.#release(item.statement),
-            undo: () => this.#restore(item.name, item.statement),
+            done: () => item.statement !== null && this.#statements.release(item.statement),
+            undo: () => this.#statements.restore(item.name, item.statement),
           });
           break;
         case 'close-portal':
-          this.#portals.delete(item.name);
+          this.#reader.portals.delete(item.name);
           backend.send(item.frame, { kind: 'close', internal: false });
           lease.unsynced = true;
           break;
@@ -394,13 +231,13 @@ export class ExtendedProtocol {
 
   /** Portals end with their transaction; the unnamed one may stay inside a block. */
   ready(status: number): void {
-    if (status === IDLE) this.#portals.clear();
+    if (status === IDLE) this.#reader.portals.clear();
   }
 
   #emitParse(backend: Backend, item: Item & { type: 'parse' }): void {
     const { content } = item.statement;
     const undo = () => {
-      if (this.#statements.get(item.name) === item.statement) this.forget(item.name);
+      if (this.#statements.is(item.name, item.statement)) this.#statements.forget(item.name);
     };
     if (item.name === '') {
       backend.unnamed = content;
@@ -452,7 +289,7 @@ export class ExtendedProtocol {
       });
       return '';
     }
-    if (backend.unnamed === content && this.#statements.get('') === statement) return '';
+    if (backend.unnamed === content && this.#statements.is('', statement)) return '';
     const name = this.#newName(backend, content);
     backend.send(encodeParse(name, content.sql, content.oids), {
       kind: 'parse',
@@ -476,10 +313,10 @@ export class ExtendedProtocol {
   #emitExecute(backend: Backend, frame: Buffer, bound: Bound | null): void {
     const session = this.#session;
     const effect = bound?.statement.analyzed.statements[0]?.plan.effect;
-    if (effect?.kind === 'deallocate' && effect.name !== null && this.#knows(effect.name)) {
+    if (effect?.kind === 'deallocate' && effect.name !== null && this.#statements.knows(effect.name)) {
       // The server knows it by another name, and other clients may use it there.
       const name = protocolName(effect.name);
-      const done = () => this.forget(name);
+      const done = () => this.#statements.forget(name);
       backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
       return;
     }
@@ -497,7 +334,7 @@ export class ExtendedProtocol {
         const tag = decodeCommandComplete(reply);
         if (statement !== undefined) {
           const bare = (bound.execution.params?.values.length ?? 0) === 0;
-          session.simple.completed(
+          this.#units.completed(
             statement.plan,
             bare ? analyzed.text.subarray(statement.start, statement.end) : null,
             tag,
@@ -529,7 +366,7 @@ export class ExtendedProtocol {
   async #fail(error: ErrorFields, sync: Item | null): Promise<void> {
     const session = this.#session;
     try {
-      if (await session.simple.openForFailure()) {
+      if (await this.#units.openForFailure()) {
         this.#sendPoison(session.lease.backend as Backend, error);
         if (sync !== null) this.#emit(session.lease.backend as Backend, [sync]);
         else this.#skipping = true;
@@ -542,19 +379,6 @@ export class ExtendedProtocol {
     session.writeError(error);
     if (sync !== null) session.answerReady();
     else this.#skipping = true;
-  }
-
-  /** Takes back what reading the batch did. */
-  #undo(items: readonly Item[]): void {
-    for (const item of [...items].reverse()) {
-      if (item.type === 'close-statement') this.#restore(item.name, item.statement);
-      else if (item.type === 'parse' && this.#statements.get(item.name) === item.statement) this.forget(item.name);
-    }
-  }
-
-  /** Whether the client prepared a statement of this name, given as SQL has it, by protocol. */
-  #knows(name: string): boolean {
-    return this.#statements.has(protocolName(name));
   }
 
   #syncAfterError(frame: Buffer): Promise<void> | null {
@@ -597,25 +421,10 @@ export class ExtendedProtocol {
         closePortal: shape.includes('close-portal'),
       }),
     );
-    if (done) this.#portals.clear();
+    if (done) this.#reader.portals.clear();
     return done;
   }
 }
 
 /** What a statement for several shards may look like as messages. */
 const FAN_OUT_SHAPE = /^(parse )?(describe-statement )?bind (describe-portal )?execute (close-portal )?sync$/;
-
-function syncOf(items: readonly Item[]): Item | null {
-  const last = items.at(-1);
-  return last?.type === 'sync' ? last : null;
-}
-
-/** A name from SQL as the protocol's messages have it: a byte string. */
-export function protocolName(name: string): string {
-  return Buffer.from(name).toString('latin1');
-}
-
-/** Names are byte strings; in messages they are text. */
-function shown(name: string): string {
-  return Buffer.from(name, 'latin1').toString('utf8');
-}

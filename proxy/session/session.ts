@@ -1,13 +1,6 @@
 import type { Socket } from 'node:net';
-import type { Logger } from 'pino';
 import { ForeshardError } from '../../topology/errors.js';
-import type { ShardName } from '../../topology/topology.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
-import type { Pool } from '../backend/pool.js';
-import type { FanOut } from '../gather/fan-out.js';
-import type { LiveTopology } from '../live-topology.js';
-import type { Router } from '../router/router.js';
-import type { LoadCounter } from '../telemetry/load-counter.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import {
   decodeErrorFields,
@@ -20,28 +13,16 @@ import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
+import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
 import { ExtendedProtocol } from './extended.js';
 import { IDLE, Lease } from './lease.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
-import type { PreparedContents } from './prepared.js';
 import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
 import { SimpleProtocol } from './simple.js';
-
-/** What a session shares with the rest of the proxy. */
-export interface SessionServices {
-  readonly live: LiveTopology;
-  readonly router: Router;
-  readonly contents: PreparedContents;
-  readonly load: LoadCounter;
-  readonly logger: Logger;
-  readonly holdTimeoutMs: number;
-  /** To be called after DDL, so that what the router knows of the schema is read again. */
-  readonly schemaChanged: () => void;
-  /** Server connections to a shard as this client's user. */
-  readonly pool: (shard: ShardName) => Pool;
-}
+import { ClientStatements } from './statements.js';
+import { Units } from './units.js';
 
 /** Completes a CopyData that nobody reads any more. */
 const FILLER = Buffer.alloc(64 * 1024);
@@ -62,15 +43,12 @@ interface Incoming {
  * One client after its login. Reads its messages in order, hands each Query or batch to its protocol, and forwards what
  * comes back. At most one Query or one Sync is answered at a time; what the client pipelines behind waits in the inbox.
  */
-export class Session implements BackendOwner {
+export class Session implements BackendOwner, ClientSession {
   readonly id: number;
   readonly user: string;
   readonly services: SessionServices;
   readonly settings: SessionSettings;
   readonly lease: Lease;
-  /** Statements named by the client; `''` is the unnamed one. */
-  readonly extended: ExtendedProtocol;
-  readonly simple: SimpleProtocol;
   /** What the client is told only once it is certain. */
   readonly gate = new ReplyGate();
   /** Parameter values the client has been told, and what names in its SQL mean. */
@@ -78,6 +56,10 @@ export class Session implements BackendOwner {
   /** Replies in bytes since the statement began, for the load count. */
   bytesForwarded = 0;
 
+  readonly #statements: ClientStatements;
+  readonly #units: Units;
+  readonly #extended: ExtendedProtocol;
+  readonly #simple: SimpleProtocol;
   readonly #socket: Socket;
   readonly #out: GatheredWriter;
   readonly #scanner: FrameScanner;
@@ -99,7 +81,7 @@ export class Session implements BackendOwner {
   #fatal = false;
   #closed = false;
   #wait: AbortController | null = null;
-  #fanOut: FanOut | null = null;
+  #fanOut: SpreadRun | null = null;
   #onEnd: () => void;
 
   constructor(options: {
@@ -131,8 +113,10 @@ export class Session implements BackendOwner {
       },
       this,
     );
-    this.simple = new SimpleProtocol(this);
-    this.extended = new ExtendedProtocol(this);
+    this.#statements = new ClientStatements(this.services, this.lookup);
+    this.#units = new Units(this, this.#statements);
+    this.#simple = new SimpleProtocol(this, this.#units, this.#statements);
+    this.#extended = new ExtendedProtocol(this, this.#units, this.#statements);
     this.#scanner = new FrameScanner(
       {
         onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
@@ -228,7 +212,7 @@ export class Session implements BackendOwner {
    * Runs a statement for several shards until its last reply has gone to the client.
    * @returns false when the map changed before it began: place it again.
    */
-  async runFanOut(fanOut: FanOut): Promise<boolean> {
+  async runFanOut(fanOut: SpreadRun): Promise<boolean> {
     this.#fanOut = fanOut;
     try {
       return await fanOut.run(this.signal);
@@ -250,7 +234,7 @@ export class Session implements BackendOwner {
     this.#fanOut?.abandon();
     // What the client did not read, nobody holds back any more.
     this.lease.backend?.connection.resume();
-    this.extended.close();
+    this.#extended.close();
     void this.#leave();
     this.#onEnd();
   }
@@ -323,7 +307,7 @@ export class Session implements BackendOwner {
         break;
       }
       if (!this.#mayProcess(next.type)) break;
-      const open = endsBatch(next.type) ? this.extended.sendOpenBatch() : null;
+      const open = endsBatch(next.type) ? this.#extended.sendOpenBatch() : null;
       if (open !== null) {
         this.#follow(open);
         break;
@@ -385,9 +369,9 @@ export class Session implements BackendOwner {
     }
     switch (type) {
       case FRONTEND.Query:
-        return this.extended.skipping ? null : this.simple.query(frame);
+        return this.#extended.skipping ? null : this.#simple.query(frame);
       case FRONTEND.FunctionCall:
-        return this.extended.skipping ? null : this.simple.functionCall(frame);
+        return this.#extended.skipping ? null : this.#simple.functionCall(frame);
       case FRONTEND.CopyData:
       case FRONTEND.CopyDone:
       case FRONTEND.CopyFail:
@@ -396,7 +380,7 @@ export class Session implements BackendOwner {
         this.close();
         return null;
       default:
-        return this.extended.receive(type, frame);
+        return this.#extended.receive(type, frame);
     }
   }
 
@@ -448,7 +432,7 @@ export class Session implements BackendOwner {
   #onErrorReply(frame: Buffer, expectation: Expectation | null): void {
     this.#endCopy();
     this.#pumpLater();
-    this.simple.unitFailed = true;
+    this.#units.unitFailed = true;
     if (expectation?.replacement === undefined) {
       const fields = decodeErrorFields(frame);
       if (fields.severity === 'FATAL' || fields.severity === 'PANIC') {
@@ -502,8 +486,8 @@ export class Session implements BackendOwner {
     this.lease.unsynced = false;
     this.lease.unsyncedDirty = false;
     this.lookup.ready(status);
-    this.extended.ready(status);
-    this.simple.transactionStatus(backend, status);
+    this.#extended.ready(status);
+    this.#units.transactionStatus(backend, status);
     if (this.gate.refused) {
       this.#retry();
       return;

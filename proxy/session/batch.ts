@@ -1,0 +1,143 @@
+import type { BoundParams, Touch } from '../router/route.js';
+import type { ErrorFields } from '../wire/error-response.js';
+import {
+  type BindMessage,
+  decodeBind,
+  decodeClose,
+  decodeDescribe,
+  decodeExecute,
+  decodeParse,
+} from '../wire/frontend.js';
+import { FRONTEND } from '../wire/message-types.js';
+import type { NameLookup } from './name-lookup.js';
+import type { Execution } from './placement.js';
+import type { ClientStatement } from './prepared.js';
+import type { ClientStatements } from './statements.js';
+
+/** A message of a batch, read. */
+export type Item =
+  | { readonly type: 'parse'; readonly frame: Buffer; readonly name: string; readonly statement: ClientStatement }
+  | {
+      readonly type: 'bind';
+      readonly frame: Buffer;
+      readonly bind: BindMessage;
+      readonly statement: ClientStatement;
+      readonly execution: Execution;
+      part: readonly Touch[];
+    }
+  | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
+  | { readonly type: 'describe-portal'; readonly frame: Buffer }
+  | { readonly type: 'execute'; readonly frame: Buffer; readonly bound: Bound | null; readonly maxRows: number }
+  | { readonly type: 'close-statement'; readonly name: string; readonly statement: ClientStatement | null }
+  | { readonly type: 'close-portal'; readonly frame: Buffer; readonly name: string }
+  | { readonly type: 'flush'; readonly frame: Buffer }
+  | { readonly type: 'sync'; readonly frame: Buffer };
+
+export interface Message {
+  readonly type: number;
+  readonly frame: Buffer;
+}
+
+/** A batch, read up to the first message that cannot be: `error` says why, `sync` is the Sync behind it, if there is one. */
+export interface Reading {
+  readonly items: Item[];
+  readonly executions: Execution[];
+  readonly error: ErrorFields | null;
+  readonly sync: Item | null;
+}
+
+export interface Bound {
+  readonly statement: ClientStatement;
+  readonly execution: Execution;
+  readonly touches: () => readonly Touch[];
+}
+
+/** Reads batches, and remembers which portals the client has bound. */
+export class BatchReader {
+  readonly portals = new Map<string, Bound>();
+  readonly #statements: ClientStatements;
+  readonly #lookup: NameLookup;
+  readonly #fieldsOf: (error: unknown) => ErrorFields;
+
+  constructor(statements: ClientStatements, lookup: NameLookup, fieldsOf: (error: unknown) => ErrorFields) {
+    this.#statements = statements;
+    this.#lookup = lookup;
+    this.#fieldsOf = fieldsOf;
+  }
+
+  /** Decodes a batch and finds what its names mean, as the server will when it gets there. */
+  read(batch: readonly Message[]): Reading {
+    const items: Item[] = [];
+    const executions: Execution[] = [];
+    const lookup = this.#lookup;
+    // What an earlier statement of the batch does to search_path is reported at its end.
+    let changing = lookup.pending;
+    for (const { type, frame } of batch) {
+      try {
+        const item = this.#readOne(type, frame, changing);
+        if (item.type === 'bind') executions.push(item.execution);
+        if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
+        items.push(item);
+      } catch (e) {
+        const error = this.#fieldsOf(e);
+        const last = batch.at(-1);
+        const sync: Item | null = last?.type === FRONTEND.Sync ? { type: 'sync', frame: last.frame } : null;
+        return { items, executions, error, sync };
+      }
+    }
+    return { items, executions, error: null, sync: null };
+  }
+
+  #readOne(type: number, frame: Buffer, changing: boolean): Item {
+    switch (type) {
+      case FRONTEND.Parse: {
+        const { name, sql, oids } = decodeParse(frame);
+        const statement = this.#statements.add(name, sql, oids);
+        return { type: 'parse', frame, name, statement };
+      }
+      case FRONTEND.Bind: {
+        const bind = decodeBind(frame);
+        const statement = this.#statements.get(bind.statement);
+        const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
+        const { analyzed } = statement;
+        const execution: Execution = { analyzed, index: 0, params, lookup: changing ? null : statement.lookup };
+        const item: Item = { type: 'bind', frame, bind, statement, execution, part: [] };
+        this.portals.set(bind.portal, { statement, execution, touches: () => item.part });
+        return item;
+      }
+      case FRONTEND.Describe: {
+        const { kind, name } = decodeDescribe(frame);
+        if (kind === 'portal') return { type: 'describe-portal', frame };
+        return { type: 'describe-statement', frame, statement: this.#statements.get(name) };
+      }
+      case FRONTEND.Execute: {
+        const { portal, maxRows } = decodeExecute(frame);
+        return { type: 'execute', frame, bound: this.portals.get(portal) ?? null, maxRows };
+      }
+      case FRONTEND.Close: {
+        const { kind, name } = decodeClose(frame);
+        if (kind === 'statement') return { type: 'close-statement', name, statement: this.#statements.take(name) };
+        return { type: 'close-portal', frame, name };
+      }
+      case FRONTEND.Flush:
+        return { type: 'flush', frame };
+      default:
+        return { type: 'sync', frame };
+    }
+  }
+
+  /** Takes back what reading the batch did. */
+  undo(items: readonly Item[]): void {
+    for (const item of [...items].reverse()) {
+      if (item.type === 'close-statement') this.#statements.restore(item.name, item.statement);
+      else if (item.type === 'parse' && this.#statements.is(item.name, item.statement))
+        this.#statements.forget(item.name);
+    }
+  }
+}
+
+/** The Sync that ends the batch. */
+export function syncOf(items: readonly Item[]): Item | null {
+  const last = items.at(-1);
+  return last?.type === 'sync' ? last : null;
+}

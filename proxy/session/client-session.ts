@@ -1,0 +1,69 @@
+import type { Logger } from 'pino';
+import type { ShardName } from '../../topology/topology.js';
+import type { Backend } from '../backend/backend.js';
+import type { Pool } from '../backend/pool.js';
+import type { LiveTopology } from '../live-topology.js';
+import type { Router } from '../router/router.js';
+import type { LoadCounter } from '../telemetry/load-counter.js';
+import type { ErrorFields } from '../wire/error-response.js';
+import type { Lease } from './lease.js';
+import type { NameLookup } from './name-lookup.js';
+import type { Footprint } from './placement.js';
+import type { PreparedContents } from './prepared.js';
+import type { ReplyGate } from './reply-gate.js';
+import type { SessionSettings } from './settings.js';
+
+/** What a session shares with the rest of the proxy. */
+export interface SessionServices {
+  readonly live: LiveTopology;
+  readonly router: Router;
+  readonly contents: PreparedContents;
+  readonly load: LoadCounter;
+  readonly logger: Logger;
+  readonly holdTimeoutMs: number;
+  /** To be called after DDL, so that what the router knows of the schema is read again. */
+  readonly schemaChanged: () => void;
+  /** Server connections to a shard as this client's user. */
+  readonly pool: (shard: ShardName) => Pool;
+}
+
+/** A statement that runs on several shards, as the session that waits for it sees it. */
+export interface SpreadRun {
+  readonly footprint: Footprint;
+  readonly backends: readonly Backend[];
+  /** @returns false when the topology, or what names mean, changed before anything was sent. */
+  run(signal: AbortSignal): Promise<boolean>;
+  /** The client reads too slowly. */
+  pause(): void;
+  resume(): void;
+  /** The client has gone: stop the shards. */
+  abandon(): void;
+}
+
+/** One client, as those see it who carry out its statements: what it has, and how to answer it. */
+export interface ClientSession {
+  readonly services: SessionServices;
+  readonly settings: SessionSettings;
+  readonly lookup: NameLookup;
+  readonly lease: Lease;
+  /** What the client is told only once it is certain. */
+  readonly gate: ReplyGate;
+  /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
+  readonly signal: AbortSignal;
+  /** Replies in bytes since the statement began, for the load count. */
+  bytesForwarded: number;
+  /** Sends bytes to the client. */
+  write(frame: Buffer): void;
+  writeError(fields: ErrorFields): void;
+  /** Answers the client's Query or Sync without a server. */
+  answerReady(): void;
+  /** The server owes a ReadyForQuery that is for the client. */
+  expectReady(): void;
+  /**
+   * Runs a statement for several shards until its last reply has gone to the client.
+   * @returns false when the map, or what names mean, changed before it began: place it again.
+   */
+  runFanOut(run: SpreadRun): Promise<boolean>;
+  /** Ends the session: FATAL to the client if `error` is given, server connection cleaned up. */
+  close(error?: unknown): void;
+}

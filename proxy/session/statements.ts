@@ -1,0 +1,119 @@
+import { ForeshardError } from '../../topology/errors.js';
+import type { Analyzed } from '../router/route.js';
+import type { SessionServices } from './client-session.js';
+import type { NameLookup } from './name-lookup.js';
+import type { ClientStatement } from './prepared.js';
+
+/** The statements that the client has prepared by protocol; `''` is the unnamed one. Names are byte strings, as in messages. */
+export class ClientStatements {
+  readonly #services: SessionServices;
+  readonly #lookup: NameLookup;
+  readonly #byName = new Map<string, ClientStatement>();
+  #closed = false;
+
+  constructor(services: SessionServices, lookup: NameLookup) {
+    this.#services = services;
+    this.#lookup = lookup;
+  }
+
+  /** Looks a text up as names are looked up now. */
+  analyze(sql: Buffer): Analyzed {
+    return this.#services.router.analyze(sql, this.#lookup.current.names);
+  }
+
+  /** A Parse. @throws ForeshardError as PostgreSQL says it, if the name is taken or the text cannot be prepared */
+  add(name: string, sql: Buffer, oids: readonly number[]): ClientStatement {
+    if (name !== '' && this.#byName.has(name))
+      throw new ForeshardError('42P05', `prepared statement "${shown(name)}" already exists`);
+    const analyzed = this.analyze(sql);
+    if (analyzed.statements.length > 1 && !analyzed.syntaxError)
+      throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
+    this.forget(name);
+    const content = this.#services.contents.acquire(sql, oids);
+    const statement: ClientStatement = { content, analyzed, lookup: this.#lookup.current };
+    this.#byName.set(name, statement);
+    return statement;
+  }
+
+  /** Whether `statement` is what this name stands for now. */
+  is(name: string, statement: ClientStatement): boolean {
+    return this.#byName.get(name) === statement;
+  }
+
+  /** @throws ForeshardError 26000 */
+  get(name: string): ClientStatement {
+    const statement = this.#byName.get(name);
+    if (statement === undefined)
+      throw new ForeshardError(
+        '26000',
+        name === ''
+          ? 'unnamed prepared statement does not exist'
+          : `prepared statement "${shown(name)}" does not exist`,
+      );
+    this.#refresh(statement);
+    return statement;
+  }
+
+  /** Analyses the statement again if names mean something else by now, as PostgreSQL will. */
+  #refresh(statement: ClientStatement): void {
+    const { current } = this.#lookup;
+    if (statement.lookup === current) return;
+    // The text stays in the encoding that it was sent in.
+    const encoding = statement.lookup.names.encoding ?? current.names.encoding;
+    const names = { ...current.names, ...(encoding === undefined ? {} : { encoding }) };
+    statement.analyzed = this.#services.router.analyze(statement.content.sql, names);
+    statement.lookup = current;
+  }
+
+  /** DEALLOCATE of a statement that the client prepared by protocol. @returns whether there was one. */
+  forget(name: string): boolean {
+    const statement = this.take(name);
+    if (statement === null) return false;
+    this.release(statement);
+    return true;
+  }
+
+  /** Takes it away from the client; `release` or `restore` follows. */
+  take(name: string): ClientStatement | null {
+    const statement = this.#byName.get(name) ?? null;
+    this.#byName.delete(name);
+    return statement;
+  }
+
+  /** Nobody uses it any more. */
+  release(statement: ClientStatement): void {
+    this.#services.contents.release(statement.content);
+  }
+
+  /** A Close was not carried out: an error came before it. */
+  restore(name: string, statement: ClientStatement | null): void {
+    if (statement === null) return;
+    if (this.#closed || this.#byName.has(name)) this.release(statement);
+    else this.#byName.set(name, statement);
+  }
+
+  forgetAll(): void {
+    for (const name of [...this.#byName.keys()]) this.forget(name);
+  }
+
+  /** Whether the client prepared a statement of this name, given as SQL has it, by protocol. */
+  knows(name: string): boolean {
+    return this.#byName.has(protocolName(name));
+  }
+
+  /** The client has gone. */
+  close(): void {
+    this.#closed = true;
+    this.forgetAll();
+  }
+}
+
+/** A name from SQL as the protocol's messages have it: a byte string. */
+export function protocolName(name: string): string {
+  return Buffer.from(name).toString('latin1');
+}
+
+/** Names are byte strings; in messages they are text. */
+function shown(name: string): string {
+  return Buffer.from(name, 'latin1').toString('utf8');
+}

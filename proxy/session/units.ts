@@ -1,0 +1,182 @@
+import type { Backend } from '../backend/backend.js';
+import type { StatementPlan } from '../router/route.js';
+import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import { encodeQuery } from '../wire/frontend.js';
+import type { ClientSession } from './client-session.js';
+import { IDLE, RefusedError } from './lease.js';
+import type { ClientStatements } from './statements.js';
+import type { Transaction } from './transaction.js';
+
+/** No statement: sent to make a server fail its transaction, so that the client's is really the state it was told. */
+const FAILING_QUERY = encodeQuery('foreshard_refused');
+
+/** What both protocols do with a unit (a Query, or a batch up to its Sync): effects of its statements, failures made real, retries. */
+export class Units {
+  /** An error was answered in the current Query or batch. */
+  unitFailed = false;
+  readonly #session: ClientSession;
+  readonly #statements: ClientStatements;
+  #lastTag = '';
+  #settingsTouched = false;
+  #settingsUnknown = false;
+  #discarded = false;
+
+  constructor(session: ClientSession, statements: ClientStatements) {
+    this.#session = session;
+    this.#statements = statements;
+  }
+
+  /** To be called before the first message of a Query or batch is sent. */
+  beginUnit(backend: Backend): void {
+    this.unitFailed = false;
+    this.#session.bytesForwarded = 0;
+    if (backend.status === IDLE) this.#session.settings.begin();
+  }
+
+  /**
+   * Holds the replies back until the end of the unit and runs it again if the shard says that the range is not its own.
+   * `since`: when the client sent it; the retries end `holdTimeoutMs` later.
+   */
+  closeGate(prelude: readonly Buffer[], since: number, again: () => Promise<void>): void {
+    const session = this.#session;
+    const saved = [...prelude];
+    session.gate.close(async () => {
+      try {
+        await session.lease.abandon(saved);
+        if (performance.now() - since > session.services.holdTimeoutMs)
+          throw new RefusedError('57P03', 'the range is being moved and did not become writable in time', {
+            hint: 'Try again; see "foreshard migrate list".',
+          });
+        await session.services.live.reload();
+        await briefly();
+      } catch (error) {
+        await this.fail(error);
+        return;
+      }
+      await again();
+    });
+  }
+
+  /** A statement has been done by the server: follow what it did to the session. */
+  completed(plan: StatementPlan, text: Buffer | null, tag: string): void {
+    const { settings, lease, services } = this.#session;
+    this.#lastTag = tag;
+    if (plan.pin !== null && lease.pinned === null) lease.pinned = plan.pin;
+    const { effect } = plan;
+    if (plan.kind === 'ddl') services.schemaChanged();
+    lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
+    if (effect === null) return;
+    switch (effect.kind) {
+      case 'begin':
+        settings.begin();
+        return;
+      case 'commit':
+      case 'rollback':
+        settings.end(effect.kind === 'commit' && tag.startsWith('COMMIT'));
+        settings.begin();
+        return;
+      case 'savepoint':
+        settings.savepoint(effect.name);
+        return;
+      case 'release':
+        settings.release(effect.name);
+        return;
+      case 'rollback-to':
+        settings.rollbackTo(effect.name);
+        return;
+      case 'set':
+        if (effect.local) return;
+        this.#settingsTouched = true;
+        // The server goes back to its own value, not to the one of the client's login.
+        if (effect.reset && settings.hasLogin(effect.name)) this.#settingsUnknown = true;
+        if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('utf8'));
+        else if (effect.name === null) settings.resetAll();
+        else settings.reset(effect.name);
+        return;
+      case 'discard-all':
+        settings.discard();
+        this.#statements.forgetAll();
+        lease.backend?.prepared.clear();
+        if (lease.backend) lease.backend.unnamed = null;
+        lease.pinned = null;
+        this.#discarded = true;
+        return;
+      case 'deallocate':
+        if (effect.name !== null) return;
+        this.#statements.forgetAll();
+        lease.backend?.prepared.clear();
+        return;
+    }
+  }
+
+  /** The server is ready for the next Query or batch. */
+  transactionStatus(backend: Backend, status: number): void {
+    const { settings } = this.#session;
+    const failed = this.unitFailed;
+    this.unitFailed = false;
+    if (status !== IDLE) return;
+    const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
+    settings.end(committed);
+    if (this.#discarded) backend.settingsSignature = '';
+    else if (this.#settingsTouched)
+      backend.settingsSignature = committed && !this.#settingsUnknown ? settings.signature : null;
+    this.#settingsTouched = false;
+    this.#settingsUnknown = false;
+    this.#discarded = false;
+    this.#lastTag = '';
+  }
+
+  /** The statement could not run: the client gets the error, and an open transaction fails for real. */
+  async fail(error: unknown): Promise<void> {
+    const session = this.#session;
+    const fields = this.fieldsOf(error);
+    try {
+      if (!(await this.openForFailure())) {
+        session.writeError(fields);
+        session.answerReady();
+        return;
+      }
+    } catch (second) {
+      session.close(second);
+      return;
+    }
+    session.expectReady();
+    (session.lease.backend as Backend).send(FAILING_QUERY, {
+      kind: 'query',
+      internal: false,
+      replacement: encodeErrorResponse(fields),
+    });
+  }
+
+  fieldsOf(error: unknown): ErrorFields {
+    const fields = fieldsOfError(error);
+    if (fields.sqlstate === 'XX000') this.#session.services.logger.error({ err: error }, 'internal error');
+    return fields;
+  }
+
+  /** @returns whether there is a transaction, open on a server now, that must be failed. */
+  async openForFailure(): Promise<boolean> {
+    const { lease, signal } = this.#session;
+    if (lease.transaction?.deferred) await lease.prepare([], signal);
+    const { backend } = lease;
+    if (backend === null) return false;
+    if (backend.status !== IDLE || lease.unsynced) return true;
+    lease.releaseIfIdle();
+    return false;
+  }
+
+  #harmless(plan: StatementPlan, transaction: Transaction): boolean {
+    if (plan.target.kind !== 'any' || plan.pin !== null) return false;
+    if (plan.kind !== 'read' && plan.command !== 'SHOW') return false;
+    // With one snapshot for the whole transaction, a read elsewhere would belong to another snapshot.
+    const first = transaction.prelude[0];
+    return first === undefined || !/repeatable|serializable/i.test(first.toString('latin1'));
+  }
+}
+
+/** The new owner's gate opens a moment after the flip; asking again at once would only be refused again. */
+function briefly(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, 5);
+  });
+}
