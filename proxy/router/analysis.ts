@@ -230,7 +230,9 @@ export class Analysis {
         this.writes = true;
         this.refuse(
           `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
-          'Declare it IMMUTABLE if it only computes from its arguments.',
+          this.context.metadata.userFunction(schema, name, this.context.searchPath) === null
+            ? 'Ask each shard directly.'
+            : 'Declare it IMMUTABLE if it only computes from its arguments.',
         );
     }
   }

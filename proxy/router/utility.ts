@@ -98,7 +98,12 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     }
     return make(
       is_from ? 'write' : 'read',
-      tablesTarget(relation ? [relation] : [], context, is_from ? 'COPY FROM' : 'COPY TO'),
+      tablesTarget(
+        relation ? [relation] : [],
+        context,
+        is_from ? 'COPY FROM' : 'COPY TO',
+        is_from ? 'Use INSERT with the rows of one key at a time.' : 'Use COPY (SELECT … WHERE key = …) TO.',
+      ),
     );
   }
   if ('TruncateStmt' in statement)
@@ -190,10 +195,10 @@ function withoutFanOut(target: Target, what: string): Target {
 }
 
 /** Statements on whole tables: at home if only the home shard has them. */
-function tablesTarget(tables: readonly RangeVar[], context: Context, what: string): Target {
+function tablesTarget(tables: readonly RangeVar[], context: Context, what: string, hint?: string): Target {
   return tables.every((t) => isPlainHomeTable(t, context)) && tables.length > 0
     ? AT_HOME
-    : sole(`${what} of sharded tables, reference tables or views`);
+    : sole(`${what} of sharded tables, reference tables or views`, hint);
 }
 
 function isPlainHomeTable(table: RangeVar, context: Context): boolean {

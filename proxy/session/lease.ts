@@ -80,7 +80,16 @@ export class Lease {
    *
    * @throws RefusedError and whatever the pool, the server or the signal say.
    */
-  async prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Prepared> {
+  prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Prepared> {
+    return this.#prepare(executions, signal, false);
+  }
+
+  /** Opens a transaction that no server has heard of, only to fail it there: that touches nothing, so it waits for nothing. */
+  async openToFail(signal: AbortSignal): Promise<void> {
+    await this.#prepare([], signal, true);
+  }
+
+  async #prepare(executions: readonly Execution[], signal: AbortSignal, unheld: boolean): Promise<Prepared> {
     const { live, router } = this.#context;
     const since = performance.now();
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
@@ -96,7 +105,7 @@ export class Lease {
         throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
       }
       this.#checkPriorSession(executions);
-      if (!live.admits(placement, this.transaction)) {
+      if (!unheld && !live.admits(placement, this.transaction)) {
         await this.#waitForChange(signal, since);
         continue;
       }

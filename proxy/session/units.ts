@@ -157,7 +157,7 @@ export class Units {
   /** @returns whether there is a transaction, open on a server now, that must be failed. */
   async openForFailure(): Promise<boolean> {
     const { lease, signal } = this.#session;
-    if (lease.transaction?.deferred) await lease.prepare([], signal);
+    if (lease.transaction?.deferred) await lease.openToFail(signal);
     const { backend } = lease;
     if (backend === null) return false;
     if (backend.status !== IDLE || lease.unsynced) return true;

@@ -589,6 +589,11 @@ describe('the catalog goes away', () => {
     const asked = performance.now();
     await expect(add(4)).rejects.toMatchObject({ code: '57P03' });
     expect(performance.now() - asked).toBeGreaterThan(450);
+    // A transaction that no server has heard of fails as PostgreSQL's would, and the session lives on.
+    await c.query('BEGIN');
+    await expect(add(4)).rejects.toMatchObject({ code: '57P03' });
+    await expect(add(4)).rejects.toMatchObject({ code: '25P02' });
+    expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
     await cluster.restart();
     await waitFor(() => add(5).then(() => true), { what: 'the proxy to serve again' });
     expect((await c.query('SELECT tenant_id::int AS id FROM tenants ORDER BY 1')).rows.map((r) => r.id)).toEqual([
