@@ -62,7 +62,8 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
   const dir = resolve(options.dir);
   await refuseTakenPort(options.port);
   const names = shardNames(dir, options.shards);
-  const stops: (() => Promise<void>)[] = [];
+  // Stopped in reverse order: the last of all is what the clusters run on.
+  const stops: (() => Promise<void>)[] = [() => EmbeddedCluster.endAll()];
   const stop = async (): Promise<void> => {
     const problems: unknown[] = [];
     for (let one = stops.pop(); one !== undefined; one = stops.pop())

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { createServer } from 'node:net';
+import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { UsageError } from '../../topology/errors.js';
 import { EXIT } from '../failure.js';
 import { aborted, trapSignals } from '../signals.js';
@@ -47,6 +48,7 @@ export async function runDemo(options: DemoOptions): Promise<number> {
     for (const problem of problems) process.stderr.write(`foreshard: could not stop ${problem}\n`);
     // What the story was in the middle of fails when its servers go, and that is no news to anybody.
     if (trap.signal.aborted) await telling.catch(() => undefined);
+    await EmbeddedCluster.endAll();
     trap.release();
   }
 }

@@ -23,7 +23,8 @@ export interface Binaries {
   readonly majorVersion: number;
 }
 
-const ready = new Map<number | undefined, Promise<Binaries>>();
+/** By supervisor, whose end takes its copies along, and user. */
+const ready = new WeakMap<Supervisor, Map<number | undefined, Promise<Binaries>>>();
 
 /**
  * The binaries, in a state that the user who runs the server can execute.
@@ -31,10 +32,12 @@ const ready = new Map<number | undefined, Promise<Binaries>>();
  */
 export function findBinaries(supervisor: Supervisor, runAs: RunAs | undefined): Promise<Binaries> {
   const key = runAs?.uid;
-  const found = ready.get(key) ?? prepare(supervisor, runAs);
-  ready.set(key, found);
+  const known = ready.get(supervisor) ?? new Map<number | undefined, Promise<Binaries>>();
+  ready.set(supervisor, known);
+  const found = known.get(key) ?? prepare(supervisor, runAs);
+  known.set(key, found);
   // A failure is not for ever: the next attempt may be made under better conditions.
-  found.catch(() => ready.delete(key));
+  found.catch(() => known.delete(key));
   return found;
 }
 

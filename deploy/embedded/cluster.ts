@@ -67,6 +67,14 @@ export class EmbeddedCluster {
   }
 
   /**
+   * Ends what this process keeps for its clusters, and waits until it is gone: servers that still run, the copy of PostgreSQL
+   * that root's servers run from. Without it the same happens by itself, a moment after the process has ended.
+   */
+  static async endAll(): Promise<void> {
+    await Supervisor.end();
+  }
+
+  /**
    * Starts a server and waits until it accepts connections.
    * @throws {EmbeddedError} when it cannot be started; then nothing of it is left
    */

@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
@@ -76,6 +77,17 @@ export class Supervisor {
     if (Supervisor.#shared === undefined || Supervisor.#shared.#lost !== undefined)
       Supervisor.#shared = new Supervisor();
     return Supervisor.#shared;
+  }
+
+  /** Ends the supervisor of this process, if there is one, and waits until it has cleaned up: servers, copies, directories. */
+  static async end(): Promise<void> {
+    const supervisor = Supervisor.#shared;
+    Supervisor.#shared = undefined;
+    if (supervisor === undefined || supervisor.#lost !== undefined) return;
+    const gone = once(supervisor.#child, 'exit');
+    supervisor.#child.ref();
+    supervisor.#child.stdin?.end();
+    await gone;
   }
 
   private constructor() {
