@@ -11,14 +11,17 @@ export function specText(spec: StoredSpec): string {
 export function progressLine(migration: Pick<MigrationRow, 'state' | 'progress' | 'abortRequested' | 'error'>): string {
   const p = migration.progress;
   const parts: string[] = [migration.state.replaceAll('_', ' ')];
-  if (p.rowsTotal !== undefined && p.rowsCopied !== undefined) {
-    const percent = p.rowsTotal > 0 ? ` (${Math.min(100, Math.floor((100 * p.rowsCopied) / p.rowsTotal))} %)` : '';
+  // Before anything has been counted there is nothing to tell.
+  if (p.rowsTotal !== undefined && p.rowsCopied !== undefined && p.rowsTotal > 0) {
+    const percent = ` (${Math.min(100, Math.floor((100 * p.rowsCopied) / p.rowsTotal))} %)`;
     parts.push(`${p.rowsCopied.toLocaleString('en')} of ${p.rowsTotal.toLocaleString('en')} rows${percent}`);
   }
   if (p.bytesCopied !== undefined && p.bytesCopied > 0) parts.push(formatBytes(p.bytesCopied));
   if (p.bytesPerSecond !== undefined && p.bytesPerSecond > 0) parts.push(`${(p.bytesPerSecond / 1e6).toFixed(1)} MB/s`);
-  if (p.lagBytes !== undefined) parts.push(`lag ${formatBytes(p.lagBytes)}`);
-  if (p.etaSeconds !== undefined && p.etaSeconds !== null) parts.push(`ETA ${formatSeconds(p.etaSeconds)}`);
+  if (p.lagBytes !== undefined && p.rowsTotal !== undefined && p.rowsTotal > 0)
+    parts.push(`lag ${formatBytes(p.lagBytes)}`);
+  if (p.etaSeconds !== undefined && p.etaSeconds !== null && p.etaSeconds > 0)
+    parts.push(`ETA ${formatSeconds(p.etaSeconds)}`);
   if (p.pauseMs !== undefined && p.pauseMs !== null) parts.push(`paused ${p.pauseMs.toFixed(0)} ms`);
   if (p.note) parts.push(p.note);
   if (migration.abortRequested) parts.push('abort requested');
