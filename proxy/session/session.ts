@@ -14,18 +14,18 @@ import { encodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
+import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
 import { IDLE, Lease } from './lease.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
+import { SILENT_OWNER } from './silent-owner.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
 import { Units } from './units.js';
 
-/** Completes a CopyData that nobody reads any more. */
-const FILLER = Buffer.alloc(64 * 1024);
 /** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
 const INBOX_BYTES = 1024 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
@@ -69,11 +69,7 @@ export class Session implements BackendOwner, ClientSession {
   #busy = false;
   /** A ReadyForQuery is owed to the client. */
   #awaitingReady = false;
-  #copyIn = false;
-  /** Bytes that the server has yet to get of the CopyData sent last. */
-  #copyRemaining = 0;
-  /** The server does not take COPY data as fast as the client sends it. */
-  #serverFull = false;
+  readonly #copyIn = new CopyIn();
   /** The client said goodbye and went, but what it sent before has yet to be done. */
   #left = false;
   #unread = 0;
@@ -325,7 +321,7 @@ export class Session implements BackendOwner, ClientSession {
         this.#follow(work);
       }
     }
-    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#serverFull && !this.#closed)
+    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#copyIn.full && !this.#closed)
       this.#socket.resume();
   }
 
@@ -350,7 +346,7 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   #mayProcess(type: number): boolean {
-    if (this.#copyIn) return true;
+    if (this.#copyIn.active) return true;
     if (this.#awaitingReady) return false;
     // Whether they are skipped, or belong to a COPY, is known when what was asked before is answered.
     return !waitsForReplies(type) || !this.lease.unsynced || (this.lease.backend?.quiet ?? true);
@@ -363,8 +359,9 @@ export class Session implements BackendOwner, ClientSession {
 
   #process(message: Incoming): Promise<void> | null {
     const { type, frame } = message;
-    if (this.#copyIn && type !== FRONTEND.Terminate) {
-      this.#copyMessage(message);
+    if (this.#copyIn.active && type !== FRONTEND.Terminate) {
+      this.#copyIn.forward(this.lease.backend, type, frame, message.remaining);
+      if (this.#copyIn.full) this.#socket.pause();
       return null;
     }
     switch (type) {
@@ -382,27 +379,6 @@ export class Session implements BackendOwner, ClientSession {
       default:
         return this.#extended.receive(type, frame);
     }
-  }
-
-  /** A message while the server waits for CopyData. What does not belong there the server answers in its own words. */
-  #copyMessage({ type, frame, remaining }: Incoming): void {
-    // Ignored by PostgreSQL too, "for the convenience of libpq".
-    if (type === FRONTEND.Sync || type === FRONTEND.Flush) return;
-    this.#copyRemaining = remaining;
-    if (this.lease.backend?.sendRaw(frame) === false) {
-      this.#serverFull = true;
-      this.#socket.pause();
-    }
-    if (type !== FRONTEND.CopyData) this.#endCopy();
-  }
-
-  #endCopy(): void {
-    this.#copyIn = false;
-    // The server failed in the middle of a message: without its rest it would take what follows for it.
-    for (; this.#copyRemaining > 0; this.#copyRemaining -= FILLER.length)
-      this.lease.backend?.sendRaw(FILLER.subarray(0, this.#copyRemaining));
-    this.#copyRemaining = 0;
-    this.#serverFull = false;
   }
 
   #clientDrained(): void {
@@ -430,7 +406,7 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   #onErrorReply(frame: Buffer, expectation: Expectation | null): void {
-    this.#endCopy();
+    this.#copyIn.end(this.lease.backend);
     this.#pumpLater();
     this.#units.unitFailed = true;
     if (expectation?.replacement === undefined) {
@@ -468,7 +444,7 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   onCopyIn(_backend: Backend, frame: Buffer, expectation: Expectation): void {
-    this.#copyIn = true;
+    this.#copyIn.begin();
     for (const held of this.gate.open()) this.write(held);
     this.write(frame);
     if (expectation.kind === 'execute') {
@@ -482,7 +458,7 @@ export class Session implements BackendOwner, ClientSession {
 
   onReady(backend: Backend, status: number, internal: boolean): void {
     if (internal || backend !== this.lease.backend) return;
-    this.#endCopy();
+    this.#copyIn.end(this.lease.backend);
     this.lease.unsynced = false;
     this.lease.unsyncedDirty = false;
     this.lookup.ready(status);
@@ -506,7 +482,7 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   onWritable(): void {
-    this.#serverFull = false;
+    this.#copyIn.drained();
     if (this.#inboxBytes <= INBOX_BYTES) this.#socket.resume();
     this.pump();
   }
@@ -547,25 +523,3 @@ function endsBatch(type: number): boolean {
 function waitsForReplies(type: number): boolean {
   return endsBatch(type) || type === FRONTEND.CopyDone || type === FRONTEND.CopyFail;
 }
-
-/** For a connection whose client has gone. */
-const SILENT_OWNER: BackendOwner = {
-  onReply() {
-    // nobody reads it
-  },
-  onData() {
-    // nobody reads it
-  },
-  onCopyIn() {
-    // the connection is about to be closed
-  },
-  onReady() {
-    // whoever runs the statement waits for its own promise
-  },
-  onLost() {
-    // its statement's promise has been rejected
-  },
-  onWritable() {
-    // nothing more to write
-  },
-};
