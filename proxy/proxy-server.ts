@@ -19,7 +19,7 @@ import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
 import { encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
 import { ProtocolError } from './wire/protocol-error.js';
-import { readStartup, type SessionStartup } from './wire/startup.js';
+import { readStartup } from './wire/startup.js';
 
 export interface ProxyOptions {
   readonly catalog: Catalog;
@@ -213,7 +213,7 @@ export class ProxyServer {
       socket.end();
       return;
     }
-    this.#admit(startup);
+    this.#admit();
     const client = await authenticateClient(reader, startup, {
       method: this.#options.auth.method,
       credentials: this.#credentials,
@@ -226,7 +226,6 @@ export class ProxyServer {
       });
     if (client.keys !== null) this.#credentials.learned(client.user, client.keys);
     const id = this.#newId();
-    // The pool is asked once per client: a user's pools are kept by shard.
     const session = new Session({
       id,
       user: client.user,
@@ -263,7 +262,7 @@ export class ProxyServer {
     socket.off('close', gone);
   }
 
-  #admit(_startup: SessionStartup): void {
+  #admit(): void {
     if (this.#closing) throw new ForeshardError('57P03', 'the proxy is shutting down');
     if (this.#clients.size >= this.#options.limits.maxClients)
       throw new ForeshardError('53300', 'sorry, too many clients already', { hint: 'Raise proxy.limits.maxClients.' });

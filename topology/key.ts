@@ -43,6 +43,12 @@ export function comparePositions(a: Position, b: Position): number {
   return a.length - b.length;
 }
 
+/** Whether two bounds are the same; `null` is the same infinity in both. */
+export function sameBound(a: Position | null, b: Position | null): boolean {
+  if (a === null || b === null) return a === b;
+  return comparePositions(a, b) === 0;
+}
+
 /** A half-open interval of positions; `null` is minus infinity for `lo`, plus infinity for `hi`. */
 export interface Interval {
   readonly lo: Position | null;

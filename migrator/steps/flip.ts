@@ -1,5 +1,5 @@
 import { ConflictError } from '../../topology/errors.js';
-import { comparePositions, contains, type Interval, type Position } from '../../topology/key.js';
+import { contains, type Interval, type Position, sameBound } from '../../topology/key.js';
 import { positionFromJson, positionToJson } from '../../topology/key-codec.js';
 import { type Epoch, rangesIn } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
@@ -135,11 +135,6 @@ function flipStatements(m: Move): CatalogStatement[] {
 /** A bound as jsonb; SQL NULL for infinity. */
 function json(position: readonly string[] | null): string | null {
   return position === null ? null : JSON.stringify(position);
-}
-
-function sameBound(a: Position | null, b: Position | null): boolean {
-  if (a === null || b === null) return a === b;
-  return comparePositions(a, b) === 0;
 }
 
 /** Cuts the segments that straddle a new bound: the row stays for the left part, a new one begins at the bound. */

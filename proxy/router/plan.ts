@@ -1,5 +1,5 @@
 import type { Node, SelectStmt } from 'libpg-query';
-import type { KeyType } from '../../topology/key.js';
+import { KEY_TYPES, type KeyType } from '../../topology/key.js';
 import { sameFamily } from '../../topology/key-codec.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { Analysis, type Context } from './analysis.js';
@@ -160,17 +160,7 @@ function usable(
 }
 
 function castFits(type: KeyType, cast: string): boolean {
-  const known: readonly string[] = [
-    'int2',
-    'int4',
-    'int8',
-    'uuid',
-    'text',
-    'varchar',
-    'date',
-    'timestamp',
-    'timestamptz',
-  ];
+  const known: readonly string[] = KEY_TYPES;
   return known.includes(cast) && sameFamily(type, cast as KeyType);
 }
 

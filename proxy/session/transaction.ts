@@ -1,4 +1,4 @@
-import { comparePositions } from '../../topology/key.js';
+import { sameBound } from '../../topology/key.js';
 import type { SessionEffect, Touch } from '../router/route.js';
 import type { Footprint } from './placement.js';
 
@@ -39,7 +39,7 @@ export class Transaction {
     // So many different keys are as good as all of them.
     const position = this.touches.length < TOUCHES ? touch.position : null;
     const last = this.touches.at(-1);
-    if (last?.keyspace === touch.keyspace && samePosition(last.position, position)) return;
+    if (last?.keyspace === touch.keyspace && sameBound(last.position, position)) return;
     this.touches.push({ keyspace: touch.keyspace, position });
   }
 
@@ -64,9 +64,4 @@ function replayable(effect: SessionEffect): boolean {
     default:
       return false;
   }
-}
-
-function samePosition(a: Touch['position'], b: Touch['position']): boolean {
-  if (a === null || b === null) return a === b;
-  return comparePositions(a, b) === 0;
 }

@@ -1,5 +1,6 @@
 import type { Logger } from 'pino';
 import type { Catalog } from '../../topology/catalog/catalog.js';
+import { comparePositions } from '../../topology/key.js';
 import { keyToJson, positionFromJson } from '../../topology/key-codec.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import type { LiveTopology } from '../live-topology.js';
@@ -85,7 +86,7 @@ export class LoadFlusher {
       const segments: Segment[] = rows
         .filter((r) => r.keyspace === keyspace.name)
         .map((r) => ({ id: BigInt(r.id), lo: positionFromJson(keyspace, r.lo) }));
-      this.#counter.setSegments(keyspace.name, sortSegments(segments));
+      this.#counter.setSegments(keyspace.name, segments.sort(byLo));
     }
     this.#segmentsEpoch = topology.epoch;
     this.#segmentsReadAt = performance.now();
@@ -143,19 +144,9 @@ export class LoadFlusher {
   }
 }
 
-function sortSegments(segments: Segment[]): Segment[] {
-  return segments.sort((a, b) => {
-    if (a.lo === null) return -1;
-    if (b.lo === null) return 1;
-    for (let i = 0; i < a.lo.length; i++) {
-      const x = a.lo[i];
-      const y = b.lo[i];
-      if (x === undefined || y === undefined) break;
-      if (x < y) return -1;
-      if (x > y) return 1;
-    }
-    return a.lo.length - b.lo.length;
-  });
+function byLo(a: Segment, b: Segment): number {
+  if (a.lo === null || b.lo === null) return a.lo === b.lo ? 0 : a.lo === null ? -1 : 1;
+  return comparePositions(a.lo, b.lo);
 }
 
 // A segment that has gone in the meantime is left out: the join drops it.

@@ -93,16 +93,8 @@ describe('a hold', () => {
       () => 'answered',
       (e: { code: string }) => e.code,
     );
-    const { connect } = await import('node:net');
-    const { processID, secretKey } = c as unknown as { processID: number; secretKey: number };
-    const packet = Buffer.alloc(16);
-    packet.writeInt32BE(16, 0);
-    packet.writeInt32BE(80877102, 4);
-    packet.writeInt32BE(processID, 8);
-    packet.writeInt32BE(secretKey, 12);
-    const socket = connect(s.proxy.port, '127.0.0.1', () => socket.write(packet));
+    await s.cancel(c);
     expect(await held).toBe('57014');
-    socket.destroy();
     await dropHold(s.catalog.pool, id);
     expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
   });

@@ -301,7 +301,6 @@ describe('sessions', () => {
   it('cancels the statement of the client that asks, and only that', async () => {
     const c = await s.connect();
     const running = sqlstate(c.query('SELECT pg_sleep(60)'));
-    const { processID, secretKey } = c as unknown as { processID: number; secretKey: number };
     await waitFor(
       async () =>
         (
@@ -312,12 +311,8 @@ describe('sessions', () => {
         )[0]?.n === 1,
       { what: 'the statement to run' },
     );
-    const wrong = new pg.Client({ connectionString: s.url }) as unknown as {
-      connection: pg.Connection & { cancel(p: number, k: number): void };
-    };
-    await cancel(s.proxy.port, processID, secretKey ^ 1);
-    await cancel(s.proxy.port, processID, secretKey);
-    void wrong;
+    await s.cancel(c, 'wrong');
+    await s.cancel(c);
     expect(await running).toBe('57014');
     expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
   });
@@ -472,18 +467,3 @@ describe('what names in SQL mean', () => {
     expect((await c.query('SHOW client_encoding')).rows).toEqual([{ client_encoding: 'UTF8' }]);
   });
 });
-
-async function cancel(port: number, processId: number, secret: number): Promise<void> {
-  const { connect } = await import('node:net');
-  await new Promise<void>((resolve, reject) => {
-    const packet = Buffer.alloc(16);
-    packet.writeInt32BE(16, 0);
-    packet.writeInt32BE(80877102, 4);
-    packet.writeInt32BE(processId, 8);
-    packet.writeInt32BE(secret, 12);
-    const socket = connect(port, '127.0.0.1', () => socket.write(packet));
-    socket.on('close', () => resolve());
-    socket.on('error', reject);
-    socket.resume();
-  });
-}

@@ -1,6 +1,7 @@
 import pg from 'pg';
 import pino from 'pino';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
 import { ProxyServer } from '../../proxy/proxy-server.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { Registry } from '../../topology/catalog/registry.js';
@@ -97,6 +98,17 @@ export class Sharded {
     await client.connect();
     this.#clients.add(client);
     return client;
+  }
+
+  /** Sends a cancel request for `client`, with its own key or, to be ignored, another. */
+  async cancel(client: pg.Client, key: 'its own' | 'wrong' = 'its own'): Promise<void> {
+    const { processID, secretKey } = client as unknown as { processID: number; secretKey: number };
+    const secret = Buffer.alloc(4);
+    secret.writeInt32BE(key === 'wrong' ? secretKey ^ 1 : secretKey);
+    await sendCancelRequest(
+      { shard: 'proxy', host: '127.0.0.1', port: this.proxy.port },
+      { processId: processID, secret },
+    );
   }
 
   /** Asks a shard directly, as its superuser. */
