@@ -21,6 +21,7 @@ interface Waiter {
 /** Server connections of one user to one shard. First come, first served; the connection used last is used first. */
 export class Pool {
   readonly shard: ShardName;
+  readonly user: string;
   readonly #options: PoolOptions;
   readonly #connect: () => Promise<ServerConnection>;
   readonly #idle: Backend[] = [];
@@ -30,8 +31,9 @@ export class Pool {
   readonly #sweep: NodeJS.Timeout;
   #closed = false;
 
-  constructor(shard: ShardName, options: PoolOptions, connect: () => Promise<ServerConnection>) {
+  constructor(shard: ShardName, user: string, options: PoolOptions, connect: () => Promise<ServerConnection>) {
     this.shard = shard;
+    this.user = user;
     this.#options = options;
     this.#connect = connect;
     this.#sweep = setInterval(() => this.#closeIdle(), Math.max(250, options.idleTimeoutMs / 2));

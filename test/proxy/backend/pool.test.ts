@@ -28,6 +28,7 @@ function poolOf(
   const url = new URL(cluster.url('postgres'));
   const pool = new Pool(
     shard,
+    decodeURIComponent(url.username),
     { size, idleTimeoutMs: options.idleTimeoutMs ?? 60_000, queueTimeoutMs: options.queueTimeoutMs ?? 5000 },
     () =>
       ServerConnection.connect({
