@@ -1,8 +1,8 @@
 import NodeCache from 'node-cache';
 import pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
+import type { CredentialSource } from './auth/authenticate.js';
 import type { LiveTopology } from './live-topology.js';
-import type { CredentialSource } from './wire/authenticate.js';
 import { makeVerifier, type ScramKeys, type ScramSecret } from './wire/scram.js';
 
 /** A verifier read from a shard is used for so long: a changed password is noticed after it at the latest. */

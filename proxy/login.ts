@@ -1,11 +1,12 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
+import { type AuthMethod, authenticateClient } from './auth/authenticate.js';
+import { plainFacts } from './auth/peer.js';
 import type { CancelKey, Client, Clients } from './clients.js';
 import type { Credentials } from './credentials.js';
 import type { SessionServices } from './session/client-session.js';
 import { Session } from './session/session.js';
-import { type AuthMethod, authenticateClient } from './wire/authenticate.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
 import { encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
@@ -68,7 +69,7 @@ export class Login {
       return;
     }
     this.#options.admit();
-    const who = await authenticateClient(reader, startup, { method, credentials, mockSecret });
+    const who = await authenticateClient(reader, startup, plainFacts(socket), { method, credentials, mockSecret });
     const database = this.#options.database();
     if (who.database !== database)
       throw new ForeshardError('3D000', `database "${who.database}" does not exist`, {

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
+import type { AuthMethod } from './auth/authenticate.js';
 import { type CancelKey, Clients } from './clients.js';
 import { type ConfiguredUser, Credentials } from './credentials.js';
 import { type ListenAddress, Listener } from './listener/listener.js';
@@ -13,7 +14,6 @@ import { SchemaView } from './schema-view.js';
 import { PreparedContents } from './session/prepared.js';
 import { LoadCounter } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
-import type { AuthMethod } from './wire/authenticate.js';
 
 export interface ProxyOptions {
   readonly catalog: Catalog;

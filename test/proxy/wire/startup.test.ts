@@ -3,7 +3,8 @@ import { once } from 'node:events';
 import { createServer, type Server } from 'node:net';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type AuthMethod, authenticateClient } from '../../../proxy/wire/authenticate.js';
+import { type AuthMethod, authenticateClient } from '../../../proxy/auth/authenticate.js';
+import { plainFacts } from '../../../proxy/auth/peer.js';
 import { encodeReadyForQuery } from '../../../proxy/wire/backend.js';
 import { encodeErrorResponse, fieldsOfError } from '../../../proxy/wire/error-response.js';
 import {
@@ -42,7 +43,7 @@ beforeAll(async () => {
       startups.push(startup);
       if (startup.kind === 'cancel') socket.end();
       else {
-        await authenticateClient(reader, startup, { method, credentials, mockSecret });
+        await authenticateClient(reader, startup, plainFacts(socket), { method, credentials, mockSecret });
         await reader.release();
         behind = Buffer.alloc(0);
         socket.on('data', (chunk: Buffer) => {

@@ -4,13 +4,14 @@ import {
   encodeAuthenticationSasl,
   encodeAuthenticationSaslContinue,
   encodeAuthenticationSaslFinal,
-} from './backend.js';
-import type { HandshakeReader } from './handshake-reader.js';
-import { MessageReader } from './message-reader.js';
-import { FRONTEND } from './message-types.js';
-import { ProtocolError } from './protocol-error.js';
-import { parseVerifier, type ScramKeys, ScramServer } from './scram.js';
-import type { SessionStartup } from './startup.js';
+} from '../wire/backend.js';
+import type { HandshakeReader } from '../wire/handshake-reader.js';
+import { MessageReader } from '../wire/message-reader.js';
+import { FRONTEND } from '../wire/message-types.js';
+import { ProtocolError } from '../wire/protocol-error.js';
+import { parseVerifier, type ScramKeys, ScramServer } from '../wire/scram.js';
+import type { SessionStartup } from '../wire/startup.js';
+import type { ConnectionFacts } from './peer.js';
 
 export type AuthMethod = 'scram-sha-256' | 'trust';
 
@@ -48,6 +49,7 @@ const MAX_SASL_MESSAGE_BYTES = 1024;
 export async function authenticateClient(
   reader: HandshakeReader,
   startup: SessionStartup,
+  _facts: ConnectionFacts,
   options: AuthenticationOptions,
 ): Promise<AuthenticatedClient> {
   const { user, database, parameters, protocol } = startup;
