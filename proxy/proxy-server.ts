@@ -2,8 +2,10 @@ import { createHash } from 'node:crypto';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
+import { Administration } from './admin/administration.js';
+import type { AdminAnswer, AdminRequest, ProcessControl, Siblings } from './admin/siblings.js';
 import type { AuthMethod } from './auth/authenticate.js';
-import { type CancelKey, Clients } from './clients.js';
+import { type CancelKey, Clients, slotOf } from './clients.js';
 import { type ConfiguredUser, Credentials } from './credentials.js';
 import { type ListenAddress, Listener } from './listener/listener.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
@@ -41,6 +43,10 @@ export interface ProxyOptions {
   readonly lease: { readonly ttlMs: number };
   readonly telemetry: { readonly flushIntervalMs: number };
   readonly logger: Logger;
+  /** The other processes on this port. Default: none. */
+  readonly siblings?: Siblings;
+  /** What an administrator may have done to the process. Default: nothing, RELOAD and SHUTDOWN are refused. */
+  readonly control?: ProcessControl;
 }
 
 /** Open transactions are waited for so long when the proxy closes. */
@@ -68,6 +74,7 @@ export class ProxyServer {
   readonly #flusher: LoadFlusher;
   readonly #pools: Pools;
   readonly #login: Login;
+  readonly #administration: Administration;
   #closing = false;
 
   /**
@@ -130,6 +137,7 @@ export class ProxyServer {
       flushIntervalMs: options.telemetry.flushIntervalMs,
       logger,
     });
+    this.#administration = new Administration({ slot: options.slot ?? 0 });
     const contents = new PreparedContents();
     this.#login = new Login({
       clients,
@@ -182,8 +190,18 @@ export class ProxyServer {
     await closed;
   }
 
-  /** A cancel request: carried out when the key is a client's own. */
+  /** A request of another process on the same port, about this one alone. Never rejects. */
+  answer(request: AdminRequest): Promise<AdminAnswer> {
+    return this.#administration.answer(request);
+  }
+
+  /** A cancel request: carried out when the key is a client's own, here or in another process on this port. */
   cancel(key: CancelKey): void {
+    const { siblings, slot = 0 } = this.#options;
+    if (siblings !== undefined && slotOf(key.processId) !== slot) {
+      siblings.cancel(slotOf(key.processId), key);
+      return;
+    }
     const client = this.clients.find(key);
     if (client === null) return;
     for (const backend of client.session.cancel())
