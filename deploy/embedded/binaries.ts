@@ -27,6 +27,16 @@ export interface Binaries {
 const ready = new WeakMap<Supervisor, Map<number | undefined, Promise<Binaries>>>();
 
 /**
+ * The binaries of another installation on this machine, as its directory `bin`.
+ * @throws {EmbeddedError} when they do not run
+ */
+export async function binariesIn(binDir: string, runAs: RunAs | undefined): Promise<Binaries> {
+  const probed = probe(binDir, runAs);
+  if (probed.binaries === undefined) throw cannotRun(binDir, probed.reason);
+  return probed.binaries;
+}
+
+/**
  * The binaries, in a state that the user who runs the server can execute.
  * @throws {EmbeddedError} when there are none for this platform, or they do not run
  */
@@ -45,16 +55,16 @@ async function prepare(supervisor: Supervisor, runAs: RunAs | undefined): Promis
   const root = locatePackage();
   const links = readLinks(root);
   if (makeLinks(root, links)) {
-    const probed = probe(root, runAs);
+    const probed = probe(binOf(root), runAs);
     if (probed.binaries !== undefined) return probed.binaries;
     // As ourselves, the same files would run no better in another place.
-    if (runAs === undefined) throw cannotRun(root, probed.reason);
+    if (runAs === undefined) throw cannotRun(binOf(root), probed.reason);
   }
   const copy = await supervisor.makeTemporary(reachableTemporaryBase(runAs), 'foreshard-postgres-', 0o755);
   copyTree(join(root, 'native'), join(copy, 'native'));
   makeLinks(copy, links);
-  const probed = probe(copy, runAs);
-  if (probed.binaries === undefined) throw cannotRun(copy, probed.reason);
+  const probed = probe(binOf(copy), runAs);
+  if (probed.binaries === undefined) throw cannotRun(binOf(copy), probed.reason);
   return probed.binaries;
 }
 
@@ -131,9 +141,9 @@ function copyTree(from: string, to: string): void {
  * Runs the binaries as the user who will: nothing else says so surely that they, their libraries and every directory above
  * them can be used, and that the system lets us become that user.
  */
-function probe(root: string, runAs: RunAs | undefined): { binaries?: Binaries; reason: unknown } {
-  const initdb = join(root, 'native', 'bin', 'initdb');
-  const postgres = join(root, 'native', 'bin', 'postgres');
+function probe(binDir: string, runAs: RunAs | undefined): { binaries?: Binaries; reason: unknown } {
+  const initdb = join(binDir, 'initdb');
+  const postgres = join(binDir, 'postgres');
   let output = '';
   for (const file of [initdb, postgres]) {
     const result = spawnSync(file, ['--version'], {
@@ -155,8 +165,10 @@ function probe(root: string, runAs: RunAs | undefined): { binaries?: Binaries; r
   return { binaries: { initdb, postgres, majorVersion: Number(version) }, reason: undefined };
 }
 
-function cannotRun(root: string, reason: unknown): EmbeddedError {
-  return new EmbeddedError(`the PostgreSQL server in "${join(root, 'native')}" does not run here`, {
+const binOf = (root: string): string => join(root, 'native', 'bin');
+
+function cannotRun(binDir: string, reason: unknown): EmbeddedError {
+  return new EmbeddedError(`the PostgreSQL server in "${dirname(binDir)}" does not run here`, {
     detail: reason instanceof Error ? reason.message : String(reason),
     hint: 'it needs glibc on Linux, and a directory from which programs may be executed; "foreshard serve" works with servers of your own',
     cause: reason,

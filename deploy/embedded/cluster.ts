@@ -1,14 +1,14 @@
 import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Binaries, findBinaries } from './binaries.js';
+import { type Binaries, binariesIn, findBinaries } from './binaries.js';
 import { type ClusterHome, findUser, isReady, makeDirectory, openHome, sizeOf } from './data-directory.js';
 import { EmbeddedError } from './embedded-error.js';
 import { findFreePort } from './ports.js';
 import { renderPgHbaConf, renderPostgresqlConf } from './server-config.js';
 import { type HeldProcess, Supervisor } from './supervisor.js';
 import { reachableTemporaryBase } from './temporary-base.js';
-import { describeSpawnError, serverUser } from './unprivileged.js';
+import { describeSpawnError, type RunAs, serverUser } from './unprivileged.js';
 
 /** How to start an embedded server. */
 export interface ClusterOptions {
@@ -16,6 +16,8 @@ export interface ClusterOptions {
   readonly dir?: string;
   /** Port on 127.0.0.1. Default: a free one. */
   readonly port?: number;
+  /** Directory of the server's programs, of another installation. Default: those from npm. */
+  readonly binDir?: string;
   /** Settings of postgresql.conf, over our defaults and under ALTER SYSTEM. */
   readonly settings?: Readonly<Record<string, string>>;
   /** How long the server may take until it accepts connections, recovery included. Default: 120,000. */
@@ -82,6 +84,8 @@ export class EmbeddedCluster {
     const supervisor = Supervisor.shared();
     const runAs = serverUser();
     const temporary = options.dir === undefined;
+    const programs = (user: RunAs | undefined) =>
+      options.binDir === undefined ? findBinaries(supervisor, user) : binariesIn(options.binDir, user);
     const dir =
       options.dir === undefined
         ? await supervisor.makeTemporary(reachableTemporaryBase(runAs), 'foreshard-', 0o711)
@@ -91,10 +95,10 @@ export class EmbeddedCluster {
         supervisor,
         runAs,
         sync: !temporary,
-        findBinaries: (user) => findBinaries(supervisor, user),
+        findBinaries: programs,
         log: options.log ?? ((message) => process.stderr.write(`foreshard: ${message}\n`)),
       });
-      const binaries = await findBinaries(supervisor, home.runAs);
+      const binaries = await programs(home.runAs);
       const launcher = new Launcher(supervisor, binaries, dir, home, options);
       const { server, port } = await launcher.launchOnSomePort(options.port);
       return new EmbeddedCluster(launcher, port, server, temporary);
@@ -193,7 +197,10 @@ class Launcher {
     this.logFile = join(dir, 'server.log');
     this.#startTimeoutMs = options.startTimeoutMs ?? DEFAULT_START_TIMEOUT_MS;
     // Beside the data and not in it: what is in it belongs to the server's user, and root does not write through that.
-    writePublic(join(home.home, 'postgresql.conf'), renderPostgresqlConf(options.settings ?? {}));
+    writePublic(
+      join(home.home, 'postgresql.conf'),
+      renderPostgresqlConf(binaries.majorVersion, options.settings ?? {}),
+    );
     writePublic(join(home.home, 'pg_hba.conf'), renderPgHbaConf());
   }
 

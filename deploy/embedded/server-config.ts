@@ -12,7 +12,6 @@ const DEFAULT_SETTINGS: Readonly<Record<string, string>> = {
   max_logical_replication_workers: '32',
   max_sync_workers_per_subscription: '4',
   max_worker_processes: '48',
-  max_active_replication_origins: '64',
   // At the default of five seconds a small move spends all its time waiting for its workers to start.
   wal_retrieve_retry_interval: '200ms',
   // Two-phase commit is how a transaction on several shards commits.
@@ -23,11 +22,13 @@ const DEFAULT_SETTINGS: Readonly<Record<string, string>> = {
   log_timezone: 'UTC',
 };
 
+/** Settings that servers before 18 do not know, and need not: there max_replication_slots speaks for both. */
+const SETTINGS_SINCE_18: Readonly<Record<string, string>> = { max_active_replication_origins: '64' };
+
 /** postgresql.conf of one server. */
-export function renderPostgresqlConf(settings: Readonly<Record<string, string>>): string {
-  const lines = Object.entries({ ...DEFAULT_SETTINGS, ...settings }).map(
-    ([name, value]) => `${name} = ${quote(value)}`,
-  );
+export function renderPostgresqlConf(majorVersion: number, settings: Readonly<Record<string, string>>): string {
+  const defaults = majorVersion >= 18 ? { ...DEFAULT_SETTINGS, ...SETTINGS_SINCE_18 } : DEFAULT_SETTINGS;
+  const lines = Object.entries({ ...defaults, ...settings }).map(([name, value]) => `${name} = ${quote(value)}`);
   return `# Written at each start. To change a setting for good, use ALTER SYSTEM.\n${lines.join('\n')}\n`;
 }
 
