@@ -18,8 +18,8 @@ export interface ConfiguredUser {
  * logs in there as the client's user.
  */
 export class Credentials implements CredentialSource {
-  readonly #users: ReadonlyMap<string, ConfiguredUser>;
-  readonly #serverPasswords: ReadonlyMap<string, string>;
+  #users: ReadonlyMap<string, ConfiguredUser>;
+  #serverPasswords: ReadonlyMap<string, string>;
   readonly #live: () => LiveTopology;
   readonly #cache = new NodeCache({ stdTTL: VERIFIER_SECONDS, checkperiod: VERIFIER_SECONDS, useClones: false });
   /** Recovered from the last good login: good for every server that holds the same verifier. */
@@ -33,6 +33,13 @@ export class Credentials implements CredentialSource {
     this.#users = options.users;
     this.#serverPasswords = options.serverPasswords;
     this.#live = options.live;
+  }
+
+  /** What was learned of passwords before counts no more. */
+  reload(users: ReadonlyMap<string, ConfiguredUser>, serverPasswords: ReadonlyMap<string, string>): void {
+    this.#users = users;
+    this.#serverPasswords = serverPasswords;
+    this.#cache.flushAll();
   }
 
   async verifierFor(user: string): Promise<{ readonly verifier: string } | null> {

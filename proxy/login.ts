@@ -31,10 +31,15 @@ export interface LoginOptions {
 
 /** Takes an accepted socket through start-up and authentication to a session. */
 export class Login {
-  readonly #options: LoginOptions;
+  #options: LoginOptions;
 
   constructor(options: LoginOptions) {
     this.#options = options;
+  }
+
+  /** For those who come from now on. */
+  reload(options: Pick<LoginOptions, 'method' | 'loginTimeoutMs'>): void {
+    this.#options = { ...this.#options, ...options };
   }
 
   /** Never rejects: whatever is wrong is told to the client, and logged. */

@@ -11,7 +11,7 @@ export interface PoolsOptions extends PoolOptions {
 
 /** The server connections of one process: a pool per shard and user, made when first needed. */
 export class Pools {
-  readonly #options: PoolsOptions;
+  #options: PoolsOptions;
   readonly #live: LiveTopology;
   readonly #credentials: Credentials;
   readonly #pools = new Map<string, Pool>();
@@ -30,6 +30,12 @@ export class Pools {
       this.#pools.set(key, pool);
     }
     return pool;
+  }
+
+  /** Pools that are there already keep what is open, and fit the new options as connections come and go. */
+  reload(options: PoolsOptions): void {
+    this.#options = options;
+    for (const pool of this.#pools.values()) pool.reload(options);
   }
 
   /** All of them, for whoever looks or ends them. */

@@ -1,12 +1,14 @@
 import { createHash } from 'node:crypto';
+import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
 import { Administration } from './admin/administration.js';
-import type { AdminAnswer, AdminRequest, ProcessControl, Siblings } from './admin/siblings.js';
+import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
 import type { AuthMethod } from './auth/authenticate.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
 import { type ConfiguredUser, Credentials } from './credentials.js';
+import { Drain } from './drain.js';
 import { type ListenAddress, Listener } from './listener/listener.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
 import { Login } from './login.js';
@@ -22,6 +24,8 @@ export interface ProxyOptions {
   /** Shown in the catalog. */
   readonly name: string;
   readonly listen: ListenAddress;
+  /** Another process listens there, and gives this one its sockets by `accept`. Default: false. */
+  readonly handedOver?: boolean;
   /** This process among those that share the port, 0 to 127. Default: 0. */
   readonly slot?: number;
   readonly auth: { readonly method: AuthMethod; readonly users: ReadonlyMap<string, ConfiguredUser> };
@@ -49,8 +53,8 @@ export interface ProxyOptions {
   readonly control?: ProcessControl;
 }
 
-/** Open transactions are waited for so long when the proxy closes. */
-const DRAIN_MS = 5000;
+/** What `reload` changes; all else of the options needs a restart. */
+export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits'>;
 
 /** The parts of a running proxy, as they come up. */
 interface Parts {
@@ -66,7 +70,7 @@ interface Parts {
 export class ProxyServer {
   readonly router: Router;
   readonly clients: Clients;
-  readonly #options: ProxyOptions;
+  #options: ProxyOptions;
   readonly #listener: Listener;
   readonly #live: LiveTopology;
   readonly #schema: SchemaView;
@@ -75,14 +79,15 @@ export class ProxyServer {
   readonly #pools: Pools;
   readonly #login: Login;
   readonly #administration: Administration;
-  #closing = false;
+  readonly #drain: Drain;
+  #closed: Promise<void> | null = null;
 
   /**
    * Starts listening once the topology is loaded and the lease is taken.
    * @throws ForeshardError when the port is taken or the catalog cannot be used
    */
   static async start(options: ProxyOptions): Promise<ProxyServer> {
-    const listener = await Listener.start(options.listen);
+    const listener = options.handedOver ? Listener.handedOver(options.listen) : await Listener.start(options.listen);
     let live: LiveTopology | null = null;
     try {
       const clients = new Clients(options.slot ?? 0);
@@ -123,6 +128,10 @@ export class ProxyServer {
     this.router = router;
     this.#schema = schema;
     this.clients = clients;
+    this.#drain = new Drain({
+      sessions: () => [...clients].map((client) => client.session),
+      connections: () => parts.listener.size,
+    });
     this.#credentials = new Credentials({
       users: options.auth.users,
       serverPasswords: options.serverPasswords,
@@ -155,7 +164,7 @@ export class ProxyServer {
         contents,
         load: counter,
         logger,
-        holdTimeoutMs: limits.holdTimeoutMs,
+        holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         schemaChanged: () => schema.changed(),
         pool: (shard) => this.#pools.get(shard, user),
       }),
@@ -166,21 +175,32 @@ export class ProxyServer {
     return this.#listener.port;
   }
 
-  /** Lets no new client in, waits up to five seconds for open transactions, then closes everything. */
-  async close(): Promise<void> {
-    if (this.#closing) return;
-    this.#closing = true;
+  /** A client's socket that another process has accepted; see `ProxyOptions.handedOver`. */
+  accept(socket: Socket): void {
+    this.#listener.take(socket);
+  }
+
+  /** New work goes by these options from now on; what is under way ends as it began. */
+  reload(options: ReloadableOptions): void {
+    this.#options = { ...this.#options, ...options };
+    this.#credentials.reload(options.auth.users, options.serverPasswords);
+    this.#pools.reload(options.pool);
+    this.#login.reload({ method: options.auth.method, loginTimeoutMs: options.limits.loginTimeoutMs });
+  }
+
+  /**
+   * Lets no new client in, lets those that are there go as `mode` says, then closes everything. May be called again with
+   * another mode. @param patienceMs how long `wait_for_clients` waits before it goes on as `wait_for_servers`; 0: for ever
+   */
+  close(mode: ShutdownMode = 'now', patienceMs = 0): Promise<void> {
+    this.#drain.urge(mode, patienceMs);
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
     const closed = this.#listener.stop();
-    const deadline = performance.now() + DRAIN_MS;
-    const bye = () => new ForeshardError('57P01', 'terminating connection because the proxy is shutting down');
-    for (;;) {
-      for (const { session } of [...this.clients]) if (session.lease.transaction === null) session.close(bye());
-      if (this.clients.size === 0 || performance.now() > deadline) break;
-      await new Promise((resolve) => {
-        setTimeout(resolve, 20);
-      });
-    }
-    for (const { session } of [...this.clients]) session.close(bye());
+    await this.#drain.finished();
     this.#pools.close();
     await this.#flusher.close();
     await this.#live.close();
@@ -214,7 +234,9 @@ export class ProxyServer {
   }
 
   #admit(): void {
-    if (this.#closing) throw new ForeshardError('57P03', 'the proxy is shutting down');
+    // Who came before the drain began is one of those that are waited for.
+    if (this.#drain.mode !== null && this.#drain.mode !== 'wait_for_clients')
+      throw new ForeshardError('57P03', 'the proxy is shutting down');
     if (this.clients.size >= this.#options.limits.maxClients)
       throw new ForeshardError('53300', 'sorry, too many clients already', { hint: 'Raise proxy.limits.maxClients.' });
   }

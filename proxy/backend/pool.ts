@@ -22,13 +22,13 @@ interface Waiter {
 export class Pool {
   readonly shard: ShardName;
   readonly user: string;
-  readonly #options: PoolOptions;
+  #options: PoolOptions;
   readonly #connect: () => Promise<ServerConnection>;
   readonly #idle: Backend[] = [];
   readonly #all = new Set<Backend>();
   #connecting = 0;
   readonly #waiters: Waiter[] = [];
-  readonly #sweep: NodeJS.Timeout;
+  #sweep: NodeJS.Timeout;
   #closed = false;
 
   constructor(shard: ShardName, user: string, options: PoolOptions, connect: () => Promise<ServerConnection>) {
@@ -36,8 +36,28 @@ export class Pool {
     this.user = user;
     this.#options = options;
     this.#connect = connect;
-    this.#sweep = setInterval(() => this.#closeIdle(), Math.max(250, options.idleTimeoutMs / 2));
-    this.#sweep.unref();
+    this.#sweep = this.#startSweep();
+  }
+
+  /** Connections beyond a smaller size are closed when they are given back. Who waits already waits as before. */
+  reload(options: PoolOptions): void {
+    this.#options = options;
+    clearInterval(this.#sweep);
+    if (this.#closed) return;
+    this.#sweep = this.#startSweep();
+    while (this.#all.size > options.size) {
+      const backend = this.#idle.shift();
+      if (backend === undefined) break;
+      this.#forget(backend);
+      backend.destroy();
+    }
+    this.#grow();
+  }
+
+  #startSweep(): NodeJS.Timeout {
+    const sweep = setInterval(() => this.#closeIdle(), Math.max(250, this.#options.idleTimeoutMs / 2));
+    sweep.unref();
+    return sweep;
   }
 
   /** Connections open or being opened, those in use, and clients waiting. */
@@ -86,7 +106,7 @@ export class Pool {
   /** Gives a connection back; one that is not fit for the next client is closed. */
   release(backend: Backend): void {
     backend.detach();
-    if (this.#closed || !backend.reusable) {
+    if (this.#closed || !backend.reusable || this.#all.size > this.#options.size) {
       this.discard(backend);
       return;
     }

@@ -9,7 +9,9 @@ export interface ListenAddress {
 
 /** Accepts clients' sockets, paused. Whoever connects before `open` waits. */
 export class Listener {
-  readonly #server: Server;
+  /** Null: another process listens, and hands sockets over. */
+  readonly #server: Server | null;
+  readonly #address: ListenAddress;
   #early: Socket[] | null = [];
   #accept: (socket: Socket) => void = (socket) => this.#early?.push(socket);
   readonly #sockets = new Set<Socket>();
@@ -17,22 +19,42 @@ export class Listener {
   /** @throws ForeshardError 58030 when it cannot listen there */
   static async start(address: ListenAddress): Promise<Listener> {
     const server = createServer({ pauseOnConnect: true, noDelay: true, keepAlive: true });
-    const listener = new Listener(server);
+    const listener = new Listener(server, address);
     await listen(server, address);
     return listener;
   }
 
-  private constructor(server: Server) {
+  /** For a process that is given its sockets, by `take`, by the one that listens at `address`. */
+  static handedOver(address: ListenAddress): Listener {
+    return new Listener(null, address);
+  }
+
+  private constructor(server: Server | null, address: ListenAddress) {
     this.#server = server;
-    server.on('connection', (socket) => {
-      this.#sockets.add(socket);
-      socket.on('close', () => this.#sockets.delete(socket));
-      this.#accept(socket);
-    });
+    this.#address = address;
+    server?.on('connection', (socket) => this.#add(socket));
   }
 
   get port(): number {
-    return (this.#server.address() as { port: number }).port;
+    return this.#server === null ? this.#address.port : (this.#server.address() as { port: number }).port;
+  }
+
+  /** Sockets that are open, logged in or not. */
+  get size(): number {
+    return this.#sockets.size;
+  }
+
+  /** A client's socket that another process has accepted. */
+  take(socket: Socket): void {
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true);
+    this.#add(socket);
+  }
+
+  #add(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.on('close', () => this.#sockets.delete(socket));
+    this.#accept(socket);
   }
 
   /** Hands over every socket from now on, and those that came before. */
@@ -46,7 +68,8 @@ export class Listener {
   /** Lets nobody in any more. Resolves when the last socket is closed. */
   stop(): Promise<void> {
     return new Promise((resolve) => {
-      this.#server.close(() => resolve());
+      if (this.#server === null) resolve();
+      else this.#server.close(() => resolve());
     });
   }
 

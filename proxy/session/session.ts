@@ -151,6 +151,17 @@ export class Session implements BackendOwner, ClientSession {
     return transaction !== null && covers(transaction);
   }
 
+  /** Whether nothing is open or under way: no transaction, and nothing asked that is not answered. */
+  get idle(): boolean {
+    return (
+      this.lease.transaction === null &&
+      this.#fanOut === null &&
+      !this.#busy &&
+      !this.#awaitingReady &&
+      this.#inbox.length === 0
+    );
+  }
+
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
   get signal(): AbortSignal {
     this.#wait ??= new AbortController();
