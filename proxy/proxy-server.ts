@@ -16,8 +16,9 @@ import { Pools } from './pools.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
 import { PreparedContents } from './session/prepared.js';
-import { LoadCounter } from './telemetry/load-counter.js';
+import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
+import { TemplateStats } from './telemetry/template-stats.js';
 
 export interface ProxyOptions {
   readonly catalog: Catalog;
@@ -147,6 +148,13 @@ export class ProxyServer {
       logger,
     });
     this.#administration = new Administration({ slot: options.slot ?? 0 });
+    const templates = new TemplateStats();
+    const load = {
+      record: (record: LoadRecord) => {
+        counter.record(record);
+        templates.record(record);
+      },
+    };
     const contents = new PreparedContents();
     this.#login = new Login({
       clients,
@@ -162,7 +170,7 @@ export class ProxyServer {
         live,
         router,
         contents,
-        load: counter,
+        load,
         logger,
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         schemaChanged: () => schema.changed(),

@@ -76,7 +76,7 @@ export class FanOut implements BackendOwner, SpreadRun {
     const topology = services.live.current;
     try {
       for (const shard of this.#shards) {
-        const backend = await services.pool(shard).acquire(signal);
+        const backend = await this.#acquire(shard, signal);
         backend.attach(this);
         this.#backends.push(backend);
         if (!(await this.#session.lease.adopt(backend))) return false;
@@ -88,6 +88,18 @@ export class FanOut implements BackendOwner, SpreadRun {
     } finally {
       await Promise.all(this.#cancels);
       for (const backend of this.#backends) services.pool(backend.shard).release(backend);
+    }
+  }
+
+  async #acquire(shard: ShardName, signal: AbortSignal): Promise<Backend> {
+    const { activity, services } = this.#session;
+    activity.waitBegins();
+    try {
+      const backend = await services.pool(shard).acquire(signal);
+      activity.assignments += 1;
+      return backend;
+    } finally {
+      activity.waitEnds();
     }
   }
 

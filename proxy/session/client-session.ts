@@ -4,8 +4,9 @@ import type { Backend } from '../backend/backend.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Router } from '../router/router.js';
-import type { LoadCounter } from '../telemetry/load-counter.js';
+import type { LoadRecord } from '../telemetry/load-counter.js';
 import type { ErrorFields } from '../wire/error-response.js';
+import type { Activity } from './activity.js';
 import type { Lease } from './lease.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
@@ -18,7 +19,8 @@ export interface SessionServices {
   readonly live: LiveTopology;
   readonly router: Router;
   readonly contents: PreparedContents;
-  readonly load: LoadCounter;
+  /** Told of every execution that is done. */
+  readonly load: { record(record: LoadRecord): void };
   readonly logger: Logger;
   readonly holdTimeoutMs: number;
   /** To be called after DDL, so that what the router knows of the schema is read again. */
@@ -46,6 +48,7 @@ export interface ClientSession {
   readonly settings: SessionSettings;
   readonly lookup: NameLookup;
   readonly lease: Lease;
+  readonly activity: Activity;
   /** What the client is told only once it is certain. */
   readonly gate: ReplyGate;
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */

@@ -241,6 +241,7 @@ export class ExtendedProtocol {
     };
     if (item.name === '') {
       backend.unnamed = content;
+      this.#session.activity.serverParses += 1;
       backend.send(item.frame, {
         kind: 'parse',
         internal: false,
@@ -257,6 +258,7 @@ export class ExtendedProtocol {
       return;
     }
     const name = this.#newName(backend, content);
+    this.#session.activity.serverParses += 1;
     backend.send(rewriteParseName(item.frame, name), {
       kind: 'parse',
       internal: false,
@@ -280,6 +282,7 @@ export class ExtendedProtocol {
     }
     if (unnamed) {
       backend.unnamed = content;
+      this.#session.activity.serverParses += 1;
       backend.send(encodeParse('', content.sql, content.oids), {
         kind: 'parse',
         internal: true,
@@ -291,6 +294,7 @@ export class ExtendedProtocol {
     }
     if (backend.unnamed === content && this.#statements.is('', statement)) return '';
     const name = this.#newName(backend, content);
+    this.#session.activity.serverParses += 1;
     backend.send(encodeParse(name, content.sql, content.oids), {
       kind: 'parse',
       internal: true,

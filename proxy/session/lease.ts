@@ -10,6 +10,7 @@ import type { Router } from '../router/router.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
+import type { Activity } from './activity.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
@@ -30,6 +31,7 @@ export interface LeaseContext {
   readonly holdTimeoutMs: number;
   readonly pool: (shard: ShardName) => Pool;
   readonly lookup: NameLookup;
+  readonly activity: Activity;
   readonly tellClient: (frame: Buffer) => void;
 }
 
@@ -246,9 +248,11 @@ export class Lease {
     );
     // A lease between nothing and a statement would keep a connection from others while it waits.
     if (this.backend !== null && !this.#begun && this.pinned === null) this.#giveBack();
+    this.#context.activity.waitBegins();
     try {
       await live.changed(AbortSignal.any([signal, timeout.signal]));
     } finally {
+      this.#context.activity.waitEnds();
       clearTimeout(timer);
     }
   }
@@ -294,7 +298,15 @@ export class Lease {
       this.#giveBack();
       if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
     }
-    const backend = await this.#context.pool(shard).acquire(signal);
+    const { activity } = this.#context;
+    activity.waitBegins();
+    let backend: Backend;
+    try {
+      backend = await this.#context.pool(shard).acquire(signal);
+    } finally {
+      activity.waitEnds();
+    }
+    activity.assignments += 1;
     backend.attach(this.#owner);
     this.backend = backend;
   }

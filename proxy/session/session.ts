@@ -13,6 +13,7 @@ import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
+import { Activity } from './activity.js';
 import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
@@ -49,6 +50,7 @@ export class Session implements BackendOwner, ClientSession {
   readonly services: SessionServices;
   readonly settings: SessionSettings;
   readonly lease: Lease;
+  readonly activity = new Activity();
   /** What the client is told only once it is certain. */
   readonly gate = new ReplyGate();
   /** Parameter values the client has been told, and what names in its SQL mean. */
@@ -105,6 +107,7 @@ export class Session implements BackendOwner, ClientSession {
         holdTimeoutMs: this.services.holdTimeoutMs,
         pool: this.services.pool,
         lookup: this.lookup,
+        activity: this.activity,
         tellClient: (frame) => this.write(frame),
       },
       this,
@@ -162,6 +165,22 @@ export class Session implements BackendOwner, ClientSession {
     );
   }
 
+  /** The server connections that work for this client. */
+  get backends(): readonly Backend[] {
+    if (this.#fanOut !== null) return this.#fanOut.backends;
+    return this.lease.backend === null ? [] : [this.lease.backend];
+  }
+
+  /** Statements that the client has prepared by protocol. */
+  get preparedStatements(): number {
+    return this.#statements.size;
+  }
+
+  /** A Query or batch is being answered. */
+  get working(): boolean {
+    return this.#busy || this.#awaitingReady;
+  }
+
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
   get signal(): AbortSignal {
     this.#wait ??= new AbortController();
@@ -188,6 +207,7 @@ export class Session implements BackendOwner, ClientSession {
   /** Sends bytes to the client. */
   write(frame: Buffer): void {
     if (this.#closed) return;
+    this.activity.sent += frame.length;
     if (this.#left) {
       this.#unread += frame.length;
       if (this.#unread > UNREAD_BYTES) this.close();
@@ -201,6 +221,7 @@ export class Session implements BackendOwner, ClientSession {
 
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void {
+    this.activity.answeredAt = Date.now();
     const transaction = this.lease.transaction;
     const status = this.lease.backend?.status ?? (transaction?.deferred ? 0x54 : IDLE);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
@@ -225,6 +246,7 @@ export class Session implements BackendOwner, ClientSession {
       return await fanOut.run(this.signal);
     } finally {
       this.#fanOut = null;
+      this.activity.answeredAt = Date.now();
       this.services.live.released();
     }
   }
@@ -290,6 +312,7 @@ export class Session implements BackendOwner, ClientSession {
 
   #read(chunk: Buffer): void {
     if (this.#closed) return;
+    this.activity.received += chunk.length;
     try {
       this.#scanner.push(chunk);
     } catch (error) {
@@ -370,6 +393,7 @@ export class Session implements BackendOwner, ClientSession {
 
   #process(message: Incoming): Promise<void> | null {
     const { type, frame } = message;
+    this.activity.message(type);
     if (this.#copyIn.active && type !== FRONTEND.Terminate) {
       this.#copyIn.forward(this.lease.backend, type, frame, message.remaining);
       if (this.#copyIn.full) this.#socket.pause();
@@ -481,6 +505,7 @@ export class Session implements BackendOwner, ClientSession {
     }
     for (const held of this.gate.open()) this.write(held);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
+    this.activity.answeredAt = Date.now();
     this.lease.releaseIfIdle();
     this.#awaitingReady = false;
     this.pump();

@@ -16,6 +16,10 @@ export class ClientStatements {
     this.#lookup = lookup;
   }
 
+  get size(): number {
+    return this.#byName.size;
+  }
+
   /** Looks a text up as names are looked up now. */
   analyze(sql: Buffer): Analyzed {
     return this.#services.router.analyze(sql, this.#lookup.current.names);
