@@ -2,6 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { BACKEND } from '../wire/message-types.js';
+import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
 
 /**
@@ -56,8 +57,14 @@ export class Backend {
   settingsSignature: string | null = '';
   /** Transaction status of the last ReadyForQuery. */
   status = IDLE;
-  /** No more than the pool's idle time. */
+  /** Since when nobody uses it; ms on performance.now()'s clock, as `connectedAt`. */
   idleSince = 0;
+  readonly connectedAt = performance.now();
+  /** The RECONNECTs that its pool had seen when it was opened. */
+  readonly generation: number;
+  /** When its owner got it, and sent the first message of the query that runs or ran last. */
+  attachedAt = 0;
+  requestedAt = 0;
   lost: Error | null = null;
   /** The last bytes of the server were part of a message: nothing else may be said to the client before its end. */
   midMessage = false;
@@ -72,9 +79,23 @@ export class Backend {
   /** The pool is told when an unowned connection closes. */
   onIdleClose: (() => void) | null = null;
 
-  constructor(shard: ShardName, connection: ServerConnection) {
+  readonly #totals: PoolTotals;
+  /** A query of the client's is being answered; a transaction with one is open. */
+  #inQuery = false;
+  #inTransaction = false;
+  #transactionSince = 0;
+  #flushedBefore = 0;
+
+  constructor(
+    shard: ShardName,
+    connection: ServerConnection,
+    generation: number = 0,
+    totals: PoolTotals = zeroTotals(),
+  ) {
     this.shard = shard;
     this.connection = connection;
+    this.generation = generation;
+    this.#totals = totals;
     connection.setHandler({
       onMessage: (type, frame) => this.#onMessage(type, frame),
       onRun: (slice) => this.#onData(slice),
@@ -93,6 +114,13 @@ export class Backend {
 
   attach(owner: BackendOwner): void {
     this.#owner = owner;
+    this.attachedAt = performance.now();
+    this.#flushedBefore = this.connection.bytesFlushed;
+  }
+
+  /** Nothing of what its owner has sent has been given to the kernel: whatever became of the server, it has not seen it. */
+  get untouched(): boolean {
+    return this.connection.bytesFlushed === this.#flushedBefore;
   }
 
   detach(): void {
@@ -111,7 +139,9 @@ export class Backend {
 
   /** Whether it can serve somebody else now. */
   get reusable(): boolean {
-    return this.lost === null && this.quiet && this.status === IDLE && this.#canceling === 0;
+    return (
+      this.lost === null && !this.connection.isClosed && this.quiet && this.status === IDLE && this.#canceling === 0
+    );
   }
 
   /** Sends `data` (if any) and expects `expectation`. @returns false when the server's socket is full. */
@@ -120,6 +150,7 @@ export class Backend {
       expectation.undo?.();
       return true;
     }
+    if (!expectation.internal && !this.#inQuery) this.#begin();
     if (expectation.kind === 'query') this.unnamed = null; // a Query drops the unnamed statement
     if (this.#skipping && expectation.kind !== 'sync') {
       // The server reads it and throws it away: no reply will come.
@@ -129,6 +160,28 @@ export class Backend {
     this.#expected.push(expectation);
     if (this.#expected.length === 1) this.#flushLocal();
     return data === null ? true : this.connection.write(data);
+  }
+
+  #begin(): void {
+    const now = performance.now();
+    this.#inQuery = true;
+    this.requestedAt = now;
+    if (this.#inTransaction) return;
+    this.#inTransaction = true;
+    this.#transactionSince = now;
+  }
+
+  #count(internal: boolean): void {
+    const now = performance.now();
+    if (this.#inQuery && !internal) {
+      this.#inQuery = false;
+      this.#totals.queryCount += 1;
+      this.#totals.queryTimeMs += now - this.requestedAt;
+    }
+    if (this.status !== IDLE || !this.#inTransaction) return;
+    this.#inTransaction = false;
+    this.#totals.xactCount += 1;
+    this.#totals.xactTimeMs += now - this.#transactionSince;
   }
 
   /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
@@ -228,7 +281,14 @@ export class Backend {
   }
 
   #onError(head: Expectation | null, frame: Buffer): void {
-    if (head === null) return; // FATAL while idle; the close that follows says it
+    if (head === null) {
+      // FATAL while idle. The close that follows says it to whoever has the connection; nobody else may get it meanwhile.
+      if (this.#owner === null) {
+        this.connection.destroy();
+        this.onIdleClose?.();
+      }
+      return;
+    }
     head.failed?.(frame);
     if (!head.internal || head.replacement)
       this.#owner?.onReply(this, BACKEND.ErrorResponse, head.replacement ?? frame, head);
@@ -247,6 +307,7 @@ export class Backend {
     // The head is a Sync or a Query, unless the server ended it early (an error was answered above).
     const head = this.#expected.shift();
     const internal = head?.internal ?? true;
+    this.#count(internal);
     head?.done?.();
     this.#flushLocal();
     this.#owner?.onReady(this, this.status, internal);

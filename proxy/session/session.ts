@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import { SILENT_OWNER } from '../backend/silent-owner.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import {
   decodeErrorFields,
@@ -22,7 +23,6 @@ import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
-import { SILENT_OWNER } from './silent-owner.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
 import { Units } from './units.js';
