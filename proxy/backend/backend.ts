@@ -1,6 +1,7 @@
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
+import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
 import { BACKEND } from '../wire/message-types.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
@@ -25,6 +26,12 @@ export interface Expectation {
   readonly completed?: (frame: Buffer, empty: boolean) => void;
   /** Called with the server's ErrorResponse. */
   readonly failed?: (frame: Buffer) => void;
+  /** What of a reply, or of an error, goes to the client; null: nothing. Asked after the callbacks above. */
+  readonly tell?: (type: number, frame: Buffer) => Buffer | null;
+  /** Whether rows that come now are not for the client. */
+  readonly muted?: () => boolean;
+  /** `internal`: the rows. */
+  readonly rows?: (slice: Buffer) => void;
 }
 
 /** Who a backend works for at the moment: a session, or a fan-out. */
@@ -53,8 +60,8 @@ export class Backend {
   readonly prepared = new Map<PreparedContent, string>();
   /** What the unnamed statement is here, or null. */
   unnamed: PreparedContent | null = null;
-  /** Signature of the settings in force here; null when not known. */
-  settingsSignature: string | null = '';
+  /** The settings in force here; null when not known. */
+  settings: SettingMap | null = NO_SETTINGS;
   /** Transaction status of the last ReadyForQuery. */
   status = IDLE;
   /** Since when nobody uses it; ms on performance.now()'s clock, as `connectedAt`. */
@@ -196,12 +203,13 @@ export class Backend {
   }
 
   /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
-  runInternal(sql: Buffer): Promise<void> {
+  runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<void> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       this.send(sql, {
         kind: 'query',
         internal: true,
+        ...(rows === undefined ? {} : { rows }),
         failed: (frame) => {
           error ??= frame;
         },
@@ -209,6 +217,16 @@ export class Backend {
         undo: () => reject(this.lost ?? new Error('server connection lost')),
       });
     });
+  }
+
+  /** The first column of the first row of a query of our own, as text; null for NULL and for no row. */
+  async value(sql: Buffer): Promise<string | null> {
+    const rows: Buffer[] = [];
+    await this.runInternal(sql, (slice) => rows.push(Buffer.from(slice)));
+    const row = Buffer.concat(rows);
+    if (row.length < 11) return null;
+    const length = row.readInt32BE(7);
+    return length < 0 ? null : row.toString('utf8', 11, 11 + length);
   }
 
   /** Cancels what runs here. Until the server has the request, it could hit the next client's statement: see `reusable`. */
@@ -227,7 +245,8 @@ export class Backend {
 
   #onData(slice: Buffer): void {
     const head = this.#expected[0];
-    if (head && !head.internal) this.#owner?.onData(this, slice, head);
+    if (head?.internal) head.rows?.(slice);
+    else if (head && head.muted?.() !== true) this.#owner?.onData(this, slice, head);
   }
 
   #onMessage(type: number, frame: Buffer): void {
@@ -263,7 +282,10 @@ export class Backend {
     if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
       head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
-    if (!head.internal) this.#owner?.onReply(this, type, frame, head);
+    if (!head.internal) {
+      const told = head.tell === undefined ? frame : head.tell(type, frame);
+      if (told !== null) this.#owner?.onReply(this, type, told, head);
+    }
     if (endsReply(head.kind, type)) this.#pop();
   }
 
@@ -291,7 +313,12 @@ export class Backend {
     }
     head.failed?.(frame);
     if (!head.internal || head.replacement)
-      this.#owner?.onReply(this, BACKEND.ErrorResponse, head.replacement ?? frame, head);
+      this.#owner?.onReply(
+        this,
+        BACKEND.ErrorResponse,
+        head.replacement ?? head.tell?.(BACKEND.ErrorResponse, frame) ?? frame,
+        head,
+      );
     else if (head.kind !== 'query' && head.kind !== 'sync')
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, frame, head);
