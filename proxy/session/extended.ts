@@ -13,7 +13,6 @@ import {
   encodeBind,
   encodeClose,
   encodeDescribe,
-  encodeExecute,
   encodeParse,
   FLUSH,
   rewriteBindStatement,
@@ -111,9 +110,18 @@ export class ExtendedProtocol {
       return this.#dispatch(batch, since, times + 1);
     };
     let placement: Prepared;
+    const open = lease.unsynced;
     try {
       checkAgain(times);
       placement = await lease.prepare(executions, session.signal);
+      if (open && !lease.unsynced && this.#units.unitFailed) {
+        // The batch was ended where it began, to go on elsewhere, and there its Parse or Describe had failed: the rest is skipped.
+        this.#reader.undo(items);
+        this.#units.unitFailed = false;
+        this.#skipRest(sync ?? syncOf(items));
+        lease.releaseIfIdle();
+        return;
+      }
       if (placement.kind === 'fanout') {
         if (!(await this.#fanOut(items, placement, error))) await again();
         return;
@@ -337,7 +345,14 @@ export class ExtendedProtocol {
         lookup.done(analyzed, 0);
         const statement = analyzed.statements[0];
         const tag = decodeCommandComplete(reply);
-        if (statement !== undefined) this.#units.completed(bound.execution, tag);
+        if (statement !== undefined) {
+          const bare = (bound.execution.params?.values.length ?? 0) === 0;
+          this.#units.completed(
+            statement.plan,
+            bare ? analyzed.text.subarray(statement.start, statement.end) : null,
+            tag,
+          );
+        }
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -350,21 +365,6 @@ export class ExtendedProtocol {
         session.bytesForwarded = 0;
       },
     });
-    if (effect?.kind === 'set' && effect.reset)
-      for (const sql of session.settings.afterReset(effect.name, effect.local)) this.#sayQuietly(backend, sql);
-    if (effect?.kind === 'discard-all')
-      for (const sql of session.settings.afterReset(null)) this.#sayQuietly(backend, sql);
-  }
-
-  /** A statement of ours among the client's. `sql`: a byte string. */
-  #sayQuietly(backend: Backend, sql: string): void {
-    const name = 'foreshard_own';
-    const own = { formats: [], values: [], resultFormats: [] };
-    backend.send(encodeParse(name, Buffer.from(sql, 'latin1')), { kind: 'parse', internal: true });
-    backend.send(encodeBind({ portal: name, statement: name, ...own }), { kind: 'bind', internal: true });
-    backend.send(encodeExecute(name), { kind: 'execute', internal: true });
-    backend.send(encodeClose('portal', name), { kind: 'close', internal: true });
-    backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
   }
 
   /** Makes the server fail where our error stands in the batch: what came before is undone, what follows is skipped. */
@@ -390,7 +390,12 @@ export class ExtendedProtocol {
       return;
     }
     session.writeError(error);
-    if (sync !== null) session.answerReady();
+    this.#skipRest(sync);
+  }
+
+  /** An error has been answered, and no server has an open batch: nothing more until the Sync. */
+  #skipRest(sync: Item | null): void {
+    if (sync !== null) this.#session.answerReady();
     else this.#skipping = true;
   }
 

@@ -14,7 +14,7 @@ import type { Activity } from './activity.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
-import { difference, fromScratch, type SessionSettings } from './settings.js';
+import type { SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
 
 /** Transaction status bytes of ReadyForQuery. */
@@ -112,6 +112,11 @@ export class Lease {
         continue;
       }
       if (placement.kind === 'fanout') {
+        if (this.#describedOnly) {
+          await this.#finishBatch(this.backend as Backend);
+          this.releaseIfIdle();
+          continue; // the map may have changed while we waited
+        }
         this.#checkFanOut();
         return placement;
       }
@@ -120,8 +125,9 @@ export class Lease {
         await this.#moveTo(shard, signal);
         continue; // the map may have changed while we waited
       }
-      if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
-        if (await this.applySettings(this.backend)) continue;
+      if (this.backend.settingsSignature !== this.#context.settings.signature && !this.#begun) {
+        await this.#applySettings(this.backend);
+        continue;
       }
       if (this.transaction?.deferred) {
         await this.#open(this.backend, this.transaction);
@@ -139,6 +145,11 @@ export class Lease {
   /** Whether a transaction is open on the server, or a batch is. */
   get #begun(): boolean {
     return this.backend !== null && (this.backend.status !== IDLE || this.unsynced);
+  }
+
+  /** Whether the open batch has only parsed and described so far, as drivers do to learn the types of parameters, outside a transaction. */
+  get #describedOnly(): boolean {
+    return this.backend?.status === IDLE && this.unsynced && !this.unsyncedDirty && this.pinned === null;
   }
 
   /** Whether what the open transaction touches is no longer all on its shard. */
@@ -330,35 +341,22 @@ export class Lease {
   async adopt(backend: Backend): Promise<boolean> {
     const { lookup, settings } = this.#context;
     const before = lookup.current;
-    if (backend.settings !== settings.current) await this.applySettings(backend);
+    if (backend.settingsSignature !== settings.signature) await this.#applySettings(backend);
     if (!lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
     return lookup.current === before;
   }
 
-  /**
-   * Gives the connection this client's settings and tells the client what they are.
-   * @returns whether the server had to be asked.
-   * @throws ServerError as the server says it, when one of them cannot be
-   */
-  async applySettings(backend: Backend): Promise<boolean> {
-    const { current } = this.#context.settings;
-    const before = backend.settings;
-    const sql = before === null ? fromScratch(current) : difference(before, current);
-    backend.settings = current;
-    if (sql.length === 0) return false;
+  async #applySettings(backend: Backend): Promise<void> {
+    const { settings } = this.#context;
+    const signature = settings.signature;
     try {
-      try {
-        await backend.runInternal(settingsQuery(sql));
-      } catch (error) {
-        if (before === null || !(error instanceof InternalStatementError)) throw error;
-        await backend.runInternal(settingsQuery(fromScratch(current)));
-      }
+      await backend.runInternal(encodeQuery(settings.syncSql()));
     } catch (error) {
-      backend.settings = null;
+      backend.settingsSignature = null;
       throw asServerError(error);
     }
+    backend.settingsSignature = signature;
     this.tellParameters(backend);
-    return true;
   }
 
   /** Tells the client the parameters that differ from what it was told last. */
@@ -384,11 +382,6 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.tellParameters(backend);
   }
-}
-
-/** Statements kept as byte strings. */
-function settingsQuery(sql: readonly string[]): Buffer {
-  return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
 }
 
 function asServerError(error: unknown): unknown {
