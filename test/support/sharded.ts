@@ -25,6 +25,8 @@ export interface ShardedOptions {
   readonly holdTimeoutMs?: number;
   readonly poolSize?: number;
   readonly leaseTtlMs?: number;
+  /** Directory of the servers' programs. Default: those from npm. */
+  readonly binDir?: string;
 }
 
 /** Two shards with a small multi-tenant schema, a catalog on the first, and a proxy. The user is `app`, password `secret`. */
@@ -48,7 +50,8 @@ export class Sharded {
   }
 
   static async start(options: ShardedOptions): Promise<Sharded> {
-    const [a, b] = await Promise.all([startTestCluster(), startTestCluster()]);
+    const server = options.binDir === undefined ? {} : { binDir: options.binDir };
+    const [a, b] = await Promise.all([startTestCluster(server), startTestCluster(server)]);
     const clusters = [a, b] as const;
     await withClient(a.url('postgres'), async (c) => {
       await c.query('CREATE DATABASE foreshard');
