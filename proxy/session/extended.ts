@@ -2,14 +2,17 @@ import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Touch } from '../router/route.js';
 import {
+  BIND_COMPLETE,
   CLOSE_COMPLETE,
   decodeCommandComplete,
   encodeCommandComplete,
+  NO_DATA,
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import {
+  decodeDescribe,
   encodeBind,
   encodeClose,
   encodeDescribe,
@@ -41,6 +44,9 @@ const FAILING_BIND = encodeBind({
   values: [],
   resultFormats: [],
 });
+
+/** One statement from its Bind, or Parse, to the Sync. */
+const ALONE = /^(parse )?bind (describe-portal )?execute sync$/;
 
 /** The extended query protocol of one session: batches of messages, up to a Sync or Flush, run together on one shard. */
 export class ExtendedProtocol {
@@ -157,8 +163,9 @@ export class ExtendedProtocol {
     for (const item of items) if (item.type === 'bind') item.part = parts[i++] ?? [];
   }
 
-  /** A batch that only closes statements, or is empty, needs no server. */
+  /** A batch that only closes statements, or begins a transaction, or is empty, needs no server. */
   #answerLocally(items: readonly Item[]): boolean {
+    if (items.some((item) => item.type === 'execute')) return this.#answerAlone(items);
     for (const item of items)
       if (item.type !== 'close-statement' && item.type !== 'flush' && item.type !== 'sync') return false;
     const session = this.#session;
@@ -168,6 +175,30 @@ export class ExtendedProtocol {
         session.write(CLOSE_COMPLETE);
       } else if (item.type === 'sync') session.answerReady();
     }
+    return true;
+  }
+
+  /** As the simple protocol does: one statement, from its Bind (or Parse) to the Sync, that needs no server. */
+  #answerAlone(items: readonly Item[]): boolean {
+    if (!ALONE.test(items.map((item) => item.type).join(' '))) return false;
+    const bind = items.find((item) => item.type === 'bind');
+    if (bind === undefined || bind.bind.portal !== '' || bind.bind.values.length > 0) return false;
+    for (const item of items) {
+      if (item.type === 'parse' && item.statement !== bind.statement) return false;
+      if (item.type === 'describe-portal' && decodeDescribe(item.frame).name !== '') return false;
+      if (item.type === 'execute' && item.bound?.statement !== bind.statement) return false;
+    }
+    const { analyzed } = bind.statement;
+    const tag = analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
+    if (tag === null) return false;
+    this.#reader.portals.delete('');
+    const session = this.#session;
+    for (const item of items)
+      if (item.type === 'parse') session.write(PARSE_COMPLETE);
+      else if (item.type === 'bind') session.write(BIND_COMPLETE);
+      else if (item.type === 'describe-portal') session.write(NO_DATA);
+      else if (item.type === 'execute') session.write(encodeCommandComplete(tag));
+    session.answerReady();
     return true;
   }
 

@@ -132,7 +132,7 @@ export class SimpleProtocol {
   /** What needs no server: nothing, BEGIN (until it is known where), the end of a transaction that no server has heard of. */
   #answerLocally(analyzed: Analyzed): boolean {
     const session = this.#session;
-    const { lease, settings } = session;
+    const { lease } = session;
     if (analyzed.syntaxError) return false;
     if (this.#deallocatesByProtocol(analyzed)) {
       session.write(encodeCommandComplete('DEALLOCATE'));
@@ -145,21 +145,8 @@ export class SimpleProtocol {
       session.answerReady();
       return true;
     }
-    const statement = analyzed.statements.length === 1 ? analyzed.statements[0] : undefined;
-    const effect = statement?.plan.effect;
-    if (statement === undefined || !effect) return false;
-    const deferred = lease.transaction?.deferred ?? false;
-    let tag: string;
-    if (effect.kind === 'begin' && lease.transaction === null) {
-      lease.begin(analyzed.text.subarray(statement.start, statement.end));
-      settings.begin();
-      tag = statement.plan.command;
-    } else if ((effect.kind === 'commit' || effect.kind === 'rollback') && deferred && !effect.chain) {
-      lease.transaction = null;
-      settings.end(effect.kind === 'commit');
-      session.lookup.ready(IDLE);
-      tag = effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
-    } else return false;
+    const tag = this.#units.answerAlone(analyzed);
+    if (tag === null) return false;
     session.write(encodeCommandComplete(tag));
     session.answerReady();
     return true;

@@ -1,5 +1,5 @@
 import type { Backend } from '../backend/backend.js';
-import type { StatementPlan } from '../router/route.js';
+import type { Analyzed, StatementPlan } from '../router/route.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
@@ -55,6 +55,28 @@ export class Units {
       }
       await again();
     });
+  }
+
+  /**
+   * BEGIN, until it is known where, and the end of a transaction that no server has heard of need no server: done here.
+   * To be called while the session has none. @returns the command tag; null: a server must do it
+   */
+  answerAlone(analyzed: Analyzed): string | null {
+    const { lease, settings, lookup } = this.#session;
+    const statement = analyzed.statements.length === 1 ? analyzed.statements[0] : undefined;
+    const effect = statement?.plan.effect;
+    if (statement === undefined || !effect) return null;
+    if (effect.kind === 'begin' && lease.transaction === null) {
+      lease.begin(analyzed.text.subarray(statement.start, statement.end));
+      settings.begin();
+      return statement.plan.command;
+    }
+    if (effect.kind !== 'commit' && effect.kind !== 'rollback') return null;
+    if (lease.transaction?.deferred !== true || effect.chain) return null;
+    lease.transaction = null;
+    settings.end(effect.kind === 'commit');
+    lookup.ready(IDLE);
+    return effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
   }
 
   /** A statement has been done by the server: follow what it did to the session. */
