@@ -101,9 +101,15 @@ const proxy = z.strictObject({
   pool: z
     .strictObject({
       size: count(20, 10_000),
+      maxPerShard: z.int().min(0).max(100_000).default(0),
       idleTimeoutMs: milliseconds(300_000),
+      lifetimeMs: milliseconds(3_600_000, 0),
+      healthCheckMs: milliseconds(30_000, 0),
       connectTimeoutMs: milliseconds(5_000),
+      connectRetryMs: milliseconds(5_000, 0),
+      maxConnecting: count(8, 1_000),
       queueTimeoutMs: milliseconds(30_000),
+      queueNoticeMs: milliseconds(5_000, 0),
     })
     .prefault({}),
   limits: z

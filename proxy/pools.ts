@@ -1,7 +1,9 @@
 import { ForeshardError } from '../topology/errors.js';
 import type { ShardName } from '../topology/topology.js';
-import { Pool, type PoolOptions } from './backend/pool.js';
+import { Pool } from './backend/pool.js';
+import type { PoolOptions } from './backend/pool-options.js';
 import { ServerConnection } from './backend/server-connection.js';
+import { ShardGate } from './backend/shard-gate.js';
 import type { Credentials } from './credentials.js';
 import type { LiveTopology } from './live-topology.js';
 
@@ -9,12 +11,18 @@ export interface PoolsOptions extends PoolOptions {
   readonly connectTimeoutMs: number;
 }
 
-/** The server connections of one process: a pool per shard and user, made when first needed. */
+/**
+ * The server connections of one process: a pool per shard and user, made when first needed. What the admin database does to
+ * them is for one shard, or for all of them with null, those that are added later included.
+ */
 export class Pools {
   #options: PoolsOptions;
   readonly #live: LiveTopology;
   readonly #credentials: Credentials;
   readonly #pools = new Map<string, Pool>();
+  readonly #gates = new Map<ShardName, ShardGate>();
+  #allPaused = false;
+  #disabled = false;
 
   constructor(options: PoolsOptions, live: LiveTopology, credentials: Credentials) {
     this.#options = options;
@@ -26,7 +34,7 @@ export class Pools {
     const key = `${shard}\0${user}`;
     let pool = this.#pools.get(key);
     if (pool === undefined) {
-      pool = new Pool(shard, user, this.#options, () => this.#connect(shard, user));
+      pool = new Pool(shard, user, this.#options, () => this.#connect(shard, user), this.#gate(shard));
       this.#pools.set(key, pool);
     }
     return pool;
@@ -35,7 +43,7 @@ export class Pools {
   /** Pools that are there already keep what is open, and fit the new options as connections come and go. */
   reload(options: PoolsOptions): void {
     this.#options = options;
-    for (const pool of this.#pools.values()) pool.reload(options);
+    for (const gate of this.#gates.values()) gate.reload(options);
   }
 
   /** All of them, for whoever looks or ends them. */
@@ -43,8 +51,70 @@ export class Pools {
     return this.#pools.values();
   }
 
+  /**
+   * PAUSE: nothing new starts on a server connection; clients wait (for the queue time-out at most). Resolves when every
+   * connection has been given back and closed, or at RESUME.
+   */
+  async pause(shard: ShardName | null): Promise<void> {
+    if (shard === null) this.#allPaused = true;
+    await Promise.all(this.#concerned(shard).map((gate) => gate.pause()));
+  }
+
+  /** RESUME: after PAUSE or KILL. */
+  resume(shard: ShardName | null): void {
+    if (shard === null) this.#allPaused = false;
+    for (const gate of this.#concerned(shard)) gate.resume();
+  }
+
+  isPaused(shard: ShardName): boolean {
+    return this.#gates.get(shard)?.paused ?? this.#allPaused;
+  }
+
+  /** RECONNECT: every connection is closed when it is given back; new ones are opened meanwhile. */
+  reconnect(shard: ShardName | null): void {
+    for (const gate of this.#concerned(shard)) gate.reconnect();
+  }
+
+  /** WAIT_CLOSE: resolves when the connections that the last RECONNECT was about are closed. */
+  async closed(shard: ShardName | null): Promise<void> {
+    await Promise.all(this.#concerned(shard).map((gate) => gate.closed()));
+  }
+
+  /**
+   * KILL: cuts every connection at once, and starts nothing new until RESUME. Clients that use one are told 08006 or 08007 by
+   * their sessions; whoever wants all clients gone closes their sessions first.
+   */
+  kill(shard: ShardName | null): void {
+    if (shard === null) this.#allPaused = true;
+    for (const gate of this.#concerned(shard)) gate.kill();
+  }
+
+  /** DISABLE, ENABLE: whether new clients may come in. */
+  set disabled(disabled: boolean) {
+    this.#disabled = disabled;
+  }
+
+  get disabled(): boolean {
+    return this.#disabled;
+  }
+
   close(): void {
     for (const pool of this.#pools.values()) pool.close();
+    for (const gate of this.#gates.values()) gate.close();
+  }
+
+  #concerned(shard: ShardName | null): ShardGate[] {
+    return shard === null ? [...this.#gates.values()] : [this.#gate(shard)];
+  }
+
+  #gate(shard: ShardName): ShardGate {
+    let gate = this.#gates.get(shard);
+    if (gate === undefined) {
+      gate = new ShardGate(this.#options);
+      if (this.#allPaused) void gate.pause();
+      this.#gates.set(shard, gate);
+    }
+    return gate;
   }
 
   #connect(name: ShardName, user: string): Promise<ServerConnection> {

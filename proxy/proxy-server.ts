@@ -12,7 +12,7 @@ import { Drain } from './drain.js';
 import { type ListenAddress, Listener } from './listener/listener.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
 import { Login } from './login.js';
-import { Pools } from './pools.js';
+import { Pools, type PoolsOptions } from './pools.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
 import { PreparedContents } from './session/prepared.js';
@@ -32,13 +32,7 @@ export interface ProxyOptions {
   readonly auth: { readonly method: AuthMethod; readonly users: ReadonlyMap<string, ConfiguredUser> };
   /** Passwords for servers, by user, where the client's own SCRAM keys cannot be passed through. */
   readonly serverPasswords: ReadonlyMap<string, string>;
-  readonly pool: {
-    /** Server connections per shard and user. */
-    readonly size: number;
-    readonly idleTimeoutMs: number;
-    readonly connectTimeoutMs: number;
-    readonly queueTimeoutMs: number;
-  };
+  readonly pool: PoolsOptions;
   readonly limits: {
     readonly maxClients: number;
     readonly loginTimeoutMs: number;
@@ -71,13 +65,13 @@ interface Parts {
 export class ProxyServer {
   readonly router: Router;
   readonly clients: Clients;
+  readonly pools: Pools;
   #options: ProxyOptions;
   readonly #listener: Listener;
   readonly #live: LiveTopology;
   readonly #schema: SchemaView;
   readonly #credentials: Credentials;
   readonly #flusher: LoadFlusher;
-  readonly #pools: Pools;
   readonly #login: Login;
   readonly #administration: Administration;
   readonly #drain: Drain;
@@ -138,7 +132,7 @@ export class ProxyServer {
       serverPasswords: options.serverPasswords,
       live: () => live,
     });
-    this.#pools = new Pools(options.pool, live, this.#credentials);
+    this.pools = new Pools(options.pool, live, this.#credentials);
     const counter = new LoadCounter(Date.now);
     this.#flusher = new LoadFlusher({
       catalog: options.catalog,
@@ -174,7 +168,7 @@ export class ProxyServer {
         logger,
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         schemaChanged: () => schema.changed(),
-        pool: (shard) => this.#pools.get(shard, user),
+        pool: (shard) => this.pools.get(shard, user),
       }),
     });
   }
@@ -192,7 +186,7 @@ export class ProxyServer {
   reload(options: ReloadableOptions): void {
     this.#options = { ...this.#options, ...options };
     this.#credentials.reload(options.auth.users, options.serverPasswords);
-    this.#pools.reload(options.pool);
+    this.pools.reload(options.pool);
     this.#login.reload({ method: options.auth.method, loginTimeoutMs: options.limits.loginTimeoutMs });
   }
 
@@ -209,7 +203,7 @@ export class ProxyServer {
   async #close(): Promise<void> {
     const closed = this.#listener.stop();
     await this.#drain.finished();
-    this.#pools.close();
+    this.pools.close();
     await this.#flusher.close();
     await this.#live.close();
     await this.#schema.close();
@@ -245,6 +239,14 @@ export class ProxyServer {
     // Who came before the drain began is one of those that are waited for.
     if (this.#drain.mode !== null && this.#drain.mode !== 'wait_for_clients')
       throw new ForeshardError('57P03', 'the proxy is shutting down');
+    if (this.pools.disabled)
+      throw new ForeshardError(
+        '55000',
+        `database "${this.#live.current.database}" is not currently accepting connections`,
+        {
+          hint: 'An administrator has disabled it; ENABLE lets clients in again.',
+        },
+      );
     if (this.clients.size >= this.#options.limits.maxClients)
       throw new ForeshardError('53300', 'sorry, too many clients already', { hint: 'Raise proxy.limits.maxClients.' });
   }

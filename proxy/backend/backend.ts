@@ -1,7 +1,9 @@
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
+import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
 import { BACKEND } from '../wire/message-types.js';
+import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
 
 /**
@@ -24,6 +26,12 @@ export interface Expectation {
   readonly completed?: (frame: Buffer, empty: boolean) => void;
   /** Called with the server's ErrorResponse. */
   readonly failed?: (frame: Buffer) => void;
+  /** What of a reply, or of an error, goes to the client; null: nothing. Asked after the callbacks above. */
+  readonly tell?: (type: number, frame: Buffer) => Buffer | null;
+  /** Whether rows that come now are not for the client. */
+  readonly muted?: () => boolean;
+  /** `internal`: the rows. */
+  readonly rows?: (slice: Buffer) => void;
 }
 
 /** Who a backend works for at the moment: a session, or a fan-out. */
@@ -52,12 +60,18 @@ export class Backend {
   readonly prepared = new Map<PreparedContent, string>();
   /** What the unnamed statement is here, or null. */
   unnamed: PreparedContent | null = null;
-  /** Signature of the settings in force here; null when not known. */
-  settingsSignature: string | null = '';
+  /** The settings in force here; null when not known. */
+  settings: SettingMap | null = NO_SETTINGS;
   /** Transaction status of the last ReadyForQuery. */
   status = IDLE;
-  /** No more than the pool's idle time. */
+  /** Since when nobody uses it; ms on performance.now()'s clock, as `connectedAt`. */
   idleSince = 0;
+  readonly connectedAt = performance.now();
+  /** The RECONNECTs that its pool had seen when it was opened. */
+  readonly generation: number;
+  /** When its owner got it, and sent the first message of the query that runs or ran last. */
+  attachedAt = 0;
+  requestedAt = 0;
   lost: Error | null = null;
   /** The last bytes of the server were part of a message: nothing else may be said to the client before its end. */
   midMessage = false;
@@ -72,9 +86,23 @@ export class Backend {
   /** The pool is told when an unowned connection closes. */
   onIdleClose: (() => void) | null = null;
 
-  constructor(shard: ShardName, connection: ServerConnection) {
+  readonly #totals: PoolTotals;
+  /** A query of the client's is being answered; a transaction with one is open. */
+  #inQuery = false;
+  #inTransaction = false;
+  #transactionSince = 0;
+  #flushedBefore = 0;
+
+  constructor(
+    shard: ShardName,
+    connection: ServerConnection,
+    generation: number = 0,
+    totals: PoolTotals = zeroTotals(),
+  ) {
     this.shard = shard;
     this.connection = connection;
+    this.generation = generation;
+    this.#totals = totals;
     connection.setHandler({
       onMessage: (type, frame) => this.#onMessage(type, frame),
       onRun: (slice) => this.#onData(slice),
@@ -93,6 +121,13 @@ export class Backend {
 
   attach(owner: BackendOwner): void {
     this.#owner = owner;
+    this.attachedAt = performance.now();
+    this.#flushedBefore = this.connection.bytesFlushed;
+  }
+
+  /** Nothing of what its owner has sent has been given to the kernel: whatever became of the server, it has not seen it. */
+  get untouched(): boolean {
+    return this.connection.bytesFlushed === this.#flushedBefore;
   }
 
   detach(): void {
@@ -111,7 +146,9 @@ export class Backend {
 
   /** Whether it can serve somebody else now. */
   get reusable(): boolean {
-    return this.lost === null && this.quiet && this.status === IDLE && this.#canceling === 0;
+    return (
+      this.lost === null && !this.connection.isClosed && this.quiet && this.status === IDLE && this.#canceling === 0
+    );
   }
 
   /** Sends `data` (if any) and expects `expectation`. @returns false when the server's socket is full. */
@@ -120,6 +157,7 @@ export class Backend {
       expectation.undo?.();
       return true;
     }
+    if (!expectation.internal && !this.#inQuery) this.#begin();
     if (expectation.kind === 'query') this.unnamed = null; // a Query drops the unnamed statement
     if (this.#skipping && expectation.kind !== 'sync') {
       // The server reads it and throws it away: no reply will come.
@@ -129,6 +167,28 @@ export class Backend {
     this.#expected.push(expectation);
     if (this.#expected.length === 1) this.#flushLocal();
     return data === null ? true : this.connection.write(data);
+  }
+
+  #begin(): void {
+    const now = performance.now();
+    this.#inQuery = true;
+    this.requestedAt = now;
+    if (this.#inTransaction) return;
+    this.#inTransaction = true;
+    this.#transactionSince = now;
+  }
+
+  #count(internal: boolean): void {
+    const now = performance.now();
+    if (this.#inQuery && !internal) {
+      this.#inQuery = false;
+      this.#totals.queryCount += 1;
+      this.#totals.queryTimeMs += now - this.requestedAt;
+    }
+    if (this.status !== IDLE || !this.#inTransaction) return;
+    this.#inTransaction = false;
+    this.#totals.xactCount += 1;
+    this.#totals.xactTimeMs += now - this.#transactionSince;
   }
 
   /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
@@ -143,12 +203,13 @@ export class Backend {
   }
 
   /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
-  runInternal(sql: Buffer): Promise<void> {
+  runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<void> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       this.send(sql, {
         kind: 'query',
         internal: true,
+        ...(rows === undefined ? {} : { rows }),
         failed: (frame) => {
           error ??= frame;
         },
@@ -156,6 +217,16 @@ export class Backend {
         undo: () => reject(this.lost ?? new Error('server connection lost')),
       });
     });
+  }
+
+  /** The first column of the first row of a query of our own, as text; null for NULL and for no row. */
+  async value(sql: Buffer): Promise<string | null> {
+    const rows: Buffer[] = [];
+    await this.runInternal(sql, (slice) => rows.push(Buffer.from(slice)));
+    const row = Buffer.concat(rows);
+    if (row.length < 11) return null;
+    const length = row.readInt32BE(7);
+    return length < 0 ? null : row.toString('utf8', 11, 11 + length);
   }
 
   /** Cancels what runs here. Until the server has the request, it could hit the next client's statement: see `reusable`. */
@@ -174,7 +245,8 @@ export class Backend {
 
   #onData(slice: Buffer): void {
     const head = this.#expected[0];
-    if (head && !head.internal) this.#owner?.onData(this, slice, head);
+    if (head?.internal) head.rows?.(slice);
+    else if (head && head.muted?.() !== true) this.#owner?.onData(this, slice, head);
   }
 
   #onMessage(type: number, frame: Buffer): void {
@@ -210,7 +282,10 @@ export class Backend {
     if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
       head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
-    if (!head.internal) this.#owner?.onReply(this, type, frame, head);
+    if (!head.internal) {
+      const told = head.tell === undefined ? frame : head.tell(type, frame);
+      if (told !== null) this.#owner?.onReply(this, type, told, head);
+    }
     if (endsReply(head.kind, type)) this.#pop();
   }
 
@@ -228,10 +303,22 @@ export class Backend {
   }
 
   #onError(head: Expectation | null, frame: Buffer): void {
-    if (head === null) return; // FATAL while idle; the close that follows says it
+    if (head === null) {
+      // FATAL while idle. The close that follows says it to whoever has the connection; nobody else may get it meanwhile.
+      if (this.#owner === null) {
+        this.connection.destroy();
+        this.onIdleClose?.();
+      }
+      return;
+    }
     head.failed?.(frame);
     if (!head.internal || head.replacement)
-      this.#owner?.onReply(this, BACKEND.ErrorResponse, head.replacement ?? frame, head);
+      this.#owner?.onReply(
+        this,
+        BACKEND.ErrorResponse,
+        head.replacement ?? head.tell?.(BACKEND.ErrorResponse, frame) ?? frame,
+        head,
+      );
     else if (head.kind !== 'query' && head.kind !== 'sync')
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, frame, head);
@@ -247,6 +334,7 @@ export class Backend {
     // The head is a Sync or a Query, unless the server ended it early (an error was answered above).
     const head = this.#expected.shift();
     const internal = head?.internal ?? true;
+    this.#count(internal);
     head?.done?.();
     this.#flushLocal();
     this.#owner?.onReady(this, this.status, internal);

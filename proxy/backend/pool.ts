@@ -1,87 +1,159 @@
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
+import { encodeQuery } from '../wire/frontend.js';
 import { Backend } from './backend.js';
+import type { PoolOptions } from './pool-options.js';
+import { type PoolStatus, type PoolTotals, type ServerStatus, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
-
-export interface PoolOptions {
-  /** Server connections at most. */
-  readonly size: number;
-  /** An unused connection is closed after this time. */
-  readonly idleTimeoutMs: number;
-  /** A client that has waited this long for a connection gets 53300. */
-  readonly queueTimeoutMs: number;
-}
+import { ShardGate } from './shard-gate.js';
+import { SILENT_OWNER } from './silent-owner.js';
 
 interface Waiter {
+  readonly since: number;
   readonly resolve: (backend: Backend) => void;
   readonly reject: (error: Error) => void;
-  readonly timer: NodeJS.Timeout;
+  /** Told once when the wait is long. */
+  slow: (() => void) | null;
 }
+
+/** Answered by EmptyQueryResponse, outside of any statistics of statements. */
+const SIGN_OF_LIFE = encodeQuery('');
 
 /** Server connections of one user to one shard. First come, first served; the connection used last is used first. */
 export class Pool {
   readonly shard: ShardName;
   readonly user: string;
-  #options: PoolOptions;
+  readonly #gate: ShardGate;
   readonly #connect: () => Promise<ServerConnection>;
+  /** Unused, used last at the end. */
   readonly #idle: Backend[] = [];
+  /** Being asked for a sign of life, and until when. */
+  readonly #tested = new Map<Backend, number>();
   readonly #all = new Set<Backend>();
   #connecting = 0;
-  readonly #waiters: Waiter[] = [];
-  #sweep: NodeJS.Timeout;
+  /** In the order of asking. */
+  readonly #waiters = new Set<Waiter>();
+  /** Of what is counted, except bytes of connections that are still open. */
+  readonly #totals = zeroTotals();
   #closed = false;
 
-  constructor(shard: ShardName, user: string, options: PoolOptions, connect: () => Promise<ServerConnection>) {
+  /** @param gate shared by the pools of a shard */
+  constructor(
+    shard: ShardName,
+    user: string,
+    options: PoolOptions,
+    connect: () => Promise<ServerConnection>,
+    gate: ShardGate = new ShardGate(options),
+  ) {
     this.shard = shard;
     this.user = user;
-    this.#options = options;
+    this.#gate = gate;
     this.#connect = connect;
-    this.#sweep = this.#startSweep();
-  }
-
-  /** Connections beyond a smaller size are closed when they are given back. Who waits already waits as before. */
-  reload(options: PoolOptions): void {
-    this.#options = options;
-    clearInterval(this.#sweep);
-    if (this.#closed) return;
-    this.#sweep = this.#startSweep();
-    while (this.#all.size > options.size) {
-      const backend = this.#idle.shift();
-      if (backend === undefined) break;
-      this.#forget(backend);
-      backend.destroy();
-    }
-    this.#grow();
-  }
-
-  #startSweep(): NodeJS.Timeout {
-    const sweep = setInterval(() => this.#closeIdle(), Math.max(250, this.#options.idleTimeoutMs / 2));
-    sweep.unref();
-    return sweep;
+    gate.add(this);
   }
 
   /** Connections open or being opened, those in use, and clients waiting. */
   get counts(): { open: number; inUse: number; waiting: number } {
-    return { open: this.#all.size, inUse: this.#all.size - this.#idle.length, waiting: this.#waiters.length };
+    return { open: this.#all.size, inUse: this.#inUse, waiting: this.#waiters.size };
+  }
+
+  get #inUse(): number {
+    return this.#all.size - this.#idle.length - this.#tested.size;
+  }
+
+  /** Connections open or being opened. */
+  get total(): number {
+    return this.#all.size + this.#connecting;
+  }
+
+  get status(): PoolStatus {
+    const now = performance.now();
+    const used = this.#idle.filter((b) => this.#mustTest(b, now)).length;
+    const first = this.waitingSince;
+    return {
+      shard: this.shard,
+      user: this.user,
+      clActive: this.#inUse,
+      clWaiting: this.#waiters.size,
+      svActive: this.#inUse,
+      svIdle: this.#idle.length - used,
+      svUsed: used,
+      svTested: this.#tested.size,
+      svLogin: this.#connecting,
+      maxWaitMs: this.#waiters.size === 0 ? 0 : now - first,
+      size: this.#gate.options.size,
+    };
+  }
+
+  /** The connections, for whoever looks. */
+  *servers(): Iterable<ServerStatus> {
+    const now = performance.now();
+    for (const backend of this.#all) {
+      const idle = this.#idle.includes(backend);
+      const state = this.#tested.has(backend)
+        ? 'tested'
+        : !idle
+          ? 'active'
+          : this.#mustTest(backend, now)
+            ? 'used'
+            : 'idle';
+      yield { backend, state, closeNeeded: this.#outdated(backend, now) };
+    }
+  }
+
+  get totals(): PoolTotals {
+    const totals = { ...this.#totals };
+    for (const { connection } of this.#all) {
+      totals.received += connection.bytesWritten;
+      totals.sent += connection.bytesRead;
+    }
+    return totals;
+  }
+
+  /** When the client that waits longest began; infinity when none does. ms on performance.now()'s clock. */
+  get waitingSince(): number {
+    for (const waiter of this.#waiters) return waiter.since;
+    return Number.POSITIVE_INFINITY;
+  }
+
+  /** Since when the connection unused for longest has been; infinity when there is none. */
+  get idleSince(): number {
+    return this.#idle[0]?.idleSince ?? Number.POSITIVE_INFINITY;
+  }
+
+  /** Clients wait, and there could be more connections. */
+  get isStarved(): boolean {
+    return this.#waiters.size > this.#connecting && this.total < this.#gate.options.size;
   }
 
   /**
    * A connection of one's own until `release`. Rejects with 53300 after the queue time-out, with what the server said when it
-   * refuses the connection, and with the signal's reason when aborted.
+   * refuses the connection, with 08001 when it cannot be reached, and with the signal's reason when aborted.
+   *
+   * @param slow called once if it takes longer than `queueNoticeMs`
    */
-  acquire(signal: AbortSignal): Promise<Backend> {
+  acquire(signal: AbortSignal, slow: (() => void) | null = null): Promise<Backend> {
     if (this.#closed) return Promise.reject(closedError());
-    const backend = this.#idle.pop();
-    if (backend) return Promise.resolve(backend);
+    if (signal.aborted) return Promise.reject(signal.reason as Error);
+    const now = performance.now();
+    const last = this.#idle.at(-1);
+    if (last !== undefined && !this.#mustTest(last, now)) {
+      this.#idle.pop();
+      return Promise.resolve(last);
+    }
+    if (last === undefined && this.#all.size === 0 && this.#gate.backingOff) {
+      const { hopeless } = this.#gate;
+      if (hopeless !== null) return Promise.reject(hopeless);
+    }
     return new Promise((resolve, reject) => {
       const settle = () => {
-        const i = this.#waiters.indexOf(waiter);
-        if (i >= 0) this.#waiters.splice(i, 1);
-        clearTimeout(waiter.timer);
+        this.#waiters.delete(waiter);
+        this.#totals.waitTimeMs += performance.now() - waiter.since;
         signal.removeEventListener('abort', onAbort);
       };
       const onAbort = () => waiter.reject(signal.reason as Error);
       const waiter: Waiter = {
+        since: now,
         resolve: (b) => {
           settle();
           resolve(b);
@@ -90,106 +162,210 @@ export class Pool {
           settle();
           reject(e);
         },
-        timer: setTimeout(() => waiter.reject(this.#queueTimeout()), this.#options.queueTimeoutMs),
+        slow,
       };
-      if (signal.aborted) {
-        clearTimeout(waiter.timer);
-        reject(signal.reason as Error);
-        return;
-      }
       signal.addEventListener('abort', onAbort);
-      this.#waiters.push(waiter);
-      this.#grow();
+      this.#waiters.add(waiter);
+      this.grow();
     });
   }
 
   /** Gives a connection back; one that is not fit for the next client is closed. */
   release(backend: Backend): void {
     backend.detach();
-    if (this.#closed || !backend.reusable || this.#all.size > this.#options.size) {
+    if (this.#closed || !backend.reusable) {
       this.discard(backend);
       return;
     }
-    const waiter = this.#waiters[0];
-    if (waiter) {
-      waiter.resolve(backend);
-      return;
-    }
-    backend.idleSince = performance.now();
-    this.#idle.push(backend);
+    this.#offer(backend);
   }
 
   /** Closes a connection that is in use and makes room for another. */
   discard(backend: Backend): void {
-    this.#forget(backend);
     backend.destroy();
-    this.#grow();
+    this.#forget(backend);
   }
 
   close(): void {
     this.#closed = true;
-    clearInterval(this.#sweep);
+    this.#gate.close();
     for (const waiter of [...this.#waiters]) waiter.reject(closedError());
-    for (const backend of this.#all) backend.destroy();
-    this.#all.clear();
-    this.#idle.length = 0;
+    this.destroyAll();
   }
 
-  #grow(): void {
-    while (
-      !this.#closed &&
-      this.#waiters.length > this.#connecting &&
-      this.#all.size + this.#connecting < this.#options.size
-    ) {
-      this.#connecting += 1;
-      this.#connect().then(
-        (connection) => this.#opened(connection),
-        (error: Error) => {
-          this.#connecting -= 1;
-          // Whoever waits longest is told; the others try again with a connection attempt of their own.
-          this.#waiters[0]?.reject(error);
-          this.#grow();
-        },
-      );
+  /** Cuts every connection, in use or not. Clients that wait go on waiting. */
+  destroyAll(): void {
+    for (const backend of [...this.#all]) this.discard(backend);
+  }
+
+  /** Closes unused connections: those that RECONNECT is about, all while the shard is paused. */
+  closeUnused(): void {
+    for (const backend of [...this.#idle]) this.#retire(backend);
+  }
+
+  /** Closes unused connections beyond the size. */
+  shrink(): void {
+    while (this.#all.size > this.#gate.options.size && this.evict());
+  }
+
+  /** Whether there is a connection of a generation before this. */
+  hasOlder(generation: number): boolean {
+    for (const backend of this.#all) if (backend.generation < generation) return true;
+    return false;
+  }
+
+  /** Closes the connection unused for longest, for another user's sake. @returns false when there is none */
+  evict(): boolean {
+    const oldest = this.#idle[0];
+    if (oldest === undefined) return false;
+    this.#retire(oldest);
+    return true;
+  }
+
+  /** Opens as many connections as clients wait for, within the limits. */
+  grow(): void {
+    while (!this.#closed && this.#waiters.size > this.#connecting + this.#tested.size) {
+      const old = this.#idle.pop();
+      if (old !== undefined) {
+        if (this.#mustTest(old, performance.now())) this.#test(old);
+        else this.#offer(old);
+        continue;
+      }
+      if (this.total >= this.#gate.options.size || !this.#gate.mayConnect(this)) return;
+      this.#open();
     }
   }
 
-  #opened(connection: ServerConnection): void {
-    this.#connecting -= 1;
-    if (this.#closed) {
-      connection.destroy();
-      return;
+  /** Looks after every time-out. `now` on performance.now()'s clock. */
+  sweep(now: number): void {
+    const { queueTimeoutMs, queueNoticeMs, idleTimeoutMs } = this.#gate.options;
+    for (const waiter of this.#waiters) {
+      const waited = now - waiter.since;
+      // In the order of asking: whoever comes behind has waited less.
+      if (waited < queueTimeoutMs && (queueNoticeMs === 0 || waited < queueNoticeMs)) break;
+      if (waited >= queueTimeoutMs) waiter.reject(this.#queueTimeout());
+      else {
+        waiter.slow?.();
+        waiter.slow = null;
+      }
     }
-    const backend = new Backend(this.shard, connection);
+    for (const [backend, until] of this.#tested) if (now >= until) backend.destroy();
+    for (const backend of [...this.#idle])
+      if (now - backend.idleSince > idleTimeoutMs || this.#outdated(backend, now)) this.#retire(backend);
+  }
+
+  #open(): void {
+    const startedAt = performance.now();
+    const { generation } = this.#gate;
+    this.#connecting += 1;
+    this.#gate.connecting();
+    this.#connect().then(
+      (connection) => {
+        this.#connecting -= 1;
+        this.#gate.connected();
+        if (this.#closed) connection.destroy();
+        else this.#opened(new Backend(this.shard, connection, generation, this.#totals));
+      },
+      (error: Error) => {
+        this.#connecting -= 1;
+        this.#failed(error, startedAt);
+      },
+    );
+  }
+
+  #opened(backend: Backend): void {
     backend.onIdleClose = () => this.#forget(backend);
     this.#all.add(backend);
-    this.release(backend);
+    this.#offer(backend);
+    this.#gate.kick(); // one less is being opened
+  }
+
+  #failed(error: Error, startedAt: number): void {
+    const away = isAway(error);
+    this.#gate.failed(error, away, startedAt);
+    // Those who wait may still be served: by the connections there are, or by a shard that comes back soon.
+    if (this.#all.size === 0 && (!away || this.#gate.hopeless !== null))
+      for (const waiter of [...this.#waiters]) waiter.reject(error);
+    else if (!away) this.#firstWaiter?.reject(error);
+    this.#gate.kick();
+  }
+
+  get #firstWaiter(): Waiter | undefined {
+    for (const waiter of this.#waiters) return waiter;
+    return undefined;
+  }
+
+  /** Hands a connection that is fit to whoever waits longest, or keeps it. */
+  #offer(backend: Backend): void {
+    const now = performance.now();
+    backend.idleSince = now;
+    if (this.#gate.paused || this.#all.size > this.#gate.options.size || this.#outdated(backend, now)) {
+      this.#retire(backend);
+      return;
+    }
+    const waiter = this.#firstWaiter;
+    if (waiter !== undefined && this.#gate.mustYield(this)) this.#retire(backend);
+    else if (waiter !== undefined) waiter.resolve(backend);
+    else {
+      this.#idle.push(backend);
+      if (this.#gate.options.maxPerShard > 0) this.#gate.kick();
+    }
+  }
+
+  #outdated(backend: Backend, now: number): boolean {
+    const { lifetimeMs } = this.#gate.options;
+    return backend.generation < this.#gate.generation || (lifetimeMs > 0 && now - backend.connectedAt > lifetimeMs);
+  }
+
+  #mustTest(backend: Backend, now: number): boolean {
+    const { healthCheckMs } = this.#gate.options;
+    return healthCheckMs > 0 && now - backend.idleSince > healthCheckMs;
+  }
+
+  /** Asks for a sign of life, and offers the connection when there is one. */
+  #test(backend: Backend): void {
+    this.#tested.set(backend, performance.now() + this.#gate.options.connectTimeoutMs);
+    backend.attach(SILENT_OWNER);
+    backend.runInternal(SIGN_OF_LIFE).then(
+      () => {
+        this.#tested.delete(backend);
+        this.release(backend);
+      },
+      () => this.discard(backend),
+    );
+  }
+
+  /** Says goodbye to an unused connection. */
+  #retire(backend: Backend): void {
+    backend.connection.terminate();
+    this.#forget(backend);
   }
 
   #forget(backend: Backend): void {
-    this.#all.delete(backend);
+    if (!this.#all.delete(backend)) return;
+    this.#tested.delete(backend);
     const i = this.#idle.indexOf(backend);
     if (i >= 0) this.#idle.splice(i, 1);
-  }
-
-  #closeIdle(): void {
-    const limit = performance.now() - this.#options.idleTimeoutMs;
-    for (const backend of [...this.#idle]) {
-      if (backend.idleSince > limit) break;
-      this.#forget(backend);
-      backend.destroy();
-    }
+    this.#totals.received += backend.connection.bytesWritten;
+    this.#totals.sent += backend.connection.bytesRead;
+    this.#gate.kick();
   }
 
   #queueTimeout(): ForeshardError {
     return new ForeshardError(
       '53300',
-      `no free server connection on shard "${this.shard}" within ${this.#options.queueTimeoutMs} ms`,
+      `no free server connection on shard "${this.shard}" within ${this.#gate.options.queueTimeoutMs} ms`,
       {
         hint: 'Raise proxy.pool.size, or look for sessions idle in a transaction.',
       },
     );
   }
+}
+
+/** Whether a connection could not be made for a reason that may pass by itself: nobody listens, the server is starting, or full. */
+function isAway(error: Error): boolean {
+  if (!(error instanceof ForeshardError)) return false;
+  return error.sqlstate === '08001' || error.sqlstate === '53300' || error.sqlstate.startsWith('57P');
 }
 
 function closedError(): ForeshardError {

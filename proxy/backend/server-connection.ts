@@ -41,6 +41,9 @@ export interface ServerHandler extends FrameHandler {
 
 const FRAMES = serverFrames();
 
+/** How long a server has to close a connection that we have said goodbye on. */
+const TERMINATE_MS = 5_000;
+
 /**
  * A logged-in connection to one shard. It knows nothing of what is being said on it, except the server's reported settings
  * and its last words.
@@ -140,6 +143,20 @@ export class ServerConnection {
     return this.#writer.buffered;
   }
 
+  /** Bytes given to the kernel, or waiting in the socket for it to take them. */
+  get bytesFlushed(): number {
+    return this.#writer.flushed;
+  }
+
+  /** Bytes sent and received since the connection was made. */
+  get bytesWritten(): number {
+    return this.#socket.bytesWritten ?? 0;
+  }
+
+  get bytesRead(): number {
+    return this.#socket.bytesRead;
+  }
+
   /**
    * Who gets what comes from now on; null while the connection is idle, when anything but a notice, a notification, a
    * changed setting or a last error means that it is out of step, and ends it.
@@ -177,8 +194,9 @@ export class ServerConnection {
   /** Says goodbye, so that the server logs no lost connection. */
   terminate(): void {
     this.#writer.end(TERMINATE);
-    // Read on (and drop) so that the server's end is seen.
+    // Read on (and drop) so that the server's end is seen. One that does not answer is not waited for.
     this.#socket.resume();
+    this.#socket.setTimeout(TERMINATE_MS, () => this.#socket.destroy());
   }
 
   /** Cuts the connection; the server rolls back. `reason` goes to `onClosed`. */

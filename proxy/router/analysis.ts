@@ -58,6 +58,7 @@ export class Analysis {
   sequence = false;
   pin: string | null = null;
   priorSession: string | null = null;
+  readonly setConfigCalls: FuncCall[] = [];
   /** Why the statement cannot fan out, the first reason. */
   noFanOut: Refusal | null = null;
   /** An UPDATE sets a key column: the new key must equal the old one. */
@@ -210,10 +211,10 @@ export class Analysis {
         this.home = true;
         return;
       case 'session': {
-        const local = name === 'set_config' && isTrue(call.args?.[2]);
         this.writes = true;
         if (found.home) this.home = true;
-        if (!local && found.pin !== null) this.pin ??= found.pin;
+        if (name === 'set_config') this.setConfigCalls.push(call);
+        else if (found.pin !== null) this.pin ??= found.pin;
         if (found.prior)
           this.priorSession ??= `${name}() depends on what this session did before on its server connection`;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
@@ -270,7 +271,3 @@ export class Analysis {
 }
 
 export const PIN_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
-
-function isTrue(node: Node | undefined): boolean {
-  return node !== undefined && 'A_Const' in node && node.A_Const.boolval?.boolval === true;
-}

@@ -102,6 +102,18 @@ function fits(castType: string, value: string): boolean {
   return decodeText(castType as KeyType, value) !== null;
 }
 
+/** The text of a literal or of a parameter as PostgreSQL's text type has it; null for SQL NULL, undefined for what is not decoded here. */
+export function readText(source: KeyColumnSource, values: Values): Buffer | null | undefined {
+  if (source.kind === 'param') {
+    const value = values.params?.values[source.number - 1];
+    const type = values.params?.oids[source.number - 1] ?? 0;
+    return type === 0 || type === KEY_TYPE_OID.text || type === KEY_TYPE_OID.varchar ? value : undefined;
+  }
+  const token = values.literal(source.ordinal);
+  if (token === undefined || !isString(token) || source.negated) return undefined;
+  return stringBytes(token, values.text) ?? undefined;
+}
+
 /** The value of a string literal, or null for what is not decoded here. */
 function stringBytes(token: LiteralToken, text: Buffer): Buffer | null {
   const { kind, start, end } = token;

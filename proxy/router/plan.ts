@@ -7,6 +7,7 @@ import { walk } from './ast.js';
 import { hintFor, keyNames, spreadOfSelect } from './fan-out.js';
 import { analyzeStatement } from './modify.js';
 import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
+import { setConfigCalls } from './set-config.js';
 import { planUtility } from './utility.js';
 
 /** Makes the plan of one statement. Pure: it depends on the tree, the registry and the metadata, never on a literal's value. */
@@ -24,13 +25,15 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
   analyzeStatement(a, statement, null, null);
   a.checkComplete(statement);
   const select = 'SelectStmt' in statement ? statement.SelectStmt : null;
+  const settings = a.setConfigCalls.length === 0 ? [] : setConfigCalls(a.setConfigCalls, statement, context.literals);
+  const lasting = settings?.filter((c) => !c.local) ?? [];
   const target = targetOf(a, command, select, statement);
   return {
     kind: a.writes ? 'write' : 'read',
     command,
     target,
-    effect: null,
-    pin: a.pin,
+    effect: lasting.length === 0 ? null : { kind: 'set-config', calls: lasting },
+    pin: a.pin ?? (settings === null ? 'set_config' : null),
     ...(a.priorSession === null ? {} : { priorSession: a.priorSession }),
   };
 }

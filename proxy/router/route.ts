@@ -95,10 +95,19 @@ export type SessionEffect =
   | { readonly kind: 'savepoint' | 'release' | 'rollback-to'; readonly name: string }
   /** SET [SESSION] / SET LOCAL / RESET, replayed as text on another connection. `name` null: RESET ALL. `name` `role`/`session_authorization` included. */
   | { readonly kind: 'set'; readonly name: string | null; readonly local: boolean; readonly reset: boolean }
-  /** SET TRANSACTION: a part of how the open transaction began. */
-  | { readonly kind: 'set-transaction' }
+  /** SET SESSION CHARACTERISTICS: settings under other names, with their values. */
+  | { readonly kind: 'set-many'; readonly settings: readonly { readonly name: string; readonly value: string }[] }
+  /** Calls of set_config whose setting is written there. `value` null: it has to be asked for. */
+  | { readonly kind: 'set-config'; readonly calls: readonly SetConfigCall[] }
   | { readonly kind: 'discard-all' }
   | { readonly kind: 'deallocate'; readonly name: string | null };
+
+export interface SetConfigCall {
+  readonly name: KeyColumnSource;
+  readonly value: KeyColumnSource | null;
+  /** Until the end of the transaction. */
+  readonly local: boolean;
+}
 
 /** A literal or parameter as the lexer found it, in byte offsets of the query text. */
 export interface LiteralToken {

@@ -172,17 +172,39 @@ function planSet(set: VariableSetStmt, make: Make): StatementPlan {
     case 'VAR_SET_DEFAULT':
       return make('utility', ANYWHERE, { effect: effect(true) });
     case 'VAR_SET_MULTI':
-      // SET TRANSACTION is a part of how the transaction begins, and lasts as long as it.
-      if (name === 'TRANSACTION') return make('utility', ANYWHERE, { effect: { kind: 'set-transaction' } });
-      // SET SESSION CHARACTERISTICS sets several settings under other names.
+      if (name === 'SESSION CHARACTERISTICS')
+        return make('utility', ANYWHERE, { effect: { kind: 'set-many', settings: characteristics(set) } });
+      // Another transaction's snapshot is one of its own shard. The rest lasts as long as the transaction.
       return make(
         'utility',
         ANYWHERE,
-        name === 'SESSION CHARACTERISTICS' ? { pin: 'SET SESSION CHARACTERISTICS' } : {},
+        name === 'TRANSACTION' ? { effect: { kind: 'set', name: 'transaction', local: true, reset: false } } : {},
       );
     default:
+      // It sets the connection's generator of random numbers.
+      if (name?.toLowerCase() === 'seed') return make('utility', ANYWHERE, { pin: 'setseed' });
+      if (name !== null && OF_TRANSACTION.has(name.toLowerCase()))
+        return make('utility', ANYWHERE, { effect: { kind: 'set', name, local: true, reset: false } });
       return make('utility', ANYWHERE, { effect: effect(false) });
   }
+}
+
+/** They last as long as the transaction, however they are set. */
+const OF_TRANSACTION: ReadonlySet<string> = new Set([
+  'transaction_isolation',
+  'transaction_read_only',
+  'transaction_deferrable',
+]);
+
+/** SET SESSION CHARACTERISTICS AS TRANSACTION …: the defaults of transactions (ExecSetVariableStmt in PostgreSQL's guc_funcs.c). */
+function characteristics(set: VariableSetStmt): { name: string; value: string }[] {
+  return (set.args ?? []).flatMap((node) => {
+    if (!('DefElem' in node)) return [];
+    const { defname, arg } = node.DefElem;
+    const constant = arg && 'A_Const' in arg ? arg.A_Const : undefined;
+    const value = constant?.sval?.sval ?? (constant?.ival?.ival ? 'on' : 'off');
+    return [{ name: `default_${defname}`, value }];
+  });
 }
 
 function withoutFanOut(target: Target, what: string): Target {

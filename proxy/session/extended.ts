@@ -16,6 +16,7 @@ import {
   encodeBind,
   encodeClose,
   encodeDescribe,
+  encodeExecute,
   encodeParse,
   FLUSH,
   rewriteBindStatement,
@@ -376,14 +377,7 @@ export class ExtendedProtocol {
         lookup.done(analyzed, 0);
         const statement = analyzed.statements[0];
         const tag = decodeCommandComplete(reply);
-        if (statement !== undefined) {
-          const bare = (bound.execution.params?.values.length ?? 0) === 0;
-          this.#units.completed(
-            statement.plan,
-            bare ? analyzed.text.subarray(statement.start, statement.end) : null,
-            tag,
-          );
-        }
+        if (statement !== undefined) this.#units.completed(bound.execution, tag);
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -396,6 +390,21 @@ export class ExtendedProtocol {
         session.bytesForwarded = 0;
       },
     });
+    if (effect?.kind === 'set' && effect.reset)
+      for (const sql of session.settings.afterReset(effect.name, effect.local)) this.#sayQuietly(backend, sql);
+    if (effect?.kind === 'discard-all')
+      for (const sql of session.settings.afterReset(null)) this.#sayQuietly(backend, sql);
+  }
+
+  /** A statement of ours among the client's. `sql`: a byte string. */
+  #sayQuietly(backend: Backend, sql: string): void {
+    const name = 'foreshard_own';
+    const own = { formats: [], values: [], resultFormats: [] };
+    backend.send(encodeParse(name, Buffer.from(sql, 'latin1')), { kind: 'parse', internal: true });
+    backend.send(encodeBind({ portal: name, statement: name, ...own }), { kind: 'bind', internal: true });
+    backend.send(encodeExecute(name), { kind: 'execute', internal: true });
+    backend.send(encodeClose('portal', name), { kind: 'close', internal: true });
+    backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
   }
 
   /** Makes the server fail where our error stands in the batch: what came before is undone, what follows is skipped. */

@@ -14,7 +14,7 @@ import type { Activity } from './activity.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
-import type { SessionSettings } from './settings.js';
+import { difference, fromScratch, type SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
 
 /** Transaction status bytes of ReadyForQuery. */
@@ -125,9 +125,8 @@ export class Lease {
         await this.#moveTo(shard, signal);
         continue; // the map may have changed while we waited
       }
-      if (this.backend.settingsSignature !== this.#context.settings.signature && !this.#begun) {
-        await this.#applySettings(this.backend);
-        continue;
+      if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
+        if (await this.applySettings(this.backend)) continue;
       }
       if (this.transaction?.deferred) {
         await this.#open(this.backend, this.transaction);
@@ -341,22 +340,35 @@ export class Lease {
   async adopt(backend: Backend): Promise<boolean> {
     const { lookup, settings } = this.#context;
     const before = lookup.current;
-    if (backend.settingsSignature !== settings.signature) await this.#applySettings(backend);
+    if (backend.settings !== settings.current) await this.applySettings(backend);
     if (!lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
     return lookup.current === before;
   }
 
-  async #applySettings(backend: Backend): Promise<void> {
-    const { settings } = this.#context;
-    const signature = settings.signature;
+  /**
+   * Gives the connection this client's settings and tells the client what they are.
+   * @returns whether the server had to be asked.
+   * @throws ServerError as the server says it, when one of them cannot be
+   */
+  async applySettings(backend: Backend): Promise<boolean> {
+    const { current } = this.#context.settings;
+    const before = backend.settings;
+    const sql = before === null ? fromScratch(current) : difference(before, current);
+    backend.settings = current;
+    if (sql.length === 0) return false;
     try {
-      await backend.runInternal(encodeQuery(settings.syncSql()));
+      try {
+        await backend.runInternal(settingsQuery(sql));
+      } catch (error) {
+        if (before === null || !(error instanceof InternalStatementError)) throw error;
+        await backend.runInternal(settingsQuery(fromScratch(current)));
+      }
     } catch (error) {
-      backend.settingsSignature = null;
+      backend.settings = null;
       throw asServerError(error);
     }
-    backend.settingsSignature = signature;
     this.tellParameters(backend);
+    return true;
   }
 
   /** Tells the client the parameters that differ from what it was told last. */
@@ -382,6 +394,11 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.tellParameters(backend);
   }
+}
+
+/** Statements kept as byte strings. */
+function settingsQuery(sql: readonly string[]): Buffer {
+  return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
 }
 
 function asServerError(error: unknown): unknown {

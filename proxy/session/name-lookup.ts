@@ -45,10 +45,9 @@ export class NameLookup {
     this.#settings = settings;
   }
 
-  /** The server reports what the client's statements have made of a parameter. @throws ForeshardError, as `learn` */
-  reported(name: string, value: string): void {
+  /** The server reports what the client's statements have made of a parameter; `learn` follows when it is ready. */
+  reported(name: string): void {
     if (name === 'search_path') this.#touched = true;
-    this.learn(name, value);
   }
 
   /** The client is told a parameter's value. @throws ForeshardError for an encoding that the lexer cannot read. */
@@ -107,6 +106,7 @@ export class NameLookup {
     const { effect, kind, target } = statement.plan;
     switch (effect?.kind) {
       case undefined:
+      case 'set-config':
         // A call of set_config is always planned as a write.
         return target.kind === 'sole' || (kind === 'write' && this.#setsByCall(analyzed, index));
       case 'set':
@@ -130,9 +130,10 @@ export class NameLookup {
     const { effect, pin } = statement.plan;
     switch (effect?.kind) {
       case undefined:
+      case 'set-config':
         if (!this.#setsByCall(analyzed, index)) return;
         this.#local = 'unknown';
-        if (pin !== null) this.#lasting = true;
+        if (pin !== null || effect?.kind === 'set-config') this.#lasting = true;
         return;
       case 'set':
         if (effect.name !== null && effect.name.toLowerCase() !== 'search_path') return;

@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import { SILENT_OWNER } from '../backend/silent-owner.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import {
   decodeErrorFields,
@@ -22,7 +23,6 @@ import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
-import { SILENT_OWNER } from './silent-owner.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
 import { Units } from './units.js';
@@ -75,6 +75,8 @@ export class Session implements BackendOwner, ClientSession {
   /** The client said goodbye and went, but what it sent before has yet to be done. */
   #left = false;
   #unread = 0;
+  /** The server has reported parameters that the client has yet to be told. */
+  #parametersReported = false;
   /** The server has said FATAL: nothing may follow it. */
   #fatal = false;
   #closed = false;
@@ -289,7 +291,7 @@ export class Session implements BackendOwner, ClientSession {
     }
     // Without its Sync a batch is still open: only closing the connection undoes it.
     if (backend.reusable && lease.pinned === null && !lease.unsynced) {
-      backend.settingsSignature = null;
+      backend.settings = null;
       lease.releaseIfIdle();
       return;
     }
@@ -421,17 +423,15 @@ export class Session implements BackendOwner, ClientSession {
     this.#fanOut?.resume();
   }
 
-  onReply(_backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
+  onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
     if (type === BACKEND.ParameterStatus) {
-      const { name, value } = decodeParameterStatus(frame);
-      try {
-        this.lookup.reported(name, value);
-      } catch (error) {
-        // What the client says from here on could not be read safely.
-        this.close(error);
-        return;
-      }
-    } else if (type === BACKEND.ErrorResponse) {
+      // PostgreSQL tells what has changed once, before it is ready; so that nothing is told which our own statements take back.
+      this.lookup.reported(decodeParameterStatus(frame).name);
+      this.#parametersReported = true;
+      if (!this.#awaitingReady && !this.lease.unsynced) this.#tellParameters(backend);
+      return;
+    }
+    if (type === BACKEND.ErrorResponse) {
       this.#onErrorReply(frame, expectation);
       return;
     }
@@ -503,12 +503,29 @@ export class Session implements BackendOwner, ClientSession {
       this.#retry();
       return;
     }
+    const work = this.#units.settle(backend, status);
+    if (work === null) this.#tellReady(backend, status);
+    else this.#follow(work.then(() => this.#tellReady(backend, status)));
+  }
+
+  #tellReady(backend: Backend, status: number): void {
     for (const held of this.gate.open()) this.write(held);
+    if (this.#parametersReported) this.#tellParameters(backend);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
     this.activity.answeredAt = Date.now();
     this.lease.releaseIfIdle();
     this.#awaitingReady = false;
     this.pump();
+  }
+
+  #tellParameters(backend: Backend): void {
+    this.#parametersReported = false;
+    try {
+      this.lease.tellParameters(backend);
+    } catch (error) {
+      // What the client says from here on could not be read safely.
+      this.close(error);
+    }
   }
 
   /** A write met a shard that no longer owns its range: run it again where it belongs. The client has seen nothing of it. */

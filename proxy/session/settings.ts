@@ -1,89 +1,144 @@
-import { quoteLiteral } from '../../topology/quote.js';
+import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
 
 /** One setting that must be in force on whatever server connection serves the client. */
 interface Setting {
-  /** The statement that makes it so, without a semicolon. */
+  /** The statement that makes it so, without a semicolon; a byte string, as the client sent it. */
   readonly sql: string;
 }
 
-type SettingMap = ReadonlyMap<string, Setting>;
+/** Settings by lower-case name, the one changed last at the end. Maps are replaced, never changed. */
+export type SettingMap = ReadonlyMap<string, Setting>;
+
+/** A connection as the server opened it. */
+export const NO_SETTINGS: SettingMap = new Map();
+
+/** They decide what the others may be set to, and RESET ALL leaves them alone (GUC_NO_RESET_ALL). */
+const IDENTITY: readonly string[] = ['session_authorization', 'role'];
+
+/** map_old_guc_names in PostgreSQL's guc.c */
+const OLD_NAMES: Readonly<Record<string, string>> = { sort_mem: 'work_mem', vacuum_mem: 'maintenance_work_mem' };
+
+/** A setting's name as it is kept: PostgreSQL compares names without regard to case. */
+function settingName(name: string): string {
+  const lower = name.replace(/[A-Z]/g, (c) => c.toLowerCase());
+  return OLD_NAMES[lower] ?? lower;
+}
+
+/** A statement, as a byte string, that gives a setting a value as the start-up packet does: one string, lists not quoted once more. */
+export function setConfig(name: string, value: string, local = false): string {
+  return bytes(`SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, ${local})`);
+}
+
+/** Statements that take a connection from settings that may be anything to `to`. */
+export function fromScratch(to: SettingMap): string[] {
+  return ['RESET SESSION AUTHORIZATION', 'RESET ROLE', 'RESET ALL', ...[...to.values()].map((s) => s.sql)];
+}
 
 /**
- * The settings (GUCs) of one client, kept as the statements that reproduce them. A server connection remembers the
- * signature of the settings it has; when a client with another signature takes it over, `syncSql` is run first.
+ * Statements that take a connection with the settings `from` to `to`; none when they are equal. What both have alike is not touched.
+ *
+ * Identities are taken back first and given again in their order, so that a value which only a role may set is set by that role. Taking
+ * back such a value may need more than the login may do: then the server refuses, and `fromScratch`, which needs no privilege, is left.
+ */
+export function difference(from: SettingMap, to: SettingMap): string[] {
+  if (from === to) return [];
+  const gone = [...from.keys()].filter((name) => !to.has(name) && !IDENTITY.includes(name));
+  const asIdentity = IDENTITY.some((name) => from.has(name) || to.has(name));
+  const changed = [...to].filter(([name, { sql }]) => from.get(name)?.sql !== sql);
+  if (gone.length === 0 && changed.length === 0 && IDENTITY.every((name) => from.get(name)?.sql === to.get(name)?.sql))
+    return [];
+  const sql = asIdentity ? ['RESET SESSION AUTHORIZATION', 'RESET ROLE'] : [];
+  for (const name of gone) sql.push(`RESET ${quotedName(name)}`);
+  for (const [name, setting] of to)
+    if (IDENTITY.includes(name) || from.get(name)?.sql !== setting.sql) sql.push(setting.sql);
+  return sql;
+}
+
+/** `my.setting` is two identifiers. */
+function quotedName(name: string): string {
+  return name.split('.').map(quoteIdent).join('.');
+}
+
+/**
+ * The settings (GUCs) of one client, kept as the statements that reproduce them. A server connection remembers the settings it has;
+ * when a client with others takes it over, the difference is made up first.
  *
  * Maps are replaced, never changed, so that a transaction or savepoint remembers the state it began with by keeping a reference.
  */
 export class SessionSettings {
   readonly #base: SettingMap;
+  readonly #startup: ReadonlyMap<string, string>;
   #current: SettingMap;
-  #signature: string | null = null;
   /** States to go back to: the transaction's start first, then one per open savepoint. */
   #stack: { readonly savepoint: string | null; readonly settings: SettingMap }[] = [];
 
   /** @param startup settings from the start-up packet; RESET goes back to these. */
   constructor(startup: ReadonlyMap<string, string>) {
     const base = new Map<string, Setting>();
+    const values = new Map<string, string>();
     for (const [name, value] of startup) {
-      base.set(name.toLowerCase(), {
-        // set_config takes the value as the start-up packet does: one string, lists not quoted once more.
-        sql: `SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`,
-      });
+      values.set(settingName(name), value);
+      base.set(settingName(name), { sql: setConfig(name, value) });
     }
+    this.#startup = values;
     this.#base = base;
     this.#current = base;
   }
 
-  /** Equal signatures mean equal settings. The empty string is a connection as the server opened it. */
-  get signature(): string {
-    this.#signature ??= [...this.#current.values()].map((s) => s.sql).join('; ');
-    return this.#signature;
-  }
-
-  /** SQL that takes a connection with any settings to this client's. */
-  syncSql(): string {
-    const reset = 'RESET SESSION AUTHORIZATION; RESET ALL';
-    return this.#current.size === 0 ? reset : `${reset}; ${this.signature}`;
+  get current(): SettingMap {
+    return this.#current;
   }
 
   get(name: string): string | undefined {
-    return this.#current.get(name)?.sql;
+    const sql = this.#current.get(name)?.sql;
+    return sql === undefined ? undefined : Buffer.from(sql, 'latin1').toString('utf8');
   }
 
-  /** Whether the client's login gave this setting a value (null: any setting). RESET goes back to that. */
-  hasLogin(name: string | null): boolean {
-    return name === null ? this.#base.size > 0 : this.#base.has(name);
+  /**
+   * What has to follow RESET on a server connection, which goes back to the server's own value: statements that bring the value of
+   * the client's login back. `name` null: RESET ALL.
+   */
+  afterReset(name: string | null, local = false): string[] {
+    const names = name === null ? [...this.#startup.keys()] : [settingName(name)];
+    return names.flatMap((n) => {
+      const value = this.#startup.get(n);
+      if (value === undefined || (name === null && IDENTITY.includes(n))) return [];
+      return [setConfig(n, value, local)];
+    });
   }
 
   set(name: string, sql: string): void {
+    const key = settingName(name);
     const next = new Map(this.#current);
     // Deleted first, so that the order is that of the last change: SET ROLE after SET SESSION AUTHORIZATION stays after it.
-    next.delete(name);
-    next.set(name, { sql });
-    this.#replace(next);
+    next.delete(key);
+    if (key === 'session_authorization') next.delete('role'); // which it takes back
+    next.set(key, { sql });
+    this.#current = next;
   }
 
   reset(name: string): void {
+    const key = settingName(name);
     const next = new Map(this.#current);
-    const base = this.#base.get(name);
-    if (base) next.set(name, base);
-    else next.delete(name);
-    this.#replace(next);
+    next.delete(key);
+    if (key === 'session_authorization') next.delete('role');
+    const base = this.#base.get(key);
+    if (base) next.set(key, base);
+    this.#current = next;
   }
 
   resetAll(): void {
-    // RESET ALL leaves the role and the session's authorization alone, as PostgreSQL does (GUC_NO_RESET_ALL).
     const next = new Map(this.#base);
-    for (const name of ['session_authorization', 'role']) {
+    for (const name of IDENTITY) {
       const kept = this.#current.get(name);
       if (kept) next.set(name, kept);
     }
-    this.#replace(next);
+    this.#current = next;
   }
 
   /** DISCARD ALL: as after login. */
   discard(): void {
-    this.#replace(this.#base);
+    this.#current = this.#base;
   }
 
   begin(): void {
@@ -103,23 +158,23 @@ export class SessionSettings {
     const i = this.#find(name);
     if (i <= 0) return;
     this.#stack.length = i + 1;
-    this.#replace((this.#stack[i] as { settings: SettingMap }).settings);
+    this.#current = (this.#stack[i] as { settings: SettingMap }).settings;
   }
 
-  /** The transaction is over. Returns whether settings went back, so that the connection's are no longer known from ours. */
+  /** The transaction is over. */
   end(committed: boolean): void {
     const first = this.#stack[0];
     this.#stack = [];
-    if (!committed && first) this.#replace(first.settings);
+    if (!committed && first) this.#current = first.settings;
   }
 
   #find(name: string): number {
     for (let i = this.#stack.length - 1; i > 0; i--) if (this.#stack[i]?.savepoint === name) return i;
     return -1;
   }
+}
 
-  #replace(next: SettingMap): void {
-    this.#current = next;
-    this.#signature = null;
-  }
+/** UTF-8 as a byte string. */
+function bytes(text: string): string {
+  return Buffer.from(text).toString('latin1');
 }

@@ -1,13 +1,16 @@
 import { soleShard } from '../../topology/topology.js';
-import type { Backend } from '../backend/backend.js';
+import type { Backend, Expectation } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
-import { decodeQuery } from '../wire/frontend.js';
+import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import { decodeQuery, encodeQuery } from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
 import type { ClientSession } from './client-session.js';
 import { checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
+import { type Rewrite, SentText } from './sent-text.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
@@ -78,23 +81,25 @@ export class SimpleProtocol {
     }
     const { touches, writes } = placement;
     const started = performance.now();
+    const rewrites = this.#rewrites(analyzed);
+    const sent = rewrites.length === 0 ? null : new SentText(analyzed.text, analyzed.statements, rewrites);
     let index = 0;
     let rows = 0;
     session.expectReady();
     this.#keepMixed();
-    backend.send(frame, {
+    backend.send(sent === null ? frame : encodeQuery(sent.sql), {
       kind: 'query',
       internal: false,
       completed: (reply, empty) => {
-        const at = index;
-        const statement = analyzed.statements[at];
+        const at = sent === null ? index : sent.origins[index];
         index += 1;
-        if (empty || statement === undefined) return;
+        if (empty || typeof at !== 'number' || at >= analyzed.statements.length) return;
         const tag = decodeCommandComplete(reply);
         rows += rowsOfTag(tag) ?? 0;
         session.lookup.done(analyzed, at);
-        this.#units.completed(statement.plan, analyzed.text.subarray(statement.start, statement.end), tag);
+        this.#units.completed({ analyzed, index: at, params: null, lookup: null }, tag);
       },
+      ...(sent === null ? {} : tellOf(sent, () => index)),
       done: () => {
         session.services.load.record({
           template: analyzed.template,
@@ -106,6 +111,16 @@ export class SimpleProtocol {
           ms: performance.now() - started,
         });
       },
+    });
+  }
+
+  /** What of the text has to be said to a server in another way. */
+  #rewrites(analyzed: Analyzed): Rewrite[] {
+    const { settings } = this.#session;
+    return analyzed.statements.flatMap(({ plan: { effect } }, index) => {
+      if (effect?.kind !== 'set' || !effect.reset) return [];
+      const after = settings.afterReset(effect.name, effect.local);
+      return after.length === 0 ? [] : [{ index, after }];
     });
   }
 
@@ -160,6 +175,25 @@ export class SimpleProtocol {
     if (lease.unsynced || lease.backend?.status === FAILED) return false;
     return this.#statements.forget(protocolName(effect.name));
   }
+}
+
+/** What of a server's replies to a rewritten text the client is told. `done`: statements completed so far, the current reply's included. */
+function tellOf(sent: SentText, done: () => number): Pick<Expectation, 'tell' | 'muted'> {
+  return {
+    tell: (type, frame) => {
+      if (type === BACKEND.ErrorResponse) return errorAsWritten(frame, sent);
+      const at = type === BACKEND.CommandComplete ? done() - 1 : done();
+      return sent.origins[at] === null ? null : frame;
+    },
+    muted: () => sent.origins[done()] === null,
+  };
+}
+
+/** The server's error with the position in the client's own text. */
+function errorAsWritten(frame: Buffer, sent: SentText): Buffer {
+  const fields = decodeErrorFields(frame);
+  if (fields.position === undefined) return frame;
+  return encodeErrorResponse({ ...fields, position: sent.position(fields.position) });
 }
 
 /** Whether everything in the text is undone by one ROLLBACK: no COMMIT in its middle. */

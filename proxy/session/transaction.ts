@@ -60,7 +60,6 @@ function replayable(effect: SessionEffect): boolean {
     case 'release':
     case 'rollback-to':
     case 'set':
-    case 'set-transaction':
       return true;
     default:
       return false;

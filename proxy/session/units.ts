@@ -1,9 +1,13 @@
+import { quoteLiteral } from '../../topology/quote.js';
 import type { Backend } from '../backend/backend.js';
-import type { Analyzed, StatementPlan } from '../router/route.js';
+import { readText } from '../router/keys.js';
+import type { Analyzed, AnalyzedStatement, SetConfigCall, StatementPlan } from '../router/route.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
-import { IDLE, RefusedError } from './lease.js';
+import { FAILED, IDLE, RefusedError } from './lease.js';
+import type { Execution } from './placement.js';
+import { NO_SETTINGS, setConfig } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
 
@@ -18,8 +22,9 @@ export class Units {
   readonly #statements: ClientStatements;
   #lastTag = '';
   #settingsTouched = false;
-  #settingsUnknown = false;
   #discarded = false;
+  /** Settings given a value that is not known here. */
+  readonly #toAsk = new Set<string>();
 
   constructor(session: ClientSession, statements: ClientStatements) {
     this.#session = session;
@@ -80,8 +85,12 @@ export class Units {
   }
 
   /** A statement has been done by the server: follow what it did to the session. */
-  completed(plan: StatementPlan, text: Buffer | null, tag: string): void {
+  completed(execution: Execution, tag: string): void {
     const { settings, lease, services } = this.#session;
+    const { analyzed, index, params } = execution;
+    const { plan, start, end } = analyzed.statements[index] as AnalyzedStatement;
+    // With parameters it cannot be said again as text.
+    const text = (params?.values.length ?? 0) === 0 ? analyzed.text.subarray(start, end) : null;
     this.#lastTag = tag;
     if (plan.pin !== null && lease.pinned === null) lease.pinned = plan.pin;
     const { effect } = plan;
@@ -109,11 +118,17 @@ export class Units {
       case 'set':
         if (effect.local) return;
         this.#settingsTouched = true;
-        // The server goes back to its own value, not to the one of the client's login.
-        if (effect.reset && settings.hasLogin(effect.name)) this.#settingsUnknown = true;
-        if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('utf8'));
+        if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('latin1'));
         else if (effect.name === null) settings.resetAll();
         else settings.reset(effect.name);
+        return;
+      case 'set-many':
+        this.#settingsTouched = true;
+        for (const { name, value } of effect.settings) settings.set(name, setConfig(name, value));
+        return;
+      case 'set-config':
+        this.#settingsTouched = true;
+        for (const call of effect.calls) this.#setByCall(call, execution);
         return;
       case 'discard-all':
         settings.discard();
@@ -139,13 +154,55 @@ export class Units {
     if (status !== IDLE) return;
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
-    if (this.#discarded) backend.settingsSignature = '';
-    else if (this.#settingsTouched)
-      backend.settingsSignature = committed && !this.#settingsUnknown ? settings.signature : null;
+    if (this.#discarded) backend.settings = NO_SETTINGS;
+    else if (this.#settingsTouched) backend.settings = failed ? null : settings.current;
     this.#settingsTouched = false;
-    this.#settingsUnknown = false;
-    this.#discarded = false;
     this.#lastTag = '';
+  }
+
+  /**
+   * What has to be done on the connection before the client is told that it is ready: DISCARD ALL brings the values of its login
+   * back, not the server's; and what a setting has become may have to be asked. Null: nothing.
+   */
+  settle(backend: Backend, status: number): Promise<void> | null {
+    const discarded = this.#discarded && status === IDLE;
+    this.#discarded = false;
+    if (status === FAILED) this.#toAsk.clear();
+    if (this.#toAsk.size === 0 && !discarded) return null;
+    const names = [...this.#toAsk];
+    this.#toAsk.clear();
+    return this.#settle(backend, names, discarded);
+  }
+
+  async #settle(backend: Backend, names: readonly string[], discarded: boolean): Promise<void> {
+    const { settings, lease, services } = this.#session;
+    for (const name of names) {
+      const value = await backend.value(encodeQuery(`SELECT pg_catalog.current_setting(${quoteLiteral(name)}, true)`));
+      if (value !== null) settings.set(name, setConfig(name, value));
+      if (backend.status === IDLE) backend.settings = settings.current;
+    }
+    if (!discarded) return;
+    try {
+      await lease.applySettings(backend);
+    } catch (error) {
+      if (backend.lost !== null) throw error;
+      // The next statement tries again, and is told.
+      services.logger.debug({ err: error }, 'settings of the login are no longer valid');
+    }
+  }
+
+  #setByCall(call: SetConfigCall, { analyzed, params }: Execution): void {
+    const { settings, lease } = this.#session;
+    const values = { text: analyzed.text, params, literal: (ordinal: number) => analyzed.literals[ordinal] };
+    const name = readText(call.name, values);
+    if (name === undefined || name === null) {
+      lease.pinned ??= 'set_config';
+      return;
+    }
+    const value = call.value === null ? undefined : readText(call.value, values);
+    if (value === undefined) this.#toAsk.add(name.toString('utf8'));
+    else if (value === null) settings.reset(name.toString('utf8'));
+    else settings.set(name.toString('utf8'), setConfig(name.toString('utf8'), value.toString('utf8')));
   }
 
   /** The statement could not run: the client gets the error, and an open transaction fails for real. */
@@ -189,9 +246,11 @@ export class Units {
 
   #harmless(plan: StatementPlan, transaction: Transaction): boolean {
     if (plan.target.kind !== 'any' || plan.pin !== null) return false;
-    if (plan.kind !== 'read' && plan.command !== 'SHOW') return false;
+    if (plan.command === 'SHOW') return true;
+    if (plan.kind !== 'read') return false;
     // With one snapshot for the whole transaction, a read elsewhere would belong to another snapshot.
-    return !transaction.prelude.some((text) => /repeatable|serializable/i.test(text.toString('latin1')));
+    if (transaction.prelude.some((text) => /repeatable|serializable/i.test(text.toString('latin1')))) return false;
+    return this.#session.settings.get('default_transaction_isolation') === undefined;
   }
 }
 

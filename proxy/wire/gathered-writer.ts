@@ -21,6 +21,7 @@ export class GatheredWriter {
   #pendingBytes = 0;
   #scheduled: NodeJS.Immediate | null = null;
   #needsDrain = false;
+  #flushed = 0;
 
   /** `onDrain`: called after `write` has returned false, when it makes sense to go on. */
   constructor(socket: Writable, onDrain: () => void, highWaterBytes: number = DEFAULT_HIGH_WATER_BYTES) {
@@ -32,6 +33,11 @@ export class GatheredWriter {
   /** Bytes accepted and not yet given to the kernel. */
   get buffered(): number {
     return this.#pendingBytes + this.#socket.writableLength;
+  }
+
+  /** Bytes handed to the socket in all. */
+  get flushed(): number {
+    return this.#flushed;
   }
 
   /** Takes the buffers; they must not be changed afterwards. False: stop reading from where they come until `onDrain`. */
@@ -57,6 +63,7 @@ export class GatheredWriter {
     this.#pendingBytes = 0;
     // A socket that has died reports it by its own error and close events; what was gathered for it is void.
     if (this.#socket.destroyed || this.#socket.writableEnded) return;
+    this.#flushed += bytes;
     if (buffers.length === 1) this.#socket.write(buffers[0] as Buffer, this.#written);
     else if (bytes <= JOIN_BYTES) this.#socket.write(Buffer.concat(buffers, bytes), this.#written);
     else {

@@ -1,57 +1,9 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { decodeParameterStatus, decodeRowDescription } from '../../proxy/wire/backend.js';
-import { decodeErrorFields } from '../../proxy/wire/error-response.js';
-import {
-  COPY_DONE,
-  encodeBind,
-  encodeClose,
-  encodeCopyFail,
-  encodeDescribe,
-  encodeExecute,
-  encodeParse,
-  encodeQuery,
-  FLUSH,
-  SYNC,
-  TERMINATE,
-} from '../../proxy/wire/frontend.js';
+import { afterAll, beforeAll, describe, it } from 'vitest';
+import { COPY_DONE, encodeBind, encodeCopyFail, TERMINATE } from '../../proxy/wire/frontend.js';
 import { MessageBuilder } from '../../proxy/wire/message-builder.js';
 import { FRONTEND } from '../../proxy/wire/message-types.js';
-import { type RawMessage, RawPeer } from '../support/raw-peer.js';
-import { Sharded } from '../support/sharded.js';
-import { waitFor } from '../support/wait-for.js';
+import { B, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S } from '../support/oracle.js';
 
-/**
- * Message types to wait for, in this order (`.`: the end of the connection), after what is sent in one packet. A star
- * instead: wait for nothing.
- */
-type Step = readonly [until: string, ...send: Buffer[]];
-
-interface Conversation {
-  readonly name: string;
-  readonly steps: readonly Step[];
-  /** Needs all data on one shard. */
-  readonly sole?: true;
-  /** Says the same in pieces of one byte, but too slowly to be worth it. */
-  readonly large?: true;
-}
-
-const Q = encodeQuery;
-const P = (name: string, sql: string, oids: number[] = []) => encodeParse(name, sql, oids);
-const B = (portal: string, statement: string, ...values: (string | null)[]) =>
-  encodeBind({
-    portal,
-    statement,
-    formats: [],
-    values: values.map((v) => (v === null ? null : Buffer.from(v))),
-    resultFormats: [],
-  });
-const DS = (name: string) => encodeDescribe('statement', name);
-const DP = (name: string) => encodeDescribe('portal', name);
-const E = encodeExecute;
-const CS = (name: string) => encodeClose('statement', name);
-const CP = (name: string) => encodeClose('portal', name);
-const S = SYNC;
-const H = FLUSH;
 const d = (data: string | Buffer) =>
   new MessageBuilder(FRONTEND.CopyData).bytes(Buffer.isBuffer(data) ? data : Buffer.from(data)).finish();
 const call = (oid: number, ...args: number[]) => {
@@ -1035,157 +987,22 @@ const CONVERSATIONS: readonly Conversation[] = [
   },
 ];
 
-let s: Sharded;
-let split = false;
+let oracle: Oracle;
 
 beforeAll(async () => {
-  s = await Sharded.start({ splitAt: null });
+  oracle = await Oracle.start();
 });
-afterAll(() => s.stop());
-
-async function reset(): Promise<void> {
-  for (const shard of [0, 1] as const) {
-    await s.onShard(shard, 'TRUNCATE tenants, orders, items, settings CASCADE');
-    const ids = shard === 0 ? (split ? [1] : [1, 150, 151]) : [150, 151];
-    for (const id of ids) await s.onShard(shard, `INSERT INTO tenants VALUES (${id}, 't${id}')`);
-  }
-}
-
-/** What is there afterwards. */
-async function state(shard: 0 | 1): Promise<unknown> {
-  return s.onShard(shard, 'SELECT tenant_id, id FROM orders ORDER BY 1, 2');
-}
-
-interface Heard {
-  readonly replies: readonly string[];
-  readonly parameters: ReadonlyMap<string, string>;
-}
-
-async function converse(port: number, conversation: Conversation, bytewise: boolean): Promise<Heard> {
-  const peer = await RawPeer.connect(port);
-  const login = await peer.login({
-    user: 'app',
-    password: 'secret',
-    database: 'shop',
-    parameters: { application_name: 'oracle', TimeZone: 'Europe/Vienna' },
-  });
-  const parameters = new Map<string, string>();
-  const note = (m: RawMessage) => {
-    const { name, value } = decodeParameterStatus(m.frame);
-    parameters.set(name, value);
-  };
-  for (const m of login) if (m.type === 'S') note(m);
-  const replies: string[] = [];
-  try {
-    for (const [until, ...send] of conversation.steps) {
-      if (bytewise) {
-        for (const byte of Buffer.concat(send)) {
-          peer.send(Buffer.from([byte]));
-          await new Promise((resolve) => setImmediate(resolve));
-        }
-      } else peer.send(...send);
-      for (const type of until) {
-        if (type === '.') {
-          await drain(peer, replies);
-          break;
-        }
-        for (;;) {
-          const m = await peer.receive();
-          if (m.type === 'S') note(m);
-          else replies.push(show(m));
-          if (m.type === type) break;
-        }
-      }
-    }
-  } catch (error) {
-    replies.push(String(error));
-  } finally {
-    peer.destroy();
-  }
-  return { replies, parameters };
-}
-
-async function drain(peer: RawPeer, replies: string[]): Promise<void> {
-  for (;;) {
-    try {
-      replies.push(show(await peer.receive()));
-    } catch {
-      return;
-    }
-  }
-}
-
-/** A message as text; what no proxy can know (object ids of relations, lines of the server's source) left out. */
-function show({ type, body, frame }: RawMessage): string {
-  switch (type) {
-    case 'E':
-    case 'N': {
-      const { file: _f, line: _l, routine: _r, ...fields } = decodeErrorFields(frame);
-      return `${type} ${JSON.stringify(fields).replace(/pg_temp_\d+/, 'pg_temp')}`;
-    }
-    case 'T':
-      return `T ${JSON.stringify(decodeRowDescription(frame).map((f) => ({ ...f, tableOid: f.tableOid !== 0 })))}`;
-    default:
-      return body.length > 2000 ? `${type} ${body.length} bytes, ${hash(body)}` : `${type} ${body.toString('latin1')}`;
-  }
-}
-
-function hash(b: Buffer): number {
-  let h = 0;
-  for (const byte of b) h = (h * 31 + byte) | 0;
-  return h;
-}
-
-async function compare(conversation: Conversation, bytewise: boolean): Promise<void> {
-  await reset();
-  const home = split ? 1 : 0;
-  const plain = await converse(s.clusters[home].port, conversation, false);
-  // A server process outlives its client for a moment.
-  await waitFor(async () => (await active(home)) === 0, { what: 'the end of the plain session' });
-  const after = await state(home);
-  await reset();
-  const proxied = await converse(s.proxy.port, conversation, bytewise);
-  expect(proxied.replies).toEqual(plain.replies);
-  expect([...proxied.parameters].sort()).toEqual([...plain.parameters].sort());
-  await waitFor(async () => (await active(home)) === 0, { what: 'the end of the proxied session’s work' });
-  expect(await state(home)).toEqual(after);
-}
-
-/** Sessions of the client's user that run something or hold a transaction open. */
-async function active(shard: 0 | 1): Promise<number> {
-  const [row] = await s.onShard<{ n: number }>(
-    shard,
-    `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`,
-  );
-  return row?.n ?? 0;
-}
+afterAll(() => oracle.stop());
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
-  it.each(CONVERSATIONS)('$name', (c) => compare(c, false));
+  it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false));
 });
 
 describe('a byte at a time', () => {
-  it.each(CONVERSATIONS.filter((c) => !c.large))('$name', (c) => compare(c, true));
+  it.each(CONVERSATIONS.filter((c) => !c.large))('$name', (c) => oracle.compare(c, true));
 });
 
 describe('with data on two shards', () => {
-  beforeAll(async () => {
-    await s.flipTo(100);
-    split = true;
-    const client = await s.connect();
-    await waitFor(
-      async () => {
-        await reset();
-        return (
-          (await client.query(`SELECT name FROM tenants WHERE tenant_id = 150`)).rowCount === 1 && (await state(0))
-        );
-      },
-      { what: 'the new epoch' },
-    );
-    await s.onShard(0, 'DELETE FROM tenants WHERE tenant_id >= 100');
-    await waitFor(async () => (await client.query(`SELECT name FROM tenants WHERE tenant_id = 151`)).rowCount === 1, {
-      what: 'the new epoch to be served',
-    });
-  });
-  it.each(CONVERSATIONS.filter((c) => !c.sole))('$name', (c) => compare(c, false));
+  beforeAll(() => oracle.split());
+  it.each(CONVERSATIONS.filter((c) => !c.sole))('$name', (c) => oracle.compare(c, false));
 });

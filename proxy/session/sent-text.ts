@@ -1,0 +1,90 @@
+import { isUtf8 } from 'node:buffer';
+
+/** What is to be changed in one statement of a Query's text. */
+export interface Rewrite {
+  /** Which of the text's statements. */
+  readonly index: number;
+  /** Replaced in it: byte offsets in the client's text. */
+  readonly replace?: { readonly start: number; readonly end: number; readonly by: string };
+  /** Statements of ours that run just before and just after it; byte strings. */
+  readonly before?: readonly string[];
+  readonly after?: readonly string[];
+}
+
+interface Piece {
+  /** In characters from the start of the text that is sent, and of the client's. */
+  readonly sent: number;
+  readonly own: number;
+  readonly copied: boolean;
+}
+
+/** A client's query string as the server gets it: with other names in it, and with statements of ours between the client's. */
+export class SentText {
+  readonly sql: Buffer;
+  /** For each statement that is sent: which of the client's it is, or null for one of ours. */
+  readonly origins: readonly (number | null)[];
+  readonly #pieces: readonly Piece[];
+
+  /** `statements`: byte offsets of the client's statements. `rewrites`: in their order, at most one for each. */
+  constructor(
+    text: Buffer,
+    statements: readonly { readonly start: number; readonly end: number }[],
+    rewrites: readonly Rewrite[],
+  ) {
+    const utf8 = isUtf8(text);
+    const length = (b: Buffer) => (utf8 ? characters(b) : b.length);
+    const parts: Buffer[] = [];
+    const pieces: Piece[] = [];
+    let from = 0;
+    let sent = 0;
+    let own = 0;
+    const copyTo = (to: number) => {
+      const part = text.subarray(from, to);
+      pieces.push({ sent, own, copied: true });
+      parts.push(part);
+      sent += length(part);
+      own += length(part);
+      from = to;
+    };
+    const insert = (sql: string, instead = 0) => {
+      const part = Buffer.from(sql, 'latin1');
+      pieces.push({ sent, own, copied: false });
+      parts.push(part);
+      sent += length(part);
+      own += length(text.subarray(from, from + instead));
+      from += instead;
+    };
+    for (const { index, replace, before, after } of rewrites) {
+      const { start, end } = statements[index] as { start: number; end: number };
+      copyTo(start);
+      for (const sql of before ?? []) insert(`${sql}; `);
+      if (replace !== undefined) {
+        copyTo(replace.start);
+        insert(replace.by, replace.end - replace.start);
+      }
+      copyTo(end);
+      for (const sql of after ?? []) insert(`; ${sql}`);
+    }
+    copyTo(text.length);
+    this.sql = Buffer.concat(parts);
+    this.#pieces = pieces;
+    this.origins = statements.flatMap((_, index) => {
+      const rewrite = rewrites.find((r) => r.index === index);
+      return [...(rewrite?.before ?? []).map(() => null), index, ...(rewrite?.after ?? []).map(() => null)];
+    });
+  }
+
+  /** Where a position (in characters, from 1) in what was sent is in the client's own text. */
+  position(position: number): number {
+    let i = this.#pieces.length - 1;
+    while (i > 0 && (this.#pieces[i] as Piece).sent >= position) i--;
+    const { sent, own, copied } = this.#pieces[i] as Piece;
+    return copied ? own + position - sent : own + 1;
+  }
+}
+
+function characters(text: Buffer): number {
+  let n = 0;
+  for (const byte of text) if ((byte & 0xc0) !== 0x80) n++;
+  return n;
+}

@@ -1,0 +1,186 @@
+import { afterAll, beforeAll, describe, it } from 'vitest';
+import { B, type Conversation, DP, DS, E, Oracle, P, Q, S } from '../support/oracle.js';
+
+const run = (sql: string) => [P('', sql), B('', ''), E('')];
+const OPTIONS = { options: '-c work_mem=5MB -c my.own=given -c search_path=public,pg_catalog -c DateStyle=German' };
+
+const SETTINGS: readonly Conversation[] = [
+  {
+    name: 'RESET inside a transaction goes back to the start-up value',
+    startup: OPTIONS,
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`SET work_mem = '7MB'`)],
+      ['Z', Q('RESET work_mem')],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q(`SET application_name = 'x'; RESET application_name; SHOW application_name; SELECT 1/0`)],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SHOW work_mem')],
+    ],
+  },
+  {
+    name: 'RESET among other statements of a Query',
+    startup: OPTIONS,
+    steps: [
+      ['Z', Q(`SET work_mem = '7MB'; RESET work_mem; SHOW work_mem; SET work_mem TO DEFAULT; SHOW work_mem`)],
+      ['Z', Q(`SET my.own = 'x'; RESET my.own; SHOW my.own; RESET my.other`)],
+      ['Z', Q(`SET work_mem = '7MB'; RESET work_mem; /* ä */ SHOW nothing`)],
+      ['Z', Q(`SET work_mem = '7MB'; RESET work_mem; SHOW work_mem; RESET TimeZone; SELECT 'ä', nothing`)],
+      ['Z', Q(`SET work_mem = '7MB'; RESET work_mem; SHOW work_mem; RESET TimeZone; SELEC`)],
+    ],
+  },
+  {
+    name: 'RESET of search_path among other statements of a Query',
+    startup: OPTIONS,
+    sole: true,
+    steps: [
+      ['Z', Q(`SET search_path = x; RESET search_path; SHOW search_path; /* ä */ SELECT nothing`)],
+      ['Z', Q(`RESET ALL; SHOW DateStyle; SHOW work_mem; SELECT '2020-01-02'::date; SHOW TimeZone`)],
+    ],
+  },
+  {
+    name: 'RESET in the extended protocol',
+    startup: OPTIONS,
+    steps: [
+      ['Z', ...run(`SET work_mem = '7MB'`), ...run('RESET work_mem'), ...run('SHOW work_mem'), S],
+      ['Z', ...run('BEGIN'), ...run('SET LOCAL work_mem TO DEFAULT'), ...run('SHOW work_mem'), ...run('COMMIT'), S],
+      ['Z', ...run(`SET DateStyle TO 'ISO'`), ...run('RESET ALL'), ...run('SHOW DateStyle'), ...run('SHOW my.own'), S],
+      ['Z', P('r', 'RESET ALL'), DS('r'), S],
+      ['Z', Q(`SET TimeZone = 'Asia/Tokyo'`)],
+      ['Z', B('', 'r'), DP(''), E(''), S],
+      ['Z', ...run('SHOW TimeZone'), S],
+    ],
+  },
+  {
+    name: 'SET LOCAL x TO DEFAULT',
+    startup: OPTIONS,
+    steps: [
+      ['Z', Q(`SET work_mem = '7MB'`)],
+      [
+        'Z',
+        Q('BEGIN; SET LOCAL work_mem TO DEFAULT; SHOW work_mem; SAVEPOINT a; SET LOCAL work_mem = 100; ROLLBACK TO a'),
+      ],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q('SHOW work_mem')],
+    ],
+  },
+  {
+    name: 'parameters are told once, before the proxy is ready',
+    startup: OPTIONS,
+    steps: [
+      ['Z', Q(`SET application_name = 'a'; SET application_name = 'b'`)],
+      ['Z', Q(`SET application_name = 'c'; SET application_name = 'b'`)],
+      ['Z', Q('RESET application_name')],
+      ['Z', Q('RESET application_name')],
+      ['Z', Q(`SET DateStyle = 'ISO'; SET TimeZone = 'UTC'`)],
+      ['Z', Q('RESET ALL')],
+      ['Z', Q(`SET DateStyle = 'ISO'; SET TimeZone = 'UTC'`)],
+      ['Z', Q('DISCARD ALL')],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q(`BEGIN; SET LOCAL TimeZone = 'UTC'`)],
+      ['Z', Q('COMMIT')],
+      ['Z', Q(`BEGIN; SET TimeZone = 'UTC'; SAVEPOINT a; SET TimeZone = 'Asia/Tokyo'`)],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q(`SET TimeZone = 'UTC'; SELECT 1/0`)],
+      ['Z', ...run('DISCARD ALL'), ...run('SHOW work_mem'), S],
+      ['Z', ...run(`SET DateStyle = 'ISO'`), S, ...run('DISCARD ALL'), S],
+      ['Z', Q(`SET client_encoding = 'LATIN1'`)],
+      ['Z', Q('SET NAMES')],
+      ['Z', Q(`SET TIME ZONE 'UTC'`)],
+      ['Z', Q('SET TIME ZONE LOCAL')],
+      ['Z', Q("SET TIME ZONE INTERVAL '-08:00' HOUR TO MINUTE; SHOW TIME ZONE")],
+    ],
+  },
+  {
+    name: 'SET SESSION CHARACTERISTICS',
+    steps: [
+      ['Z', Q('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE')],
+      ['Z', Q('SHOW transaction_isolation')],
+      ['Z', Q('SHOW default_transaction_read_only')],
+      ['Z', Q(`INSERT INTO tenants VALUES (160, 'x')`)],
+      ['Z', Q('SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE, NOT DEFERRABLE')],
+      ['Z', Q('SHOW default_transaction_deferrable')],
+      ['Z', Q(`INSERT INTO tenants VALUES (160, 'x')`)],
+      ['Z', Q('BEGIN; SHOW transaction_isolation; ROLLBACK')],
+      ['Z', Q('DISCARD ALL')],
+      ['Z', Q('SHOW transaction_isolation')],
+    ],
+  },
+  {
+    name: 'SET TRANSACTION',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY')],
+      ['Z', Q('SHOW transaction_isolation')],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 150')],
+      ['Z', Q(`INSERT INTO tenants VALUES (160, 'x')`)],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SET TRANSACTION READ ONLY')],
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`SET transaction_isolation = 'serializable'`)],
+      ['Z', Q('COMMIT')],
+      ['Z', Q('SHOW transaction_isolation')],
+    ],
+  },
+  {
+    name: 'set_config',
+    startup: OPTIONS,
+    steps: [
+      ['Z', Q(`SELECT set_config('work_mem', '8MB', false), set_config('my.own', 'it''s', false)`)],
+      ['Z', Q('SHOW work_mem; SHOW my.own')],
+      ['Z', Q(`SELECT pg_catalog.set_config('search_path', '', false)`)],
+      ['Z', Q('SHOW search_path')],
+      ['Z', Q(`SELECT set_config('search_path', 'public', true)`)],
+      ['Z', Q('SHOW search_path')],
+      ['Z', P('', 'SELECT set_config($1, $2, false)'), B('', '', 'work_mem', '9MB'), E(''), S],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q(`SELECT set_config('work_mem', (10 + 1) || 'MB', false)`)],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q(`SET maintenance_work_mem = '70MB'; SELECT set_config('maintenance_work_mem', NULL, false)`)],
+      ['Z', Q('SHOW maintenance_work_mem')],
+      ['Z', Q(`BEGIN; SELECT set_config('work_mem', '11' || 'MB', false)`)],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SHOW work_mem')],
+      ['Z', Q(`SELECT set_config(lower('WORK_MEM'), '12MB', false)`)],
+      ['Z', Q('SHOW work_mem')],
+    ],
+  },
+  {
+    name: 'roles',
+    steps: [
+      ['Z', Q('SET ROLE none')],
+      ['Z', Q('SET SESSION AUTHORIZATION app')],
+      ['Z', Q('SELECT current_user, session_user')],
+      ['Z', Q('SET ROLE no_such_role')],
+      ['Z', Q('BEGIN; SET ROLE app; SHOW role; ROLLBACK')],
+      ['Z', Q('SHOW role')],
+      ['Z', Q('RESET ROLE; RESET SESSION AUTHORIZATION')],
+      ['Z', Q('SET SESSION AUTHORIZATION DEFAULT')],
+    ],
+  },
+];
+
+let oracle: Oracle;
+
+beforeAll(async () => {
+  oracle = await Oracle.start({ poolSize: 2 });
+});
+afterAll(() => oracle.stop());
+
+const CONVERSATIONS = [...SETTINGS];
+
+describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
+  it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));
+});
+
+describe('a byte at a time', () => {
+  it.each(CONVERSATIONS.filter((c) => !c.large))('$name', (c) => oracle.compare(c, true, true));
+});
+
+describe('with data on two shards', () => {
+  beforeAll(() => oracle.split());
+  it.each(CONVERSATIONS.filter((c) => !c.sole))('$name', (c) => oracle.compare(c, false, true));
+});

@@ -1,0 +1,51 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Sharded } from '../support/sharded.js';
+
+let s: Sharded;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: null, poolSize: 1 });
+});
+afterAll(() => s.stop());
+
+/** Process of the server that answers. */
+async function pid(client: { query(sql: string): Promise<{ rows: { pid: number }[] }> }): Promise<number> {
+  return (await client.query('SELECT pg_backend_pid() AS pid')).rows[0]?.pid as number;
+}
+
+describe('two clients that share one server connection', () => {
+  it('have each its own settings, whichever way they were set, changed, reset or undone', async () => {
+    const a = await s.connect({ options: '-c work_mem=5MB', application_name: 'a' });
+    const b = await s.connect({ application_name: 'b' });
+    expect(await pid(a)).toBe(await pid(b));
+    const show = async (client: typeof a, name: string) =>
+      Object.values((await client.query(`SHOW ${name}`)).rows[0] as Record<string, string>)[0];
+    const check = async (name: string, ofA: string, ofB: string) => {
+      for (let i = 0; i < 2; i++) expect([await show(a, name), await show(b, name)]).toEqual([ofA, ofB]);
+    };
+    await check('work_mem', '5MB', '4MB');
+    await a.query(`SET work_mem = '6MB'`);
+    await check('work_mem', '6MB', '4MB');
+    await b.query(`SELECT set_config('work_mem', '7MB', false)`);
+    await check('work_mem', '6MB', '7MB');
+    await b.query(`BEGIN; SET work_mem = '8MB'; SET TimeZone = 'Asia/Tokyo'`);
+    await b.query('ROLLBACK');
+    await check('work_mem', '6MB', '7MB');
+    await a.query('RESET work_mem');
+    await b.query('RESET work_mem');
+    await check('work_mem', '5MB', '4MB');
+    await a.query('SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE');
+    await check('transaction_isolation', 'serializable', 'read committed');
+    await b.query(`SELECT set_config('work_mem', n || 'MB', false) FROM generate_series(8, 9) n`);
+    await check('work_mem', '5MB', '9MB');
+    await check('transaction_isolation', 'serializable', 'read committed');
+    await b.query('DISCARD ALL');
+    await check('work_mem', '5MB', '4MB');
+    await check('application_name', 'a', 'b');
+    await a.query('DISCARD ALL');
+    await check('work_mem', '5MB', '4MB');
+    await check('transaction_isolation', 'read committed', 'read committed');
+    await a.end();
+    await b.end();
+  });
+});
