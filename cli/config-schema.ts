@@ -93,8 +93,32 @@ const proxy = z.strictObject({
     .prefault({}),
   auth: z
     .strictObject({
-      method: z.enum(['scram-sha-256', 'trust']).default('scram-sha-256'),
+      method: z.enum(['scram-sha-256', 'md5', 'password', 'cert', 'trust']).default('scram-sha-256'),
+      hba: z.array(z.string()).nullable().default(null),
+      hbaFile: z.string().min(1).nullable().default(null),
+      ident: z.array(z.string()).nullable().default(null),
+      identFile: z.string().min(1).nullable().default(null),
       users: z.record(z.string().min(1), user).default({}),
+      usersFile: z.string().min(1).nullable().default(null),
+      query: z
+        .strictObject({
+          enabled: z.boolean().default(true),
+          sql: z.string().min(1).nullable().default(null),
+          user: z.string().min(1).nullable().default(null),
+          ...secretKeys,
+          timeoutMs: milliseconds(5_000),
+        })
+        .superRefine(oneSecret)
+        .prefault({}),
+      cacheMs: milliseconds(0, 0),
+      failures: z
+        .strictObject({
+          free: z.int().min(0).max(1_000).default(5),
+          delayMs: milliseconds(250, 0),
+          maxDelayMs: milliseconds(5_000, 0),
+          forgetMs: milliseconds(600_000),
+        })
+        .prefault({}),
     })
     .prefault({}),
   serverPasswords: z.record(z.string().min(1), secret).default({}),

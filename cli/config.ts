@@ -6,14 +6,18 @@ import { UsageError } from '../topology/errors.js';
 import { type ConfigFile, configSchema } from './config-schema.js';
 import { nearest } from './nearest.js';
 
+type AuthSection = ConfigFile['proxy']['auth'];
+
 /** The configuration with every secret read. Frozen; holds passwords: never log or print it. */
 export interface Config extends Omit<ConfigFile, 'catalog' | 'proxy' | 'shards'> {
   /** URL of the catalog's database, with its password. */
   readonly catalogUrl: string;
   readonly proxy: Omit<ConfigFile['proxy'], 'auth' | 'serverPasswords'> & {
-    readonly auth: {
-      readonly method: 'scram-sha-256' | 'trust';
+    readonly auth: Omit<AuthSection, 'users' | 'query'> & {
       readonly users: ReadonlyMap<string, { readonly password?: string; readonly verifier?: string }>;
+      readonly query: Pick<AuthSection['query'], 'enabled' | 'sql' | 'user' | 'timeoutMs'> & {
+        readonly password: string | null;
+      };
     };
     readonly serverPasswords: ReadonlyMap<string, string>;
   };
@@ -201,12 +205,22 @@ function resolveSecrets(file: ConfigFile, source: { readonly path: string; reado
       ...(user.verifier === undefined ? {} : { verifier: user.verifier }),
     });
   }
+  const { enabled, sql, user, timeoutMs } = auth.query;
+  const besideConfig = (path: string | null): string | null =>
+    path === null ? null : resolve(dirname(source.path), path);
   const config: Config = Object.freeze({
     ...rest,
     catalogUrl: withPassword(catalog.url, read('catalog', catalog)),
     proxy: Object.freeze({
       ...proxy,
-      auth: Object.freeze({ method: auth.method, users }),
+      auth: Object.freeze({
+        ...auth,
+        users,
+        hbaFile: besideConfig(auth.hbaFile),
+        identFile: besideConfig(auth.identFile),
+        usersFile: besideConfig(auth.usersFile),
+        query: { enabled, sql, user, timeoutMs, password: read('proxy.auth.query', auth.query) ?? null },
+      }),
       serverPasswords: readAll('proxy.serverPasswords', serverPasswords),
     }),
     shardPasswords: readAll('shards', shards),

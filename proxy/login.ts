@@ -1,10 +1,11 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
-import { type AuthMethod, authenticateClient } from './auth/authenticate.js';
+import { authenticateClient } from './auth/authenticate.js';
+import type { Authentication } from './auth/authentication.js';
 import { plainFacts } from './auth/peer.js';
+import { LoginRefusedError } from './auth/refusal.js';
 import type { CancelKey, Client, Clients } from './clients.js';
-import type { Credentials } from './credentials.js';
 import type { SessionServices } from './session/client-session.js';
 import { Session } from './session/session.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
@@ -15,10 +16,7 @@ import { readStartup } from './wire/startup.js';
 
 export interface LoginOptions {
   readonly clients: Clients;
-  readonly credentials: Credentials;
-  readonly method: AuthMethod;
-  /** Secret of this installation: salts shown for unknown users are made from it. */
-  readonly mockSecret: Buffer;
+  readonly authentication: Authentication;
   readonly loginTimeoutMs: number;
   readonly logger: Logger;
   /** Whether one more client may come in. @throws ForeshardError when not */
@@ -38,7 +36,7 @@ export class Login {
   }
 
   /** For those who come from now on. */
-  reload(options: Pick<LoginOptions, 'method' | 'loginTimeoutMs'>): void {
+  reload(options: Pick<LoginOptions, 'loginTimeoutMs'>): void {
     this.#options = { ...this.#options, ...options };
   }
 
@@ -55,7 +53,9 @@ export class Login {
       await reader.release().catch(() => undefined); // says once more that the peer has gone or was too slow
       if (error instanceof ConnectionLostError || error instanceof ProtocolError) socket.destroy();
       else {
-        logger.info({ err: error, from: socket.remoteAddress }, 'login refused');
+        // Authentication logs its own refusals.
+        if (!(error instanceof LoginRefusedError))
+          logger.info({ err: error, from: socket.remoteAddress }, 'login refused');
         socket.setTimeout(1000, () => socket.destroy());
         socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
       }
@@ -63,7 +63,7 @@ export class Login {
   }
 
   async #login(socket: Socket, reader: HandshakeReader): Promise<void> {
-    const { clients, credentials, method, mockSecret } = this.#options;
+    const { clients, authentication } = this.#options;
     const startup = await readStartup(reader);
     if (startup.kind === 'cancel') {
       // No answer either way, so that a guess learns nothing.
@@ -74,13 +74,13 @@ export class Login {
       return;
     }
     this.#options.admit();
-    const who = await authenticateClient(reader, startup, plainFacts(socket), { method, credentials, mockSecret });
+    const who = await authenticateClient(reader, startup, plainFacts(socket), authentication.services);
     const database = this.#options.database();
     if (who.database !== database)
       throw new ForeshardError('3D000', `database "${who.database}" does not exist`, {
         hint: `This proxy serves the database "${database}".`,
       });
-    if (who.keys !== null) credentials.learned(who.user, who.keys);
+    if (who.secret !== null) authentication.secrets.learned(who.user, who.secret);
     const key = clients.newKey(who.protocol);
     const session = new Session({
       id: key.processId,

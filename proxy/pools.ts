@@ -1,10 +1,10 @@
 import { ForeshardError } from '../topology/errors.js';
 import type { ShardName } from '../topology/topology.js';
+import type { ServerSecrets } from './auth/server-secrets.js';
 import { Pool } from './backend/pool.js';
 import type { PoolOptions } from './backend/pool-options.js';
 import { ServerConnection } from './backend/server-connection.js';
 import { ShardGate } from './backend/shard-gate.js';
-import type { Credentials } from './credentials.js';
 import type { LiveTopology } from './live-topology.js';
 
 export interface PoolsOptions extends PoolOptions {
@@ -18,16 +18,16 @@ export interface PoolsOptions extends PoolOptions {
 export class Pools {
   #options: PoolsOptions;
   readonly #live: LiveTopology;
-  readonly #credentials: Credentials;
+  readonly #secrets: ServerSecrets;
   readonly #pools = new Map<string, Pool>();
   readonly #gates = new Map<ShardName, ShardGate>();
   #allPaused = false;
   #disabled = false;
 
-  constructor(options: PoolsOptions, live: LiveTopology, credentials: Credentials) {
+  constructor(options: PoolsOptions, live: LiveTopology, secrets: ServerSecrets) {
     this.#options = options;
     this.#live = live;
-    this.#credentials = credentials;
+    this.#secrets = secrets;
   }
 
   get(shard: ShardName, user: string): Pool {
@@ -128,7 +128,7 @@ export class Pools {
       port: Number(url.searchParams.get('port') ?? (url.port === '' ? 5432 : url.port)),
       user,
       database: decodeURIComponent(url.pathname.slice(1)) || decodeURIComponent(url.username),
-      auth: this.#credentials.secretFor(user, shard.url),
+      auth: this.#secrets.secretFor(user, shard.url),
       connectTimeoutMs: this.#options.connectTimeoutMs,
     });
   }

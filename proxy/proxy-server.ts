@@ -1,13 +1,11 @@
-import { createHash } from 'node:crypto';
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
 import { Administration } from './admin/administration.js';
 import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
-import type { AuthMethod } from './auth/authenticate.js';
+import { Authentication, type AuthOptions } from './auth/authentication.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
-import { type ConfiguredUser, Credentials } from './credentials.js';
 import { Drain } from './drain.js';
 import { type ListenAddress, Listener } from './listener/listener.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
@@ -29,7 +27,7 @@ export interface ProxyOptions {
   readonly handedOver?: boolean;
   /** This process among those that share the port, 0 to 127. Default: 0. */
   readonly slot?: number;
-  readonly auth: { readonly method: AuthMethod; readonly users: ReadonlyMap<string, ConfiguredUser> };
+  readonly auth: AuthOptions;
   /** Passwords for servers, by user, where the client's own SCRAM keys cannot be passed through. */
   readonly serverPasswords: ReadonlyMap<string, string>;
   readonly pool: PoolsOptions;
@@ -58,7 +56,7 @@ interface Parts {
   readonly router: Router;
   readonly schema: SchemaView;
   readonly clients: Clients;
-  readonly clusterId: string;
+  readonly authentication: Authentication;
 }
 
 /** The data plane: listens, logs clients in, and keeps what their sessions share. */
@@ -70,7 +68,7 @@ export class ProxyServer {
   readonly #listener: Listener;
   readonly #live: LiveTopology;
   readonly #schema: SchemaView;
-  readonly #credentials: Credentials;
+  readonly #authentication: Authentication;
   readonly #flusher: LoadFlusher;
   readonly #login: Login;
   readonly #administration: Administration;
@@ -82,8 +80,15 @@ export class ProxyServer {
    * @throws ForeshardError when the port is taken or the catalog cannot be used
    */
   static async start(options: ProxyOptions): Promise<ProxyServer> {
-    const listener = options.handedOver ? Listener.handedOver(options.listen) : await Listener.start(options.listen);
     let live: LiveTopology | null = null;
+    // First: with a mistake in the rules nobody is to connect.
+    const authentication = await Authentication.start(options.auth, {
+      catalog: options.catalog,
+      logger: options.logger,
+      serverPasswords: options.serverPasswords,
+      home: () => live?.current.shards.get(live.current.home) ?? null,
+    });
+    const listener = options.handedOver ? Listener.handedOver(options.listen) : await Listener.start(options.listen);
     try {
       const clients = new Clients(options.slot ?? 0);
       live = await LiveTopology.start({
@@ -98,11 +103,7 @@ export class ProxyServer {
       const started = live;
       const schema = await SchemaView.start(started, options.logger);
       const router = new Router({ topology: () => started.current, metadata: () => schema.current });
-      const { rows } = await options.catalog.pool.query<{ cluster_id: string }>(
-        'SELECT cluster_id FROM foreshard.meta',
-      );
-      const clusterId = String(rows[0]?.cluster_id);
-      const proxy = new ProxyServer(options, { listener, live, router, schema, clients, clusterId });
+      const proxy = new ProxyServer(options, { listener, live, router, schema, clients, authentication });
       await proxy.#flusher.start();
       listener.open((socket) => proxy.#login.accept(socket));
       return proxy;
@@ -110,6 +111,7 @@ export class ProxyServer {
       void listener.stop();
       listener.destroyAll();
       await live?.close();
+      await authentication.close();
       throw error;
     }
   }
@@ -127,12 +129,8 @@ export class ProxyServer {
       sessions: () => [...clients].map((client) => client.session),
       connections: () => parts.listener.size,
     });
-    this.#credentials = new Credentials({
-      users: options.auth.users,
-      serverPasswords: options.serverPasswords,
-      live: () => live,
-    });
-    this.pools = new Pools(options.pool, live, this.#credentials);
+    this.#authentication = parts.authentication;
+    this.pools = new Pools(options.pool, live, parts.authentication.secrets);
     const counter = new LoadCounter(Date.now);
     this.#flusher = new LoadFlusher({
       catalog: options.catalog,
@@ -152,9 +150,7 @@ export class ProxyServer {
     const contents = new PreparedContents();
     this.#login = new Login({
       clients,
-      credentials: this.#credentials,
-      method: options.auth.method,
-      mockSecret: createHash('sha256').update(`foreshard mock ${parts.clusterId}`).digest(),
+      authentication: parts.authentication,
       loginTimeoutMs: limits.loginTimeoutMs,
       logger,
       admit: () => this.#admit(),
@@ -182,12 +178,16 @@ export class ProxyServer {
     this.#listener.take(socket);
   }
 
-  /** New work goes by these options from now on; what is under way ends as it began. */
-  reload(options: ReloadableOptions): void {
-    this.#options = { ...this.#options, ...options };
-    this.#credentials.reload(options.auth.users, options.serverPasswords);
+  /**
+   * New work goes by these options from now on; what is under way ends as it began. Never rejects: with a mistake in rules or users' files,
+   * authentication stays as it was, the mistakes are logged, and the answer is false.
+   */
+  async reload(options: ReloadableOptions): Promise<boolean> {
+    const { auth: _auth, serverPasswords: _passwords, ...others } = options;
+    this.#options = { ...this.#options, ...others };
     this.pools.reload(options.pool);
-    this.#login.reload({ method: options.auth.method, loginTimeoutMs: options.limits.loginTimeoutMs });
+    this.#login.reload({ loginTimeoutMs: options.limits.loginTimeoutMs });
+    return this.#authentication.reload(options.auth, options.serverPasswords);
   }
 
   /**
@@ -207,7 +207,7 @@ export class ProxyServer {
     await this.#flusher.close();
     await this.#live.close();
     await this.#schema.close();
-    this.#credentials.close();
+    await this.#authentication.close();
     this.#listener.destroyAll();
     await closed;
   }

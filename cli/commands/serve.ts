@@ -35,13 +35,24 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
     const config = withPort(readConfig(args), args.port);
     const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);
     const trap = trapSignals();
-    // Reload comes later; until then a SIGHUP must not end the process.
-    process.on('SIGHUP', () =>
-      logger.warn('SIGHUP: the configuration is read at start only; restart to apply changes'),
-    );
+    // From the start, when there is nothing to reload yet: a SIGHUP must not end the process.
+    let reload = (): void => undefined;
+    process.on('SIGHUP', () => reload());
     // Only here: no other command needs the proxy and all it brings with it.
     const { startServices } = await import('../serve.js');
     const services = await startServices(config, { only, logger });
+    reload = () => {
+      try {
+        const fresh = withPort(readConfig(args), args.port);
+        logger.info(
+          'SIGHUP: reading proxy.auth, serverPasswords, pool and limits again; all else is read at start only',
+        );
+        void services.proxy?.reload(fresh.proxy);
+      } catch (error) {
+        if (!(error instanceof UsageError)) throw error;
+        logger.error({ err: error }, 'SIGHUP: the configuration stays as it was');
+      }
+    };
     const { host } = config.proxy.listen;
     logger.info(
       { parts: only, ...(services.proxy === undefined ? {} : { listen: `${host}:${services.proxy.port}` }) },

@@ -6,9 +6,9 @@ import { type FrameHandler, FrameScanner, serverFrames } from '../wire/frame-sca
 import { TERMINATE } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
+import type { LoginSecret } from '../wire/login-secret.js';
 import { BACKEND } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
-import type { ScramSecret } from '../wire/scram.js';
 import { sendCancelRequest } from './cancel-request.js';
 import {
   connectError,
@@ -23,8 +23,8 @@ import { type ServerSession, serverHandshake } from './server-handshake.js';
 export interface ServerConnectionOptions extends ServerAddress {
   readonly user: string;
   readonly database: string;
-  /** `{ password }`, `{ keys }` recovered from a client's own SCRAM exchange, or null where the server trusts us. */
-  readonly auth: ScramSecret | null;
+  /** null where the server trusts us. */
+  readonly auth: LoginSecret | null;
   /** Start-up parameters: settings of the session. Default: none. */
   readonly parameters?: Readonly<Record<string, string>>;
   /** For the connection and the login together. Default 10,000; 0: no limit. */

@@ -1,19 +1,19 @@
-import { createHash } from 'node:crypto';
 import { ForeshardError } from '../../topology/errors.js';
 import { decodeAuthentication, decodeBackendKeyData, decodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodePassword, encodeSaslInitialResponse, encodeSaslResponse, encodeStartup } from '../wire/frontend.js';
 import type { HandshakeReader } from '../wire/handshake-reader.js';
+import { type LoginSecret, md5Answer, md5Hash } from '../wire/login-secret.js';
 import { MessageReader } from '../wire/message-reader.js';
 import { BACKEND } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
-import { ScramClient, type ScramSecret } from '../wire/scram.js';
+import { ScramClient } from '../wire/scram.js';
 
 export interface ServerLogin {
   readonly user: string;
   readonly database: string;
   /** null: the server is expected to ask for nothing. */
-  readonly auth: ScramSecret | null;
+  readonly auth: LoginSecret | null;
   /** Start-up parameters besides user and database. */
   readonly parameters: Readonly<Record<string, string>>;
   /** Nobody else can listen in on this connection (Unix socket, loopback): a password may go over it in the clear. */
@@ -100,7 +100,7 @@ class Authentication {
         socket.write(encodePassword(this.#password('a clear-text password')));
         break;
       case 5: // MD5Password
-        socket.write(encodePassword(md5Password(this.#login.user, this.#password('an md5 password'), data)));
+        socket.write(encodePassword(this.#md5(data)));
         break;
       case 10: // SASL
         socket.write(this.#startScram(data));
@@ -125,8 +125,10 @@ class Authentication {
     for (let name = body.text(); name !== ''; name = body.text()) offered.push(name);
     if (!offered.includes('SCRAM-SHA-256'))
       throw new ForeshardError('28000', `the server offers none but unknown SASL mechanisms: ${offered.join(', ')}`);
-    if (this.#login.auth === null) throw this.#noPassword('a password');
-    this.#scram = new ScramClient(this.#login.auth);
+    const { auth } = this.#login;
+    if (auth === null) throw this.#noPassword('a password');
+    if ('md5' in auth) throw this.#notEnough('a SCRAM proof', 'an md5 hash');
+    this.#scram = new ScramClient(auth);
     return encodeSaslInitialResponse('SCRAM-SHA-256', this.#scram.first());
   }
 
@@ -139,9 +141,24 @@ class Authentication {
     const { auth } = this.#login;
     if (auth === null) throw this.#noPassword(asked);
     if ('password' in auth) return auth.password;
-    throw new ForeshardError('28000', `the server asks for ${asked}, and only SCRAM keys are at hand`, {
-      hint: 'Use scram-sha-256 for this user in pg_hba.conf, and give it a SCRAM password.',
-    });
+    throw this.#notEnough(asked, 'md5' in auth ? 'an md5 hash' : 'SCRAM keys');
+  }
+
+  #md5(salt: Buffer): string {
+    if (salt.length !== 4) throw new ProtocolError('invalid message format');
+    const { auth, user } = this.#login;
+    if (auth !== null && 'md5' in auth) return md5Answer(auth.md5, salt);
+    return md5Answer(md5Hash(this.#password('an md5 password'), user), salt);
+  }
+
+  #notEnough(asked: string, have: string): ForeshardError {
+    return new ForeshardError(
+      '28000',
+      `the server asks for ${asked}, and only ${have} ${have.endsWith('s') ? 'are' : 'is'} at hand`,
+      {
+        hint: `Let clients and servers use scram-sha-256 for user "${this.#login.user}", or give its password under proxy.serverPasswords.`,
+      },
+    );
   }
 
   #noPassword(asked: string): ForeshardError {
@@ -149,14 +166,8 @@ class Authentication {
       '28000',
       `the server asks for ${asked}, and none is configured for user "${this.#login.user}"`,
       {
-        hint: 'Give the password under proxy.serverPasswords, or let clients log in with theirs (proxy.auth.method scram-sha-256).',
+        hint: 'Give the password under proxy.serverPasswords, or let clients log in with theirs (scram-sha-256).',
       },
     );
   }
-}
-
-function md5Password(user: string, password: string, salt: Buffer): string {
-  if (salt.length !== 4) throw new ProtocolError('invalid message format');
-  const inner = createHash('md5').update(password).update(user).digest('hex');
-  return `md5${createHash('md5').update(inner).update(salt).digest('hex')}`;
 }

@@ -42,6 +42,12 @@ export function encodeReadyForQuery(status: TransactionStatus): Buffer {
 
 export const AUTHENTICATION_OK = new MessageBuilder(BACKEND.Authentication, 4).int32(0).finish();
 
+export const AUTHENTICATION_CLEARTEXT_PASSWORD = new MessageBuilder(BACKEND.Authentication, 4).int32(3).finish();
+
+export function encodeAuthenticationMd5(salt: Buffer): Buffer {
+  return new MessageBuilder(BACKEND.Authentication, 8).int32(5).bytes(salt).finish();
+}
+
 export function encodeAuthenticationSasl(mechanisms: readonly string[]): Buffer {
   const builder = new MessageBuilder(BACKEND.Authentication).int32(10);
   for (const mechanism of mechanisms) builder.text(mechanism);

@@ -61,6 +61,22 @@ export class HandshakeReader {
     return Buffer.concat([header, await this.read(length - 4)]);
   }
 
+  /** Resolves after `ms`; rejects at once when the peer closes, at the time limit, and as `read` would. No read meanwhile. */
+  async pause(ms: number): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        // A waiter that no number of bytes satisfies hears of failures alone.
+        this.#waiter = { bytes: Number.POSITIVE_INFINITY, resolve: () => undefined, reject };
+        timer = setTimeout(resolve, ms);
+      });
+    } finally {
+      clearTimeout(timer);
+      this.#waiter = null;
+    }
+  }
+
   /**
    * Stops the clock and lets go of the socket. Attach 'data', 'error' and 'close' as soon as it resolves, in the same turn.
    * Rejects when the connection was lost meanwhile.
@@ -77,7 +93,7 @@ export class HandshakeReader {
 
   readonly #onReadable = (): void => {
     const waiter = this.#waiter;
-    if (waiter === null) return;
+    if (waiter === null || waiter.bytes === Number.POSITIVE_INFINITY) return;
     const bytes: Buffer | null = this.socket.read(waiter.bytes);
     if (bytes === null) return;
     // A stream that has ended gives what it has left.

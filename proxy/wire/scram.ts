@@ -6,7 +6,7 @@ import { saslPrep } from './saslprep.js';
 
 /*
  * SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: the user name in the exchange is ignored (the start-up
- * packet's counts), and there is no channel binding yet.
+ * packet's counts); the channel binding is tls-server-end-point (RFC 5929).
  */
 
 /** What logs in to any server with the same verifier in the place of the password. Secret. */
@@ -28,7 +28,7 @@ const KEY_BYTES = 32;
 const NONCE_BYTES = 18;
 /** SCRAM_DEFAULT_SALT_LEN and SCRAM_SHA_256_DEFAULT_ITERATIONS there. */
 const SALT_BYTES = 16;
-const DEFAULT_SCRAM_ITERATIONS = 4096;
+export const DEFAULT_SCRAM_ITERATIONS = 4096;
 /** A server that asks for more than this is after our processor, not our password: about ten seconds of one core. */
 const MAX_ITERATIONS = 20_000_000;
 
@@ -79,13 +79,37 @@ export async function makeVerifier(
  * The verifier shown for a user that does not exist or has none: the same salt each time it is asked for, so that the
  * answer does not tell, and keys that no password has.
  */
-function mockVerifier(user: string, secret: Buffer): ScramVerifier {
+function mockVerifier(user: string, secret: Buffer, iterations: number): ScramVerifier {
   return {
-    iterations: DEFAULT_SCRAM_ITERATIONS,
-    salt: hmac(secret, `salt:${user}`).subarray(0, SALT_BYTES),
+    iterations,
+    salt: mockSalt(user, secret),
     storedKey: hmac(secret, `stored:${user}`),
     serverKey: hmac(secret, `server:${user}`),
   };
+}
+
+/** The salt that a user is shown of whom we have no verifier: the same each time, and nobody can compute it. */
+export function mockSalt(user: string, secret: Buffer): Buffer {
+  return hmac(secret, `salt:${user}`).subarray(0, SALT_BYTES);
+}
+
+/** True when `password` is the one that the verifier was made of. */
+export async function matchesVerifier(password: string, verifier: ScramVerifier): Promise<boolean> {
+  const { clientKey } = await deriveScramKeys(password, verifier.salt, verifier.iterations);
+  return timingSafeEqual(sha256(clientKey), verifier.storedKey);
+}
+
+const END_POINT_HEADER = 'p=tls-server-end-point,,';
+
+export interface ScramServerOptions {
+  /** Of the salt that unknown users are shown. Default: PostgreSQL's 4096. */
+  readonly mockIterations?: number;
+  /** The connection is encrypted: SCRAM-SHA-256-PLUS was offered. */
+  readonly tls?: boolean;
+  /** tls-server-end-point of our certificate, when the client has chosen SCRAM-SHA-256-PLUS. */
+  readonly serverEndPoint?: Buffer | null;
+  /** Default: random. */
+  readonly serverNonce?: string;
 }
 
 /** The server's half of one exchange: `first`, then `final`. */
@@ -93,6 +117,9 @@ export class ScramServer {
   readonly #verifier: ScramVerifier;
   /** There is no such user: everything happens as if there were, and fails in the end. */
   readonly #doomed: boolean;
+  readonly #tls: boolean;
+  /** null: the client has chosen the mechanism without channel binding. */
+  readonly #serverEndPoint: Buffer | null;
   readonly #serverNonce: string;
   #state: 'first' | 'final' | 'done' = 'first';
   #gs2Header = '';
@@ -100,17 +127,19 @@ export class ScramServer {
   #serverFirst = '';
   #nonce = '';
 
-  constructor(user: string, verifier: ScramVerifier | null, mockSecret: Buffer, serverNonce?: string) {
-    this.#verifier = verifier ?? mockVerifier(user, mockSecret);
+  constructor(user: string, verifier: ScramVerifier | null, mockSecret: Buffer, options: ScramServerOptions = {}) {
+    this.#verifier = verifier ?? mockVerifier(user, mockSecret, options.mockIterations ?? DEFAULT_SCRAM_ITERATIONS);
     this.#doomed = verifier === null;
-    this.#serverNonce = serverNonce ?? randomBytes(NONCE_BYTES).toString('base64');
+    this.#tls = options.tls ?? false;
+    this.#serverEndPoint = options.serverEndPoint ?? null;
+    this.#serverNonce = options.serverNonce ?? randomBytes(NONCE_BYTES).toString('base64');
   }
 
   /** Takes client-first-message, gives server-first-message. Throws ProtocolError for a malformed one. */
   first(message: Buffer): Buffer {
     if (this.#state !== 'first') throw new Error('SCRAM exchange out of order');
     const text = checkedText(message);
-    const { gs2Header, nonce } = parseClientFirst(text);
+    const { gs2Header, nonce } = parseClientFirst(text, this.#serverEndPoint !== null, this.#tls);
     this.#gs2Header = gs2Header;
     this.#clientFirstBare = text.slice(gs2Header.length);
     this.#nonce = nonce + this.#serverNonce;
@@ -129,7 +158,11 @@ export class ScramServer {
     this.#state = 'done';
     const text = checkedText(message);
     const { channelBinding, nonce, proof, withoutProof } = parseClientFinal(text);
-    if (channelBinding !== Buffer.from(this.#gs2Header, 'latin1').toString('base64'))
+    const header = Buffer.from(this.#gs2Header, 'latin1');
+    if (this.#serverEndPoint !== null) {
+      if (channelBinding !== Buffer.concat([header, this.#serverEndPoint]).toString('base64'))
+        throw new ForeshardError('28000', 'SCRAM channel binding check failed');
+    } else if (channelBinding !== header.toString('base64'))
       throw new ProtocolError('unexpected SCRAM channel-binding attribute in client-final-message');
     if (nonce !== this.#nonce) throw new ProtocolError('invalid SCRAM response', { detail: 'Nonce does not match.' });
     const { storedKey, serverKey } = this.#verifier;
@@ -154,26 +187,50 @@ function checkedText(message: Buffer): string {
 /** What PostgreSQL's is_scram_printable allows. */
 const PRINTABLE = /^[\x21-\x2b\x2d-\x7e]+$/;
 
-function parseClientFirst(text: string): { gs2Header: string; nonce: string } {
-  const flag = text.charAt(0);
-  if (flag === 'p')
-    throw malformed(
-      'The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.',
-    );
-  // 'y': the client could bind but thinks that we cannot, which is true as long as we offer no -PLUS.
-  if (flag !== 'n' && flag !== 'y') throw malformed(`Unexpected channel-binding flag "${printable(flag)}".`);
-  if (text.charAt(1) !== ',') throw malformed(`Comma expected, but found character "${printable(text.charAt(1))}".`);
-  if (text.charAt(2) === 'a')
+function parseClientFirst(text: string, bound: boolean, tls: boolean): { gs2Header: string; nonce: string } {
+  const end = checkBindingFlag(text, bound, tls);
+  if (text.charAt(end) === 'a')
     throw new ForeshardError('0A000', 'client uses authorization identity, but it is not supported');
-  if (text.charAt(2) !== ',')
-    throw malformed(`Unexpected attribute "${printable(text.charAt(2))}" in client-first-message.`);
-  if (text.charAt(3) === 'm') throw new ForeshardError('0A000', 'client requires an unsupported SCRAM extension');
-  const [user, nonce, ...extensions] = text.slice(3).split(',');
+  if (text.charAt(end) !== ',')
+    throw malformed(`Unexpected attribute "${printable(text.charAt(end))}" in client-first-message.`);
+  const start = end + 1;
+  if (text.charAt(start) === 'm') throw new ForeshardError('0A000', 'client requires an unsupported SCRAM extension');
+  const [user, nonce, ...extensions] = text.slice(start).split(',');
   expectAttribute(user, 'n');
   const value = expectAttribute(nonce, 'r');
   if (!PRINTABLE.test(value)) throw new ProtocolError('non-printable characters in SCRAM nonce');
   for (const extension of extensions) expectAttribute(extension, null);
-  return { gs2Header: text.slice(0, 3), nonce: value };
+  return { gs2Header: text.slice(0, start), nonce: value };
+}
+
+/** Checks the gs2-cbind-flag against the mechanism that the client chose; gives the offset behind its comma. */
+function checkBindingFlag(text: string, bound: boolean, tls: boolean): number {
+  const flag = text.charAt(0);
+  if (flag === 'p') {
+    if (!bound)
+      throw malformed(
+        'The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.',
+      );
+    const type = expectAttribute(text.split(',', 1)[0], 'p');
+    if (type !== 'tls-server-end-point') {
+      const shown = type.slice(0, 30).replace(/[^\x21-\x7e]/g, '?');
+      throw new ProtocolError(`unsupported SCRAM channel-binding type "${shown}"`);
+    }
+    return END_POINT_HEADER.length - 1;
+  }
+  if (flag !== 'n' && flag !== 'y') throw malformed(`Unexpected channel-binding flag "${printable(flag)}".`);
+  if (bound)
+    throw malformed(
+      'The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data.',
+    );
+  // Somebody in the middle may have taken our -PLUS out of the list.
+  if (flag === 'y' && tls)
+    throw new ForeshardError('28000', 'SCRAM channel binding negotiation error', {
+      detail:
+        'The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.',
+    });
+  if (text.charAt(1) !== ',') throw malformed(`Comma expected, but found character "${printable(text.charAt(1))}".`);
+  return 2;
 }
 
 function parseClientFinal(text: string): {
@@ -220,12 +277,23 @@ export type ScramSecret = { readonly password: string } | { readonly keys: Scram
 export class ScramClient {
   readonly #secret: ScramSecret;
   readonly #clientNonce: string;
+  readonly #serverEndPoint: Buffer | null;
   #authMessage: Buffer | null = null;
   #serverKey: Buffer | null = null;
 
-  constructor(secret: ScramSecret, clientNonce: string = randomBytes(NONCE_BYTES).toString('base64')) {
+  /** @param serverEndPoint tls-server-end-point of the server's certificate, for SCRAM-SHA-256-PLUS */
+  constructor(
+    secret: ScramSecret,
+    clientNonce: string = randomBytes(NONCE_BYTES).toString('base64'),
+    serverEndPoint: Buffer | null = null,
+  ) {
     this.#secret = secret;
     this.#clientNonce = clientNonce;
+    this.#serverEndPoint = serverEndPoint;
+  }
+
+  get #gs2Header(): string {
+    return this.#serverEndPoint === null ? 'n,,' : END_POINT_HEADER;
   }
 
   get #firstBare(): string {
@@ -234,7 +302,7 @@ export class ScramClient {
 
   /** client-first-message. */
   first(): Buffer {
-    return Buffer.from(`n,,${this.#firstBare}`, 'latin1');
+    return Buffer.from(this.#gs2Header + this.#firstBare, 'latin1');
   }
 
   /** Takes server-first-message, gives client-final-message. */
@@ -251,7 +319,8 @@ export class ScramClient {
       throw new ProtocolError(`the server asks for ${iterations} SCRAM iterations, the limit is ${MAX_ITERATIONS}`);
     const keys =
       'keys' in this.#secret ? this.#secret.keys : await deriveScramKeys(this.#secret.password, salt, iterations);
-    const withoutProof = `c=biws,r=${nonce}`;
+    const binding = Buffer.concat([Buffer.from(this.#gs2Header), this.#serverEndPoint ?? Buffer.alloc(0)]);
+    const withoutProof = `c=${binding.toString('base64')},r=${nonce}`;
     const authMessage = Buffer.from(`${this.#firstBare},${text},${withoutProof}`, 'latin1');
     const proof = xor(keys.clientKey, hmac(sha256(keys.clientKey), authMessage));
     this.#authMessage = authMessage;

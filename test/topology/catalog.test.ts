@@ -2,8 +2,10 @@ import { randomUUID } from 'node:crypto';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { loadSql } from '../../sql/load.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
-import { initCatalog } from '../../topology/catalog/schema.js';
+import { LoginUsers } from '../../topology/catalog/login-users.js';
+import { currentSchemaVersion, initCatalog } from '../../topology/catalog/schema.js';
 import { CatalogUnavailableError } from '../../topology/errors.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';
 import { startTestCluster } from '../support/cluster.js';
@@ -58,8 +60,23 @@ describe('initCatalog', () => {
     const { rows } = await (pools[0] as pg.Pool).query(
       'SELECT database, schema_version, epoch::int FROM foreshard.meta',
     );
-    expect(rows).toEqual([{ database: 'shop', schema_version: 1, epoch: 1 }]);
+    expect(rows).toEqual([{ database: 'shop', schema_version: currentSchemaVersion(), epoch: 1 }]);
     await Promise.all(pools.map((pool) => pool.end()));
+  });
+
+  it('brings a catalog of the first version up to date, and keeps what is in it', async () => {
+    const url = await newDatabase();
+    const pool = Catalog.pool(url);
+    await pool.query(loadSql('catalog/001_init.sql'));
+    await pool.query(`INSERT INTO foreshard.meta (schema_version, database, epoch) VALUES (1, 'shop', 7)`);
+    await expect(Catalog.connect(url)).rejects.toMatchObject({ hint: expect.stringContaining('foreshard init') });
+    await initCatalog(pool, 'shop');
+    const catalog = await Catalog.connect(url);
+    expect(await new LoginUsers(catalog).list()).toEqual([]);
+    const { rows } = await pool.query('SELECT schema_version, epoch::int FROM foreshard.meta');
+    expect(rows).toEqual([{ schema_version: currentSchemaVersion(), epoch: 7 }]);
+    await catalog.close();
+    await pool.end();
   });
 
   it('refuses a newer catalog, another database and a foreign schema, each by name', async () => {
@@ -68,7 +85,9 @@ describe('initCatalog', () => {
     await initCatalog(pool, 'shop');
     await expect(initCatalog(pool, 'bank')).rejects.toThrow('this catalog belongs to the database "shop", not "bank"');
     await pool.query('UPDATE foreshard.meta SET schema_version = 99');
-    await expect(initCatalog(pool, 'shop')).rejects.toThrow('schema version 99, this program knows only 1');
+    await expect(initCatalog(pool, 'shop')).rejects.toThrow(
+      `schema version 99, this program knows only ${currentSchemaVersion()}`,
+    );
     await expect(Catalog.connect(url)).rejects.toThrow(/schema version 99/);
     await pool.query('DROP SCHEMA foreshard CASCADE; CREATE SCHEMA foreshard');
     await expect(initCatalog(pool, 'shop')).rejects.toThrow('schema "foreshard" that is not a catalog');

@@ -18,7 +18,9 @@ describe('the example of RFC 7677', () => {
 
   test('server', async () => {
     const verifier = parseVerifier(await makeVerifier('pencil', salt, 4096));
-    const server = new ScramServer('user', verifier, SECRET, '%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0');
+    const server = new ScramServer('user', verifier, SECRET, {
+      serverNonce: '%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0',
+    });
     expect(server.first(Buffer.from('n,,n=user,r=rOprNGfwEbeRWgbNEkqO')).toString()).toBe(
       'r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096',
     );
@@ -77,7 +79,7 @@ describe('our client and our server', () => {
 });
 
 describe('malformed messages', () => {
-  const server = (): ScramServer => new ScramServer('u', null, SECRET, 'SERVER');
+  const server = (): ScramServer => new ScramServer('u', null, SECRET, { serverNonce: 'SERVER' });
   test.each([
     ['', '08P01', 'The message is empty.'],
     ['n,,n=,r=a\0b', '08P01', 'Message length does not match input length.'],

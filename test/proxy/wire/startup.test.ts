@@ -2,9 +2,16 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:net';
 import pg from 'pg';
+import pino from 'pino';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type AuthMethod, authenticateClient } from '../../../proxy/auth/authenticate.js';
+import { authenticateClient } from '../../../proxy/auth/authenticate.js';
+import { FailedLogins } from '../../../proxy/auth/failed-logins.js';
+import type { AuthMethod } from '../../../proxy/auth/hba.js';
 import { plainFacts } from '../../../proxy/auth/peer.js';
+import { AuthPolicy } from '../../../proxy/auth/policy.js';
+import { RefusalLog } from '../../../proxy/auth/refusal-log.js';
+import { UserDirectory } from '../../../proxy/auth/user-directory.js';
+import { parseSecret } from '../../../proxy/auth/user-secret.js';
 import { encodeReadyForQuery } from '../../../proxy/wire/backend.js';
 import { encodeErrorResponse, fieldsOfError } from '../../../proxy/wire/error-response.js';
 import {
@@ -34,7 +41,22 @@ let port = 0;
 beforeAll(async () => {
   const verifier = await makeVerifier(PASSWORD);
   const mockSecret = randomBytes(32);
-  const credentials = { verifierFor: async (user: string) => (user === 'ann' ? { verifier } : null) };
+  const logger = pino({ level: 'silent' });
+  const files = { hba: [], hbaFile: null, ident: [], identFile: null, usersFile: null };
+  const ann = { source: 'query', secret: parseSecret(verifier), expired: false, canLogin: true } as const;
+  const services = {
+    users: new UserDirectory({
+      configured: new Map(),
+      file: () => new Map(),
+      sources: [{ find: async (user: string) => (user === 'ann' ? ann : null) }],
+      cacheMs: 0,
+    }),
+    roles: null,
+    failures: new FailedLogins({ free: 0, delayMs: 0, maxDelayMs: 0, forgetMs: 0 }),
+    refusals: new RefusalLog(logger, () => performance.now()),
+    mockSecret,
+    now: () => performance.now(),
+  };
   server = createServer(async (socket) => {
     const late = (): Error => new ForeshardError('57014', 'canceling authentication due to timeout');
     const reader = new HandshakeReader(socket, timeoutMs, late);
@@ -43,7 +65,8 @@ beforeAll(async () => {
       startups.push(startup);
       if (startup.kind === 'cancel') socket.end();
       else {
-        await authenticateClient(reader, startup, plainFacts(socket), { method, credentials, mockSecret });
+        const policy = await AuthPolicy.load({ method, ...files }, logger);
+        await authenticateClient(reader, startup, plainFacts(socket), { ...services, policy });
         await reader.release();
         behind = Buffer.alloc(0);
         socket.on('data', (chunk: Buffer) => {
