@@ -30,13 +30,14 @@ describe.skipIf(tools === null)('pgbench', () => {
     expect([sums?.accounts, sums?.tellers, sums?.branches]).toEqual([sums?.delta, sums?.delta, sums?.delta]);
   }
 
-  for (const [i, mode] of (['simple', 'extended', 'prepared'] as const).entries())
+  for (const mode of ['simple', 'extended', 'prepared'])
     it(`runs TPC-B in ${mode} mode, more clients than server connections`, async () => {
+      const [before] = await s.onShard<{ done: string }>(0, 'SELECT count(*) AS done FROM pgbench_history');
       const outcome = await pgbench('-n', '-M', mode, '-c', '16', '-j', '2', '-t', '40');
       expect(outcome.code, outcome.stderr).toBe(0);
       expect(outcome.stdout).toContain('number of transactions actually processed: 640/640');
       expect(outcome.stdout).toContain('number of failed transactions: 0');
-      await check(640 * (i + 1));
+      await check(640 + Number(before?.done));
     });
 
   it('reads in every mode, reconnecting for each transaction too', async () => {
