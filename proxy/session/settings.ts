@@ -24,6 +24,11 @@ function settingName(name: string): string {
   return OLD_NAMES[lower] ?? lower;
 }
 
+/** Whether what a value makes of the setting depends on what it was before: DateStyle is a style and an order, given together or alone. */
+export function isRelative(name: string): boolean {
+  return settingName(name) === 'datestyle';
+}
+
 /** A statement, as a byte string, that gives a setting a value as the start-up packet does: one string, lists not quoted once more. */
 export function setConfig(name: string, value: string, local = false): string {
   return bytes(`SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, ${local})`);
@@ -49,6 +54,7 @@ export function difference(from: SettingMap, to: SettingMap): string[] {
     return [];
   const sql = asIdentity ? ['RESET SESSION AUTHORIZATION', 'RESET ROLE'] : [];
   for (const name of gone) sql.push(`RESET ${quotedName(name)}`);
+  for (const [name] of changed) if (isRelative(name) && from.has(name)) sql.push(`RESET ${quotedName(name)}`);
   for (const [name, setting] of to)
     if (IDENTITY.includes(name) || from.get(name)?.sql !== setting.sql) sql.push(setting.sql);
   return sql;

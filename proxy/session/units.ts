@@ -7,7 +7,7 @@ import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE, RefusedError } from './lease.js';
 import type { Execution } from './placement.js';
-import { NO_SETTINGS, setConfig } from './settings.js';
+import { isRelative, NO_SETTINGS, setConfig } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
 
@@ -121,10 +121,14 @@ export class Units {
         if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('latin1'));
         else if (effect.name === null) settings.resetAll();
         else settings.reset(effect.name);
+        if (!effect.reset && effect.name !== null) this.#askIfRelative(effect.name);
         return;
       case 'set-many':
         this.#settingsTouched = true;
-        for (const { name, value } of effect.settings) settings.set(name, setConfig(name, value));
+        for (const { name, value } of effect.settings) {
+          settings.set(name, setConfig(name, value));
+          this.#askIfRelative(name);
+        }
         return;
       case 'set-config':
         this.#settingsTouched = true;
@@ -144,6 +148,10 @@ export class Units {
         lease.backend?.prepared.clear();
         return;
     }
+  }
+
+  #askIfRelative(name: string): void {
+    if (isRelative(name)) this.#toAsk.add(name);
   }
 
   /** The server is ready for the next Query or batch. */
@@ -200,7 +208,7 @@ export class Units {
       return;
     }
     const value = call.value === null ? undefined : readText(call.value, values);
-    if (value === undefined) this.#toAsk.add(name.toString('utf8'));
+    if (value === undefined || isRelative(name.toString('utf8'))) this.#toAsk.add(name.toString('utf8'));
     else if (value === null) settings.reset(name.toString('utf8'));
     else settings.set(name.toString('utf8'), setConfig(name.toString('utf8'), value.toString('utf8')));
   }

@@ -48,4 +48,25 @@ describe('two clients that share one server connection', () => {
     await a.end();
     await b.end();
   });
+
+  it('keep both halves of DateStyle, though each is set alone', async () => {
+    const a = await s.connect({ options: '-c datestyle=postgres' });
+    const b = await s.connect();
+    const style = async (client: typeof a) => (await client.query('SHOW datestyle')).rows[0]?.DateStyle as string;
+    const check = async (ofA: string, ofB: string) => {
+      for (let i = 0; i < 2; i++) expect([await style(a), await style(b)]).toEqual([ofA, ofB]);
+    };
+    await check('Postgres, MDY', 'ISO, MDY');
+    await a.query('SET datestyle = ymd');
+    await b.query('SET datestyle = german');
+    await check('Postgres, YMD', 'German, DMY');
+    await a.query('SET datestyle = sql');
+    await b.query(`SELECT set_config('datestyle', 'mdy', false)`);
+    await check('SQL, YMD', 'German, MDY');
+    await a.query('RESET datestyle');
+    await b.query('BEGIN; SET datestyle = iso; ROLLBACK');
+    await check('Postgres, MDY', 'German, MDY');
+    await a.end();
+    await b.end();
+  });
 });
