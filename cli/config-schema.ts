@@ -1,5 +1,6 @@
 import { hostname } from 'node:os';
 import { z } from 'zod';
+import { networkProblem } from '../proxy/listener/networks.js';
 
 /**
  * The configuration file, key by key. Every key is described in docs/configuration.md with the same unit and default (a
@@ -86,11 +87,58 @@ const user = z
 
 const catalog = z.strictObject({ url: postgresUrl, ...secretKeys }).superRefine(oneSecret);
 
+const listenHost = z.string().min(1);
+
+const listen = z
+  .strictObject({
+    host: z.union([listenHost, z.array(listenHost).min(1)]).default('127.0.0.1'),
+    port: z.int().min(0).max(65_535).default(6432),
+    socketDirectory: z.string().min(1).nullable().default(null),
+    socketMode: z
+      .string()
+      .regex(/^0?[0-7]{3}$/, { message: 'is not a file mode in octal digits, in quotes ("0770")' })
+      .default('0777'),
+    socketGroup: z.string().min(1).nullable().default(null),
+    tcpKeepAliveSeconds: z.int().min(0).max(86_400).default(60),
+    proxyProtocol: z.enum(['off', 'optional', 'require']).default('off'),
+    trustedProxies: z
+      .array(
+        z.string().superRefine((entry, context) => {
+          const problem = networkProblem(entry);
+          if (problem !== null) context.addIssue({ code: 'custom', message: problem });
+        }),
+      )
+      .optional(),
+  })
+  .superRefine((value, context) => {
+    if (value.proxyProtocol !== 'off' && (value.trustedProxies ?? []).length === 0)
+      context.addIssue({
+        code: 'custom',
+        path: ['trustedProxies'],
+        message: 'list the load balancers whose PROXY headers are taken',
+      });
+  });
+
+const tls = z
+  .strictObject({
+    mode: z.enum(['off', 'allow', 'require']).default('off'),
+    certFile: z.string().min(1).nullable().default(null),
+    keyFile: z.string().min(1).nullable().default(null),
+    keyPassphrase: secret.optional(),
+    caFile: z.string().min(1).nullable().default(null),
+    minVersion: z.enum(['TLSv1.2', 'TLSv1.3']).default('TLSv1.2'),
+    ciphers: z.string().min(1).nullable().default(null),
+  })
+  .superRefine((value, context) => {
+    for (const key of ['certFile', 'keyFile'] as const)
+      if (value.mode !== 'off' && value[key] === null)
+        context.addIssue({ code: 'custom', path: [key], message: `is needed with mode "${value.mode}"` });
+  });
+
 const proxy = z.strictObject({
   name: z.string().min(1).default(hostname),
-  listen: z
-    .strictObject({ host: z.string().min(1).default('127.0.0.1'), port: z.int().min(0).max(65_535).default(6432) })
-    .prefault({}),
+  listen: listen.prefault({}),
+  tls: tls.prefault({}),
   auth: z
     .strictObject({
       method: z.enum(['scram-sha-256', 'md5', 'password', 'cert', 'trust']).default('scram-sha-256'),
@@ -139,6 +187,9 @@ const proxy = z.strictObject({
   limits: z
     .strictObject({
       maxClients: count(1_000, 100_000),
+      maxStartups: count(500, 100_000),
+      startupsPerSecond: z.int().min(0).max(100_000).default(0),
+      startupQueueMs: milliseconds(10_000),
       loginTimeoutMs: milliseconds(15_000),
       holdTimeoutMs: milliseconds(30_000),
     })

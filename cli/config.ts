@@ -2,6 +2,9 @@ import { readFileSync, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { type Document, isMap, LineCounter, parseDocument } from 'yaml';
 import type { z } from 'zod';
+import type { ListenOptions } from '../proxy/listener/listener.js';
+import type { ProxyProtocolMode } from '../proxy/listener/proxy-protocol.js';
+import type { TlsOptions } from '../proxy/listener/tls-server.js';
 import { UsageError } from '../topology/errors.js';
 import { type ConfigFile, configSchema } from './config-schema.js';
 import { nearest } from './nearest.js';
@@ -12,7 +15,10 @@ type AuthSection = ConfigFile['proxy']['auth'];
 export interface Config extends Omit<ConfigFile, 'catalog' | 'proxy' | 'shards'> {
   /** URL of the catalog's database, with its password. */
   readonly catalogUrl: string;
-  readonly proxy: Omit<ConfigFile['proxy'], 'auth' | 'serverPasswords'> & {
+  readonly proxy: Omit<ConfigFile['proxy'], 'auth' | 'serverPasswords' | 'listen' | 'tls'> & {
+    readonly listen: ListenConfig;
+    /** Paths resolved from the folder of the file; undefined: no TLS. */
+    readonly tls: TlsOptions | undefined;
     readonly auth: Omit<AuthSection, 'users' | 'query'> & {
       readonly users: ReadonlyMap<string, { readonly password?: string; readonly verifier?: string }>;
       readonly query: Pick<AuthSection['query'], 'enabled' | 'sql' | 'user' | 'timeoutMs'> & {
@@ -24,6 +30,11 @@ export interface Config extends Omit<ConfigFile, 'catalog' | 'proxy' | 'shards'>
   /** Passwords of Foreshard's own user on the shards, by shard name. */
   readonly shardPasswords: ReadonlyMap<string, string>;
 }
+
+type ListenConfig = ListenOptions & {
+  readonly proxyProtocol?: ProxyProtocolMode;
+  readonly trustedProxies?: readonly string[];
+};
 
 export interface LoadedConfig {
   readonly config: Config;
@@ -196,7 +207,7 @@ function resolveSecrets(file: ConfigFile, source: { readonly path: string; reado
   };
 
   const { catalog, shards, ...rest } = file;
-  const { auth, serverPasswords, ...proxy } = file.proxy;
+  const { auth, serverPasswords, listen, tls, ...proxy } = file.proxy;
   const users = new Map<string, { password?: string; verifier?: string }>();
   for (const [name, user] of Object.entries(auth.users)) {
     const password = read(`proxy.auth.users.${name}`, user);
@@ -208,11 +219,14 @@ function resolveSecrets(file: ConfigFile, source: { readonly path: string; reado
   const { enabled, sql, user, timeoutMs } = auth.query;
   const besideConfig = (path: string | null): string | null =>
     path === null ? null : resolve(dirname(source.path), path);
+  const passphrase = tls.keyPassphrase && read('proxy.tls.keyPassphrase', tls.keyPassphrase);
   const config: Config = Object.freeze({
     ...rest,
     catalogUrl: withPassword(catalog.url, read('catalog', catalog)),
     proxy: Object.freeze({
       ...proxy,
+      listen: listenConfig(listen),
+      tls: tlsConfig(tls, dirname(source.path), passphrase),
       auth: Object.freeze({
         ...auth,
         users,
@@ -227,6 +241,36 @@ function resolveSecrets(file: ConfigFile, source: { readonly path: string; reado
   });
   if (problems.length > 0) throw invalid(source.path, problems);
   return { config, warnings };
+}
+
+function listenConfig(file: ConfigFile['proxy']['listen']): ListenConfig {
+  const { socketDirectory, socketGroup, socketMode, trustedProxies, ...listen } = file;
+  return {
+    ...listen,
+    trustedProxies: trustedProxies ?? [],
+    socketMode: Number.parseInt(socketMode, 8),
+    ...(socketDirectory === null ? {} : { socketDirectory }),
+    ...(socketGroup === null ? {} : { socketGroup }),
+  };
+}
+
+/** Paths are relative to the folder of the configuration file, as those of passwords are. */
+function tlsConfig(
+  file: ConfigFile['proxy']['tls'],
+  folder: string,
+  keyPassphrase: string | undefined,
+): TlsOptions | undefined {
+  const { mode, certFile, keyFile, caFile, minVersion, ciphers } = file;
+  if (mode === 'off' || certFile === null || keyFile === null) return undefined;
+  return {
+    mode,
+    certFile: resolve(folder, certFile),
+    keyFile: resolve(folder, keyFile),
+    keyPassphrase,
+    caFile: caFile === null ? undefined : resolve(folder, caFile),
+    minVersion,
+    ciphers: ciphers ?? undefined,
+  };
 }
 
 /** `url` with its password set, when one is given. */

@@ -94,11 +94,12 @@ export async function startServices(config: Config, options: ServeOptions): Prom
     // Last to start, first to stop: clients are let in when all else is there.
     if (parts.includes('proxy')) {
       const { ProxyServer } = await import('../proxy/proxy-server.js');
-      const { listen, name, auth, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
+      const { listen, tls, name, auth, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
       proxy = await ProxyServer.start({
         catalog: await open(),
         name,
         listen,
+        tls,
         auth,
         serverPasswords,
         pool,

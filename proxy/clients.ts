@@ -1,4 +1,5 @@
 import { randomBytes, randomInt, timingSafeEqual } from 'node:crypto';
+import type { ConnectionFacts } from './auth/peer.js';
 import type { Session } from './session/session.js';
 import { PROTOCOL_3_2 } from './wire/frontend.js';
 
@@ -16,6 +17,8 @@ export interface Client {
   /** Agreed protocol version: major in the high 16 bits. */
   readonly protocol: number;
   readonly database: string;
+  /** How it is connected. */
+  readonly facts: ConnectionFacts;
   /** ms since 1970. */
   readonly connectedAt: number;
 }

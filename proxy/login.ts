@@ -3,36 +3,51 @@ import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
 import { authenticateClient } from './auth/authenticate.js';
 import type { Authentication } from './auth/authentication.js';
-import { plainFacts } from './auth/peer.js';
+import type { ConnectionFacts, TlsFacts } from './auth/peer.js';
 import { LoginRefusedError } from './auth/refusal.js';
 import type { CancelKey, Client, Clients } from './clients.js';
+import type { Accepted } from './listener/listener.js';
+import { trustList } from './listener/networks.js';
+import { type ProxyProtocolOptions, readProxyHeader } from './listener/proxy-protocol.js';
+import type { StartupGate } from './listener/startup-gate.js';
+import { TlsHandshakeError, type TlsServer } from './listener/tls-server.js';
 import type { SessionServices } from './session/client-session.js';
 import { Session } from './session/session.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
 import { encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
-import { ProtocolError } from './wire/protocol-error.js';
-import { readStartup } from './wire/startup.js';
+import { UnansweredError } from './wire/protocol-error.js';
+import { readStartup, type SessionStartup } from './wire/startup.js';
 
 export interface LoginOptions {
   readonly clients: Clients;
   readonly authentication: Authentication;
   readonly loginTimeoutMs: number;
   readonly logger: Logger;
+  /** TLS towards clients; null: there is none. */
+  readonly tls: TlsServer | null;
+  readonly proxyProtocol: ProxyProtocolOptions;
+  /** How many may start up at a time. */
+  readonly gate: StartupGate;
   /** Whether one more client may come in. @throws ForeshardError when not */
-  readonly admit: () => void;
+  readonly admit: (startup: SessionStartup) => void;
   /** The database that clients may name. */
   readonly database: () => string;
   readonly services: (user: string) => SessionServices;
   readonly cancel: (key: CancelKey) => void;
 }
 
+/** How long a client that is refused may take to read why. */
+const LAST_WORDS_MS = 1000;
+
 /** Takes an accepted socket through start-up and authentication to a session. */
 export class Login {
   #options: LoginOptions;
+  readonly #isTrusted: (address: string) => boolean;
 
   constructor(options: LoginOptions) {
     this.#options = options;
+    this.#isTrusted = trustList(options.proxyProtocol.trustedProxies);
   }
 
   /** For those who come from now on. */
@@ -40,47 +55,67 @@ export class Login {
     this.#options = { ...this.#options, ...options };
   }
 
-  /** Never rejects: whatever is wrong is told to the client, and logged. */
-  accept(socket: Socket): void {
+  /** Never throws: whatever is wrong is told to the client, and logged. */
+  accept(accepted: Accepted): void {
+    const { gate, logger } = this.#options;
+    const { socket } = accepted;
+    gate.enter(
+      socket,
+      (leave) => void this.#begin(accepted).finally(leave),
+      () => {
+        logger.info({ from: socket.remoteAddress }, 'connection refused: too many are starting up');
+        tell(
+          socket,
+          tooManyClients(
+            'Too many connections are starting up at the same time: proxy.limits.maxStartups, startupsPerSecond.',
+          ),
+        );
+      },
+    );
+  }
+
+  /** Resolves when the client is in, or out. Never rejects. */
+  async #begin(accepted: Accepted): Promise<void> {
     const { loginTimeoutMs, logger } = this.#options;
     const reader = new HandshakeReader(
-      socket,
+      accepted.socket,
       loginTimeoutMs,
       () => new ForeshardError('57014', `canceling authentication due to timeout after ${loginTimeoutMs} ms`),
     );
-    this.#login(socket, reader).catch(async (error: unknown) => {
+    const attempt = new Attempt(accepted, reader);
+    try {
+      await this.#login(attempt);
+    } catch (error) {
+      const socket = attempt.socket;
       socket.on('error', () => socket.destroy());
       await reader.release().catch(() => undefined); // says once more that the peer has gone or was too slow
-      if (error instanceof ConnectionLostError || error instanceof ProtocolError) socket.destroy();
-      else {
-        // Authentication logs its own refusals.
-        if (!(error instanceof LoginRefusedError))
-          logger.info({ err: error, from: socket.remoteAddress }, 'login refused');
-        socket.setTimeout(1000, () => socket.destroy());
-        socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
-      }
-    });
+      if (error instanceof TlsHandshakeError || error instanceof UnansweredError)
+        logger.info({ err: error, from: attempt.address }, 'connection closed during start-up');
+      // Authentication logs its own refusals.
+      else if (!(error instanceof ConnectionLostError || error instanceof LoginRefusedError))
+        logger.info({ err: error, from: attempt.address }, 'login refused');
+      if (error instanceof ConnectionLostError || error instanceof UnansweredError) socket.destroy();
+      else tell(socket, error);
+    }
   }
 
-  async #login(socket: Socket, reader: HandshakeReader): Promise<void> {
+  async #login(attempt: Attempt): Promise<void> {
     const { clients, authentication } = this.#options;
-    const startup = await readStartup(reader);
-    if (startup.kind === 'cancel') {
-      // No answer either way, so that a guess learns nothing.
-      this.#options.cancel(startup);
-      await reader.release();
-      socket.on('error', () => socket.destroy());
-      socket.end();
-      return;
-    }
-    this.#options.admit();
-    const who = await authenticateClient(reader, startup, plainFacts(socket), authentication.services);
+    const { reader } = attempt;
+    await this.#readProxyHeader(attempt);
+    const startup = await this.#readStartup(attempt);
+    if (startup === null) return;
+    this.#options.admit(startup);
+    const { facts } = attempt;
+    const who = await authenticateClient(reader, startup, facts, authentication.services);
+    if (startup.refused !== null) throw startup.refused;
     const database = this.#options.database();
     if (who.database !== database)
       throw new ForeshardError('3D000', `database "${who.database}" does not exist`, {
         hint: `This proxy serves the database "${database}".`,
       });
     if (who.secret !== null) authentication.secrets.learned(who.user, who.secret);
+    const { socket } = attempt;
     const key = clients.newKey(who.protocol);
     const session = new Session({
       id: key.processId,
@@ -90,7 +125,7 @@ export class Login {
       services: this.#options.services(who.user),
       onEnd: () => clients.delete(key.processId),
     });
-    const client: Client = { session, key, protocol: who.protocol, database, connectedAt: Date.now() };
+    const client: Client = { session, key, protocol: who.protocol, database, facts, connectedAt: Date.now() };
     clients.add(client);
     const gone = () => session.close();
     socket.once('close', gone);
@@ -107,4 +142,86 @@ export class Login {
     session.start();
     socket.off('close', gone);
   }
+
+  async #readProxyHeader(attempt: Attempt): Promise<void> {
+    const { mode } = this.#options.proxyProtocol;
+    if (mode === 'off' || attempt.kind === 'unix') return;
+    const trusted = attempt.address !== null && this.#isTrusted(attempt.address);
+    attempt.address = (await readProxyHeader(attempt.reader, { mode, trusted })) ?? attempt.address;
+  }
+
+  /** null: it was a cancel request, and is done with. */
+  async #readStartup(attempt: Attempt): Promise<SessionStartup | null> {
+    const { tls, cancel } = this.#options;
+    const { reader, kind } = attempt;
+    const startTls =
+      tls === null || kind === 'unix'
+        ? null
+        : async (_socket: unknown, direct: boolean) => {
+            const secured = await tls.accept(attempt.socket, direct);
+            attempt.secured(secured.socket, secured.facts);
+            return secured.socket;
+          };
+    const startup = await readStartup(reader, startTls);
+    if (startup.kind === 'cancel') {
+      // No answer either way, so that a guess learns nothing.
+      cancel(startup);
+      const { socket } = attempt;
+      await reader.release();
+      socket.on('error', () => socket.destroy());
+      socket.setTimeout(LAST_WORDS_MS, () => socket.destroy());
+      socket.end();
+      return null;
+    }
+    if (tls?.required && kind === 'tcp' && attempt.facts.tls === null)
+      throw new ForeshardError(
+        '28000',
+        `no pg_hba.conf entry for host "${attempt.address}", user "${startup.user}", database "${startup.database}", no encryption`,
+        { hint: 'This proxy asks for TLS (proxy.tls.mode require): connect with sslmode=require or better.' },
+      );
+    return startup;
+  }
+}
+
+/** One connection on its way in, and what is known of it so far. */
+class Attempt {
+  readonly kind: 'tcp' | 'unix';
+  readonly reader: HandshakeReader;
+  /** The client's, once a PROXY header has named it. */
+  address: string | null;
+  /** What the session will speak through. */
+  #socket: Socket;
+  #tls: TlsFacts | null = null;
+
+  constructor({ socket, kind }: Accepted, reader: HandshakeReader) {
+    this.kind = kind;
+    this.reader = reader;
+    this.#socket = socket;
+    this.address = kind === 'unix' ? null : (socket.remoteAddress?.replace(/^::ffff:(?=\d+\.)/, '') ?? null);
+  }
+
+  get socket(): Socket {
+    return this.#socket;
+  }
+
+  get facts(): ConnectionFacts {
+    return { kind: this.kind, address: this.address, tls: this.#tls };
+  }
+
+  secured(socket: Socket, facts: TlsFacts): void {
+    this.#socket = socket;
+    this.#tls = facts;
+  }
+}
+
+/** In PostgreSQL's words. */
+export function tooManyClients(hint: string): ForeshardError {
+  return new ForeshardError('53300', 'sorry, too many clients already', { hint });
+}
+
+/** The last thing that a client hears. */
+function tell(socket: Socket, error: unknown): void {
+  socket.on('error', () => socket.destroy());
+  socket.setTimeout(LAST_WORDS_MS, () => socket.destroy());
+  socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
 }

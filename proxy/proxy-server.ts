@@ -7,9 +7,12 @@ import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings 
 import { Authentication, type AuthOptions } from './auth/authentication.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
 import { Drain } from './drain.js';
-import { type ListenAddress, Listener } from './listener/listener.js';
+import { Listener, type ListenOptions } from './listener/listener.js';
+import type { ProxyProtocolMode } from './listener/proxy-protocol.js';
+import { StartupGate, type StartupLimits } from './listener/startup-gate.js';
+import { type TlsOptions, TlsServer } from './listener/tls-server.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
-import { Login } from './login.js';
+import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
@@ -22,7 +25,14 @@ export interface ProxyOptions {
   readonly catalog: Catalog;
   /** Shown in the catalog. */
   readonly name: string;
-  readonly listen: ListenAddress;
+  readonly listen: ListenOptions & {
+    /** Whether load balancers in front say whose connections they pass on. Default: off. */
+    readonly proxyProtocol?: ProxyProtocolMode;
+    /** Addresses and networks of these. */
+    readonly trustedProxies?: readonly string[];
+  };
+  /** TLS towards clients; not set: none. */
+  readonly tls?: TlsOptions | undefined;
   /** Another process listens there, and gives this one its sockets by `accept`. Default: false. */
   readonly handedOver?: boolean;
   /** This process among those that share the port, 0 to 127. Default: 0. */
@@ -33,6 +43,12 @@ export interface ProxyOptions {
   readonly pool: PoolsOptions;
   readonly limits: {
     readonly maxClients: number;
+    /** Connections at most that have not logged in yet. Default: 500. */
+    readonly maxStartups?: number;
+    /** Start-ups begun each second; 0, the default: no limit. */
+    readonly startupsPerSecond?: number;
+    /** How long a connection waits until it may start up. Default: 10,000. */
+    readonly startupQueueMs?: number;
     readonly loginTimeoutMs: number;
     /** How long a statement waits for a range on the move, or for the catalog, before it fails with 57P03. */
     readonly holdTimeoutMs: number;
@@ -49,9 +65,13 @@ export interface ProxyOptions {
 /** What `reload` changes; all else of the options needs a restart. */
 export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits'>;
 
+/** Always reachable, so that somebody can look when all connections are taken. */
+const ADMIN_DATABASE = 'foreshard_admin';
+
 /** The parts of a running proxy, as they come up. */
 interface Parts {
   readonly listener: Listener;
+  readonly tls: TlsServer | null;
   readonly live: LiveTopology;
   readonly router: Router;
   readonly schema: SchemaView;
@@ -66,6 +86,8 @@ export class ProxyServer {
   readonly pools: Pools;
   #options: ProxyOptions;
   readonly #listener: Listener;
+  readonly #tls: TlsServer | null;
+  readonly #gate: StartupGate;
   readonly #live: LiveTopology;
   readonly #schema: SchemaView;
   readonly #authentication: Authentication;
@@ -80,6 +102,7 @@ export class ProxyServer {
    * @throws ForeshardError when the port is taken or the catalog cannot be used
    */
   static async start(options: ProxyOptions): Promise<ProxyServer> {
+    const tls = options.tls === undefined ? null : new TlsServer(options.tls, options.logger);
     let live: LiveTopology | null = null;
     // First: with a mistake in the rules nobody is to connect.
     const authentication = await Authentication.start(options.auth, {
@@ -94,7 +117,7 @@ export class ProxyServer {
       live = await LiveTopology.start({
         catalog: options.catalog,
         name: options.name,
-        listen: `${options.listen.host}:${listener.port}`,
+        listen: listener.addresses[0] ?? '',
         leaseTtlMs: options.lease.ttlMs,
         logger: options.logger,
         inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
@@ -103,9 +126,9 @@ export class ProxyServer {
       const started = live;
       const schema = await SchemaView.start(started, options.logger);
       const router = new Router({ topology: () => started.current, metadata: () => schema.current });
-      const proxy = new ProxyServer(options, { listener, live, router, schema, clients, authentication });
+      const proxy = new ProxyServer(options, { listener, tls, live, router, schema, clients, authentication });
       await proxy.#flusher.start();
-      listener.open((socket) => proxy.#login.accept(socket));
+      listener.open((accepted) => proxy.#login.accept(accepted));
       return proxy;
     } catch (error) {
       void listener.stop();
@@ -121,6 +144,8 @@ export class ProxyServer {
     const { logger, limits } = options;
     this.#options = options;
     this.#listener = parts.listener;
+    this.#tls = parts.tls;
+    this.#gate = new StartupGate(startupLimits(limits));
     this.#live = live;
     this.router = router;
     this.#schema = schema;
@@ -153,7 +178,13 @@ export class ProxyServer {
       authentication: parts.authentication,
       loginTimeoutMs: limits.loginTimeoutMs,
       logger,
-      admit: () => this.#admit(),
+      tls: parts.tls,
+      proxyProtocol: {
+        mode: options.listen.proxyProtocol ?? 'off',
+        trustedProxies: options.listen.trustedProxies ?? [],
+      },
+      gate: this.#gate,
+      admit: (startup) => this.#admit(startup.database),
       database: () => live.current.database,
       cancel: (key) => this.cancel(key),
       services: (user) => ({
@@ -173,21 +204,34 @@ export class ProxyServer {
     return this.#listener.port;
   }
 
+  /** Where it listens: `address:port`, and the path of the Unix socket. */
+  get addresses(): string[] {
+    return this.#listener.addresses;
+  }
+
   /** A client's socket that another process has accepted; see `ProxyOptions.handedOver`. */
   accept(socket: Socket): void {
     this.#listener.take(socket);
   }
 
   /**
-   * New work goes by these options from now on; what is under way ends as it began. Never rejects: with a mistake in rules or users' files,
-   * authentication stays as it was, the mistakes are logged, and the answer is false.
+   * New work goes by these options, and by certificates and keys as their files are now; what is under way ends as it began.
+   * Never rejects: with a mistake in rules, users' files or certificates these stay as they were, the mistakes are logged, and the
+   * answer is false.
    */
   async reload(options: ReloadableOptions): Promise<boolean> {
     const { auth: _auth, serverPasswords: _passwords, ...others } = options;
     this.#options = { ...this.#options, ...others };
     this.pools.reload(options.pool);
     this.#login.reload({ loginTimeoutMs: options.limits.loginTimeoutMs });
-    return this.#authentication.reload(options.auth, options.serverPasswords);
+    this.#gate.reload(startupLimits(options.limits));
+    const certificates = this.reloadTls();
+    return (await this.#authentication.reload(options.auth, options.serverPasswords)) && certificates;
+  }
+
+  /** Reads certificates and keys again. @returns false when they are not fit; then those before stay in force */
+  reloadTls(): boolean {
+    return this.#tls?.reload() ?? true;
   }
 
   /**
@@ -203,6 +247,7 @@ export class ProxyServer {
   async #close(): Promise<void> {
     const closed = this.#listener.stop();
     await this.#drain.finished();
+    this.#gate.close();
     this.pools.close();
     await this.#flusher.close();
     await this.#live.close();
@@ -235,7 +280,7 @@ export class ProxyServer {
         .then(() => client.session.canceled());
   }
 
-  #admit(): void {
+  #admit(database: string): void {
     // Who came before the drain began is one of those that are waited for.
     if (this.#drain.mode !== null && this.#drain.mode !== 'wait_for_clients')
       throw new ForeshardError('57P03', 'the proxy is shutting down');
@@ -247,7 +292,16 @@ export class ProxyServer {
           hint: 'An administrator has disabled it; ENABLE lets clients in again.',
         },
       );
-    if (this.clients.size >= this.#options.limits.maxClients)
-      throw new ForeshardError('53300', 'sorry, too many clients already', { hint: 'Raise proxy.limits.maxClients.' });
+    if (this.clients.size >= this.#options.limits.maxClients && database !== ADMIN_DATABASE)
+      throw tooManyClients('Raise proxy.limits.maxClients.');
   }
+}
+
+function startupLimits(limits: ProxyOptions['limits']): StartupLimits {
+  return {
+    maxStartups: limits.maxStartups ?? 500,
+    startupsPerSecond: limits.startupsPerSecond ?? 0,
+    startupQueueMs: limits.startupQueueMs ?? 10_000,
+    maxQueued: limits.maxClients,
+  };
 }

@@ -45,7 +45,7 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
       try {
         const fresh = withPort(readConfig(args), args.port);
         logger.info(
-          'SIGHUP: reading proxy.auth, serverPasswords, pool and limits again; all else is read at start only',
+          'SIGHUP: reading proxy.auth, serverPasswords, pool and limits, and the files of proxy.tls again; all else is read at start only',
         );
         void services.proxy?.reload(fresh.proxy);
       } catch (error) {
@@ -53,9 +53,8 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
         logger.error({ err: error }, 'SIGHUP: the configuration stays as it was');
       }
     };
-    const { host } = config.proxy.listen;
     logger.info(
-      { parts: only, ...(services.proxy === undefined ? {} : { listen: `${host}:${services.proxy.port}` }) },
+      { parts: only, ...(services.proxy === undefined ? {} : { listen: services.proxy.addresses.join(', ') }) },
       'ready',
     );
     try {

@@ -10,9 +10,9 @@ export interface ConnectionFacts {
 export interface TlsFacts {
   /**
    * tls-server-end-point of RFC 5929, as PostgreSQL computes it: our certificate (DER) hashed with the hash of its signature's
-   * algorithm, SHA-256 in the place of MD5 and SHA-1.
+   * algorithm, SHA-256 in the place of MD5 and SHA-1. null: that algorithm has none (Ed25519), and channel binding is not to be offered.
    */
-  readonly serverEndPoint: Buffer;
+  readonly serverEndPoint: Buffer | null;
   /** Common name of the client's certificate; null when it has none, or there is no verified certificate. */
   readonly clientCommonName: string | null;
   /** Whole subject as RFC 2253 writes it, most specific part first (`CN=app,OU=web,O=example`); null: no verified certificate. */

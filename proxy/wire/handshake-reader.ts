@@ -23,15 +23,51 @@ interface Waiter {
  * The time limit spans the whole handshake, until `release`.
  */
 export class HandshakeReader {
-  readonly socket: Duplex;
+  #socket: Duplex;
   #waiter: Waiter | null = null;
   #failure: Error | null = null;
   readonly #timer: NodeJS.Timeout | null;
 
   /** `onTimeout` makes the error that the pending and every later read fails with. `timeoutMs` 0: no limit. */
   constructor(socket: Duplex, timeoutMs: number, onTimeout: () => Error) {
-    this.socket = socket;
+    this.#socket = socket;
     this.#timer = timeoutMs > 0 ? setTimeout(() => this.#fail(onTimeout()), timeoutMs) : null;
+    this.#listen(socket);
+  }
+
+  /** What is read and may be written to: after `secure` the encrypted stream. */
+  get socket(): Duplex {
+    return this.#socket;
+  }
+
+  /** Gives back what was read last, to be read again. */
+  unread(bytes: Buffer): void {
+    this.#socket.unshift(bytes);
+  }
+
+  /**
+   * Takes the connection to TLS: `handshake` is given the socket, with what has arrived on it and was not read, and resolves
+   * with the encrypted stream over it, from which is read from then on. The same time limit goes on. Rejects as `read` does, and
+   * with what `handshake` fails with.
+   */
+  async secure(handshake: (socket: Duplex) => Promise<Duplex>): Promise<void> {
+    const plain = this.#socket;
+    plain.off('readable', this.#onReadable);
+    // As in `release`: Node lets a stream out of 'readable' mode only with the next tick.
+    await new Promise<void>((resolve) => process.nextTick(resolve));
+    if (this.#failure !== null) throw this.#failure;
+    // The listeners for its errors and its end stay on: that is also how a handshake ends that never gets done.
+    const lost = new Promise<never>((_, reject) => {
+      this.#waiter = { bytes: 0, resolve: () => undefined, reject };
+    });
+    const secured = await Promise.race([handshake(plain), lost]);
+    this.#waiter = null;
+    plain.off('end', this.#onEnd);
+    this.#socket = secured;
+    this.#listen(secured);
+  }
+
+  #listen(socket: Duplex): void {
     socket.on('readable', this.#onReadable);
     socket.on('end', this.#onEnd);
     socket.on('error', this.#onError);

@@ -6,3 +6,6 @@ export class ProtocolError extends ForeshardError {
     super('08P01', message, options);
   }
 }
+
+/** Whoever is at the other end does not speak this protocol: the connection is closed without an answer, as PostgreSQL does. */
+export class UnansweredError extends ProtocolError {}

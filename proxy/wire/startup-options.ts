@@ -24,36 +24,119 @@ function splitOptions(options: string): string[] {
   }
 }
 
+/** Switches of process_postgres_switches in PostgreSQL's postgres.c that stand for one setting; with `:` it is their argument. */
+const SETTING_OF_SWITCH: Readonly<Record<string, readonly [name: string, value: string]>> = {
+  B: ['shared_buffers', ':'],
+  F: ['fsync', 'false'],
+  N: ['max_connections', ':'],
+  O: ['allow_system_table_mods', 'true'],
+  P: ['ignore_system_indexes', 'true'],
+  S: ['work_mem', ':'],
+  W: ['post_auth_delay', ':'],
+  e: ['datestyle', 'euro'],
+  h: ['listen_addresses', ':'],
+  i: ['listen_addresses', '*'],
+  k: ['unix_socket_directories', ':'],
+  l: ['ssl', 'true'],
+  p: ['port', ':'],
+  s: ['log_statement_stats', 'true'],
+};
+
+/** Those that mean something on a server's own command line only, and those that once did. */
+const IGNORED_SWITCHES = 'bCDEjnrTv';
+const WITH_ARGUMENT = 'BcCdDfhkNprStvW-';
+
+/** `-f x`: a kind of plan that is not to be used. */
+const PLAN_SETTINGS: Readonly<Record<string, string>> = {
+  s: 'enable_seqscan',
+  i: 'enable_indexscan',
+  o: 'enable_indexonlyscan',
+  b: 'enable_bitmapscan',
+  t: 'enable_tidscan',
+  n: 'enable_nestloop',
+  m: 'enable_mergejoin',
+  h: 'enable_hashjoin',
+};
+
 /**
- * The settings in an `options` start-up parameter: `-c a=b`, `-ca=b`, `--a=b`, in order. PostgreSQL's one-letter switches that
- * are shorthands for settings or for debugging are refused.
+ * The settings in an `options` start-up parameter, in order: `-c a=b`, `-ca=b`, `--a=b`, and PostgreSQL's one-letter switches
+ * with what they set. Whether a client may set that is the server's part.
+ * @throws ForeshardError 42601, in PostgreSQL's words
  */
 export function parseOptions(options: string): [name: string, value: string][] {
   const settings: [string, string][] = [];
+  const operands: string[] = [];
   const queue = splitOptions(options);
   for (let argument = queue.shift(); argument !== undefined; argument = queue.shift()) {
-    let assignment: string;
-    let shown: string;
-    if (argument.startsWith('--') && argument.length > 2) {
-      assignment = argument.slice(2);
-      shown = `--${assignment}`;
-    } else if (argument.startsWith('-c')) {
-      const value = argument.length > 2 ? argument.slice(2) : queue.shift();
-      if (value === undefined) throw invalidArgument(argument);
-      assignment = value;
-      shown = `-c ${assignment}`;
-    } else throw invalidArgument(argument);
-    const equals = assignment.indexOf('=');
-    if (equals < 0) throw new ForeshardError('42601', `${shown} requires a value`);
-    // ParseLongOption in PostgreSQL's guc.c
-    settings.push([assignment.slice(0, equals).replaceAll('-', '_'), assignment.slice(equals + 1)]);
+    if (argument === '--') operands.push(...queue.splice(0));
+    else if (argument.length < 2 || !argument.startsWith('-')) operands.push(argument);
+    else
+      for (let at = 1; at < argument.length; at++) {
+        const letter = argument.charAt(at);
+        if (!WITH_ARGUMENT.includes(letter)) settings.push(...settingsOf(letter, '', argument));
+        else {
+          // The rest of it, or the next.
+          const rest = at + 1 < argument.length ? argument.slice(at + 1) : null;
+          const value = rest ?? queue.shift();
+          if (value === undefined) throw invalidArgument(argument);
+          settings.push(...settingsOf(letter, value, rest === null ? value : argument));
+          break;
+        }
+      }
   }
+  if (operands[0] !== undefined) throw invalidArgument(operands[0]);
+  return settings;
+}
+
+/** What one switch sets. */
+function settingsOf(letter: string, value: string, argument: string): [name: string, value: string][] {
+  const plain = SETTING_OF_SWITCH[letter];
+  if (plain !== undefined) return [[plain[0], plain[1] === ':' ? value : plain[1]]];
+  if (IGNORED_SWITCHES.includes(letter)) return [];
+  switch (letter) {
+    case 'c':
+    case '-': {
+      const equals = value.indexOf('=');
+      if (equals < 0) throw new ForeshardError('42601', `${letter === '-' ? '--' : '-c '}${value} requires a value`);
+      // ParseLongOption in PostgreSQL's guc.c
+      return [[value.slice(0, equals).replaceAll('-', '_'), value.slice(equals + 1)]];
+    }
+    case 'd':
+      return debugSettings(Number.parseInt(value, 10) || 0);
+    case 'f': {
+      const plan = PLAN_SETTINGS[value.charAt(0)];
+      if (plan === undefined) throw invalidArgument(argument);
+      return [[plan, 'false']];
+    }
+    case 't': {
+      const statistics = /^pa/.test(value)
+        ? 'parser'
+        : /^pl/.test(value)
+          ? 'planner'
+          : /^e/.test(value)
+            ? 'executor'
+            : null;
+      if (statistics === null) throw invalidArgument(argument);
+      return [[`log_${statistics}_stats`, 'true']];
+    }
+    default:
+      throw invalidArgument(argument);
+  }
+}
+
+/** set_debug_options in PostgreSQL's postgres.c, as a client may use it. */
+function debugSettings(level: number): [name: string, value: string][] {
+  const settings: [string, string][] = [['log_min_messages', level > 0 ? `debug${level}` : 'notice']];
+  if (level >= 2) settings.push(['log_statement', 'all']);
+  if (level >= 3) settings.push(['debug_print_parse', 'true']);
+  if (level >= 4) settings.push(['debug_print_plan', 'true']);
+  if (level >= 5) settings.push(['debug_print_rewritten', 'true']);
   return settings;
 }
 
 function invalidArgument(argument: string): ForeshardError {
   return new ForeshardError('42601', `invalid command-line argument for server process: ${argument}`, {
-    hint: 'Foreshard takes settings only: -c name=value or --name=value.',
+    hint: 'Try "postgres --help" for more information.',
   });
 }
 

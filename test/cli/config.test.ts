@@ -27,7 +27,8 @@ describe('configuration', () => {
   it('fills in every default when only the catalog is given', () => {
     const config = defaultConfig('postgresql://foreshard:pw@127.0.0.1/foreshard');
     expect(config.catalogUrl).toBe('postgresql://foreshard:pw@127.0.0.1/foreshard');
-    expect(config.proxy.listen).toEqual({ host: '127.0.0.1', port: 6432 });
+    expect(config.proxy.listen).toMatchObject({ host: '127.0.0.1', port: 6432 });
+    expect(config.proxy.tls).toBeUndefined();
     expect(config.proxy.auth.method).toBe('scram-sha-256');
     expect(config.proxy.pool.size).toBe(20);
     expect(config.log.level).toBe('info');
@@ -51,6 +52,13 @@ describe('configuration', () => {
     ],
     [`${URL_LINE}proxy:\n  listen:\n    port: 99999`, /line 5: proxy\.listen\.port: too big/],
     [`${URL_LINE}proxy:\n  listen:\n    port: "x"`, /line 5: proxy\.listen\.port: expected number, received string/],
+    [
+      `${URL_LINE}proxy:\n  listen:\n    trustedProxies: [lb1]`,
+      /proxy\.listen\.trustedProxies\.0: "lb1" is not an IP address/,
+    ],
+    [`${URL_LINE}proxy:\n  listen: {proxyProtocol: require}`, /trustedProxies: list the load balancers/],
+    [`${URL_LINE}proxy:\n  listen: {socketMode: "0888"}`, /socketMode: is not a file mode/],
+    [`${URL_LINE}proxy:\n  tls: {mode: require, keyFile: k}`, /proxy\.tls\.certFile: is needed with mode "require"/],
     [`${URL_LINE}log:\n  level: loud`, /line 4: log\.level: expected one of "trace"/],
     [`${URL_LINE}catalog: {}`, /line 3: Map keys must be unique/],
     [`${URL_LINE}proxy: [`, /line \d+: /],
@@ -112,6 +120,21 @@ shards: {s1: {passwordFile: open}}
     expect(warnings).toEqual([
       expect.stringMatching(/shards\.s1\.passwordFile: .*open" can be read by others; chmod 600/),
     ]);
+  });
+
+  it('finds certificates and keys from the folder of the file', () => {
+    const file = join(dir, 'tls.yaml');
+    writeFileSync(
+      file,
+      `${URL_LINE}proxy:\n  tls: {mode: allow, certFile: c.pem, keyFile: /k.pem, keyPassphrase: {passwordEnv: KEY}}\n`,
+    );
+    expect(loadConfig(file, { KEY: 'open' }).config.proxy.tls).toEqual({
+      mode: 'allow',
+      certFile: join(dir, 'c.pem'),
+      keyFile: '/k.pem',
+      keyPassphrase: 'open',
+      minVersion: 'TLSv1.2',
+    });
   });
 
   it('says which file is missing', () => {

@@ -141,6 +141,19 @@ export class RawPeer {
     }
   }
 
+  /** All that still comes until the other side closes. */
+  async rest(): Promise<Buffer> {
+    await this.#until(() => this.#ended || this.#error !== null, 'the end', false);
+    return this.#received;
+  }
+
+  /** The bare socket, to be read by somebody else from now on. */
+  detach(): Socket {
+    for (const event of ['data', 'error', 'close', 'end']) this.socket.removeAllListeners(event);
+    this.socket.pause();
+    return this.socket;
+  }
+
   /** Says goodbye. */
   end(): void {
     this.socket.end(TERMINATE);

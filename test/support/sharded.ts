@@ -2,7 +2,8 @@ import pg from 'pg';
 import pino from 'pino';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
-import { ProxyServer } from '../../proxy/proxy-server.js';
+import type { TlsOptions } from '../../proxy/listener/tls-server.js';
+import { type ProxyOptions, ProxyServer } from '../../proxy/proxy-server.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
@@ -25,6 +26,10 @@ export interface ShardedOptions {
   readonly holdTimeoutMs?: number;
   readonly poolSize?: number;
   readonly leaseTtlMs?: number;
+  readonly tls?: TlsOptions;
+  /** Over the defaults. */
+  readonly listen?: Partial<ProxyOptions['listen']>;
+  readonly limits?: Partial<ProxyOptions['limits']>;
   /** Directory of the servers' programs. Default: those from npm. */
   readonly binDir?: string;
 }
@@ -148,11 +153,17 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
   return ProxyServer.start({
     catalog,
     name: 'test',
-    listen: { host: '127.0.0.1', port: 0 },
+    listen: { host: '127.0.0.1', port: 0, ...options.listen },
+    tls: options.tls,
     auth: { method: 'scram-sha-256', users: new Map() },
     serverPasswords: new Map(),
     pool: { size: options.poolSize ?? 10, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000 },
-    limits: { maxClients: 200, loginTimeoutMs: 10_000, holdTimeoutMs: options.holdTimeoutMs ?? 10_000 },
+    limits: {
+      maxClients: 200,
+      loginTimeoutMs: 10_000,
+      holdTimeoutMs: options.holdTimeoutMs ?? 10_000,
+      ...options.limits,
+    },
     lease: { ttlMs: options.leaseTtlMs ?? 5000 },
     telemetry: { flushIntervalMs: 60_000 },
     logger: pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),

@@ -23,6 +23,7 @@ import {
   PROTOCOL_3_2,
 } from '../../../proxy/wire/frontend.js';
 import { ConnectionLostError, HandshakeReader } from '../../../proxy/wire/handshake-reader.js';
+import { UnansweredError } from '../../../proxy/wire/protocol-error.js';
 import { makeVerifier } from '../../../proxy/wire/scram.js';
 import { readStartup, type Startup } from '../../../proxy/wire/startup.js';
 import { ForeshardError } from '../../../topology/errors.js';
@@ -67,6 +68,7 @@ beforeAll(async () => {
       else {
         const policy = await AuthPolicy.load({ method, ...files }, logger);
         await authenticateClient(reader, startup, plainFacts(socket), { ...services, policy });
+        if (startup.refused !== null) throw startup.refused;
         await reader.release();
         behind = Buffer.alloc(0);
         socket.on('data', (chunk: Buffer) => {
@@ -76,7 +78,7 @@ beforeAll(async () => {
         socket.write(encodeReadyForQuery('I'));
       }
     } catch (error) {
-      if (error instanceof ConnectionLostError) socket.destroy();
+      if (error instanceof ConnectionLostError || error instanceof UnansweredError) socket.destroy();
       else socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
     }
   });
@@ -124,18 +126,24 @@ describe('before start-up', () => {
     }),
   );
 
-  test('a client that does not wait for the N is understood', () =>
+  test.each([
+    ['SSL', encodeSslRequest(), 'received unencrypted data after SSL request'],
+    ['GSS', encodeGssEncRequest(), 'received unencrypted data after GSSAPI encryption request'],
+  ])('%s: a client that does not wait for the N is refused', (_name, request, message) =>
     withPeer(async (peer) => {
-      peer.send(encodeSslRequest(), encodeStartup({ user: 'ann' }));
+      peer.send(request, encodeStartup({ user: 'ann' }));
       expect((await peer.bytes(1)).toString()).toBe('N');
-      await peer.expect('R');
-      await peer.expect('Z');
-    }));
+      expect(await peer.expectError()).toMatchObject({ severity: 'FATAL', sqlstate: '08P01', message });
+      await peer.expectClose();
+      expect(startups).toEqual([]);
+    }),
+  );
 
   test('a second SSLRequest is an unknown protocol', () =>
     withPeer(async (peer) => {
-      peer.send(encodeSslRequest(), encodeSslRequest());
+      peer.send(encodeSslRequest());
       await peer.bytes(1);
+      peer.send(encodeSslRequest());
       expect(await peer.expectError()).toMatchObject({
         severity: 'FATAL',
         sqlstate: '0A000',
@@ -144,7 +152,7 @@ describe('before start-up', () => {
       await peer.expectClose();
     }));
 
-  test.each([4, 32, 256])('a cancel request with a secret of %i bytes', (bytes) =>
+  test.each([1, 4, 32, 256])('a cancel request with a secret of %i bytes', (bytes) =>
     withPeer(async (peer) => {
       const secret = randomBytes(bytes);
       peer.send(encodeCancelRequest(-7, secret));
@@ -153,11 +161,25 @@ describe('before start-up', () => {
     }),
   );
 
-  test.each([0, 3, 257])('a cancel request with a secret of %i bytes is none', (bytes) =>
+  test.each([0, 257])('a cancel request with a secret of %i bytes is none', (bytes) =>
     withPeer(async (peer) => {
       peer.send(encodeCancelRequest(7, Buffer.alloc(bytes)));
-      expect(await peer.expectError()).toMatchObject({ sqlstate: '08P01' });
+      await peer.expectClose();
       expect(startups).toEqual([]);
+    }),
+  );
+
+  test.each([
+    ['an HTTP request', Buffer.from('GET / HTTP/1.1\r\n\r\n')],
+    ['a packet that is too long', packet(Buffer.concat([version(3, 0), Buffer.alloc(9997)]))],
+    ['a packet that is too short', packet(Buffer.alloc(3))],
+    ['an empty packet', packet(Buffer.alloc(0))],
+    ['a length below zero', Buffer.from('ffffffff', 'hex')],
+    ['a TLS handshake where there is no TLS', Buffer.from('1603010200010001fc0303', 'hex')],
+  ])('%s is closed without an answer', (_name, bytes) =>
+    withPeer(async (peer) => {
+      peer.send(bytes);
+      await peer.expectClose();
     }),
   );
 });
@@ -166,14 +188,6 @@ describe('start-up packets', () => {
   test.each([
     ['protocol 2.0', packet(version(2, 0)), '0A000', 'unsupported frontend protocol 2.0: server supports 3.0 to 3.2'],
     ['protocol 4.1', packet(version(4, 1)), '0A000', 'unsupported frontend protocol 4.1: server supports 3.0 to 3.2'],
-    ['an HTTP request', Buffer.from('GET / HTTP/1.1\r\n\r\n'), '08P01', 'invalid length of startup packet'],
-    [
-      'too long',
-      packet(Buffer.concat([version(3, 0), Buffer.alloc(9997)])),
-      '08P01',
-      'invalid length of startup packet',
-    ],
-    ['too short', packet(Buffer.alloc(3)), '08P01', 'invalid length of startup packet'],
     [
       'no terminator',
       packet(Buffer.concat([version(3, 0), Buffer.from('user\0ann\0')])),
@@ -188,11 +202,32 @@ describe('start-up packets', () => {
     ],
     ['no user', encodeStartup({ database: 'd' }), '28000', 'no PostgreSQL user name specified in startup packet'],
     [
-      'replication',
-      encodeStartup({ user: 'ann', replication: 'database' }),
-      '0A000',
-      'replication connections are not supported through the proxy',
+      'nothing but a version',
+      packet(version(3, 0)),
+      '08P01',
+      'invalid startup packet layout: expected terminator as last byte',
     ],
+    [
+      'a name without a value',
+      packet(Buffer.concat([version(3, 0), Buffer.from('user\0ann\0database\0')])),
+      '08P01',
+      'invalid startup packet layout: expected terminator as last byte',
+    ],
+    [
+      'a kind of replication that there is not',
+      encodeStartup({ user: 'ann', replication: 'o' }),
+      '22023',
+      'invalid value for parameter "replication": "o"',
+    ],
+  ])('%s is refused', (_name, bytes, sqlstate, message) =>
+    withPeer(async (peer) => {
+      peer.send(bytes);
+      expect(await peer.expectError()).toMatchObject({ severity: 'FATAL', sqlstate, message });
+      await peer.expectClose();
+    }),
+  );
+
+  test.each([
     [
       'an encoding that hides quotes',
       encodeStartup({ user: 'ann', client_encoding: 'SJIS' }),
@@ -217,9 +252,28 @@ describe('start-up packets', () => {
       '42601',
       '--work_mem requires a value',
     ],
-  ])('%s is refused', (_name, bytes, sqlstate, message) =>
+    [
+      'a switch without its argument',
+      encodeStartup({ user: 'ann', options: '-S' }),
+      '42601',
+      'invalid command-line argument for server process: -S',
+    ],
+    [
+      'an argument that is no switch',
+      encodeStartup({ user: 'ann', options: 'work_mem=1MB -s' }),
+      '42601',
+      'invalid command-line argument for server process: work_mem=1MB',
+    ],
+    [
+      'statistics of nothing',
+      encodeStartup({ user: 'ann', options: '-t po' }),
+      '42601',
+      'invalid command-line argument for server process: po',
+    ],
+  ])('%s is refused, but only to those who are let in', (_name, bytes, sqlstate, message) =>
     withPeer(async (peer) => {
       peer.send(bytes);
+      await peer.expect('R');
       expect(await peer.expectError()).toMatchObject({ severity: 'FATAL', sqlstate, message });
       await peer.expectClose();
     }),
@@ -229,6 +283,51 @@ describe('start-up packets', () => {
     withPeer(async (peer) => {
       const room = 10_000 - encodeStartup({ user: 'ann', application_name: '' }).length + 4;
       await peer.login({ user: 'ann', parameters: { application_name: 'x'.repeat(room) } });
+    }));
+
+  test('names are cut as PostgreSQL cuts them', () =>
+    withPeer(async (peer) => {
+      const long = 'x'.repeat(62);
+      await peer.login({ user: `${long}yz`, database: `${long}éz` });
+      expect(startups).toMatchObject([{ user: `${long}y`, database: `${long}\ufffd` }]);
+    }));
+
+  test.each([
+    ['true', 'physical'],
+    ['YES', 'physical'],
+    ['on', 'physical'],
+    ['1', 'physical'],
+    ['database', 'logical'],
+    ['of', null],
+    ['0', null],
+  ])('replication=%s', (value, replication) =>
+    withPeer(async (peer) => {
+      await peer.login({ user: 'ann', parameters: { replication: value } });
+      expect(startups).toMatchObject([{ replication }]);
+    }),
+  );
+
+  test('one-letter switches are settings', () =>
+    withPeer(async (peer) => {
+      await peer.login({
+        user: 'ann',
+        parameters: { options: '-d2 -sFO -S 1MB -fs -f h -tpa -t pl -te -e -C x -n -T -j --' },
+      });
+      const [startup] = startups;
+      expect(startup?.kind === 'session' && Object.fromEntries(startup.parameters)).toEqual({
+        log_min_messages: 'debug2',
+        log_statement: 'all',
+        log_statement_stats: 'true',
+        fsync: 'false',
+        allow_system_table_mods: 'true',
+        work_mem: '1MB',
+        enable_seqscan: 'false',
+        enable_hashjoin: 'false',
+        log_parser_stats: 'true',
+        log_planner_stats: 'true',
+        log_executor_stats: 'true',
+        datestyle: 'euro',
+      });
     }));
 
   test('the database is the user’s when none is given', () =>
@@ -267,7 +366,9 @@ describe('start-up packets', () => {
     }));
 
   test.each([
+    ['3.1', (3 << 16) | 1, {}, null],
     ['3.2', PROTOCOL_3_2, {}, null],
+    ['3.9999', (3 << 16) | 9999, { '_pq_.é': '' }, { version: PROTOCOL_3_2, options: ['_pq_.é'] }],
     ['3.7', (3 << 16) | 7, {}, { version: PROTOCOL_3_2, options: [] }],
     [
       '3.0 with options',

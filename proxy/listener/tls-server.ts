@@ -1,0 +1,216 @@
+import { constants, X509Certificate } from 'node:crypto';
+import { readFileSync, statSync } from 'node:fs';
+import type { Socket } from 'node:net';
+import {
+  createSecureContext,
+  createServer,
+  type TlsOptions as NodeTlsOptions,
+  type Server,
+  type TLSSocket,
+} from 'node:tls';
+import type { Logger } from 'pino';
+import { ForeshardError } from '../../topology/errors.js';
+import type { TlsFacts } from '../auth/peer.js';
+import { ConnectionLostError } from '../wire/handshake-reader.js';
+import { commonName, distinguishedName, serverEndPoint } from './certificate.js';
+
+/** TLS towards clients. Files are read at start and again by `TlsServer.reload`. */
+export interface TlsOptions {
+  /** `allow`: clients may use it; `require`: over TCP they must. */
+  readonly mode: 'allow' | 'require';
+  /** The proxy's certificate, and those between it and the root, as PEM. */
+  readonly certFile: string;
+  /** Its private key. As in PostgreSQL it must be readable by its owner only, or, when root owns it, by the group. */
+  readonly keyFile: string;
+  readonly keyPassphrase?: string | undefined;
+  /** Clients are asked for a certificate, and one that does not lead to these is refused. Not set: they are not asked. */
+  readonly caFile?: string | undefined;
+  /** Default: TLSv1.2. */
+  readonly minVersion?: 'TLSv1.2' | 'TLSv1.3' | undefined;
+  /** OpenSSL's list of ciphers up to TLS 1.2. Default: Node's. */
+  readonly ciphers?: string | undefined;
+}
+
+/** What PostgreSQL's clients name in the ALPN extension (PG_ALPN_PROTOCOL in pqcomm.h). */
+const ALPN_PROTOCOL = 'postgresql';
+
+/** The handshake failed, or the client's certificate is no good. Nothing more can be said to it. */
+export class TlsHandshakeError extends ConnectionLostError {}
+
+/** A TLS connection, and what it tells of its two ends. */
+export interface SecuredConnection {
+  readonly socket: TLSSocket;
+  readonly facts: TlsFacts;
+}
+
+interface Pending {
+  readonly resolve: (socket: TLSSocket) => void;
+  readonly reject: (error: Error) => void;
+}
+
+/** What one reading of the files gave. Connections keep the one they began with. */
+interface Loaded {
+  readonly server: Server;
+  readonly endPoint: Buffer | null;
+  readonly asksForCertificate: boolean;
+  /** Handshakes under way, by both ends of their connection: Node does not tell which socket a TLSSocket was made of. */
+  readonly pending: Map<string, Pending>;
+}
+
+/** Takes accepted connections to TLS. Sessions are resumed by tickets, until the next reload. */
+export class TlsServer {
+  readonly #options: TlsOptions;
+  readonly #logger: Logger;
+  #loaded: Loaded;
+
+  /** @throws ForeshardError F0000 when a file is missing, unfit or readable by others */
+  constructor(options: TlsOptions, logger: Logger) {
+    this.#options = options;
+    this.#logger = logger;
+    this.#loaded = load(options);
+  }
+
+  /** Over TCP nobody comes in without TLS. */
+  get required(): boolean {
+    return this.#options.mode === 'require';
+  }
+
+  /**
+   * Reads the files again, for connections from now on. When something is wrong with them, it is logged and what was in force
+   * stays so. @returns whether they are in force
+   */
+  reload(): boolean {
+    try {
+      this.#loaded = load(this.#options);
+      this.#logger.info({ certificate: this.#options.certFile }, 'TLS certificate loaded');
+      return true;
+    } catch (error) {
+      this.#logger.error({ err: error }, 'TLS configuration was not reloaded, the one before stays in force');
+      return false;
+    }
+  }
+
+  /**
+   * The server's side of a handshake on a socket that nobody reads any more; what it has buffered belongs to the handshake.
+   * @param direct the client began with it, without asking first: then it must name our protocol (ALPN)
+   * @throws TlsHandshakeError
+   */
+  async accept(socket: Socket, direct: boolean): Promise<SecuredConnection> {
+    const { server, pending, endPoint, asksForCertificate } = this.#loaded;
+    const key = endsOf(socket);
+    const closed = () =>
+      pending.get(key)?.reject(new TlsHandshakeError('the connection was closed during the TLS handshake'));
+    try {
+      const secured = await new Promise<TLSSocket>((resolve, reject) => {
+        pending.set(key, { resolve, reject });
+        socket.once('close', closed);
+        // Documented for this: https://nodejs.org/api/net.html#event-connection
+        server.emit('connection', socket);
+      });
+      if (direct && secured.alpnProtocol !== ALPN_PROTOCOL)
+        throw new TlsHandshakeError(
+          'received direct SSL connection request without ALPN protocol negotiation extension',
+        );
+      return { socket: secured, facts: { serverEndPoint: endPoint, ...clientNames(secured, asksForCertificate) } };
+    } finally {
+      pending.delete(key);
+      socket.off('close', closed);
+    }
+  }
+}
+
+function load(options: TlsOptions): Loaded {
+  const { certFile, caFile, ciphers } = options;
+  checkKeyFile(options.keyFile);
+  const certificate = read(certFile, 'server certificate');
+  const settings: NodeTlsOptions = {
+    cert: certificate,
+    key: read(options.keyFile, 'private key'),
+    ...(options.keyPassphrase === undefined ? {} : { passphrase: options.keyPassphrase }),
+    ...(caFile === undefined ? {} : { ca: read(caFile, 'root certificate') }),
+    minVersion: options.minVersion ?? 'TLSv1.2',
+    ...(ciphers === undefined ? {} : { ciphers }),
+    honorCipherOrder: true,
+    // A client that renegotiates costs us far more than itself; PostgreSQL does not allow it either.
+    secureOptions: constants.SSL_OP_NO_RENEGOTIATION | constants.SSL_OP_NO_COMPRESSION,
+    // Tickets of another service with the same certificate are no good here.
+    sessionIdContext: 'foreshard',
+    ALPNProtocols: [ALPN_PROTOCOL],
+    requestCert: caFile !== undefined,
+    // A client without one is let through to authentication; one that cannot be verified is refused below.
+    rejectUnauthorized: false,
+  };
+  let endPoint: Buffer | null;
+  let server: Server;
+  try {
+    endPoint = serverEndPoint(new X509Certificate(certificate));
+    createSecureContext(settings);
+    server = createServer(settings);
+  } catch (error) {
+    throw new ForeshardError('F0000', `could not use TLS certificate "${certFile}" with its key: ${text(error)}`, {
+      hint: 'Check proxy.tls: certificate and key must be PEM files and belong together; an encrypted key needs its passphrase.',
+      cause: error,
+    });
+  }
+  const pending = new Map<string, Pending>();
+  server.on('secureConnection', (socket: TLSSocket) => {
+    const waiting = pending.get(endsOf(socket));
+    if (waiting === undefined) socket.destroy();
+    else waiting.resolve(socket);
+  });
+  server.on('tlsClientError', (error: Error, socket: TLSSocket) => {
+    pending
+      .get(endsOf(socket))
+      ?.reject(new TlsHandshakeError(`could not accept SSL connection: ${text(error)}`, error));
+    socket.destroy();
+  });
+  return { server, endPoint, asksForCertificate: caFile !== undefined, pending };
+}
+
+const text = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+function endsOf(socket: Socket): string {
+  return `${socket.remoteAddress} ${socket.remotePort} ${socket.localAddress} ${socket.localPort}`;
+}
+
+function clientNames(socket: TLSSocket, asked: boolean): Omit<TlsFacts, 'serverEndPoint'> {
+  const certificate = asked ? socket.getPeerX509Certificate() : undefined;
+  if (certificate === undefined) return { clientCommonName: null, clientDistinguishedName: null };
+  if (!socket.authorized)
+    throw new TlsHandshakeError(`client certificate verification failed: ${String(socket.authorizationError)}`);
+  const name = commonName(certificate);
+  if (name?.includes('\0')) throw new TlsHandshakeError("SSL certificate's common name contains embedded null");
+  return { clientCommonName: name, clientDistinguishedName: distinguishedName(certificate) };
+}
+
+function read(path: string, what: string): Buffer {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new ForeshardError('F0000', `could not load ${what} file "${path}": ${text(error)}`, {
+      hint: 'Check proxy.tls.',
+      cause: error,
+    });
+  }
+}
+
+/** As check_ssl_key_file_permissions in PostgreSQL's be-secure-common.c. */
+function checkKeyFile(path: string): void {
+  const refusal = (message: string, detail?: string): ForeshardError =>
+    new ForeshardError('F0000', message, {
+      hint: 'Check proxy.tls.keyFile.',
+      ...(detail === undefined ? {} : { detail }),
+    });
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat === undefined) throw refusal(`could not access private key file "${path}": no such file`);
+  if (!stat.isFile()) throw refusal(`private key file "${path}" is not a regular file`);
+  const self = process.geteuid?.();
+  if (self === undefined) return; // Windows: neither owner nor mode says anything
+  if (stat.uid !== self && stat.uid !== 0)
+    throw refusal(`private key file "${path}" must be owned by the user of this process or root`);
+  if ((stat.mode & (stat.uid === 0 ? 0o037 : 0o077)) !== 0)
+    throw refusal(
+      `private key file "${path}" has group or world access`,
+      'File must have permissions u=rw (0600) or less if owned by the user of this process, or permissions u=rw,g=r (0640) or less if owned by root.',
+    );
+}

@@ -1,0 +1,99 @@
+import { execFileSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll } from 'vitest';
+
+/** Whether real certificates can be made here. */
+export const hasOpenssl: boolean = (() => {
+  try {
+    execFileSync('openssl', ['version'], { stdio: 'ignore' });
+    return true;
+  } catch {
+    process.stderr.write('openssl is not installed: tests that need certificates are skipped\n');
+    return false;
+  }
+})();
+
+/** A key and its certificate, as PEM files. */
+export interface Certificate {
+  readonly cert: string;
+  readonly key: string;
+}
+
+/** A certificate authority with its certificates, in a directory that goes when the tests of the file are over. */
+export class CertificateAuthority {
+  readonly dir: string;
+  readonly root: Certificate;
+
+  constructor(name = 'Foreshard test root') {
+    this.dir = mkdtempSync(join(tmpdir(), 'foreshard-tls-'));
+    afterAll(() => rmSync(this.dir, { recursive: true, force: true }));
+    this.root = this.#paths('root');
+    this.#openssl(
+      'req',
+      '-x509',
+      ...NEW_KEY,
+      '-keyout',
+      this.root.key,
+      '-out',
+      this.root.cert,
+      '-subj',
+      `/CN=${name}`,
+      '-days',
+      '2',
+    );
+  }
+
+  /** Signs a certificate. `subject` as `/O=x/CN=y`; `digest`: of its signature. */
+  issue(
+    file: string,
+    subject: string,
+    options: { readonly names?: string; readonly digest?: string } = {},
+  ): Certificate {
+    const { cert, key } = this.#paths(file);
+    const request = join(this.dir, `${file}.csr`);
+    const extensions = join(this.dir, `${file}.ext`);
+    writeFileSync(
+      extensions,
+      options.names === undefined ? 'basicConstraints=CA:FALSE\n' : `subjectAltName=${options.names}\n`,
+    );
+    this.#openssl(
+      'req',
+      '-new',
+      '-utf8',
+      '-multivalue-rdn',
+      ...NEW_KEY,
+      '-keyout',
+      key,
+      '-out',
+      request,
+      '-subj',
+      subject,
+    );
+    this.#openssl(
+      ...['x509', '-req', '-in', request, '-CA', this.root.cert, '-CAkey', this.root.key, '-CAcreateserial'],
+      ...['-out', cert, '-days', '2', '-extfile', extensions, `-${options.digest ?? 'sha256'}`],
+    );
+    chmodSync(key, 0o600);
+    return { cert, key };
+  }
+
+  /** The subject of a certificate as OpenSSL, and PostgreSQL with it, writes it in the style of RFC 2253. */
+  subject(cert: string): string {
+    const args = ['x509', '-in', cert, '-noout', '-subject', '-nameopt', 'RFC2253'];
+    return execFileSync('openssl', args, { encoding: 'utf8' })
+      .trim()
+      .replace(/^subject=/, '');
+  }
+
+  #paths(file: string): Certificate {
+    return { cert: join(this.dir, `${file}.crt`), key: join(this.dir, `${file}.key`) };
+  }
+
+  #openssl(...args: string[]): void {
+    execFileSync('openssl', args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  }
+}
+
+const NEW_KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
