@@ -192,6 +192,10 @@ const proxy = z.strictObject({
       startupQueueMs: milliseconds(10_000),
       loginTimeoutMs: milliseconds(15_000),
       holdTimeoutMs: milliseconds(30_000),
+      queryTimeoutMs: milliseconds(0, 0),
+      idleTimeoutMs: milliseconds(0, 0),
+      idleInTransactionTimeoutMs: milliseconds(0, 0),
+      transactionTimeoutMs: milliseconds(0, 0),
     })
     .prefault({}),
   lease: z.strictObject({ ttlMs: milliseconds(10_000, 1_000) }).prefault({}),

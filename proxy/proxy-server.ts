@@ -17,6 +17,7 @@ import { Pools, type PoolsOptions } from './pools.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
 import { PreparedContents } from './session/prepared.js';
+import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
 import { TemplateStats } from './telemetry/template-stats.js';
@@ -52,7 +53,7 @@ export interface ProxyOptions {
     readonly loginTimeoutMs: number;
     /** How long a statement waits for a range on the move, or for the catalog, before it fails with 57P03. */
     readonly holdTimeoutMs: number;
-  };
+  } & SessionTimeouts;
   readonly lease: { readonly ttlMs: number };
   readonly telemetry: { readonly flushIntervalMs: number };
   readonly logger: Logger;
@@ -95,6 +96,7 @@ export class ProxyServer {
   readonly #login: Login;
   readonly #administration: Administration;
   readonly #drain: Drain;
+  readonly #timeouts: TimeoutSweep;
   #closed: Promise<void> | null = null;
 
   /**
@@ -154,6 +156,9 @@ export class ProxyServer {
       sessions: () => [...clients].map((client) => client.session),
       connections: () => parts.listener.size,
     });
+    this.#timeouts = new TimeoutSweep(function* () {
+      for (const { session } of clients) yield session;
+    }, limits);
     this.#authentication = parts.authentication;
     this.pools = new Pools(options.pool, live, parts.authentication.secrets);
     const counter = new LoadCounter(Date.now);
@@ -223,6 +228,7 @@ export class ProxyServer {
     const { auth: _auth, serverPasswords: _passwords, ...others } = options;
     this.#options = { ...this.#options, ...others };
     this.pools.reload(options.pool);
+    this.#timeouts.reload(options.limits);
     this.#login.reload({ loginTimeoutMs: options.limits.loginTimeoutMs });
     this.#gate.reload(startupLimits(options.limits));
     const certificates = this.reloadTls();
@@ -248,6 +254,7 @@ export class ProxyServer {
     const closed = this.#listener.stop();
     await this.#drain.finished();
     this.#gate.close();
+    this.#timeouts.close();
     this.pools.close();
     await this.#flusher.close();
     await this.#live.close();

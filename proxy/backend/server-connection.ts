@@ -143,6 +143,11 @@ export class ServerConnection {
     return this.#writer.buffered;
   }
 
+  /** `write` has answered false, and `onDrain` has yet to come. */
+  get isFull(): boolean {
+    return this.#writer.isFull;
+  }
+
   /** Bytes given to the kernel, or waiting in the socket for it to take them. */
   get bytesFlushed(): number {
     return this.#writer.flushed;

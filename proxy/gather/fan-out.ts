@@ -2,6 +2,7 @@ import type { ShardName } from '../../topology/topology.js';
 import type { Backend, BackendOwner } from '../backend/backend.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint, Placement } from '../session/placement.js';
+import { queueNotice } from '../session/queue-notice.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -95,7 +96,7 @@ export class FanOut implements BackendOwner, SpreadRun {
     const { activity, services } = this.#session;
     activity.waitBegins();
     try {
-      const backend = await services.pool(shard).acquire(signal);
+      const backend = await services.pool(shard).acquire(signal, () => this.#session.write(queueNotice(shard)));
       activity.assignments += 1;
       return backend;
     } finally {
@@ -179,7 +180,7 @@ export class FanOut implements BackendOwner, SpreadRun {
       case BACKEND.ErrorResponse:
         if (!FATAL.has(decodeErrorFields(frame).severity)) this.#failed = true;
         else return; // the loss of the connection follows, which is not the end of the client's session
-        this.#session.write(frame);
+        this.#session.write(this.#session.worded(frame));
         this.#stop();
         return;
       case BACKEND.CommandComplete:

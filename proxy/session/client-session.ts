@@ -58,8 +58,12 @@ export interface ClientSession {
   /** Sends bytes to the client. */
   write(frame: Buffer): void;
   writeError(fields: ErrorFields): void;
+  /** A server's ErrorResponse as the client is to see it. */
+  worded(frame: Buffer): Buffer;
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void;
+  /** What to do when the server is lost before anything of the Query or batch has been given to the kernel; null: that is an error. */
+  ifUnseen(again: (() => Promise<void>) | null): void;
   /** The server owes a ReadyForQuery that is for the client. */
   expectReady(): void;
   /**

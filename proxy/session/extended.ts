@@ -143,6 +143,7 @@ export class ExtendedProtocol {
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
     if (first) this.#units.beginUnit(backend);
+    session.ifUnseen(first && sync === null ? again : null);
     const whole = first && items.at(-1)?.type === 'sync';
     if (whole && placement.writes && transaction?.clean) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
@@ -365,6 +366,7 @@ export class ExtendedProtocol {
       backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
       return;
     }
+    this.#noteSent(bound);
     const { lookup } = session;
     if (bound !== null && lookup.mayChange(bound.execution.analyzed, 0)) lookup.sent();
     const started = performance.now();
@@ -405,6 +407,11 @@ export class ExtendedProtocol {
     backend.send(encodeExecute(name), { kind: 'execute', internal: true });
     backend.send(encodeClose('portal', name), { kind: 'close', internal: true });
     backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
+  }
+
+  #noteSent(bound: Bound | null): void {
+    if (bound === null) this.#units.sent(null);
+    else for (const { plan } of bound.statement.analyzed.statements) this.#units.sent(plan);
   }
 
   /** Makes the server fail where our error stands in the batch: what came before is undone, what follows is skipped. */

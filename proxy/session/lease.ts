@@ -14,6 +14,7 @@ import type { Activity } from './activity.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
+import { queueNotice } from './queue-notice.js';
 import { difference, fromScratch, type SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
 
@@ -126,10 +127,11 @@ export class Lease {
         continue; // the map may have changed while we waited
       }
       if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
-        if (await this.applySettings(this.backend)) continue;
+        if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
       }
       if (this.transaction?.deferred) {
-        await this.#open(this.backend, this.transaction);
+        const { transaction } = this;
+        await this.#unlessDead(this.backend, (backend) => this.#open(backend, transaction));
         continue;
       }
       if (!this.#context.lookup.agrees(this.backend.connection.parameters)) this.tellParameters(this.backend);
@@ -167,6 +169,26 @@ export class Lease {
       this.#context.pool(backend.shard).release(backend);
     }
     this.#context.live.released();
+  }
+
+  /** The connection has died before anything was sent on it: forgets it, and nothing else. */
+  replaceDead(): void {
+    const { backend, transaction } = this;
+    this.backend = null;
+    this.unsynced = false;
+    this.unsyncedDirty = false;
+    if (transaction?.deferred !== true) this.transaction = null;
+    if (backend) this.#context.pool(backend.shard).discard(backend);
+  }
+
+  /** Does `work`; when the connection turns out to have died before it was used, answers true, for another to be taken. */
+  async #unlessDead<T>(backend: Backend, work: (backend: Backend) => Promise<T>): Promise<T | true> {
+    try {
+      return await work(backend);
+    } catch (error) {
+      if (backend.lost !== null && backend.untouched) return true;
+      throw error;
+    }
   }
 
   /** Forgets everything about the connection, which is closed. */
@@ -307,11 +329,11 @@ export class Lease {
       this.#giveBack();
       if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
     }
-    const { activity } = this.#context;
+    const { activity, tellClient } = this.#context;
     activity.waitBegins();
     let backend: Backend;
     try {
-      backend = await this.#context.pool(shard).acquire(signal);
+      backend = await this.#context.pool(shard).acquire(signal, () => tellClient(queueNotice(shard)));
     } finally {
       activity.waitEnds();
     }

@@ -25,10 +25,13 @@ import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
+import { type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
 
 /** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
 const INBOX_BYTES = 1024 * 1024;
+/** PostgreSQL's words for its statement_timeout. */
+const OVERDUE = 'canceling statement due to statement timeout';
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
 
@@ -44,7 +47,7 @@ interface Incoming {
  * One client after its login. Reads its messages in order, hands each Query or batch to its protocol, and forwards what
  * comes back. At most one Query or one Sync is answered at a time; what the client pipelines behind waits in the inbox.
  */
-export class Session implements BackendOwner, ClientSession {
+export class Session implements BackendOwner, ClientSession, TimedSession {
   readonly id: number;
   readonly user: string;
   readonly services: SessionServices;
@@ -82,6 +85,16 @@ export class Session implements BackendOwner, ClientSession {
   #closed = false;
   #wait: AbortController | null = null;
   #fanOut: SpreadRun | null = null;
+  /** The client does not read as fast as it is answered: like PostgreSQL, we read nothing more from it. */
+  #outFull = false;
+  /** What runs has been canceled because it took too long; and the request is still on its way. */
+  #overdue = false;
+  #canceling = false;
+  /** Runs the Query or batch once more that was sent last, while nothing of it has left the process. */
+  #unseen: (() => Promise<void>) | null = null;
+  answers = 0;
+  transactions = 0;
+  readonly watch = new Watch();
   #onEnd: () => void;
 
   constructor(options: {
@@ -183,6 +196,13 @@ export class Session implements BackendOwner, ClientSession {
     return this.#busy || this.#awaitingReady;
   }
 
+  get phase(): 'active' | 'idle' | 'idle in transaction' {
+    const { backend, transaction } = this.lease;
+    if (this.working || (backend !== null && !backend.quiet)) return 'active';
+    const open = backend === null ? transaction?.deferred === true : backend.status !== IDLE || this.lease.unsynced;
+    return open ? 'idle in transaction' : 'idle';
+  }
+
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
   get signal(): AbortSignal {
     this.#wait ??= new AbortController();
@@ -190,10 +210,9 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   /** A CancelRequest with the right key has come. @returns the backend to send it on to, if one works for this client. */
-  cancel(): readonly Backend[] {
+  cancel(reason = 'canceling statement due to user request'): readonly Backend[] {
     if (this.#wait !== null) {
-      const error = new ForeshardError('57014', 'canceling statement due to user request');
-      this.#wait.abort(error);
+      this.#wait.abort(new ForeshardError('57014', reason));
       this.#wait = null;
     }
     if (this.#fanOut !== null) return this.#fanOut.backends;
@@ -203,7 +222,37 @@ export class Session implements BackendOwner, ClientSession {
 
   /** A cancel request has reached the server. */
   canceled(): void {
+    if (this.#canceling) {
+      this.#canceling = false;
+      this.pump();
+    }
     if (!this.#busy && !this.#awaitingReady && !this.#closed) this.lease.releaseIfIdle();
+  }
+
+  /** The query time-out has passed. Nothing more is asked of the server until it has the request, which is meant for this alone. */
+  cancelOverdue(): void {
+    // A server that waits for its client to read hears no cancel request.
+    if (this.#outFull) {
+      this.close();
+      return;
+    }
+    this.#overdue = true;
+    const backends = this.cancel(OVERDUE);
+    if (backends.length === 0) return;
+    this.#canceling = true;
+    const requests = backends.map((backend) =>
+      backend.cancel().catch((error: unknown) => {
+        this.services.logger.warn({ err: error, session: this.id }, 'could not cancel an overdue statement');
+      }),
+    );
+    void Promise.all(requests).then(() => this.canceled());
+  }
+
+  /** The server's ErrorResponse as the client is to see it. */
+  worded(frame: Buffer): Buffer {
+    if (!this.#overdue) return frame;
+    const fields = decodeErrorFields(frame);
+    return fields.sqlstate === '57014' ? encodeErrorResponse({ ...fields, message: OVERDUE }) : frame;
   }
 
   /** Sends bytes to the client. */
@@ -216,6 +265,7 @@ export class Session implements BackendOwner, ClientSession {
       return;
     }
     if (!this.#out.write(frame)) {
+      this.#outFull = true;
       this.lease.backend?.connection.pause();
       this.#fanOut?.pause();
     }
@@ -223,14 +273,26 @@ export class Session implements BackendOwner, ClientSession {
 
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void {
-    this.activity.answeredAt = Date.now();
     const transaction = this.lease.transaction;
     const status = this.lease.backend?.status ?? (transaction?.deferred ? 0x54 : IDLE);
+    this.#answered(status);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
+  }
+
+  #answered(status: number): void {
+    this.activity.answeredAt = Date.now();
+    this.answers += 1;
+    this.#unseen = null;
+    if (status === IDLE) this.transactions += 1;
+    this.#overdue = false;
   }
 
   writeError(fields: ErrorFields): void {
     this.write(encodeErrorResponse(fields));
+  }
+
+  ifUnseen(again: (() => Promise<void>) | null): void {
+    this.#unseen = again;
   }
 
   /** The server owes a ReadyForQuery that is for the client. */
@@ -248,7 +310,7 @@ export class Session implements BackendOwner, ClientSession {
       return await fanOut.run(this.signal);
     } finally {
       this.#fanOut = null;
-      this.activity.answeredAt = Date.now();
+      this.#answered(IDLE);
       this.services.live.released();
     }
   }
@@ -256,7 +318,8 @@ export class Session implements BackendOwner, ClientSession {
   /** Ends the session: FATAL to the client if `error` is given, server connection cleaned up. */
   close(error?: unknown): void {
     if (this.#closed) return;
-    if (error !== undefined) this.writeError(fieldsOfError(error, 'FATAL'));
+    // In the middle of a message nothing else can be said.
+    if (error !== undefined && !this.#midMessage) this.writeError(fieldsOfError(error, 'FATAL'));
     this.#closed = true;
     this.#out.end();
     // A client that does not read its last words is not waited for.
@@ -268,6 +331,10 @@ export class Session implements BackendOwner, ClientSession {
     this.#extended.close();
     void this.#leave();
     this.#onEnd();
+  }
+
+  get #midMessage(): boolean {
+    return !this.gate.active && this.backends.some((backend) => backend.midMessage);
   }
 
   async #leave(): Promise<void> {
@@ -383,7 +450,10 @@ export class Session implements BackendOwner, ClientSession {
 
   #mayProcess(type: number): boolean {
     if (this.#copyIn.active) return true;
-    if (this.#awaitingReady) return false;
+    if (this.#awaitingReady || this.#canceling) return false;
+    // Somebody does not read: the client its answers, or the server what was sent without a Sync.
+    if (this.#outFull && type !== FRONTEND.Terminate) return false;
+    if (this.lease.unsynced && this.lease.backend?.connection.isFull === true) return false;
     // Whether they are skipped, or belong to a COPY, is known when what was asked before is answered.
     return !waitsForReplies(type) || !this.lease.unsynced || (this.lease.backend?.quiet ?? true);
   }
@@ -419,8 +489,10 @@ export class Session implements BackendOwner, ClientSession {
   }
 
   #clientDrained(): void {
+    this.#outFull = false;
     this.lease.backend?.connection.resume();
     this.#fanOut?.resume();
+    this.pump();
   }
 
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
@@ -432,15 +504,17 @@ export class Session implements BackendOwner, ClientSession {
       return;
     }
     if (type === BACKEND.ErrorResponse) {
-      this.#onErrorReply(frame, expectation);
+      this.#onErrorReply(backend, frame, expectation);
       return;
     }
     this.bytesForwarded += frame.length;
-    if (!this.gate.take(frame)) this.write(frame);
+    this.#passOn(frame);
     this.#pumpLater();
   }
 
-  #onErrorReply(frame: Buffer, expectation: Expectation | null): void {
+  #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
+    // Said before it can have seen anything: the end of a connection that was idle. The loss follows.
+    if (backend.untouched) return;
     this.#copyIn.end(this.lease.backend);
     this.#pumpLater();
     this.#units.unitFailed = true;
@@ -465,17 +539,17 @@ export class Session implements BackendOwner, ClientSession {
         return;
       }
     }
-    this.#passOn(frame);
+    this.#passOn(this.worded(frame));
   }
 
-  #passOn(frame: Buffer): void {
-    if (!this.gate.take(frame)) this.write(frame);
+  #passOn(bytes: Buffer): void {
+    if (!this.gate.take(bytes)) this.write(bytes);
+    else if (this.gate.full) for (const held of this.gate.open()) this.write(held);
   }
 
   onData(_backend: Backend, slice: Buffer): void {
     this.bytesForwarded += slice.length;
-    if (!this.gate.take(slice)) this.write(slice);
-    else if (this.gate.full) for (const held of this.gate.open()) this.write(held);
+    this.#passOn(slice);
   }
 
   onCopyIn(_backend: Backend, frame: Buffer, expectation: Expectation): void {
@@ -512,7 +586,7 @@ export class Session implements BackendOwner, ClientSession {
     for (const held of this.gate.open()) this.write(held);
     if (this.#parametersReported) this.#tellParameters(backend);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
-    this.activity.answeredAt = Date.now();
+    this.#answered(status);
     this.lease.releaseIfIdle();
     this.#awaitingReady = false;
     this.pump();
@@ -540,10 +614,27 @@ export class Session implements BackendOwner, ClientSession {
     this.pump();
   }
 
+  /** The connection was dead before anything was sent on it: the client need not know. @returns whether it goes on on another */
+  #startOver(error: Error): boolean {
+    const { lease } = this;
+    const again = this.#unseen;
+    const preparing = this.#busy && !this.#awaitingReady && !lease.unsynced;
+    if (!preparing && (this.#busy || again === null)) return false;
+    this.services.logger.info({ err: error, session: this.id }, 'the server connection was dead before it was used');
+    this.#unseen = null;
+    lease.replaceDead();
+    if (preparing || again === null) return true; // whoever prepares takes another
+    this.gate.open();
+    this.#awaitingReady = false;
+    this.#follow(again());
+    return true;
+  }
+
   onLost(backend: Backend, error: Error): void {
     if (backend !== this.lease.backend) return;
-    const write = this.lease.transaction?.clean === false || this.gate.active;
+    if (backend.untouched && this.#startOver(error)) return;
     const during = this.#awaitingReady || this.lease.unsynced;
+    const unknown = during && this.#units.outcomeUnknown;
     this.services.logger.warn({ err: error, shard: backend.shard, session: this.id, during }, 'server connection lost');
     this.lease.discard();
     if (this.#fatal || backend.midMessage) {
@@ -558,8 +649,8 @@ export class Session implements BackendOwner, ClientSession {
     // What PostgreSQL itself does when a backend dies: the session ends. A write in flight may or may not have happened.
     this.close(
       new ForeshardError(
-        during && write ? '08007' : '08006',
-        during && write
+        unknown ? '08007' : '08006',
+        unknown
           ? `the connection to shard "${backend.shard}" was lost; whether the transaction was committed is unknown`
           : `the connection to shard "${backend.shard}" was lost`,
         { detail: error.message },

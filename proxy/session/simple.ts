@@ -46,9 +46,13 @@ export class SimpleProtocol {
       await this.#units.fail(error);
       return;
     }
+    const backend = session.lease.backend as Backend;
+    this.#units.beginUnit(backend);
+    this.#units.sent(null);
+    session.ifUnseen(null);
     session.expectReady();
     this.#keepMixed();
-    (session.lease.backend as Backend).send(frame, { kind: 'function', internal: false });
+    backend.send(frame, { kind: 'function', internal: false });
   }
 
   async #run(frame: Buffer, analyzed: Analyzed, since: number, times: number): Promise<void> {
@@ -73,6 +77,8 @@ export class SimpleProtocol {
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction;
     this.#units.beginUnit(backend);
+    for (const { plan } of analyzed.statements) this.#units.sent(plan);
+    session.ifUnseen(lease.unsynced ? null : again);
     if (placement.writes && transaction.clean && !lease.unsynced && endsOnce(analyzed.statements)) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
       this.#units.closeGate(prelude, since, () =>

@@ -21,6 +21,10 @@ export class Units {
   readonly #session: ClientSession;
   readonly #statements: ClientStatements;
   #lastTag = '';
+  /** Of the unit under way: it began outside of a transaction block, something in it writes, something commits. */
+  #autocommit = false;
+  #writes = false;
+  #commits = false;
   #settingsTouched = false;
   #discarded = false;
   /** Settings given a value that is not known here. */
@@ -34,6 +38,9 @@ export class Units {
   /** To be called before the first message of a Query or batch is sent. */
   beginUnit(backend: Backend): void {
     this.unitFailed = false;
+    this.#autocommit = backend.status === IDLE;
+    this.#writes = false;
+    this.#commits = false;
     this.#session.bytesForwarded = 0;
     if (backend.status === IDLE) this.#session.settings.begin();
   }
@@ -82,6 +89,27 @@ export class Units {
     settings.end(effect.kind === 'commit');
     lookup.ready(IDLE);
     return effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
+  }
+
+  /** To be called for each statement of the unit that is sent; null: nothing is known of it. */
+  sent(plan: StatementPlan | null): void {
+    if (plan === null) {
+      this.#writes = true;
+      return;
+    }
+    const { effect } = plan;
+    if (effect?.kind === 'commit' || plan.command.startsWith('PREPARE TRANSACTION')) this.#commits = true;
+    else if (plan.kind !== 'read' && effect === null && plan.command !== 'SHOW') this.#writes = true;
+    else if (effect?.kind === 'rollback') this.#writes = false;
+  }
+
+  /**
+   * Whether a server that dies now may or may not have committed something: a write of its own transaction, or a COMMIT. What
+   * an open transaction has written without one is rolled back for certain.
+   */
+  get outcomeUnknown(): boolean {
+    if (this.#autocommit && this.#writes) return true;
+    return this.#commits && (this.#writes || this.#session.lease.transaction?.clean === false);
   }
 
   /** A statement has been done by the server: follow what it did to the session. */

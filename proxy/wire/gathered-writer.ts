@@ -35,6 +35,11 @@ export class GatheredWriter {
     return this.#pendingBytes + this.#socket.writableLength;
   }
 
+  /** `write` has answered false, and `onDrain` has yet to come. */
+  get isFull(): boolean {
+    return this.#needsDrain;
+  }
+
   /** Bytes handed to the socket in all. */
   get flushed(): number {
     return this.#flushed;

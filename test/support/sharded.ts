@@ -32,6 +32,7 @@ export interface ShardedOptions {
   readonly limits?: Partial<ProxyOptions['limits']>;
   /** Directory of the servers' programs. Default: those from npm. */
   readonly binDir?: string;
+  readonly pool?: Partial<ProxyOptions['pool']>;
 }
 
 /** Two shards with a small multi-tenant schema, a catalog on the first, and a proxy. The user is `app`, password `secret`. */
@@ -157,7 +158,13 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     tls: options.tls,
     auth: { method: 'scram-sha-256', users: new Map() },
     serverPasswords: new Map(),
-    pool: { size: options.poolSize ?? 10, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000 },
+    pool: {
+      size: options.poolSize ?? 10,
+      idleTimeoutMs: 60_000,
+      connectTimeoutMs: 5000,
+      queueTimeoutMs: 10_000,
+      ...options.pool,
+    },
     limits: {
       maxClients: 200,
       loginTimeoutMs: 10_000,
