@@ -142,7 +142,25 @@ describeShop<DrizzleShop>(
       const db = drizzle(pool, { schema });
       return { ...shopOf(db), db, close: () => pool.end() };
     },
-    refused: {},
+    refused: {
+      'db.query.tenants.findFirst() without a key': ({ db }) =>
+        db.query.tenants.findFirst({ where: eq(tenants.plan, 'free') }),
+      'db.query.tenants.findMany({ with })': ({ db }) => db.query.tenants.findMany({ with: { orders: true } }),
+      'db.select().from(orders).orderBy(…)': ({ db }) => db.select().from(orders).orderBy(orders.placed),
+      'db.select().from(orders).limit(1)': ({ db }) => db.select().from(orders).limit(1),
+      'db.$count(orders)': ({ db }) => db.$count(orders),
+      'db.selectDistinct().from(tenants)': ({ db }) => db.selectDistinct({ plan: tenants.plan }).from(tenants),
+      'db.select().from(orders).groupBy(…)': ({ db }) =>
+        db.select({ note: orders.note, n: count() }).from(orders).groupBy(orders.note),
+      'db.insert(tenants).values(rows of several keys)': ({ db }) =>
+        db.insert(tenants).values([8n, 108n, 208n].map((tenantId) => ({ tenantId, name: 'new' }))),
+      'db.update(orders) without a key': ({ db }) => db.update(orders).set({ note: 'all' }),
+      'db.delete(orders) without a key': ({ db }) => db.delete(orders).where(eq(orders.note, 'order 1 of 7')),
+      'migrate(db) with DDL to do': async ({ db }) => {
+        await db.execute(sql`CREATE TABLE notes (id serial)`);
+        await db.execute(sql`DROP TABLE notes`);
+      },
+    },
     also(place, shop) {
       it('reads a tenant with its orders in one query', async () => {
         for (const id of TENANTS) {

@@ -36,6 +36,8 @@ const MIGRATIONS: Knex.MigrationSource<string> = {
   }),
 };
 
+const NEW_TENANTS = ['8', '108', '208'].map((id) => ({ tenant_id: id, name: 'new' }));
+
 interface KnexShop extends ConnectedShop {
   readonly db: Knex;
 }
@@ -128,7 +130,32 @@ describeShop<KnexShop>(
       const db = open(url);
       return { ...shopOf(db), db, close: () => db.destroy() };
     },
-    refused: {},
+    refused: {
+      "db.schema.createTable('notes', …)": async ({ db }) => {
+        await db.schema.createTable('notes', (t) => t.increments());
+        await db.schema.dropTable('notes');
+      },
+      "db('orders').orderBy('placed')": ({ db }) => db('orders').orderBy('placed'),
+      "db('orders').first()": ({ db }) => db('orders').first(),
+      "db('orders').offset(1)": ({ db }) => db('orders').offset(1),
+      "db('orders').count()": ({ db }) => db('orders').count(),
+      "db('orders').groupBy('note')": ({ db }) => db('orders').groupBy('note').select('note'),
+      "db('tenants').distinct('plan')": ({ db }) => db('tenants').distinct('plan'),
+      "db('tenants').whereIn('tenant_id', sub-query)": ({ db }) =>
+        db('tenants').whereIn('tenant_id', db('orders').select('tenant_id')),
+      "db('tenants').whereExists(sub-query)": ({ db }) =>
+        db('tenants').whereExists(db('orders').whereRaw('orders.tenant_id = tenants.tenant_id')),
+      "db('tenants').union(…)": ({ db }) => db('tenants').select('name').union(db('orders').select('note')),
+      "db.with('t', …).from('t')": ({ db }) => db.with('t', db('tenants')).from('t'),
+      "db('tenants').forUpdate()": ({ db }) => db('tenants').forUpdate(),
+      "db('tenants').insert(rows of several keys)": ({ db }) => db('tenants').insert(NEW_TENANTS),
+      "db.batchInsert('tenants', rows of several keys)": ({ db }) => db.batchInsert('tenants', NEW_TENANTS),
+      "db('orders').update({ note })": ({ db }) => db('orders').update({ note: 'all' }),
+      "db('orders').where({ note }).delete()": ({ db }) => db('orders').where({ note: 'order 1 of 7' }).delete(),
+      "db('orders').where({ tenant_id }).update({ tenant_id: another })": ({ db }) =>
+        db('orders').where({ tenant_id: '7' }).update({ tenant_id: '107', id: '99' }),
+      "db('orders').truncate()": ({ db }) => db('orders').truncate(),
+    },
   },
   refusalsOf('Knex'),
 );

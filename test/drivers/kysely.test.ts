@@ -30,6 +30,8 @@ interface Database {
   };
 }
 
+const all = (db: Kysely<Database>) => db.selectFrom('orders').selectAll();
+
 interface KyselyShop extends ConnectedShop {
   readonly db: Kysely<Database>;
 }
@@ -235,7 +237,48 @@ describeShop<KyselyShop>(
       const db = open(url);
       return { ...shopOf(db), db, close: () => db.destroy() };
     },
-    refused: {},
+    refused: {
+      "db.schema.createTable('notes')": async ({ db }) => {
+        await db.schema.createTable('notes').addColumn('id', 'serial').execute();
+        await db.schema.dropTable('notes').execute();
+      },
+      "selectFrom('orders').orderBy('placed')": ({ db }) => all(db).orderBy('placed').execute(),
+      "selectFrom('orders').limit(1)": ({ db }) => all(db).limit(1).execute(),
+      "selectFrom('orders').select(countAll)": ({ db }) =>
+        db
+          .selectFrom('orders')
+          .select((e) => e.fn.countAll().as('n'))
+          .execute(),
+      "selectFrom('orders').groupBy('note')": ({ db }) =>
+        db.selectFrom('orders').select('note').groupBy('note').execute(),
+      "selectFrom('tenants').select('plan').distinct()": ({ db }) =>
+        db.selectFrom('tenants').select('plan').distinct().execute(),
+      "with('t', …).selectFrom('t')": ({ db }) =>
+        db
+          .with('t', (q) => q.selectFrom('tenants').selectAll())
+          .selectFrom('t')
+          .selectAll()
+          .execute(),
+      "selectFrom('tenants').where(exists(…))": ({ db }) =>
+        db
+          .selectFrom('tenants')
+          .selectAll()
+          .where((e) =>
+            e.exists(e.selectFrom('orders').select('id').whereRef('orders.tenant_id', '=', 'tenants.tenant_id')),
+          )
+          .execute(),
+      "selectFrom('orders').stream() without a key": async ({ db }) => {
+        for await (const o of all(db).stream(2)) if (o.id === 'none') return;
+      },
+      "insertInto('tenants').values(rows of several keys)": ({ db }) =>
+        db
+          .insertInto('tenants')
+          .values([8n, 108n, 208n].map((id) => ({ tenant_id: id, name: 'new', plan: null })))
+          .execute(),
+      "updateTable('orders') without a key": ({ db }) => db.updateTable('orders').set({ note: 'all' }).execute(),
+      "deleteFrom('orders') without a key": ({ db }) =>
+        db.deleteFrom('orders').where('note', '=', 'order 1 of 7').execute(),
+    },
     also(place, shop) {
       it('streams rows by a cursor', async () => {
         const key = TENANTS[1];

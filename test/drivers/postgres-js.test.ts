@@ -95,7 +95,35 @@ describeShop<PostgresShop>(
       const sql = open(url);
       return { ...shopOf(sql), sql, close: () => sql.end() };
     },
-    refused: {},
+    refused: {
+      'SELECT … ORDER BY': ({ sql }) => sql`SELECT * FROM orders ORDER BY placed`,
+      'SELECT … LIMIT': ({ sql }) => sql`SELECT * FROM orders LIMIT 1`,
+      'SELECT count(*)': ({ sql }) => sql`SELECT count(*) FROM orders`,
+      'INSERT … of rows of several keys': ({ sql }) =>
+        sql`INSERT INTO tenants ${sql([8n, 108n, 208n].map((tenant_id) => ({ tenant_id, name: 'new' })))}`,
+      'UPDATE … without a key': ({ sql }) => sql`UPDATE orders SET note = 'changed'`,
+      'DELETE … without a key': ({ sql }) => sql`DELETE FROM orders WHERE note = 'changed'`,
+      'SELECT ….cursor() over several shards': ({ sql }) => sql`SELECT * FROM orders`.cursor(2, async () => undefined),
+      'COPY orders FROM STDIN.writable()': async ({ sql }) => {
+        const writable = await sql`COPY orders (tenant_id, id) FROM STDIN`.writable();
+        await new Promise<void>((resolve, reject) => {
+          writable.on('error', reject);
+          writable.end('107\t77\n', () => resolve());
+        });
+      },
+      'COPY orders TO STDOUT.readable()': async ({ sql }) => {
+        for await (const _ of await sql`COPY orders TO STDOUT`.readable());
+      },
+      'sql.begin() over several keys': ({ sql }) =>
+        sql.begin(async (t) => {
+          await t`UPDATE tenants SET plan = NULL WHERE tenant_id = 7`;
+          await t`UPDATE tenants SET plan = NULL WHERE tenant_id = 107`;
+        }),
+      'sql.begin() with a SELECT over several shards': ({ sql }) => sql.begin((t) => t`SELECT * FROM tenants`),
+      'sql.unsafe() of several statements for several shards': ({ sql }) =>
+        sql.unsafe('SELECT * FROM tenants WHERE tenant_id = 7; SELECT * FROM tenants WHERE tenant_id = 107').simple(),
+      'sql.unsafe(DDL)': ({ sql }) => sql.unsafe('CREATE TABLE notes (id int); DROP TABLE notes'),
+    },
     also(place, shop) {
       const key = TENANTS[1];
 

@@ -192,7 +192,35 @@ describeShop<TypeOrmShop>(
       const source = await open(url);
       return { ...shopOf(source.manager), source, close: () => source.destroy() };
     },
-    refused: {},
+    refused: {
+      'queryRunner.createTable(…)': async ({ source }) => {
+        const runner = source.createQueryRunner();
+        try {
+          await runner.createTable(new Table({ name: 'notes', columns: [{ name: 'id', type: 'int' }] }));
+          await runner.dropTable('notes');
+        } finally {
+          await runner.release();
+        }
+      },
+      'repository.find({ order })': ({ source }) =>
+        source.getRepository(OrderEntity).find({ order: { placed: 'ASC' } }),
+      'repository.findOneBy({ note })': ({ source }) =>
+        source.getRepository(OrderEntity).findOneBy({ note: 'order 1 of 7' }),
+      'repository.find({ take })': ({ source }) => source.getRepository(OrderEntity).find({ take: 1 }),
+      'repository.count()': ({ source }) => source.getRepository(OrderEntity).count(),
+      'repository.existsBy({ note })': ({ source }) =>
+        source.getRepository(OrderEntity).existsBy({ note: 'order 1 of 7' }),
+      'repository.insert(rows of several keys)': ({ source }) =>
+        source.getRepository(TenantEntity).insert([8n, 108n, 208n].map((tenantId) => ({ tenantId, name: 'new' }))),
+      'repository.save(entities of several keys)': ({ source }) =>
+        source
+          .getRepository(TenantEntity)
+          .save([9n, 109n, 209n].map((tenantId) => ({ tenantId, name: 'new', plan: null }))),
+      'repository.update({ note }, …)': ({ source }) =>
+        source.getRepository(OrderEntity).update({ note: 'order 1 of 7' }, { note: 'changed' }),
+      'repository.delete({ note })': ({ source }) => source.getRepository(OrderEntity).delete({ note: 'changed' }),
+      'repository.clear()': ({ source }) => source.getRepository(OrderEntity).clear(),
+    },
     also(place, shop) {
       it('finds by the catalogs that the schema is what the entities say', async () => {
         const log = await shop().source.driver.createSchemaBuilder().log();
