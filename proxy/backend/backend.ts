@@ -2,6 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
+import { SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
@@ -14,7 +15,9 @@ export interface Expectation {
   readonly kind: 'parse' | 'bind' | 'describe' | 'execute' | 'close' | 'query' | 'function' | 'sync' | 'local';
   /** Nothing of this reply is for the client. */
   readonly internal: boolean;
-  /** `local`: what the client gets when its turn comes, although no server was asked. */
+  /** An error here is not the client's either: whoever sent it sees to it. */
+  readonly quiet?: true;
+  /** `local`: what the client gets when its turn comes, although no server was asked; nothing if absent. */
   readonly bytes?: Buffer;
   /** An error here is ours, forced on the server so that its transaction fails as the client is told: this goes to the client instead. */
   readonly replacement?: Buffer;
@@ -58,6 +61,8 @@ export class Backend {
   readonly connection: ServerConnection;
   /** Statements prepared here, oldest use first. */
   readonly prepared = new Map<PreparedContent, string>();
+  /** Names of statements here that nobody uses any more. */
+  readonly toClose: string[] = [];
   /** What the unnamed statement is here, or null. */
   unnamed: PreparedContent | null = null;
   /** The settings in force here; null when not known. */
@@ -219,6 +224,23 @@ export class Backend {
     });
   }
 
+  /** A Parse of our own, with a Sync behind it; rejects as `runInternal`. */
+  parseInternal(parse: Buffer): Promise<void> {
+    return new Promise((resolve, reject) => {
+      let error: Buffer | null = null;
+      const failed = (frame: Buffer) => {
+        error ??= frame;
+      };
+      this.send(parse, { kind: 'parse', internal: true, quiet: true, failed });
+      this.send(SYNC, {
+        kind: 'sync',
+        internal: true,
+        done: () => (error === null ? resolve() : reject(new InternalStatementError(error))),
+        undo: () => reject(this.lost ?? new Error('server connection lost')),
+      });
+    });
+  }
+
   /** The first column of the first row of a query of our own, as text; null for NULL and for no row. */
   async value(sql: Buffer): Promise<string | null> {
     const rows: Buffer[] = [];
@@ -297,7 +319,7 @@ export class Backend {
   #flushLocal(): void {
     for (let head = this.#expected[0]; head?.kind === 'local'; head = this.#expected[0]) {
       this.#expected.shift();
-      this.#owner?.onReply(this, 0, head.bytes as Buffer, head);
+      if (head.bytes !== undefined) this.#owner?.onReply(this, 0, head.bytes, head);
       head.done?.();
     }
   }
@@ -319,9 +341,9 @@ export class Backend {
         head.replacement ?? head.tell?.(BACKEND.ErrorResponse, frame) ?? frame,
         head,
       );
-    else if (head.kind !== 'query' && head.kind !== 'sync')
+    else if (head.kind !== 'query' && head.kind !== 'sync' && head.quiet !== true)
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
-      this.#owner?.onReply(this, BACKEND.ErrorResponse, frame, head);
+      this.#owner?.onReply(this, BACKEND.ErrorResponse, head.tell?.(BACKEND.ErrorResponse, frame) ?? frame, head);
     if (head.kind === 'query' || head.kind === 'function') return;
     // The server skips to the next Sync; so do we.
     this.#skipping = true;

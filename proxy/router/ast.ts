@@ -51,7 +51,7 @@ export function conjuncts(condition: Node | undefined): Node[] {
 }
 
 /** pg_type name of a plain type (no modifier, not an array), or null. */
-function plainType(type: TypeName | undefined): string | null {
+export function plainType(type: TypeName | undefined): string | null {
   if (!type || type.arrayBounds?.length || type.typmods?.length || type.setof || type.pct_type) return null;
   const { schema, name } = qualifiedName(type.names);
   return schema === null || schema === 'pg_catalog' ? name : null;

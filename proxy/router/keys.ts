@@ -114,6 +114,22 @@ export function readText(source: KeyColumnSource, values: Values): Buffer | null
   return stringBytes(token, values.text) ?? undefined;
 }
 
+/**
+ * A constant as the text form of a parameter that it is given to; undefined where that is not surely the value. Integers are written
+ * in any notation; a number with a point is rounded on its way to an integer, and a cast may change what it is.
+ */
+export function constantText(source: KeyColumnSource, values: Values): Buffer | undefined {
+  if (source.kind === 'param') return undefined;
+  const token = values.literal(source.ordinal);
+  if (token === undefined) return undefined;
+  if (isString(token)) {
+    if (source.negated || (source.castType !== null && source.castType !== 'text')) return undefined;
+    return stringBytes(token, values.text) ?? undefined;
+  }
+  const value = readLiteral('int8', token, source.negated, source.castType, values.text);
+  return value === null ? undefined : Buffer.from(String(value));
+}
+
 /** The value of a string literal, or null for what is not decoded here. */
 function stringBytes(token: LiteralToken, text: Buffer): Buffer | null {
   const { kind, start, end } = token;

@@ -100,6 +100,15 @@ export type SessionEffect =
   /** Calls of set_config whose setting is written there. `value` null: it has to be asked for. */
   | { readonly kind: 'set-config'; readonly calls: readonly SetConfigCall[] }
   | { readonly kind: 'discard-all' }
+  /** PREPARE: its statement is in the text (`prepareParts`). `oids`: declared types. */
+  | { readonly kind: 'prepare'; readonly name: string; readonly oids: readonly number[] }
+  /** EXECUTE, or EXPLAIN EXECUTE, or CREATE TABLE AS EXECUTE. An argument that is not a constant is null. */
+  | {
+      readonly kind: 'execute';
+      readonly name: string;
+      readonly form: 'execute' | 'explain' | 'create';
+      readonly args: readonly (KeyColumnSource | 'null' | null)[];
+    }
   | { readonly kind: 'deallocate'; readonly name: string | null };
 
 export interface SetConfigCall {

@@ -1,6 +1,8 @@
-import type { Node, RangeVar, TransactionStmt, VariableSetStmt } from 'libpg-query';
+import type { ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt } from 'libpg-query';
+import type { KeyType } from '../../topology/key.js';
+import { KEY_TYPE_OID } from '../../topology/key-codec.js';
 import type { Context } from './analysis.js';
-import { walk } from './ast.js';
+import { plainType, sourceOf, walk } from './ast.js';
 import { commandTag } from './command-tag.js';
 import type { Refusal, SessionEffect, StatementPlan, Target } from './route.js';
 
@@ -55,24 +57,17 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
   if ('LoadStmt' in statement) return make('utility', ANYWHERE, { pin: 'LOAD' });
 
   if ('PrepareStmt' in statement) {
-    const inner = statement.PrepareStmt.query && plan(statement.PrepareStmt.query, context);
-    const target =
-      inner?.target.kind === 'any' && inner.target.referenceWrites.length === 0
-        ? AT_HOME
-        : sole(
-            'PREPARE of a statement that uses sharded or reference tables',
-            'Let the driver prepare it (extended protocol): that works on any number of shards.',
-          );
-    return make('utility', target, { pin: 'PREPARE' });
+    const { name, argtypes, query } = statement.PrepareStmt;
+    const inner = query && plan(query, context);
+    // Only EXECUTE depends on where rows are. Tables of no keyspace are known at home.
+    const target = inner && usesHome(inner.target) ? AT_HOME : ANYWHERE;
+    return make('utility', target, { effect: { kind: 'prepare', name: name ?? '', oids: typeOids(argtypes) } });
   }
+  // The session puts the plan of what was prepared in its place.
   if ('ExecuteStmt' in statement)
-    return make(
-      'write',
-      sole(
-        'EXECUTE of a statement prepared in SQL',
-        'Let the driver prepare it (extended protocol): that works on any number of shards.',
-      ),
-    );
+    return make('write', sole('EXECUTE of a statement that is not known'), {
+      effect: executeEffect(statement.ExecuteStmt, 'execute', context),
+    });
   if ('DeclareCursorStmt' in statement) {
     const { query, options } = statement.DeclareCursorStmt;
     const inner = query && plan(query, context);
@@ -84,6 +79,10 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
   }
   if ('ExplainStmt' in statement) {
     const { query, options } = statement.ExplainStmt;
+    if (query && 'ExecuteStmt' in query)
+      return make('write', sole('EXPLAIN EXECUTE of a statement that is not known'), {
+        effect: executeEffect(query.ExecuteStmt, 'explain', context),
+      });
     const inner = query && plan(query, context);
     if (!inner) return make('utility', sole('EXPLAIN'));
     const runs = (options ?? []).some((o) => 'DefElem' in o && o.DefElem.defname === 'analyze');
@@ -123,6 +122,11 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
   }
   const into = intoOf(statement);
   if (into) {
+    if (into.query && 'ExecuteStmt' in into.query)
+      return make('ddl', sole(`${command} from a prepared statement`), {
+        effect: executeEffect(into.query.ExecuteStmt, 'create', context),
+        pin: into.table.relpersistence === 't' ? 'temporary table' : null,
+      });
     const inner = into.query && plan(into.query, context);
     if (into.table.relpersistence !== 't') return make('ddl', sole(command));
     if (inner?.target.kind !== 'any')
@@ -206,6 +210,33 @@ function characteristics(set: VariableSetStmt): { name: string; value: string }[
     return [{ name: `default_${defname}`, value }];
   });
 }
+
+function executeEffect(
+  { name, params }: ExecuteStmt,
+  form: 'execute' | 'explain' | 'create',
+  { literals }: Context,
+): SessionEffect {
+  const args = (params ?? []).map((node) => {
+    if ('A_Const' in node && node.A_Const.isnull) return 'null' as const;
+    return sourceOf(node, literals);
+  });
+  return { kind: 'execute', name: name ?? '', form, args };
+}
+
+function usesHome(target: Target): boolean {
+  return target.kind === 'any' ? target.homeOnly : target.kind !== 'sole' && target.home === true;
+}
+
+/** Types that keys may have; what another name stands for nobody here knows. */
+function typeOids(types: readonly Node[] | undefined): number[] {
+  return (types ?? []).map((node) => {
+    const type = 'TypeName' in node ? plainType(node.TypeName) : null;
+    return (type === null ? undefined : KEY_TYPE_OID[type as KeyType]) ?? UNKNOWN_TYPE;
+  });
+}
+
+/** No type has it. */
+const UNKNOWN_TYPE = 0xffffffff;
 
 function withoutFanOut(target: Target, what: string): Target {
   if ((target.kind !== 'keys' && target.kind !== 'unpinned') || target.spread.kind !== 'fanout') return target;

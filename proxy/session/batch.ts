@@ -1,4 +1,4 @@
-import type { BoundParams, Touch } from '../router/route.js';
+import type { Analyzed, BoundParams, Touch } from '../router/route.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import {
   type BindMessage,
@@ -12,6 +12,7 @@ import { FRONTEND } from '../wire/message-types.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
 import type { ClientStatement } from './prepared.js';
+import { type Spoken, SqlStatements } from './sql-statements.js';
 import type { ClientStatements } from './statements.js';
 
 /** A message of a batch, read. */
@@ -23,6 +24,9 @@ export type Item =
       readonly bind: BindMessage;
       readonly statement: ClientStatement;
       readonly execution: Execution;
+      /** PREPARE or EXECUTE: what their names stand for. */
+      readonly sql: SqlStatements | null;
+      readonly bound: Bound;
       part: readonly Touch[];
     }
   | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
@@ -44,12 +48,17 @@ export interface Reading {
   readonly executions: Execution[];
   readonly error: ErrorFields | null;
   readonly sync: Item | null;
+  /** To be read when all before it has been answered: the last Execute changes what names stand for. */
+  readonly rest: readonly Message[];
 }
 
 export interface Bound {
   readonly statement: ClientStatement;
   readonly execution: Execution;
   readonly touches: () => readonly Touch[];
+  readonly sql: SqlStatements | null;
+  /** As it was bound on the server. */
+  spoken: Spoken | null;
 }
 
 /** Reads batches, and remembers which portals the client has bound. */
@@ -72,20 +81,24 @@ export class BatchReader {
     const lookup = this.#lookup;
     // What an earlier statement of the batch does to search_path is reported at its end.
     let changing = lookup.pending;
-    for (const { type, frame } of batch) {
+    for (const [i, { type, frame }] of batch.entries()) {
       try {
         const item = this.#readOne(type, frame, changing);
         if (item.type === 'bind') executions.push(item.execution);
         if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
         items.push(item);
+        if (item.type !== 'execute' || !changesNames(item.bound)) continue;
+        const rest = batch.slice(i + 1);
+        if (rest.some((m) => m.type !== FRONTEND.Sync && m.type !== FRONTEND.Flush))
+          return { items, executions, error: null, sync: null, rest };
       } catch (e) {
         const error = this.#fieldsOf(e);
         const last = batch.at(-1);
         const sync: Item | null = last?.type === FRONTEND.Sync ? { type: 'sync', frame: last.frame } : null;
-        return { items, executions, error, sync };
+        return { items, executions, error, sync, rest: [] };
       }
     }
-    return { items, executions, error: null, sync: null };
+    return { items, executions, error: null, sync: null, rest: [] };
   }
 
   #readOne(type: number, frame: Buffer, changing: boolean): Item {
@@ -100,9 +113,26 @@ export class BatchReader {
         const statement = this.#statements.get(bind.statement);
         const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
         const { analyzed } = statement;
-        const execution: Execution = { analyzed, index: 0, params, lookup: changing ? null : statement.lookup };
-        const item: Item = { type: 'bind', frame, bind, statement, execution, part: [] };
-        this.portals.set(bind.portal, { statement, execution, touches: () => item.part });
+        const sql = sqlOf(analyzed, this.#statements);
+        const execution: Execution = sql?.execution(0, !changing) ?? {
+          analyzed,
+          index: 0,
+          params,
+          lookup: changing ? null : statement.lookup,
+        };
+        const bound: Bound = { statement, execution, touches: () => item.part, sql, spoken: null };
+        const item: Item & { type: 'bind' } = {
+          type: 'bind',
+          frame,
+          bind,
+          statement,
+          execution,
+          sql,
+          bound,
+          part: [],
+        };
+        this.forgetPortal(bind.portal);
+        this.portals.set(bind.portal, bound);
         return item;
       }
       case FRONTEND.Describe: {
@@ -126,6 +156,15 @@ export class BatchReader {
     }
   }
 
+  forgetPortal(name: string): void {
+    this.portals.get(name)?.sql?.release();
+    this.portals.delete(name);
+  }
+
+  forgetPortals(): void {
+    for (const name of [...this.portals.keys()]) this.forgetPortal(name);
+  }
+
   /** Takes back what reading the batch did. */
   undo(items: readonly Item[]): void {
     for (const item of [...items].reverse()) {
@@ -133,6 +172,23 @@ export class BatchReader {
       else if (item.type === 'parse' && this.#statements.is(item.name, item.statement))
         this.#statements.forget(item.name);
     }
+  }
+}
+
+/** PREPARE, and EXECUTE of something that is prepared. */
+export function sqlOf(analyzed: Analyzed, statements: ClientStatements): SqlStatements | null {
+  const effect = analyzed.statements[0]?.plan.effect;
+  return effect?.kind === 'prepare' || effect?.kind === 'execute' ? new SqlStatements(analyzed, statements) : null;
+}
+
+function changesNames(bound: Bound | null): boolean {
+  switch (bound?.statement.analyzed.statements[0]?.plan.effect?.kind) {
+    case 'prepare':
+    case 'deallocate':
+    case 'discard-all':
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -22,12 +22,14 @@ import {
   rewriteBindStatement,
   rewriteParseName,
 } from '../wire/frontend.js';
-import { FRONTEND } from '../wire/message-types.js';
-import { BatchReader, type Bound, type Item, type Message, syncOf } from './batch.js';
+import { BACKEND, FRONTEND } from '../wire/message-types.js';
+import { BatchReader, type Bound, type Item, type Message, sqlOf, syncOf } from './batch.js';
 import type { ClientSession } from './client-session.js';
 import { checkAgain, IDLE, type Prepared, RefusedError } from './lease.js';
-import type { Placement } from './placement.js';
+import type { Execution, Placement } from './placement.js';
 import type { ClientStatement, PreparedContent } from './prepared.js';
+import { type Own, SentText } from './sent-text.js';
+import { errorAsWritten, prepareSql, type SqlStatements } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
@@ -104,14 +106,14 @@ export class ExtendedProtocol {
 
   close(): void {
     this.#statements.close();
-    this.#reader.portals.clear();
+    this.#reader.forgetPortals();
   }
 
   async #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> {
     const session = this.#session;
     const { lease } = session;
-    const { items, executions, error, sync } = this.#reader.read(batch);
-    if (error === null && lease.backend === null && this.#answerLocally(items)) return;
+    const { items, executions, error, sync, rest } = this.#reader.read(batch);
+    if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return;
     const again = () => {
       this.#reader.undo(items);
       return this.#dispatch(batch, since, times + 1);
@@ -154,6 +156,11 @@ export class ExtendedProtocol {
     }
     this.#assignParts(items, placement.parts);
     this.#emit(backend, items);
+    if (rest.length > 0) {
+      await answered(backend);
+      if (lease.backend === backend) await this.#dispatch(rest, since, 0);
+      return;
+    }
     if (error === null) return;
     this.#sendPoison(backend, error);
     if (sync === null) this.#skipping = true;
@@ -193,7 +200,7 @@ export class ExtendedProtocol {
     const { analyzed } = bind.statement;
     const tag = analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
     if (tag === null) return false;
-    this.#reader.portals.delete('');
+    this.#reader.forgetPortal('');
     const session = this.#session;
     for (const item of items)
       if (item.type === 'parse') session.write(PARSE_COMPLETE);
@@ -214,12 +221,15 @@ export class ExtendedProtocol {
           lease.unsynced = true;
           break;
         case 'bind': {
-          const name = this.#ensurePrepared(backend, item.statement, item.bind.statement === '');
+          const name =
+            item.sql === null
+              ? this.#ensurePrepared(backend, item.statement, item.bind.statement === '')
+              : this.#speak(backend, item.sql, item.statement, item.bound);
           const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
           backend.send(data, {
             kind: 'bind',
             internal: false,
-            undo: () => this.#reader.portals.delete(item.bind.portal),
+            undo: () => this.#reader.forgetPortal(item.bind.portal),
           });
           lease.unsynced = true;
           lease.unsyncedDirty = true;
@@ -228,7 +238,12 @@ export class ExtendedProtocol {
           break;
         }
         case 'describe-statement': {
-          const name = this.#ensurePrepared(backend, item.statement, false);
+          const sql = sqlOf(item.statement.analyzed, this.#statements);
+          const name =
+            sql === null
+              ? this.#ensurePrepared(backend, item.statement, false)
+              : this.#speak(backend, sql, item.statement, null);
+          sql?.release();
           backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false });
           lease.unsynced = true;
           break;
@@ -254,7 +269,7 @@ export class ExtendedProtocol {
           });
           break;
         case 'close-portal':
-          this.#reader.portals.delete(item.name);
+          this.#reader.forgetPortal(item.name);
           backend.send(item.frame, { kind: 'close', internal: false });
           lease.unsynced = true;
           break;
@@ -265,6 +280,7 @@ export class ExtendedProtocol {
           lease.unsynced = false;
           lease.unsyncedDirty = false;
           session.expectReady();
+          this.#closeUnused(backend);
           backend.send(item.frame, { kind: 'sync', internal: false });
           break;
       }
@@ -273,7 +289,7 @@ export class ExtendedProtocol {
 
   /** Portals end with their transaction; the unnamed one may stay inside a block. */
   ready(status: number): void {
-    if (status === IDLE) this.#reader.portals.clear();
+    if (status === IDLE) this.#reader.forgetPortals();
   }
 
   #emitParse(backend: Backend, item: Item & { type: 'parse' }): void {
@@ -311,6 +327,51 @@ export class ExtendedProtocol {
     });
   }
 
+  /**
+   * Prepares PREPARE or EXECUTE as it has to be said on this connection now, and what it uses. @returns its name there, which is good
+   * for this batch.
+   */
+  #speak(backend: Backend, sql: SqlStatements, { content, analyzed }: ClientStatement, bound: Bound | null): string {
+    const spoken = sql.spoken(backend);
+    if (bound !== null) bound.spoken = spoken;
+    for (const { content: used, name } of spoken.missing) this.#prepare(backend, used, name);
+    for (const own of spoken.rewrites[0]?.before ?? []) this.#sayQuietly(backend, own);
+    const sent = new SentText(
+      content.sql,
+      analyzed.statements,
+      spoken.rewrites.map(({ index, replace }) => ({ index, ...(replace && { replace }) })),
+    );
+    spoken.sent = sent;
+    const name = backend.newStatementName();
+    backend.send(encodeParse(name, sent.sql, content.oids), {
+      kind: 'parse',
+      internal: true,
+      done: () => backend.toClose.push(name),
+      tell: (_type, frame) => errorAsWritten(frame, sent, spoken),
+    });
+    return name;
+  }
+
+  #prepare(backend: Backend, content: PreparedContent, name: string): void {
+    backend.prepared.set(content, name);
+    this.#session.activity.serverParses += 1;
+    backend.send(encodeParse(name, content.sql, content.oids), {
+      kind: 'parse',
+      internal: true,
+      undo: () => backend.prepared.delete(content),
+    });
+  }
+
+  /** Statements that were good for one batch, or that others have replaced. */
+  #closeUnused(backend: Backend): void {
+    for (const name of backend.toClose.splice(0))
+      backend.send(encodeClose('statement', name), {
+        kind: 'close',
+        internal: true,
+        undo: () => backend.toClose.push(name),
+      });
+  }
+
   /** The name under which the statement is prepared on this connection; prepares it there if it is not. */
   #ensurePrepared(backend: Backend, statement: ClientStatement, unnamed: boolean): string {
     const { content } = statement;
@@ -336,12 +397,13 @@ export class ExtendedProtocol {
     }
     if (backend.unnamed === content && this.#statements.is('', statement)) return '';
     const name = this.#newName(backend, content);
-    this.#session.activity.serverParses += 1;
-    backend.send(encodeParse(name, content.sql, content.oids), {
-      kind: 'parse',
-      internal: true,
-      undo: () => backend.prepared.delete(content),
-    });
+    if (content.definition === null) this.#prepare(backend, content, name);
+    else
+      this.#sayQuietly(
+        backend,
+        { sql: prepareSql(name, content.definition) },
+        { undo: () => backend.prepared.delete(content) },
+      );
     return name;
   }
 
@@ -359,6 +421,7 @@ export class ExtendedProtocol {
   #emitExecute(backend: Backend, frame: Buffer, bound: Bound | null): void {
     const session = this.#session;
     const effect = bound?.statement.analyzed.statements[0]?.plan.effect;
+    const spoken = bound?.spoken ?? null;
     if (effect?.kind === 'deallocate' && effect.name !== null && this.#statements.knows(effect.name)) {
       // The server knows it by another name, and other clients may use it there.
       const name = protocolName(effect.name);
@@ -379,7 +442,9 @@ export class ExtendedProtocol {
         lookup.done(analyzed, 0);
         const statement = analyzed.statements[0];
         const tag = decodeCommandComplete(reply);
-        if (statement !== undefined) this.#units.completed(bound.execution, tag);
+        const itself: Execution = { analyzed: bound.statement.analyzed, index: 0, params: null, lookup: null };
+        this.#units.completed(effect?.kind === 'execute' && effect.form !== 'execute' ? itself : bound.execution, tag);
+        if (spoken !== null) bound.sql?.done(0, backend, spoken);
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -391,20 +456,28 @@ export class ExtendedProtocol {
         });
         session.bytesForwarded = 0;
       },
+      tell: (type, reply) =>
+        type === BACKEND.ErrorResponse && spoken !== null ? errorAsWritten(reply, spoken.sent, spoken) : reply,
     });
+    for (const own of spoken?.rewrites[0]?.after ?? []) this.#sayQuietly(backend, own);
     if (effect?.kind === 'set' && effect.reset)
-      for (const sql of session.settings.afterReset(effect.name, effect.local)) this.#sayQuietly(backend, sql);
+      for (const sql of session.settings.afterReset(effect.name, effect.local)) this.#sayQuietly(backend, { sql });
     if (effect?.kind === 'discard-all')
-      for (const sql of session.settings.afterReset(null)) this.#sayQuietly(backend, sql);
+      for (const sql of session.settings.afterReset(null)) this.#sayQuietly(backend, { sql });
   }
 
-  /** A statement of ours among the client's. `sql`: a byte string. */
-  #sayQuietly(backend: Backend, sql: string): void {
+  /** A statement of ours among the client's. */
+  #sayQuietly(backend: Backend, { sql, done }: Own, { undo }: { readonly undo?: () => void } = {}): void {
     const name = 'foreshard_own';
     const own = { formats: [], values: [], resultFormats: [] };
     backend.send(encodeParse(name, Buffer.from(sql, 'latin1')), { kind: 'parse', internal: true });
     backend.send(encodeBind({ portal: name, statement: name, ...own }), { kind: 'bind', internal: true });
-    backend.send(encodeExecute(name), { kind: 'execute', internal: true });
+    backend.send(encodeExecute(name), {
+      kind: 'execute',
+      internal: true,
+      ...(done === undefined ? {} : { done }),
+      ...(undo === undefined ? {} : { undo }),
+    });
     backend.send(encodeClose('portal', name), { kind: 'close', internal: true });
     backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
   }
@@ -486,9 +559,17 @@ export class ExtendedProtocol {
         closePortal: shape.includes('close-portal'),
       }),
     );
-    if (done) this.#reader.portals.clear();
+    if (done) this.#reader.forgetPortals();
     return done;
   }
+}
+
+/** Resolves when the server has answered all that was sent, or skips it. */
+function answered(backend: Backend): Promise<void> {
+  return new Promise((resolve) => {
+    backend.sendRaw(FLUSH);
+    backend.send(null, { kind: 'local', internal: true, done: resolve, undo: resolve });
+  });
 }
 
 /** What a statement for several shards may look like as messages. */

@@ -423,6 +423,7 @@ function settingsQuery(sql: readonly string[]): Buffer {
   return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
 }
 
-function asServerError(error: unknown): unknown {
+/** The server's own error, if it was one. */
+export function asServerError(error: unknown): unknown {
   return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
 }

@@ -12,6 +12,8 @@ export interface Execution {
   readonly params: BoundParams | null;
   /** What names meant when it was analysed; null: they may mean something else by the time it runs. */
   readonly lookup: Lookup | null;
+  /** What it is part of, which cannot run on several shards. */
+  readonly within?: string;
 }
 
 /** What an execution touches: places in keyspaces, perhaps everything there is. For holds and for the end of a range's stay. */
@@ -60,6 +62,11 @@ export function place(executions: readonly Execution[], router: Router, topology
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout') {
+      if (execution.within !== undefined)
+        return refused(
+          `${execution.within} over several shards is not supported yet`,
+          'Restrict it to one sharding key.',
+        );
       if (executions.length > 1)
         return refused('a statement for several shards must be sent alone, not with others in one batch');
       return { kind: 'fanout', shards: route.shards, touches, everything, writesReference: false };
@@ -92,11 +99,8 @@ function namesTables(plan: StatementPlan): boolean {
   return plan.kind !== 'utility' || plan.target.kind !== 'any' || plan.command === 'PREPARE';
 }
 
-function refused(message: string): Placement {
-  return {
-    kind: 'refused',
-    refusal: { sqlstate: '0A000', message, hint: 'Keep each transaction and each batch to the keys of one shard.' },
-  };
+function refused(message: string, hint = 'Keep each transaction and each batch to the keys of one shard.'): Placement {
+  return { kind: 'refused', refusal: { sqlstate: '0A000', message, hint } };
 }
 
 /** Whether what was touched at an older epoch is all still on `shard`. */

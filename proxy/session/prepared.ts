@@ -5,6 +5,8 @@ import type { Lookup } from './name-lookup.js';
 export interface PreparedContent {
   readonly sql: Buffer;
   readonly oids: readonly number[];
+  /** Prepared by PREPARE: what stands behind the name there. Null: by a Parse. */
+  readonly definition: Buffer | null;
   /** Clients' statements and portals that use it. */
   users: number;
   readonly key: string;
@@ -23,11 +25,21 @@ export interface ClientStatement {
 export class PreparedContents {
   readonly #byKey = new Map<string, PreparedContent>();
 
-  acquire(sql: Buffer, oids: readonly number[]): PreparedContent {
-    const key = `${oids.join(',')}\0${sql.toString('latin1')}`;
+  /** `definition`: of a PREPARE, what stands behind the name. */
+  acquire(sql: Buffer, oids: readonly number[], definition: Buffer | null = null): PreparedContent {
+    const key =
+      definition === null
+        ? `${oids.join(',')}\0${sql.toString('latin1')}`
+        : `PREPARE\0${definition.toString('latin1')}`;
     let content = this.#byKey.get(key);
     if (!content) {
-      content = { sql: Buffer.from(sql), oids, users: 0, key };
+      content = {
+        sql: Buffer.from(sql),
+        oids,
+        definition: definition === null ? null : Buffer.from(definition),
+        users: 0,
+        key,
+      };
       this.#byKey.set(key, content);
     }
     content.users += 1;

@@ -6,9 +6,16 @@ export interface Rewrite {
   readonly index: number;
   /** Replaced in it: byte offsets in the client's text. */
   readonly replace?: { readonly start: number; readonly end: number; readonly by: string };
-  /** Statements of ours that run just before and just after it; byte strings. */
-  readonly before?: readonly string[];
-  readonly after?: readonly string[];
+  readonly before?: readonly Own[];
+  readonly after?: readonly Own[];
+}
+
+/** A statement of ours that runs just before or just after one of the client's. */
+export interface Own {
+  /** A byte string. */
+  readonly sql: string;
+  /** Called when a server has done it. */
+  readonly done?: () => void;
 }
 
 interface Piece {
@@ -21,8 +28,8 @@ interface Piece {
 /** A client's query string as the server gets it: with other names in it, and with statements of ours between the client's. */
 export class SentText {
   readonly sql: Buffer;
-  /** For each statement that is sent: which of the client's it is, or null for one of ours. */
-  readonly origins: readonly (number | null)[];
+  /** For each statement that is sent: which of the client's it is, or the one of ours. */
+  readonly origins: readonly (number | Own)[];
   readonly #pieces: readonly Piece[];
 
   /** `statements`: byte offsets of the client's statements. `rewrites`: in their order, at most one for each. */
@@ -57,20 +64,20 @@ export class SentText {
     for (const { index, replace, before, after } of rewrites) {
       const { start, end } = statements[index] as { start: number; end: number };
       copyTo(start);
-      for (const sql of before ?? []) insert(`${sql}; `);
+      for (const { sql } of before ?? []) insert(`${sql}; `);
       if (replace !== undefined) {
         copyTo(replace.start);
         insert(replace.by, replace.end - replace.start);
       }
       copyTo(end);
-      for (const sql of after ?? []) insert(`; ${sql}`);
+      for (const { sql } of after ?? []) insert(`; ${sql}`);
     }
     copyTo(text.length);
     this.sql = Buffer.concat(parts);
     this.#pieces = pieces;
     this.origins = statements.flatMap((_, index) => {
       const rewrite = rewrites.find((r) => r.index === index);
-      return [...(rewrite?.before ?? []).map(() => null), index, ...(rewrite?.after ?? []).map(() => null)];
+      return [...(rewrite?.before ?? []), index, ...(rewrite?.after ?? [])];
     });
   }
 

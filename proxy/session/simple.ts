@@ -3,14 +3,14 @@ import type { Backend, Expectation } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
-import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
-import { decodeQuery, encodeQuery } from '../wire/frontend.js';
+import { decodeQuery, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { ClientSession } from './client-session.js';
-import { checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
+import { asServerError, checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
 import { type Rewrite, SentText } from './sent-text.js';
+import { errorAsWritten, type Spoken, SqlStatements } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
@@ -59,21 +59,32 @@ export class SimpleProtocol {
     const session = this.#session;
     const { lease } = session;
     const again = () => this.#run(frame, this.#statements.analyze(decodeQuery(frame)), since, times + 1);
+    const prepared = new SqlStatements(analyzed, this.#statements);
     let placement: Prepared;
+    let executions: readonly Execution[];
+    let spoken: Spoken | null = null;
     try {
       checkAgain(times);
-      const executions = this.#executions(analyzed);
+      executions = this.#executions(analyzed, prepared);
       placement = await lease.prepare(executions, session.signal);
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed.template, { kind: 'simple', query: frame });
         if (!(await session.runFanOut(fanOut))) await again();
         return;
       }
+      if (placement.kind === 'one' && !prepared.none) {
+        spoken = prepared.spoken(lease.backend as Backend);
+        await this.#prepareMissing(spoken);
+      }
     } catch (error) {
+      prepared.release();
       await this.#units.fail(error);
       return;
     }
-    if (placement.kind === 'again') return again();
+    if (placement.kind === 'again') {
+      prepared.release();
+      return again();
+    }
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction;
     this.#units.beginUnit(backend);
@@ -87,7 +98,7 @@ export class SimpleProtocol {
     }
     const { touches, writes } = placement;
     const started = performance.now();
-    const rewrites = this.#rewrites(analyzed);
+    const rewrites = this.#rewrites(analyzed, spoken);
     const sent = rewrites.length === 0 ? null : new SentText(analyzed.text, analyzed.statements, rewrites);
     let index = 0;
     let rows = 0;
@@ -99,14 +110,20 @@ export class SimpleProtocol {
       completed: (reply, empty) => {
         const at = sent === null ? index : sent.origins[index];
         index += 1;
+        if (typeof at === 'object') at.done?.();
         if (empty || typeof at !== 'number' || at >= analyzed.statements.length) return;
         const tag = decodeCommandComplete(reply);
         rows += rowsOfTag(tag) ?? 0;
         session.lookup.done(analyzed, at);
-        this.#units.completed({ analyzed, index: at, params: null, lookup: null }, tag);
+        const { effect } = (analyzed.statements[at] as AnalyzedStatement).plan;
+        const executed = effect?.kind === 'execute' && effect.form === 'execute' ? executions[at] : undefined;
+        this.#units.completed(executed ?? { analyzed, index: at, params: null, lookup: null }, tag);
+        if (spoken !== null) prepared.done(at, backend, spoken);
       },
-      ...(sent === null ? {} : tellOf(sent, () => index)),
+      undo: () => prepared.release(),
+      ...(sent === null ? {} : tellOf(sent, spoken, () => index)),
       done: () => {
+        prepared.release();
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -121,22 +138,45 @@ export class SimpleProtocol {
   }
 
   /** What of the text has to be said to a server in another way. */
-  #rewrites(analyzed: Analyzed): Rewrite[] {
+  #rewrites(analyzed: Analyzed, spoken: Spoken | null): Rewrite[] {
     const { settings } = this.#session;
     return analyzed.statements.flatMap(({ plan: { effect } }, index) => {
+      const found = spoken?.rewrites.find((r) => r.index === index);
+      if (found !== undefined) return [found];
       if (effect?.kind !== 'set' || !effect.reset) return [];
-      const after = settings.afterReset(effect.name, effect.local);
+      const after = settings.afterReset(effect.name, effect.local).map((sql) => ({ sql }));
       return after.length === 0 ? [] : [{ index, after }];
     });
   }
 
+  /** Prepares, ahead of the text, what it uses of the statements that were prepared by Parse. @throws ServerError when that fails */
+  async #prepareMissing({ missing }: Spoken): Promise<void> {
+    const { lease } = this.#session;
+    const backend = lease.backend as Backend;
+    if (missing.length === 0 || (backend.status === FAILED && !lease.unsynced)) return;
+    if (lease.unsynced)
+      throw new RefusedError('0A000', 'EXECUTE in a batch of the extended protocol is not supported', {
+        hint: 'Send a Sync before it.',
+      });
+    try {
+      for (const { content, name } of missing) {
+        await backend.parseInternal(encodeParse(name, content.sql, content.oids));
+        backend.prepared.set(content, name);
+      }
+    } catch (error) {
+      throw asServerError(error);
+    }
+  }
+
   /** The statements of a text; PostgreSQL looks names up when a statement's turn comes. */
-  #executions(analyzed: Analyzed): Execution[] {
+  #executions(analyzed: Analyzed, prepared: SqlStatements): Execution[] {
     const { lookup } = this.#session;
     let current: Lookup | null = lookup.pending ? null : lookup.current;
     return analyzed.statements.map((_, index) => {
-      const execution: Execution = { analyzed, index, params: null, lookup: current };
+      const inner = prepared.none ? null : prepared.execution(index, current !== null);
+      const execution: Execution = inner ?? { analyzed, index, params: null, lookup: current };
       if (lookup.mayChange(analyzed, index)) current = null;
+      else if (inner !== null && lookup.mayChange(inner.analyzed, inner.index)) current = null;
       return execution;
     });
   }
@@ -184,22 +224,15 @@ export class SimpleProtocol {
 }
 
 /** What of a server's replies to a rewritten text the client is told. `done`: statements completed so far, the current reply's included. */
-function tellOf(sent: SentText, done: () => number): Pick<Expectation, 'tell' | 'muted'> {
+function tellOf(sent: SentText, spoken: Spoken | null, done: () => number): Pick<Expectation, 'tell' | 'muted'> {
   return {
     tell: (type, frame) => {
-      if (type === BACKEND.ErrorResponse) return errorAsWritten(frame, sent);
+      if (type === BACKEND.ErrorResponse) return errorAsWritten(frame, sent, spoken);
       const at = type === BACKEND.CommandComplete ? done() - 1 : done();
-      return sent.origins[at] === null ? null : frame;
+      return typeof sent.origins[at] === 'object' ? null : frame;
     },
-    muted: () => sent.origins[done()] === null,
+    muted: () => typeof sent.origins[done()] === 'object',
   };
-}
-
-/** The server's error with the position in the client's own text. */
-function errorAsWritten(frame: Buffer, sent: SentText): Buffer {
-  const fields = decodeErrorFields(frame);
-  if (fields.position === undefined) return frame;
-  return encodeErrorResponse({ ...fields, position: sent.position(fields.position) });
 }
 
 /** Whether everything in the text is undone by one ROLLBACK: no COMMIT in its middle. */

@@ -4,7 +4,7 @@ import type { SessionServices } from './client-session.js';
 import type { NameLookup } from './name-lookup.js';
 import type { ClientStatement } from './prepared.js';
 
-/** The statements that the client has prepared by protocol; `''` is the unnamed one. Names are byte strings, as in messages. */
+/** The statements that the client has prepared, by protocol or by PREPARE; `''` is the unnamed one. Names are byte strings, as in messages. */
 export class ClientStatements {
   readonly #services: SessionServices;
   readonly #lookup: NameLookup;
@@ -39,6 +39,29 @@ export class ClientStatements {
     return statement;
   }
 
+  /**
+   * What PREPARE makes, not yet under its name: `define` or `release` follows. `text`: the PREPARE, `sql`: the statement in it,
+   * `nameEnd`: where what stands behind the name begins.
+   */
+  make(text: Buffer, sql: Buffer, nameEnd: number, oids: readonly number[]): ClientStatement {
+    const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd));
+    return { content, analyzed: this.analyze(content.sql), lookup: this.#lookup.current };
+  }
+
+  /** A server has taken what `make` made. */
+  define(name: string, statement: ClientStatement): void {
+    this.forget(name);
+    this.#byName.set(name, statement);
+  }
+
+  /** What the name stands for, as names are looked up now; null: nothing. */
+  find(name: string): ClientStatement | null {
+    const statement = this.#byName.get(name);
+    if (statement === undefined) return null;
+    this.#refresh(statement);
+    return statement;
+  }
+
   /** Whether `statement` is what this name stands for now. */
   is(name: string, statement: ClientStatement): boolean {
     return this.#byName.get(name) === statement;
@@ -69,7 +92,7 @@ export class ClientStatements {
     statement.lookup = current;
   }
 
-  /** DEALLOCATE of a statement that the client prepared by protocol. @returns whether there was one. */
+  /** DEALLOCATE. @returns whether there was such a statement. */
   forget(name: string): boolean {
     const statement = this.take(name);
     if (statement === null) return false;
@@ -100,7 +123,7 @@ export class ClientStatements {
     for (const name of [...this.#byName.keys()]) this.forget(name);
   }
 
-  /** Whether the client prepared a statement of this name, given as SQL has it, by protocol. */
+  /** Whether the client prepared a statement of this name, given as SQL has it. */
   knows(name: string): boolean {
     return this.#byName.has(protocolName(name));
   }

@@ -1,7 +1,7 @@
 import { quoteLiteral } from '../../topology/quote.js';
 import type { Backend } from '../backend/backend.js';
 import { readText } from '../router/keys.js';
-import type { Analyzed, AnalyzedStatement, SetConfigCall, StatementPlan } from '../router/route.js';
+import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
@@ -99,7 +99,8 @@ export class Units {
     }
     const { effect } = plan;
     if (effect?.kind === 'commit' || plan.command.startsWith('PREPARE TRANSACTION')) this.#commits = true;
-    else if (plan.kind !== 'read' && effect === null && plan.command !== 'SHOW') this.#writes = true;
+    else if (plan.kind !== 'read' && (effect === null || effect.kind === 'execute') && plan.command !== 'SHOW')
+      this.#writes = true;
     else if (effect?.kind === 'rollback') this.#writes = false;
   }
 
@@ -116,7 +117,9 @@ export class Units {
   completed(execution: Execution, tag: string): void {
     const { settings, lease, services } = this.#session;
     const { analyzed, index, params } = execution;
-    const { plan, start, end } = analyzed.statements[index] as AnalyzedStatement;
+    const statement = analyzed.statements[index];
+    if (statement === undefined) return; // an empty one
+    const { plan, start, end } = statement;
     // With parameters it cannot be said again as text.
     const text = (params?.values.length ?? 0) === 0 ? analyzed.text.subarray(start, end) : null;
     this.#lastTag = tag;
@@ -281,6 +284,8 @@ export class Units {
   }
 
   #harmless(plan: StatementPlan, transaction: Transaction): boolean {
+    // Prepared statements are kept here and outlive the transaction, whatever becomes of it.
+    if (plan.effect?.kind === 'prepare' || plan.effect?.kind === 'deallocate') return true;
     if (plan.target.kind !== 'any' || plan.pin !== null) return false;
     if (plan.command === 'SHOW') return true;
     if (plan.kind !== 'read') return false;

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { B, type Conversation, DP, DS, E, Oracle, P, Q, S } from '../support/oracle.js';
+import { B, type Conversation, CS, DP, DS, E, Oracle, P, Q, S } from '../support/oracle.js';
 
 const run = (sql: string) => [P('', sql), B('', ''), E('')];
 const OPTIONS = { options: '-c work_mem=5MB -c my.own=given -c search_path=public,pg_catalog -c DateStyle=German' };
@@ -163,6 +163,142 @@ const SETTINGS: readonly Conversation[] = [
   },
 ];
 
+const BY_KEY = 'SELECT name FROM tenants WHERE tenant_id = $1';
+
+const STATEMENTS: readonly Conversation[] = [
+  {
+    name: 'PREPARE, EXECUTE, DEALLOCATE',
+    steps: [
+      ['Z', Q(`PREPARE q (bigint) AS ${BY_KEY}`)],
+      ['Z', Q('EXECUTE q(150)')],
+      ['Z', Q('EXECUTE q(-1 + 151)')],
+      ['Z', Q(`EXECUTE "q" ('150'); execute Q(151)`)],
+      ['Z', Q(`EXPLAIN (COSTS off) EXECUTE q(150)`)],
+      ['Z', Q('DEALLOCATE q')],
+      ['Z', Q('EXECUTE q(150)')],
+      ['Z', Q('DEALLOCATE q')],
+      ['Z', Q('DEALLOCATE PREPARE q')],
+      ['Z', Q('DEALLOCATE ALL')],
+    ],
+    sole: true,
+  },
+  {
+    name: 'EXECUTE of rows by their key',
+    steps: [
+      ['Z', Q(`PREPARE q (bigint) AS ${BY_KEY}`)],
+      ['Z', Q('EXECUTE q(150)')],
+      ['Z', Q(`EXECUTE q('151')`)],
+      ['Z', Q('EXECUTE q(NULL)')],
+      ['Z', Q('EXPLAIN (COSTS off) EXECUTE q(150)')],
+      ['Z', Q(`PREPARE i AS INSERT INTO orders VALUES ($1, $2, 'x') RETURNING id`)],
+      ['Z', Q('EXECUTE i(150, 1); EXECUTE i(150, 2)')],
+      ['Z', Q('EXECUTE i(150, 1)')],
+      ['Z', Q('BEGIN; EXECUTE i(150, 7); EXECUTE q(150)')],
+      ['Z', Q('EXECUTE i(150, 7)')],
+      ['Z', Q('EXECUTE q(150)')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('EXECUTE none(1)')],
+      ['Z', Q('EXECUTE fs_1(1)')],
+      ['Z', Q('DEALLOCATE fs_1')],
+      ['Z', Q('EXECUTE "Odd ""name"""')],
+    ],
+  },
+  {
+    name: 'PREPARE: errors',
+    steps: [
+      ['Z', Q('PREPARE q AS SELECT nothing')],
+      ['Z', Q('/* ä */ PREPARE a_rather_long_name_for_a_statement AS SELECT 1, nothing')],
+      ['Z', Q('PREPARE q AS SELECT 1')],
+      ['Z', Q('PREPARE q AS SELECT 2')],
+      ['Z', Q('PREPARE q AS SELECT nothing')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('EXECUTE q(1)')],
+      ['Z', Q('EXECUTE q(nothing)')],
+      ['Z', Q('PREPARE q AS VACUUM')],
+      ['Z', Q('PREPARE x AS SELECT $1 + 1; EXECUTE x(1); EXECUTE x(2, 3)')],
+      ['Z', Q(`EXECUTE x('a')`)],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('PREPARE y AS SELECT 3')],
+      ['Z', Q('PREPARE y AS SELECT 3')],
+      ['Z', Q('PREPARE z AS SELECT 3')],
+      ['Z', Q('EXECUTE y')],
+      ['Z', Q('DEALLOCATE y')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('EXECUTE y')],
+      ['Z', Q('EXECUTE z')],
+    ],
+  },
+  {
+    name: 'PREPARE and the rest in one Query',
+    steps: [
+      ['Z', Q('PREPARE q AS SELECT 1; EXECUTE q; DEALLOCATE q; PREPARE q AS SELECT 2; EXECUTE q; EXECUTE q')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('DEALLOCATE q; EXECUTE q')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('PREPARE q AS SELECT 4; SELECT 1/0; PREPARE r AS SELECT 5')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('EXECUTE r')],
+      ['Z', Q('DEALLOCATE ALL; EXECUTE q')],
+      ['Z', Q('PREPARE q AS SELECT 1; DEALLOCATE ALL; PREPARE q AS SELECT 1; EXECUTE q; SELECT nothing')],
+      ['Z', Q('EXECUTE q; BEGIN; EXECUTE q; COMMIT; DEALLOCATE q; EXECUTE q')],
+    ],
+  },
+  {
+    name: 'one namespace for Parse and PREPARE',
+    steps: [
+      ['Z', P('p', BY_KEY, [20]), P('t', 'SHOW DateStyle'), S],
+      ['Z', Q('EXECUTE p(150)')],
+      ['Z', Q('EXECUTE t')],
+      ['Z', Q('PREPARE p AS SELECT 1')],
+      ['Z', Q('BEGIN; EXECUTE p(150); DEALLOCATE p; SELECT 1/0')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', B('', 'p', '150'), E(''), S],
+      ['Z', Q(`PREPARE s (bigint, text) AS ${BY_KEY} AND name <> $2`)],
+      ['Z', P('s', BY_KEY), S],
+      ['Z', DS('s'), B('', 's', '150', 'x'), DP(''), E(''), S],
+      ['Z', CS('s'), S],
+      ['Z', Q(`EXECUTE s(150, 'x')`)],
+      ['Z', DS('s'), S],
+    ],
+  },
+  {
+    name: 'PREPARE, EXECUTE and DEALLOCATE in the extended protocol',
+    steps: [
+      ['Z', ...run(`PREPARE q (bigint) AS ${BY_KEY}`), S],
+      ['Z', P('', 'EXECUTE q(150)'), DS(''), B('', ''), DP(''), E(''), S],
+      ['Z', P('e', 'EXECUTE q(151)'), S],
+      ['Z', DS('e'), B('', 'e'), E(''), S],
+      ['Z', B('', 'e'), E(''), B('', 'q', '150'), E(''), S],
+      ['Z', ...run(`PREPARE q AS SELECT 1`), S],
+      ['Z', ...run(`PREPARE w AS SELECT nothing`), S],
+      ['Z', P('', 'EXECUTE none'), DS(''), B('', ''), DP(''), E(''), S],
+      ['Z', ...run('DEALLOCATE q'), S],
+      ['Z', B('', 'e'), E(''), S],
+      ['Z', ...run('PREPARE r AS SELECT 7'), ...run('EXECUTE r'), ...run('DEALLOCATE r'), ...run('EXECUTE r'), S],
+      ['Z', ...run('PREPARE r AS SELECT 8'), B('', 'r'), DP(''), E(''), CS('r'), B('', 'r'), S],
+      ['ZZ', ...run('PREPARE r AS SELECT 9'), S, ...run('DEALLOCATE ALL'), B('', 'r'), E(''), S],
+      ['Z', ...run('EXECUTE r'), S],
+      ['Z', P('k', 'SELECT 1'), S],
+      ['Z', ...run('DEALLOCATE ALL'), B('', 'k'), E(''), S],
+      ['Z', P('k', 'SELECT 1'), S],
+      ['Z', ...run('DISCARD ALL'), B('', 'k'), E(''), S],
+      ['Z', P('k', 'SELECT 1'), ...run('DEALLOCATE k'), B('', 'k'), E(''), S],
+    ],
+  },
+  {
+    name: 'CREATE TABLE AS EXECUTE',
+    sole: true,
+    steps: [
+      ['Z', Q(`PREPARE q (bigint) AS ${BY_KEY}`)],
+      ['Z', Q('CREATE TEMP TABLE t AS EXECUTE q(150)')],
+      ['Z', Q('SELECT * FROM t')],
+      ['Z', Q('CREATE TEMP TABLE u AS EXECUTE none(150)')],
+      ['Z', Q('CREATE TEMP TABLE v AS EXECUTE q(150) WITH NO DATA; SELECT * FROM v; EXPLAIN ANALYZE EXECUTE none')],
+      ['Z', ...run('CREATE TEMP TABLE w AS EXECUTE q(151)'), ...run('TABLE w'), S],
+    ],
+  },
+];
+
 let oracle: Oracle;
 
 beforeAll(async () => {
@@ -170,7 +306,7 @@ beforeAll(async () => {
 });
 afterAll(() => oracle.stop());
 
-const CONVERSATIONS = [...SETTINGS];
+const CONVERSATIONS = [...SETTINGS, ...STATEMENTS];
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
   it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));

@@ -69,4 +69,32 @@ describe('two clients that share one server connection', () => {
     await a.end();
     await b.end();
   });
+
+  it('have each its own prepared statements under the same names, by PREPARE and by Parse', async () => {
+    const a = await s.connect();
+    const b = await s.connect();
+    const first = async (client: typeof a, sql: string) =>
+      Object.values((await client.query(sql)).rows[0] as object)[0];
+    await a.query(`PREPARE q AS SELECT 'a' AS x`);
+    await expect(b.query('EXECUTE q')).rejects.toMatchObject({ code: '26000' });
+    await expect(b.query('DEALLOCATE q')).rejects.toMatchObject({ code: '26000' });
+    await b.query(`PREPARE q AS SELECT 'b' AS x`);
+    await b.query({ name: 'p', text: `SELECT 'pb' AS x` });
+    await a.query({ name: 'p', text: `SELECT 'pa' AS x` });
+    for (let i = 0; i < 3; i++) {
+      expect([await first(a, 'EXECUTE q'), await first(b, 'EXECUTE q')]).toEqual(['a', 'b']);
+      expect([await first(a, 'EXECUTE p'), await first(b, 'EXECUTE p')]).toEqual(['pa', 'pb']);
+    }
+    await a.query('DEALLOCATE ALL');
+    await expect(a.query('EXECUTE q')).rejects.toMatchObject({ code: '26000' });
+    expect([await first(b, 'EXECUTE q'), await first(b, 'EXECUTE p')]).toEqual(['b', 'pb']);
+    await a.query(`PREPARE q AS SELECT 'b' AS x`);
+    await b.query('DEALLOCATE q');
+    expect(await first(a, 'EXECUTE q')).toBe('b');
+    await a.query('DISCARD ALL');
+    expect(await first(b, 'EXECUTE p')).toBe('pb');
+    expect((await a.query('SELECT pg_backend_pid()')).rows).toEqual((await b.query('SELECT pg_backend_pid()')).rows);
+    await a.end();
+    await b.end();
+  });
 });

@@ -76,7 +76,7 @@ describe('what a plan says besides the route', () => {
     ['SELECT 1 AS x INTO TEMP scratch', 'temporary table'],
     ['CREATE TEMP VIEW v AS SELECT 1', 'temporary table'],
     ['LISTEN x', 'LISTEN'],
-    ['PREPARE p AS SELECT 1', 'PREPARE'],
+    ['PREPARE p AS SELECT 1', null],
     ['DECLARE c CURSOR WITH HOLD FOR SELECT 1', 'WITH HOLD cursor'],
     ['DECLARE c CURSOR FOR SELECT 1', null],
     ["LOAD 'x'", 'LOAD'],
