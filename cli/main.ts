@@ -16,6 +16,7 @@ import { shardCommand } from './commands/shard.js';
 import { tableCommand } from './commands/table.js';
 import { topologyCommand } from './commands/topology.js';
 import { upCommand } from './commands/up.js';
+import { userCommand } from './commands/user.js';
 import { EXIT_CODES_HELP, failureOf } from './failure.js';
 
 function version(): string {
@@ -56,6 +57,7 @@ async function run(args: readonly string[]): Promise<void> {
     .command(shardCommand)
     .command(keyspaceCommand)
     .command(tableCommand)
+    .command(userCommand)
     .command(topologyCommand)
     .command(checkCommand)
     .command(explainCommand)

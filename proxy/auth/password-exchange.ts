@@ -65,8 +65,10 @@ export async function askScram(reader: HandshakeReader, exchange: ScramExchange)
   try {
     return await runScram(reader, exchange);
   } catch (error) {
-    if (error instanceof ProtocolError && error.message !== 'invalid message length') throw exchangeRefused(error);
-    throw error;
+    if (!(error instanceof ProtocolError)) throw error;
+    // A frame that is too long is a wrong answer to PostgreSQL.
+    if (error.message === 'invalid message length') return null;
+    throw exchangeRefused(error);
   }
 }
 

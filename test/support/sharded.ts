@@ -1,6 +1,7 @@
 import pg from 'pg';
-import pino from 'pino';
+import pino, { type Logger } from 'pino';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import type { AuthOptions } from '../../proxy/auth/authentication.js';
 import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
 import type { TlsOptions } from '../../proxy/listener/tls-server.js';
 import { type ProxyOptions, ProxyServer } from '../../proxy/proxy-server.js';
@@ -30,6 +31,11 @@ export interface ShardedOptions {
   /** Over the defaults. */
   readonly listen?: Partial<ProxyOptions['listen']>;
   readonly limits?: Partial<ProxyOptions['limits']>;
+  /** Default: SCRAM with the roles of the home shard. */
+  readonly auth?: AuthOptions;
+  readonly serverPasswords?: ReadonlyMap<string, string>;
+  /** Default: silent, unless FORESHARD_TEST_LOG says otherwise. */
+  readonly logger?: Logger;
   /** Directory of the servers' programs. Default: those from npm. */
   readonly binDir?: string;
   readonly pool?: Partial<ProxyOptions['pool']>;
@@ -156,8 +162,8 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     name: 'test',
     listen: { host: '127.0.0.1', port: 0, ...options.listen },
     tls: options.tls,
-    auth: { method: 'scram-sha-256', users: new Map() },
-    serverPasswords: new Map(),
+    auth: options.auth ?? { method: 'scram-sha-256', users: new Map() },
+    serverPasswords: options.serverPasswords ?? new Map(),
     pool: {
       size: options.poolSize ?? 10,
       idleTimeoutMs: 60_000,
@@ -173,7 +179,7 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     },
     lease: { ttlMs: options.leaseTtlMs ?? 5000 },
     telemetry: { flushIntervalMs: 60_000 },
-    logger: pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),
+    logger: options.logger ?? pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),
   });
 }
 
