@@ -5,8 +5,10 @@ import { parseSecret } from './user-secret.js';
 
 /** Reads what PostgreSQL itself would check a password against. */
 const READ_AUTHID = `
-SELECT rolname, rolpassword, rolcanlogin, rolvaliduntil, pg_catalog.current_setting('scram_iterations', true) AS scram_iterations
-  FROM pg_catalog.pg_authid WHERE rolname = $1::pg_catalog.text`;
+SELECT rolname, rolpassword, rolcanlogin, rolvaliduntil FROM pg_catalog.pg_authid WHERE rolname = $1::pg_catalog.text`;
+
+/** What new passwords get there, and unknown users are shown (PostgreSQL 16). */
+const READ_ITERATIONS = `SELECT pg_catalog.current_setting('scram_iterations', true) AS scram_iterations`;
 
 /** pg_roles, which everybody may read: enough where no password is asked for. */
 const READ_ROLE = 'SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE rolname = $1::pg_catalog.text';
@@ -56,7 +58,12 @@ export class RoleQuery implements UserSource {
 
   /** @throws LookupError when it cannot be found out */
   async find(user: string): Promise<UserRecord | null> {
-    const row = await this.#ask(this.#options.sql ?? READ_AUTHID, user);
+    const [row, setting] = await Promise.all([
+      this.#ask(this.#options.sql ?? READ_AUTHID, [user]),
+      this.#ask(READ_ITERATIONS, []),
+    ]);
+    const iterations = Number(setting?.scram_iterations);
+    if (Number.isInteger(iterations) && iterations > 0) this.#iterations = iterations;
     if (row === null) return null;
     const name = pick(row, NAME_COLUMNS);
     // A query that finds somebody else is as dangerous as one without a condition.
@@ -69,8 +76,6 @@ export class RoleQuery implements UserSource {
       throw new LookupError('28000', 'the auth query gives no password', {
         hint: `Name a column of it ${SECRET_COLUMNS.join(' or ')} (proxy.auth.query.sql).`,
       });
-    const iterations = Number(row.scram_iterations);
-    if (Number.isInteger(iterations) && iterations > 0) this.#iterations = iterations;
     return {
       source: 'query',
       secret: typeof secret === 'string' && secret !== '' ? parseSecret(secret) : null,
@@ -81,7 +86,7 @@ export class RoleQuery implements UserSource {
 
   /** Whether there is such a role and whether it may log in, for methods that ask for no password. */
   async role(user: string): Promise<{ readonly canLogin: boolean } | null> {
-    const row = await this.#ask(READ_ROLE, user);
+    const row = await this.#ask(READ_ROLE, [user]);
     return row === null ? null : { canLogin: row.rolcanlogin !== false };
   }
 
@@ -90,18 +95,18 @@ export class RoleQuery implements UserSource {
     this.#pool = null;
   }
 
-  async #ask(sql: string, user: string): Promise<Record<string, unknown> | null> {
+  async #ask(sql: string, values: readonly string[]): Promise<Record<string, unknown> | null> {
     const home = this.#options.home();
     if (home === null) return null;
     // No name in PostgreSQL holds a zero byte, and no parameter can.
-    if (user.includes('\0')) return null;
+    if (values.some((value) => value.includes('\0'))) return null;
     try {
-      const { rows } = await this.#poolOf(home.url).query<Record<string, unknown>>(sql, [user]);
+      const { rows } = await this.#poolOf(home.url).query<Record<string, unknown>>(sql, [...values]);
       if (rows.length > 1) throw new Error(`the auth query gave ${rows.length} rows`);
       return rows[0] ?? null;
     } catch (error) {
       const denied = (error as { code?: string }).code === '42501';
-      throw new LookupError(denied ? '28000' : '57P03', `cannot look up user "${user}" on shard "${home.name}"`, {
+      throw new LookupError(denied ? '28000' : '57P03', `cannot look up a user on shard "${home.name}"`, {
         detail: error instanceof Error ? error.message : String(error),
         hint: denied
           ? `Give the user of shard "${home.name}" SELECT on pg_authid (superuser), set proxy.auth.query, or list the user elsewhere.`
