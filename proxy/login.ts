@@ -61,7 +61,7 @@ export class Login {
     const { socket } = accepted;
     gate.enter(
       socket,
-      (leave) => void this.#begin(accepted).finally(leave),
+      (leave) => void this.#begin(accepted, leave).finally(leave),
       () => {
         logger.info({ from: socket.remoteAddress }, 'connection refused: too many are starting up');
         tell(
@@ -74,8 +74,8 @@ export class Login {
     );
   }
 
-  /** Resolves when the client is in, or out. Never rejects. */
-  async #begin(accepted: Accepted): Promise<void> {
+  /** Resolves when the client is in, or out. Never rejects. `leave`: others may start up meanwhile. */
+  async #begin(accepted: Accepted, leave: () => void): Promise<void> {
     const { loginTimeoutMs, logger } = this.#options;
     const reader = new HandshakeReader(
       accepted.socket,
@@ -84,7 +84,7 @@ export class Login {
     );
     const attempt = new Attempt(accepted, reader);
     try {
-      await this.#login(attempt);
+      await this.#login(attempt, leave);
     } catch (error) {
       const socket = attempt.socket;
       socket.on('error', () => socket.destroy());
@@ -99,7 +99,7 @@ export class Login {
     }
   }
 
-  async #login(attempt: Attempt): Promise<void> {
+  async #login(attempt: Attempt, leave: () => void): Promise<void> {
     const { clients, authentication } = this.#options;
     const { reader } = attempt;
     await this.#readProxyHeader(attempt);
@@ -107,7 +107,7 @@ export class Login {
     if (startup === null) return;
     this.#options.admit(startup);
     const { facts } = attempt;
-    const who = await authenticateClient(reader, startup, facts, authentication.services);
+    const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay: leave });
     if (startup.refused !== null) throw startup.refused;
     const database = this.#options.database();
     if (who.database !== database)

@@ -28,6 +28,8 @@ export interface AuthenticationServices {
   readonly mockSecret: Buffer;
   /** ms of a steady clock. */
   readonly now: () => number;
+  /** This login has to wait for former failures: it is to hold nothing but its socket meanwhile. */
+  readonly onDelay?: () => void;
 }
 
 export interface AuthenticatedClient {
@@ -150,6 +152,7 @@ class Attempt {
     const known = failures.isKnown(address, user);
     const until = now() + failures.delay(address, user, now());
     for (let left = until - now(); left > 0; left = until - now()) {
+      if (!this.#waited) this.#services.onDelay?.();
       this.#waited = true;
       await this.#reader.pause(Math.min(left, LOOK_EVERY_MS));
       if (!known && failures.isKnown(address, user)) break;

@@ -10,7 +10,7 @@ import {
 import type { HandshakeReader } from '../wire/handshake-reader.js';
 import { MessageReader } from '../wire/message-reader.js';
 import { FRONTEND } from '../wire/message-types.js';
-import { ProtocolError } from '../wire/protocol-error.js';
+import { ProtocolError, UnansweredError } from '../wire/protocol-error.js';
 import { type ScramKeys, ScramServer, type ScramServerOptions, type ScramVerifier } from '../wire/scram.js';
 import { exchangeRefused } from './refusal.js';
 
@@ -35,7 +35,9 @@ export async function askMd5(reader: HandshakeReader): Promise<{ readonly answer
 }
 
 async function readPassword(reader: HandshakeReader): Promise<string> {
-  const body = await readResponse(reader, MAX_PASSWORD_MESSAGE_BYTES, 'password');
+  const body = await readResponse(reader, MAX_PASSWORD_MESSAGE_BYTES, 'password').catch((error: unknown) => {
+    throw isTooLong(error) ? new UnansweredError('invalid message length') : error;
+  });
   try {
     const password = body.text();
     body.end();
@@ -46,6 +48,9 @@ async function readPassword(reader: HandshakeReader): Promise<string> {
     throw error;
   }
 }
+
+const isTooLong = (error: unknown): boolean =>
+  error instanceof ProtocolError && error.message === 'invalid message length';
 
 export interface ScramExchange {
   readonly user: string;
@@ -67,7 +72,7 @@ export async function askScram(reader: HandshakeReader, exchange: ScramExchange)
   } catch (error) {
     if (!(error instanceof ProtocolError)) throw error;
     // A frame that is too long is a wrong answer to PostgreSQL.
-    if (error.message === 'invalid message length') return null;
+    if (isTooLong(error)) return null;
     throw exchangeRefused(error);
   }
 }

@@ -441,7 +441,25 @@ describe('failed logins', () => {
         ]);
         expect(JSON.stringify(log())).not.toContain('wrong"');
       },
-      { loginTimeoutMs: 3000 },
+      { limits: { loginTimeoutMs: 3000 } },
+    );
+  });
+
+  it('hold nothing while they wait: others start up', async () => {
+    await withProxy(
+      { failures },
+      async ({ port }) => {
+        expect(await login(port, 'app', 'secret')).toBe('ok');
+        for (let i = 0; i < 2; i++) expect(await login(port, 'early', 'wrong')).toBe(wrong('early'));
+        let over = false;
+        const delayed = Promise.all([1, 2, 3].map(() => login(port, 'early', 'wrong'))).finally(() => {
+          over = true;
+        });
+        expect(await login(port, 'app', 'secret')).toBe('ok');
+        expect(over).toBe(false);
+        for (const outcome of await delayed) expect(outcome).toMatch(/^57014/);
+      },
+      { limits: { loginTimeoutMs: 5000, maxStartups: 2 } },
     );
   });
 
@@ -453,7 +471,7 @@ describe('failed logins', () => {
         expect(outcomes.filter((o) => o === wrong('early'))).toHaveLength(2);
         expect(outcomes.filter((o) => o.startsWith('57014'))).toHaveLength(18);
       },
-      { loginTimeoutMs: 5000 },
+      { limits: { loginTimeoutMs: 5000 } },
     );
   });
 
