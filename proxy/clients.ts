@@ -26,6 +26,11 @@ export interface Client {
 /** Processes that can share a port: an id tells by its high bits which of them has the client. */
 export const PROCESS_SLOTS = 128;
 const SLOT_BITS = 24;
+/**
+ * Ids begin here, beyond the process ids of servers (at most 2^22 on Linux), so that in a notification nobody takes another's
+ * process for himself.
+ */
+const FIRST_ID = 1 << 23;
 const SECRET_BYTES = 32;
 const SHORT_SECRET_BYTES = 4;
 
@@ -38,7 +43,7 @@ export function slotOf(processId: number): number {
 export class Clients implements Iterable<Client> {
   readonly #slot: number;
   readonly #byId = new Map<number, Client>();
-  #next = randomInt(1, 1 << SLOT_BITS);
+  #next = randomInt(FIRST_ID, 1 << SLOT_BITS);
 
   /** @param slot this process among those that share the port, from 0 */
   constructor(slot: number) {
@@ -61,9 +66,9 @@ export class Clients implements Iterable<Client> {
   newKey(protocol: number): CancelKey {
     let processId: number;
     do {
-      this.#next = (this.#next + 1) % (1 << SLOT_BITS);
+      this.#next = this.#next + 1 < 1 << SLOT_BITS ? this.#next + 1 : FIRST_ID;
       processId = this.#slot * (1 << SLOT_BITS) + this.#next;
-    } while (processId === 0 || this.#byId.has(processId));
+    } while (this.#byId.has(processId));
     return { processId, secret: randomBytes(protocol >= PROTOCOL_3_2 ? SECRET_BYTES : SHORT_SECRET_BYTES) };
   }
 

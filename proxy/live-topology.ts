@@ -48,6 +48,7 @@ export class LiveTopology {
   #holds = new Map<bigint, LiveHold>();
   #leaseUntil = 0;
   #listeners = new Set<() => void>();
+  readonly #onNewEpoch: (() => void)[] = [];
   #renewTimer: NodeJS.Timeout | null = null;
   #holdTimer: NodeJS.Timeout | null = null;
   #reloading: Promise<void> | null = null;
@@ -97,6 +98,11 @@ export class LiveTopology {
       if (holdCovers(live.hold, footprint) && !(own !== null && holdCovers(live.hold, own))) return false;
     }
     return true;
+  }
+
+  /** Calls `listener` after every change of the epoch. */
+  onNewEpoch(listener: () => void): void {
+    this.#onNewEpoch.push(listener);
   }
 
   /** Resolves at the next change of epoch, holds or lease. Rejects with the signal's reason. */
@@ -177,7 +183,10 @@ export class LiveTopology {
     this.#acknowledge();
     this.#notify();
     // Migrators wait for this before they remove rows from the source.
-    if (changed) void this.#renew();
+    if (changed) {
+      void this.#renew();
+      for (const listener of this.#onNewEpoch) listener();
+    }
   }
 
   #acknowledge(): void {

@@ -117,10 +117,20 @@ export class Pools {
     return gate;
   }
 
-  #connect(name: ShardName, user: string): Promise<ServerConnection> {
+  /** A connection of no pool, as the user of the shard's URL. `parameters`: for its start-up. */
+  connectOwn(name: ShardName, parameters: Readonly<Record<string, string>>): Promise<ServerConnection> {
+    return this.#connect(name, null, parameters);
+  }
+
+  #connect(
+    name: ShardName,
+    as: string | null,
+    parameters: Readonly<Record<string, string>> = {},
+  ): Promise<ServerConnection> {
     const shard = this.#live.current.shards.get(name);
     if (shard === undefined) return Promise.reject(new ForeshardError('08001', `there is no shard "${name}" any more`));
     const url = new URL(shard.url);
+    const user = as ?? decodeURIComponent(url.username);
     const host = url.searchParams.get('host') ?? decodeURIComponent(url.hostname.replace(/^\[|\]$/g, ''));
     return ServerConnection.connect({
       shard: name,
@@ -129,6 +139,7 @@ export class Pools {
       user,
       database: decodeURIComponent(url.pathname.slice(1)) || decodeURIComponent(url.username),
       auth: this.#secrets.secretFor(user, shard.url),
+      parameters,
       connectTimeoutMs: this.#options.connectTimeoutMs,
     });
   }

@@ -5,6 +5,7 @@ import { ForeshardError } from '../topology/errors.js';
 import { Administration } from './admin/administration.js';
 import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
 import { Authentication, type AuthOptions } from './auth/authentication.js';
+import { Notifications } from './backend/notifications.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
 import { Drain } from './drain.js';
 import { Listener, type ListenOptions } from './listener/listener.js';
@@ -93,6 +94,7 @@ export class ProxyServer {
   readonly #schema: SchemaView;
   readonly #authentication: Authentication;
   readonly #flusher: LoadFlusher;
+  readonly #notifications: Notifications;
   readonly #login: Login;
   readonly #administration: Administration;
   readonly #drain: Drain;
@@ -161,6 +163,12 @@ export class ProxyServer {
     }, limits);
     this.#authentication = parts.authentication;
     this.pools = new Pools(options.pool, live, parts.authentication.secrets);
+    this.#notifications = new Notifications({
+      shards: () => live.current.shards.keys(),
+      connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
+      logger,
+    });
+    live.onNewEpoch(() => this.#notifications.topologyChanged());
     const counter = new LoadCounter(Date.now);
     this.#flusher = new LoadFlusher({
       catalog: options.catalog,
@@ -201,6 +209,7 @@ export class ProxyServer {
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         schemaChanged: () => schema.changed(),
         pool: (shard) => this.pools.get(shard, user),
+        notifications: this.#notifications,
       }),
     });
   }
@@ -255,6 +264,7 @@ export class ProxyServer {
     await this.#drain.finished();
     this.#gate.close();
     this.#timeouts.close();
+    this.#notifications.close();
     this.pools.close();
     await this.#flusher.close();
     await this.#live.close();

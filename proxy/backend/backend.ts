@@ -278,8 +278,12 @@ export class Backend {
         // The connection has noted the value. While we work for ourselves the client learns of differences later, in one go.
         if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
         return;
-      case BACKEND.NoticeResponse:
       case BACKEND.NotificationResponse:
+        // Somebody has left it listening: it must not get to the next client.
+        if (this.#owner === null) this.connection.destroy();
+        else this.#owner.onReply(this, type, frame, head);
+        return;
+      case BACKEND.NoticeResponse:
         if (head === null || !head.internal) this.#owner?.onReply(this, type, frame, head);
         return;
       case BACKEND.ErrorResponse:

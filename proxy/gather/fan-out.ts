@@ -8,7 +8,6 @@ import {
   CLOSE_COMPLETE,
   decodeCommandComplete,
   encodeCommandComplete,
-  encodeReadyForQuery,
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
@@ -123,6 +122,7 @@ export class FanOut implements BackendOwner, SpreadRun {
     const started = performance.now();
     const session = this.#session;
     session.bytesForwarded = 0;
+    session.listening.began();
     const done = new Promise<void>((resolve, reject) => {
       this.#finish = resolve;
       this.#lost = reject;
@@ -137,7 +137,8 @@ export class FanOut implements BackendOwner, SpreadRun {
       session.write(encodeCommandComplete(`SELECT ${this.#rows}`));
       if (this.#statement.kind === 'extended' && this.#statement.closePortal) session.write(CLOSE_COMPLETE);
     }
-    session.write(encodeReadyForQuery('I'));
+    await session.settled();
+    session.answerReady();
     session.services.load.record({
       template: this.#template,
       shard: null,
@@ -183,6 +184,8 @@ export class FanOut implements BackendOwner, SpreadRun {
         this.#session.write(this.#session.worded(frame));
         this.#stop();
         return;
+      case BACKEND.NotificationResponse:
+        return; // of a channel that another client's function listened to
       case BACKEND.CommandComplete:
         return; // one for all, at the end
       case BACKEND.RowDescription:

@@ -59,6 +59,8 @@ export class Analysis {
   pin: string | null = null;
   priorSession: string | null = null;
   readonly setConfigCalls: FuncCall[] = [];
+  notifies = false;
+  showsChannels = false;
   /** Why the statement cannot fan out, the first reason. */
   noFanOut: Refusal | null = null;
   /** An UPDATE sets a key column: the new key must equal the old one. */
@@ -194,6 +196,8 @@ export class Analysis {
   call(call: FuncCall): void {
     const { schema, name } = qualifiedName(call.funcname);
     const found = classifyFunction(schema, name, this.context.searchPath, this.context.metadata);
+    if (name === 'pg_notify') this.notifies = true;
+    if (name === 'pg_listening_channels') this.showsChannels = true;
     if (call.over) this.blockFanOut('window functions over several shards are not supported yet', PIN_HINT);
     switch (found.kind) {
       case 'immutable':

@@ -86,8 +86,11 @@ const PINS: ReadonlyMap<string, string> = new Map([
 
 /** They act, but only on what the home shard keeps for everybody, or on the transaction. */
 const HOME_ACTIONS = words(
-  'pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared pg_notify',
+  'pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared',
 );
+
+/** They act on the transaction, or tell of the session, wherever it runs. */
+const ANYWHERE_ACTIONS = words('pg_notify pg_listening_channels');
 
 /** Sequences are each shard's own. What currval and lastval give depends on what the connection did before. */
 const SEQUENCES: ReadonlyMap<string, { readonly prior: boolean }> = new Map([
@@ -140,6 +143,7 @@ function isBuiltin(name: string): boolean {
     SEQUENCES.has(name) ||
     READS_BY_NAME.has(name) ||
     HOME_ACTIONS.has(name) ||
+    ANYWHERE_ACTIONS.has(name) ||
     name.startsWith('pg_')
   );
 }
@@ -156,6 +160,7 @@ function classifyBuiltin(name: string): FunctionClass {
     const prior = name.startsWith('pg_advisory_unlock');
     return { kind: 'session', pin, home: pin !== 'set_config' && pin !== 'setseed', prior };
   }
+  if (ANYWHERE_ACTIONS.has(name)) return { kind: 'session', pin: null, home: false, prior: false };
   if (HOME_ACTIONS.has(name)) return { kind: 'session', pin: null, home: true, prior: false };
   // What psql, drivers and monitoring ask: pg_get_…, pg_table_is_visible, has_table_privilege, obj_description, to_regclass …
   if (

@@ -49,12 +49,17 @@ export function parse(text: Buffer): Parsed | null {
     return [{ node: raw.stmt, start: back(from), end: back(to) }];
   });
   let garbledNames = false;
-  if (!utf8)
+  if (!utf8) {
+    for (const { node } of statements) {
+      const channel = 'ListenStmt' in node ? node.ListenStmt : 'UnlistenStmt' in node ? node.UnlistenStmt : null;
+      if (Buffer.from(channel?.conditionname ?? '').some((byte) => byte > 0x7f)) garbledNames = true;
+    }
     walk(result.stmts, {
       rangeVar: (t) => {
         if (Buffer.from(`${t.schemaname ?? ''}${t.relname ?? ''}`, 'utf8').some((byte) => byte > 0x7f))
           garbledNames = true;
       },
     });
+  }
   return { statements, literals: new Literals(source, tokens), garbledNames };
 }

@@ -20,7 +20,14 @@ export interface StatementPlan {
    * transaction, and on a session that is not pinned, such a statement cannot be exact.
    */
   readonly priorSession?: string;
+  /** Calls pg_notify. */
+  readonly notifies?: true;
+  /** Calls pg_listening_channels, which tells of the server connection. */
+  readonly showsChannels?: true;
 }
+
+/** The reason for which a session is pinned whose server connection listens for it. */
+export const LISTENS_ITSELF = 'LISTEN in a function';
 
 /** What a target may have besides the key; all of it only matters when data is on several shards. */
 export interface TargetExtras {
@@ -109,6 +116,9 @@ export type SessionEffect =
       readonly form: 'execute' | 'explain' | 'create';
       readonly args: readonly (KeyColumnSource | 'null' | null)[];
     }
+  | { readonly kind: 'listen'; readonly channel: string }
+  /** `channel` null: all. */
+  | { readonly kind: 'unlisten'; readonly channel: string | null }
   | { readonly kind: 'deallocate'; readonly name: string | null };
 
 export interface SetConfigCall {

@@ -1,3 +1,4 @@
+import type { Node } from 'libpg-query';
 import type { Topology } from '../../topology/topology.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
@@ -5,14 +6,15 @@ import { parse } from './parse.js';
 import { planStatement } from './plan.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import type {
-  Analyzed,
-  AnalyzedStatement,
-  BoundParams,
-  KeySource,
-  LiteralToken,
-  Route,
-  StatementPlan,
+import {
+  type Analyzed,
+  type AnalyzedStatement,
+  type BoundParams,
+  type KeySource,
+  LISTENS_ITSELF,
+  type LiteralToken,
+  type Route,
+  type StatementPlan,
 } from './route.js';
 import { TemplateCache } from './template-cache.js';
 
@@ -116,7 +118,7 @@ export class Router {
       const searchPath = session.searchPath.map((s) => (s === '$user' ? session.user : s));
       const plans = parsed.statements.map((s) =>
         parsed.garbledNames
-          ? GARBLED
+          ? garbled(s.node)
           : planStatement(s.node, { registry, metadata, searchPath, literals: parsed.literals }),
       );
       template = {
@@ -264,6 +266,11 @@ const GARBLED: StatementPlan = {
   effect: null,
   pin: null,
 };
+
+/** A channel whose name is not known here can be listened to by the session's own connection only. */
+function garbled(statement: Node): StatementPlan {
+  return 'ListenStmt' in statement ? { ...GARBLED, kind: 'utility', pin: LISTENS_ITSELF } : GARBLED;
+}
 
 function ordinalsOf(plans: readonly StatementPlan[]): number[] {
   const ordinals = new Set<number>();

@@ -52,8 +52,16 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     'CheckPointStmt' in statement
   )
     return make('utility', ANYWHERE);
-  if ('ListenStmt' in statement) return make('utility', AT_HOME, { pin: 'LISTEN' });
-  if ('UnlistenStmt' in statement || 'NotifyStmt' in statement) return make('utility', AT_HOME);
+  // Every client that listens does so on every shard, so that a transaction may notify where it is.
+  if ('ListenStmt' in statement)
+    return make('utility', ANYWHERE, {
+      effect: { kind: 'listen', channel: statement.ListenStmt.conditionname ?? '' },
+    });
+  if ('UnlistenStmt' in statement)
+    return make('utility', ANYWHERE, {
+      effect: { kind: 'unlisten', channel: statement.UnlistenStmt.conditionname || null },
+    });
+  if ('NotifyStmt' in statement) return make('utility', ANYWHERE);
   if ('LoadStmt' in statement) return make('utility', ANYWHERE, { pin: 'LOAD' });
 
   if ('PrepareStmt' in statement) {

@@ -1,6 +1,7 @@
 import type { Logger } from 'pino';
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
+import type { Notifications } from '../backend/notifications.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Router } from '../router/router.js';
@@ -8,6 +9,7 @@ import type { LoadRecord } from '../telemetry/load-counter.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import type { Activity } from './activity.js';
 import type { Lease } from './lease.js';
+import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import type { PreparedContents } from './prepared.js';
@@ -27,6 +29,8 @@ export interface SessionServices {
   readonly schemaChanged: () => void;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
+  /** The connections that listen for all clients. */
+  readonly notifications: Notifications;
 }
 
 /** A statement that runs on several shards, as the session that waits for it sees it. */
@@ -49,6 +53,8 @@ export interface ClientSession {
   readonly lookup: NameLookup;
   readonly lease: Lease;
   readonly activity: Activity;
+  /** What the client listens to. */
+  readonly listening: Listening;
   /** What the client is told only once it is certain. */
   readonly gate: ReplyGate;
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
@@ -64,6 +70,8 @@ export interface ClientSession {
   answerReady(): void;
   /** What to do when the server is lost before anything of the Query or batch has been given to the kernel; null: that is an error. */
   ifUnseen(again: (() => Promise<void>) | null): void;
+  /** Waits for the notifications that PostgreSQL would send before it is ready again, outside of a transaction. */
+  settled(): Promise<void>;
   /** The server owes a ReadyForQuery that is for the client. */
   expectReady(): void;
   /**

@@ -92,6 +92,11 @@ export class ExtendedProtocol {
     return this.#dispatch([...this.#takeBatch(), { type: FRONTEND.Flush, frame: FLUSH }], performance.now(), 0);
   }
 
+  /** A batch has begun whose Sync has not come. */
+  get open(): boolean {
+    return this.#batch.length > 0 || this.#unflushed || this.#skipping;
+  }
+
   /** An error has everything up to the next Sync ignored, ours or the server's. */
   get skipping(): boolean {
     return this.#skipping || (this.#session.lease.backend?.skipping ?? false);

@@ -11,6 +11,7 @@ import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Activity } from './activity.js';
+import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
@@ -33,6 +34,7 @@ export interface LeaseContext {
   readonly pool: (shard: ShardName) => Pool;
   readonly lookup: NameLookup;
   readonly activity: Activity;
+  readonly listening: Listening;
   readonly tellClient: (frame: Buffer) => void;
 }
 
@@ -129,6 +131,13 @@ export class Lease {
       if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
         if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
       }
+      const first = this.#context.listening.prepare(this.backend, executions, this.#begun);
+      if (first !== null) {
+        await first.catch((error: unknown) => {
+          throw asServerError(error);
+        });
+        continue;
+      }
       if (this.transaction?.deferred) {
         const { transaction } = this;
         await this.#unlessDead(this.backend, (backend) => this.#open(backend, transaction));
@@ -139,6 +148,7 @@ export class Lease {
       if (executions.some((e) => e.lookup !== null && e.lookup !== current)) return { kind: 'again' };
       this.transaction ??= new Transaction();
       this.transaction.touch(placement);
+      this.#context.listening.sending(this.backend, executions);
       return placement;
     }
   }
@@ -212,6 +222,7 @@ export class Lease {
     if (backend !== null) {
       if (backend.status !== IDLE) await backend.runInternal(encodeQuery('ROLLBACK'));
       this.backend = null;
+      this.#context.listening.left(backend);
       this.#context.pool(backend.shard).release(backend);
     }
     this.transaction = null;
@@ -291,6 +302,7 @@ export class Lease {
   #giveBack(): void {
     const backend = this.backend as Backend;
     this.backend = null;
+    this.#context.listening.left(backend);
     this.#context.pool(backend.shard).release(backend);
   }
 

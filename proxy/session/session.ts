@@ -2,6 +2,7 @@ import type { Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
 import { SILENT_OWNER } from '../backend/silent-owner.js';
+import { LISTENS_ITSELF } from '../router/route.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import {
   decodeErrorFields,
@@ -19,6 +20,7 @@ import type { ClientSession, SessionServices, SpreadRun } from './client-session
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
 import { IDLE, Lease } from './lease.js';
+import { Listening, type ListeningClient } from './listening.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
@@ -32,6 +34,8 @@ import { Units } from './units.js';
 const INBOX_BYTES = 1024 * 1024;
 /** PostgreSQL's words for its statement_timeout. */
 const OVERDUE = 'canceling statement due to statement timeout';
+/** Sent and not read by the client: notifications wait. */
+const CLOGGED_BYTES = 256 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
 
@@ -54,6 +58,8 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   readonly settings: SessionSettings;
   readonly lease: Lease;
   readonly activity = new Activity();
+  /** What the client listens to. */
+  readonly listening: Listening;
   /** What the client is told only once it is certain. */
   readonly gate = new ReplyGate();
   /** Parameter values the client has been told, and what names in its SQL mean. */
@@ -96,6 +102,8 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   transactions = 0;
   readonly watch = new Watch();
   #onEnd: () => void;
+  /** Called when the client has read. */
+  #onDrained: () => void = () => undefined;
 
   constructor(options: {
     readonly id: number;
@@ -113,6 +121,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#out = new GatheredWriter(options.socket, () => this.#clientDrained());
     this.settings = new SessionSettings(options.startupSettings);
     this.lookup = new NameLookup(options.user, this.settings);
+    this.listening = new Listening(this.#listeningClient());
     this.lease = new Lease(
       {
         live: this.services.live,
@@ -123,6 +132,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         pool: this.services.pool,
         lookup: this.lookup,
         activity: this.activity,
+        listening: this.listening,
         tellClient: (frame) => this.write(frame),
       },
       this,
@@ -226,7 +236,9 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.#canceling = false;
       this.pump();
     }
-    if (!this.#busy && !this.#awaitingReady && !this.#closed) this.lease.releaseIfIdle();
+    if (this.#busy || this.#awaitingReady || this.#closed) return;
+    this.lease.releaseIfIdle();
+    this.#notify();
   }
 
   /** The query time-out has passed. Nothing more is asked of the server until it has the request, which is meant for this alone. */
@@ -275,6 +287,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   answerReady(): void {
     const transaction = this.lease.transaction;
     const status = this.lease.backend?.status ?? (transaction?.deferred ? 0x54 : IDLE);
+    if (status === IDLE) this.listening.deliver();
     this.#answered(status);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
   }
@@ -285,6 +298,43 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#unseen = null;
     if (status === IDLE) this.transactions += 1;
     this.#overdue = false;
+  }
+
+  async settled(): Promise<void> {
+    await this.listening.settle(null);
+    await this.#deliverAll();
+  }
+
+  /** Between transactions, and with nothing owed: when PostgreSQL, too, would send notifications. */
+  get #idle(): boolean {
+    const { lease } = this;
+    return !this.#busy && !this.#awaitingReady && lease.transaction === null && !lease.unsynced && !this.#extended.open;
+  }
+
+  /** Tells the client what it listens to, if it is idle. */
+  #notify(): void {
+    if (this.#closed || !this.#idle) return;
+    this.listening.deliver();
+    this.listening.idle();
+  }
+
+  #listeningClient(): ListeningClient {
+    const session = this;
+    return {
+      id: this.id,
+      notifications: this.services.notifications,
+      get encoding() {
+        return session.lookup.known.get('client_encoding') ?? 'UTF8';
+      },
+      get idle() {
+        return session.#idle;
+      },
+      get clogged() {
+        return session.#out.buffered > CLOGGED_BYTES;
+      },
+      write: (frame) => this.write(frame),
+      close: (error) => this.close(error),
+    };
   }
 
   writeError(fields: ErrorFields): void {
@@ -321,6 +371,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     // In the middle of a message nothing else can be said.
     if (error !== undefined && !this.#midMessage) this.writeError(fieldsOfError(error, 'FATAL'));
     this.#closed = true;
+    this.#onDrained();
     this.#out.end();
     // A client that does not read its last words is not waited for.
     this.#socket.setTimeout(1000, () => this.#socket.destroy());
@@ -329,6 +380,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     // What the client did not read, nobody holds back any more.
     this.lease.backend?.connection.resume();
     this.#extended.close();
+    this.listening.close();
     void this.#leave();
     this.#onEnd();
   }
@@ -445,7 +497,10 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#wait = null;
     // The client went away while a connection was being fetched for it.
     if (this.#closed) void this.#leave();
-    else this.pump();
+    else {
+      this.pump();
+      this.#notify();
+    }
   }
 
   #mayProcess(type: number): boolean {
@@ -492,7 +547,9 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#outFull = false;
     this.lease.backend?.connection.resume();
     this.#fanOut?.resume();
+    this.#onDrained();
     this.pump();
+    this.#notify();
   }
 
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
@@ -507,9 +564,18 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.#onErrorReply(backend, frame, expectation);
       return;
     }
+    if (type === BACKEND.NotificationResponse) {
+      this.#onServerNotification(backend, frame);
+      return;
+    }
     this.bytesForwarded += frame.length;
     this.#passOn(frame);
     this.#pumpLater();
+  }
+
+  /** A server connection of a pool never listens, but for a moment; one that a function made listen is the session's own. */
+  #onServerNotification(backend: Backend, frame: Buffer): void {
+    if (this.lease.pinned === LISTENS_ITSELF) this.#passOn(this.listening.fromServer(backend, frame));
   }
 
   #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
@@ -578,18 +644,36 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       return;
     }
     const work = this.#units.settle(backend, status);
-    if (work === null) this.#tellReady(backend, status);
-    else this.#follow(work.then(() => this.#tellReady(backend, status)));
+    const heard = work === null ? this.#hear(backend, status) : work.then(() => this.#hear(backend, status));
+    if (heard === null) this.#tellReady(backend, status);
+    else this.#follow(heard.then(() => this.#tellReady(backend, status)));
+  }
+
+  /** What the client must hear before it is told that its transaction is over. Null: it has heard it. */
+  #hear(backend: Backend, status: number): Promise<void> | null {
+    for (const held of this.gate.open()) this.write(held);
+    if (status !== IDLE) return null;
+    const work = this.listening.settle(backend);
+    if (work === null && this.listening.deliver()) return null;
+    return Promise.resolve(work).then(() => this.#deliverAll());
+  }
+
+  /** All that PostgreSQL would send before it is ready, as fast as the client reads. */
+  async #deliverAll(): Promise<void> {
+    while (!this.#closed && !this.listening.deliver())
+      await new Promise<void>((resolve) => {
+        this.#onDrained = resolve;
+      });
   }
 
   #tellReady(backend: Backend, status: number): void {
-    for (const held of this.gate.open()) this.write(held);
     if (this.#parametersReported) this.#tellParameters(backend);
     this.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
     this.#answered(status);
     this.lease.releaseIfIdle();
     this.#awaitingReady = false;
     this.pump();
+    this.#notify();
   }
 
   #tellParameters(backend: Backend): void {

@@ -51,6 +51,7 @@ export class SimpleProtocol {
     this.#units.sent(null);
     session.ifUnseen(null);
     session.expectReady();
+    session.listening.unknownRuns(session.lease.backend as Backend);
     this.#keepMixed();
     backend.send(frame, { kind: 'function', internal: false });
   }
@@ -201,7 +202,8 @@ export class SimpleProtocol {
       return true;
     }
     if (lease.backend !== null) return false;
-    if (analyzed.statements.length === 0) {
+    // For one who listens the server's answer says that what was notified before has been heard.
+    if (analyzed.statements.length === 0 && !session.listening.active) {
       session.write(EMPTY_QUERY_RESPONSE);
       session.answerReady();
       return true;

@@ -60,6 +60,8 @@ function replayable(effect: SessionEffect): boolean {
     case 'release':
     case 'rollback-to':
     case 'set':
+    case 'listen':
+    case 'unlisten':
       return true;
     default:
       return false;

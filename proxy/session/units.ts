@@ -128,6 +128,7 @@ export class Units {
     if (plan.kind === 'ddl') services.schemaChanged();
     lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
     if (effect === null) return;
+    this.#session.listening.completed(effect);
     switch (effect.kind) {
       case 'begin':
         settings.begin();
@@ -135,6 +136,7 @@ export class Units {
       case 'commit':
       case 'rollback':
         settings.end(effect.kind === 'commit' && tag.startsWith('COMMIT'));
+        this.#session.listening.ended(effect.kind === 'commit' && tag.startsWith('COMMIT'));
         settings.begin();
         return;
       case 'savepoint':
@@ -193,6 +195,7 @@ export class Units {
     if (status !== IDLE) return;
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
+    this.#session.listening.ended(committed);
     if (this.#discarded) backend.settings = NO_SETTINGS;
     else if (this.#settingsTouched) backend.settings = failed ? null : settings.current;
     this.#settingsTouched = false;

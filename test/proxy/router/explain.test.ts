@@ -35,12 +35,12 @@ describe('explain', () => {
   });
 
   it('tells a refusal with its hint, for people too', () => {
-    const text = explanationText(explain('SELECT * FROM orders ORDER BY id; LISTEN x'));
+    const text = explanationText(explain("SELECT * FROM orders ORDER BY id; LOAD 'x'"));
     expect(text).toContain(
       'route     refused, 0A000: ORDER BY over several shards is not supported yet\nhint      Add tenant_id = …',
     );
     expect(text).toContain(
-      'route     shard a\nwhy       its tables are on the home shard\npin       the session keeps its server connection (LISTEN)',
+      'route     any of a, b, c\nwhy       it uses no table\npin       the session keeps its server connection (LOAD)',
     );
     expect(explanationText(explain('SELEC'))).toContain('could not parse');
   });

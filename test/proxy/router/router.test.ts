@@ -75,7 +75,6 @@ describe('what a plan says besides the route', () => {
     ['CREATE TEMP TABLE scratch (x int)', 'temporary table'],
     ['SELECT 1 AS x INTO TEMP scratch', 'temporary table'],
     ['CREATE TEMP VIEW v AS SELECT 1', 'temporary table'],
-    ['LISTEN x', 'LISTEN'],
     ['PREPARE p AS SELECT 1', null],
     ['DECLARE c CURSOR WITH HOLD FOR SELECT 1', 'WITH HOLD cursor'],
     ['DECLARE c CURSOR FOR SELECT 1', null],
