@@ -169,6 +169,12 @@ const proxy = z.strictObject({
         .prefault({}),
     })
     .prefault({}),
+  admin: z
+    .strictObject({
+      users: z.array(z.string().min(1)).optional(),
+      statsUsers: z.array(z.string().min(1)).optional(),
+    })
+    .prefault({}),
   serverPasswords: z.record(z.string().min(1), secret).default({}),
   pool: z
     .strictObject({

@@ -3,6 +3,7 @@ import type { ProxyServer } from '../proxy/proxy-server.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { openCatalog } from './command.js';
 import type { Config } from './config.js';
+import { configEntries } from './config-entries.js';
 import { PARTS, type Part } from './parts.js';
 
 export interface ServeOptions {
@@ -94,7 +95,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
     // Last to start, first to stop: clients are let in when all else is there.
     if (parts.includes('proxy')) {
       const { ProxyServer } = await import('../proxy/proxy-server.js');
-      const { listen, tls, name, auth, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
+      const { listen, tls, name, auth, admin, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
       proxy = await ProxyServer.start({
         catalog: await open(),
         name,
@@ -106,6 +107,8 @@ export async function startServices(config: Config, options: ServeOptions): Prom
         limits,
         lease,
         telemetry,
+        admin,
+        config: configEntries(config),
         logger: logger.child({ part: 'proxy' }),
       });
       const started = proxy;

@@ -11,6 +11,17 @@ export interface CancelKey {
   readonly secret: Buffer;
 }
 
+/** The two ends of a client's connection, for whoever looks. */
+export interface Peer {
+  /** `unix` over a Unix socket. */
+  readonly address: string;
+  readonly port: number;
+  readonly localAddress: string;
+  readonly localPort: number;
+  /** Protocol and cipher; empty in the clear. */
+  readonly tls: string;
+}
+
 export interface Client {
   readonly session: Session;
   readonly key: CancelKey;
@@ -19,6 +30,7 @@ export interface Client {
   readonly database: string;
   /** How it is connected. */
   readonly facts: ConnectionFacts;
+  readonly peer: Peer;
   /** ms since 1970. */
   readonly connectedAt: number;
 }
@@ -43,6 +55,8 @@ export function slotOf(processId: number): number {
 export class Clients implements Iterable<Client> {
   readonly #slot: number;
   readonly #byId = new Map<number, Client>();
+  /** Ids of those who are not clients: they have logged in to the admin database. */
+  readonly #others = new Set<number>();
   #next = randomInt(FIRST_ID, 1 << SLOT_BITS);
 
   /** @param slot this process among those that share the port, from 0 */
@@ -68,23 +82,36 @@ export class Clients implements Iterable<Client> {
     do {
       this.#next = this.#next + 1 < 1 << SLOT_BITS ? this.#next + 1 : FIRST_ID;
       processId = this.#slot * (1 << SLOT_BITS) + this.#next;
-    } while (this.#byId.has(processId));
+    } while (this.#byId.has(processId) || this.#others.has(processId));
     return { processId, secret: randomBytes(protocol >= PROTOCOL_3_2 ? SECRET_BYTES : SHORT_SECRET_BYTES) };
+  }
+
+  /** Nobody else gets this id until `forgo`. */
+  reserve(id: number): void {
+    this.#others.add(id);
+  }
+
+  forgo(id: number): void {
+    this.#others.delete(id);
   }
 
   add(client: Client): void {
     this.#byId.set(client.key.processId, client);
   }
 
-  delete(id: number): void {
-    this.#byId.delete(id);
+  /** @returns whether it was there */
+  delete(id: number): boolean {
+    return this.#byId.delete(id);
   }
 
   /** The client whose key this is; null for a guess. Takes the same time for every wrong secret of the right length. */
   find(key: CancelKey): Client | null {
     const client = this.#byId.get(key.processId);
-    if (client === undefined) return null;
-    const { secret } = client.key;
-    return secret.length === key.secret.length && timingSafeEqual(secret, key.secret) ? client : null;
+    return client !== undefined && sameSecret(client.key, key) ? client : null;
   }
+}
+
+/** Takes the same time for every wrong secret of the right length. */
+export function sameSecret({ secret }: CancelKey, guess: CancelKey): boolean {
+  return secret.length === guess.secret.length && timingSafeEqual(secret, guess.secret);
 }

@@ -1,11 +1,12 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
+import { ADMIN_DATABASE, type AdminServer } from './admin/admin-server.js';
 import { authenticateClient } from './auth/authenticate.js';
 import type { Authentication } from './auth/authentication.js';
 import type { ConnectionFacts, TlsFacts } from './auth/peer.js';
 import { LoginRefusedError } from './auth/refusal.js';
-import type { CancelKey, Client, Clients } from './clients.js';
+import type { CancelKey, Client, Clients, Peer } from './clients.js';
 import type { Accepted } from './listener/listener.js';
 import { trustList } from './listener/networks.js';
 import { type ProxyProtocolOptions, readProxyHeader } from './listener/proxy-protocol.js';
@@ -18,6 +19,7 @@ import { encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
 import { UnansweredError } from './wire/protocol-error.js';
 import { readStartup, type SessionStartup } from './wire/startup.js';
+import { tlsInfo } from './wire/tls-info.js';
 
 export interface LoginOptions {
   readonly clients: Clients;
@@ -29,12 +31,16 @@ export interface LoginOptions {
   readonly proxyProtocol: ProxyProtocolOptions;
   /** How many may start up at a time. */
   readonly gate: StartupGate;
+  /** Where those go who name the admin database: past `admit`, so that somebody can look when nobody else comes in. */
+  readonly admin: AdminServer;
   /** Whether one more client may come in. @throws ForeshardError when not */
-  readonly admit: (startup: SessionStartup) => void;
+  readonly admit: () => void;
   /** The database that clients may name. */
   readonly database: () => string;
   readonly services: (user: string) => SessionServices;
   readonly cancel: (key: CancelKey) => void;
+  /** The client has gone, or has not come in after all. */
+  readonly ended: (session: Session) => void;
 }
 
 /** How long a client that is refused may take to read why. */
@@ -105,10 +111,14 @@ export class Login {
     await this.#readProxyHeader(attempt);
     const startup = await this.#readStartup(attempt);
     if (startup === null) return;
-    this.#options.admit(startup);
+    if (startup.database !== ADMIN_DATABASE) this.#options.admit();
     const { facts } = attempt;
     const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay: leave });
     if (startup.refused !== null) throw startup.refused;
+    if (who.database === ADMIN_DATABASE) {
+      await this.#options.admin.login(reader, attempt.socket, who, facts);
+      return;
+    }
     const database = this.#options.database();
     if (who.database !== database)
       throw new ForeshardError('3D000', `database "${who.database}" does not exist`, {
@@ -123,9 +133,10 @@ export class Login {
       socket,
       startupSettings: who.parameters,
       services: this.#options.services(who.user),
-      onEnd: () => clients.delete(key.processId),
+      onEnd: () => this.#options.ended(session),
     });
-    const client: Client = { session, key, protocol: who.protocol, database, facts, connectedAt: Date.now() };
+    const peer = peerOf(socket, facts);
+    const client: Client = { session, key, protocol: who.protocol, database, facts, peer, connectedAt: Date.now() };
     clients.add(client);
     const gone = () => session.close();
     socket.once('close', gone);
@@ -133,7 +144,7 @@ export class Login {
       await session.greet();
       await reader.release();
     } catch (error) {
-      clients.delete(key.processId);
+      this.#options.ended(session);
       session.lease.releaseIfIdle();
       throw error;
     }
@@ -224,4 +235,9 @@ function tell(socket: Socket, error: unknown): void {
   socket.on('error', () => socket.destroy());
   socket.setTimeout(LAST_WORDS_MS, () => socket.destroy());
   socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
+}
+
+function peerOf(socket: Socket, facts: ConnectionFacts): Peer {
+  const { remotePort = 0, localAddress = '', localPort = 0 } = socket;
+  return { address: facts.address ?? 'unix', port: remotePort, localAddress, localPort, tls: tlsInfo(socket) };
 }

@@ -66,6 +66,11 @@ export class Pools {
     for (const gate of this.#concerned(shard)) gate.resume();
   }
 
+  /** Whether everything was paused (or killed) as a whole. */
+  get allPaused(): boolean {
+    return this.#allPaused;
+  }
+
   isPaused(shard: ShardName): boolean {
     return this.#gates.get(shard)?.paused ?? this.#allPaused;
   }

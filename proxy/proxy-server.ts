@@ -1,11 +1,17 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
+import { audit } from '../topology/catalog/change.js';
 import { ForeshardError } from '../topology/errors.js';
+import { AdminServer, type AdminUsers } from './admin/admin-server.js';
 import { Administration } from './admin/administration.js';
+import { AdminConsole } from './admin/console.js';
+import { type ConfigEntry, type Limits, ServerIds } from './admin/process-state.js';
 import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
+import { Averages, totalsOf } from './admin/stats-views.js';
 import { Authentication, type AuthOptions } from './auth/authentication.js';
 import { Notifications } from './backend/notifications.js';
+import { withDefaults } from './backend/pool-options.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
 import { Drain } from './drain.js';
 import { Listener, type ListenOptions } from './listener/listener.js';
@@ -17,6 +23,7 @@ import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
+import { Activity } from './session/activity.js';
 import { PreparedContents } from './session/prepared.js';
 import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
@@ -58,6 +65,10 @@ export interface ProxyOptions {
   readonly lease: { readonly ttlMs: number };
   readonly telemetry: { readonly flushIntervalMs: number };
   readonly logger: Logger;
+  /** Who may log in to the admin database. Default: nobody. */
+  readonly admin?: AdminUsers;
+  /** For SHOW CONFIG: without secrets. Default: nothing is shown. */
+  readonly config?: readonly ConfigEntry[];
   /** The other processes on this port. Default: none. */
   readonly siblings?: Siblings;
   /** What an administrator may have done to the process. Default: nothing, RELOAD and SHUTDOWN are refused. */
@@ -65,10 +76,7 @@ export interface ProxyOptions {
 }
 
 /** What `reload` changes; all else of the options needs a restart. */
-export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits'>;
-
-/** Always reachable, so that somebody can look when all connections are taken. */
-const ADMIN_DATABASE = 'foreshard_admin';
+export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits' | 'admin' | 'config'>;
 
 /** The parts of a running proxy, as they come up. */
 interface Parts {
@@ -96,7 +104,9 @@ export class ProxyServer {
   readonly #flusher: LoadFlusher;
   readonly #notifications: Notifications;
   readonly #login: Login;
+  readonly #admin: AdminServer;
   readonly #administration: Administration;
+  readonly #averages: Averages;
   readonly #drain: Drain;
   readonly #timeouts: TimeoutSweep;
   #closed: Promise<void> | null = null;
@@ -156,7 +166,8 @@ export class ProxyServer {
     this.clients = clients;
     this.#drain = new Drain({
       sessions: () => [...clients].map((client) => client.session),
-      connections: () => parts.listener.size,
+      // An administrator who waits for the end is not waited for.
+      connections: () => parts.listener.size - this.#admin.sessions.size,
     });
     this.#timeouts = new TimeoutSweep(function* () {
       for (const { session } of clients) yield session;
@@ -177,7 +188,6 @@ export class ProxyServer {
       flushIntervalMs: options.telemetry.flushIntervalMs,
       logger,
     });
-    this.#administration = new Administration({ slot: options.slot ?? 0 });
     const templates = new TemplateStats();
     const load = {
       record: (record: LoadRecord) => {
@@ -185,6 +195,39 @@ export class ProxyServer {
         templates.record(record);
       },
     };
+    this.#admin = new AdminServer({
+      clients,
+      users: () => this.#options.admin ?? {},
+      logger,
+    });
+    const gone = new Activity();
+    this.#averages = new Averages(() => totalsOf({ pools: this.pools, clients, gone }));
+    this.#administration = new Administration({
+      slot: options.slot ?? 0,
+      clients,
+      consoles: this.#admin.sessions,
+      pools: this.pools,
+      live,
+      router,
+      catalog: options.catalog,
+      templates,
+      loggingIn: () => parts.listener.size - clients.size - this.#admin.sessions.size,
+      limits: () => adminLimits(this.#options),
+      config: () => this.#options.config ?? [],
+      gone,
+      pins: new Map(),
+      ids: new ServerIds(options.slot ?? 0),
+      averages: () => this.#averages.current,
+    });
+    this.#admin.serve(
+      new AdminConsole({
+        administration: this.#administration,
+        siblings: options.siblings ?? null,
+        control: options.control ?? null,
+        logger,
+        audit: (entry) => audit(options.catalog.pool, entry),
+      }),
+    );
     const contents = new PreparedContents();
     this.#login = new Login({
       clients,
@@ -197,9 +240,13 @@ export class ProxyServer {
         trustedProxies: options.listen.trustedProxies ?? [],
       },
       gate: this.#gate,
-      admit: (startup) => this.#admit(startup.database),
+      admin: this.#admin,
+      admit: () => this.#admit(),
       database: () => live.current.database,
       cancel: (key) => this.cancel(key),
+      ended: (session) => {
+        if (clients.delete(session.id)) gone.add(session.activity);
+      },
       services: (user) => ({
         live,
         router,
@@ -265,6 +312,8 @@ export class ProxyServer {
     this.#gate.close();
     this.#timeouts.close();
     this.#notifications.close();
+    this.#averages.close();
+    this.#admin.close();
     this.pools.close();
     await this.#flusher.close();
     await this.#live.close();
@@ -286,6 +335,7 @@ export class ProxyServer {
       siblings.cancel(slotOf(key.processId), key);
       return;
     }
+    if (this.#admin.cancel(key)) return;
     const client = this.clients.find(key);
     if (client === null) return;
     for (const backend of client.session.cancel())
@@ -297,7 +347,7 @@ export class ProxyServer {
         .then(() => client.session.canceled());
   }
 
-  #admit(database: string): void {
+  #admit(): void {
     // Who came before the drain began is one of those that are waited for.
     if (this.#drain.mode !== null && this.#drain.mode !== 'wait_for_clients')
       throw new ForeshardError('57P03', 'the proxy is shutting down');
@@ -309,8 +359,7 @@ export class ProxyServer {
           hint: 'An administrator has disabled it; ENABLE lets clients in again.',
         },
       );
-    if (this.clients.size >= this.#options.limits.maxClients && database !== ADMIN_DATABASE)
-      throw tooManyClients('Raise proxy.limits.maxClients.');
+    if (this.clients.size >= this.#options.limits.maxClients) throw tooManyClients('Raise proxy.limits.maxClients.');
   }
 }
 
@@ -321,4 +370,9 @@ function startupLimits(limits: ProxyOptions['limits']): StartupLimits {
     startupQueueMs: limits.startupQueueMs ?? 10_000,
     maxQueued: limits.maxClients,
   };
+}
+
+function adminLimits({ limits, pool }: ProxyOptions): Limits {
+  const { size, maxPerShard, lifetimeMs } = withDefaults(pool);
+  return { maxClients: limits.maxClients, poolSize: size, maxPerShard, serverLifetimeMs: lifetimeMs };
 }

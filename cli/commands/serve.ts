@@ -2,6 +2,7 @@ import type { CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
 import { type GlobalArgs, readConfig, withHelp } from '../command.js';
 import type { Config } from '../config.js';
+import { configEntries } from '../config-entries.js';
 import { createLogger } from '../logger.js';
 import { PARTS, type Part } from '../parts.js';
 import { aborted, trapSignals } from '../signals.js';
@@ -47,7 +48,7 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
         logger.info(
           'SIGHUP: reading proxy.auth, serverPasswords, pool and limits, and the files of proxy.tls again; all else is read at start only',
         );
-        void services.proxy?.reload(fresh.proxy);
+        void services.proxy?.reload({ ...fresh.proxy, config: configEntries(fresh) });
       } catch (error) {
         if (!(error instanceof UsageError)) throw error;
         logger.error({ err: error }, 'SIGHUP: the configuration stays as it was');

@@ -25,6 +25,7 @@ export type AdminAnswer =
       readonly slot: number;
       readonly sqlstate: string;
       readonly message: string;
+      readonly detail?: string;
       readonly hint?: string;
     }
   /** Written by `Siblings.ask` for a process that did not answer in time: it is left out, and named in a notice. */

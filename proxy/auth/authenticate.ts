@@ -40,6 +40,8 @@ export interface AuthenticatedClient {
   readonly protocol: number;
   /** What the login has told us that servers accept; null when no password was asked for. */
   readonly secret: LoginSecret | null;
+  /** It has shown a password or a certificate for its name; not with `trust`. */
+  readonly proven: boolean;
 }
 
 /**
@@ -53,9 +55,9 @@ export async function authenticateClient(
   services: AuthenticationServices,
 ): Promise<AuthenticatedClient> {
   try {
-    const secret = await new Attempt(reader, startup, connection, services).run();
+    const { secret, proven } = await new Attempt(reader, startup, connection, services).run();
     const { user, database, parameters, protocol } = startup;
-    return { user, database, parameters, protocol, secret };
+    return { user, database, parameters, protocol, secret, proven };
   } catch (error) {
     // Whoever has gone is told nothing, and psql goes when it has to ask for the password.
     if (error instanceof ConnectionLostError) throw error;
@@ -117,7 +119,7 @@ class Attempt {
     this.#services = services;
   }
 
-  async run(): Promise<LoginSecret | null> {
+  async run(): Promise<Pick<AuthenticatedClient, 'secret' | 'proven'>> {
     const { user } = this.#startup;
     const { tls, address } = this.#connection;
     const { policy, failures } = this.#services;
@@ -140,7 +142,10 @@ class Attempt {
     if (asksPassword) failures.succeeded(address, user);
     this.#reader.socket.write(AUTHENTICATION_OK);
     await this.#checkRole(verdict.record);
-    return verdict.secret;
+    return {
+      secret: verdict.secret,
+      proven: asksPassword || rule.method === 'cert' || rule.clientCert === 'verify-full',
+    };
   }
 
   /** Waits as long as former failures make it, once; a login from here that succeeds meanwhile ends it. */

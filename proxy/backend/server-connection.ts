@@ -9,6 +9,7 @@ import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.j
 import type { LoginSecret } from '../wire/login-secret.js';
 import { BACKEND } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
+import { tlsInfo } from '../wire/tls-info.js';
 import { sendCancelRequest } from './cancel-request.js';
 import {
   connectError,
@@ -181,6 +182,17 @@ export class ServerConnection {
   /** Sends what was written in this turn now, for whoever waits for the answer to it alone. */
   flush(): void {
     this.#writer.flush();
+  }
+
+  /** Our end of the connection; nothing over a Unix socket. */
+  get localAddress(): { readonly address: string; readonly port: number } {
+    const { localAddress = '', localPort = 0 } = this.#socket;
+    return { address: localAddress, port: localPort };
+  }
+
+  /** Protocol and cipher; empty in the clear. */
+  get tls(): string {
+    return tlsInfo(this.#socket);
   }
 
   pause(): void {

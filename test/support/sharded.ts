@@ -36,6 +36,8 @@ export interface ShardedOptions {
   readonly serverPasswords?: ReadonlyMap<string, string>;
   /** Default: silent, unless FORESHARD_TEST_LOG says otherwise. */
   readonly logger?: Logger;
+  /** Who may log in to the admin database. */
+  readonly admin?: { readonly users: readonly string[]; readonly statsUsers: readonly string[] };
   /** Directory of the servers' programs. Default: those from npm. */
   readonly binDir?: string;
   readonly pool?: Partial<ProxyOptions['pool']>;
@@ -164,6 +166,7 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     tls: options.tls,
     auth: options.auth ?? { method: 'scram-sha-256', users: new Map() },
     serverPasswords: options.serverPasswords ?? new Map(),
+    admin: options.admin ?? {},
     pool: {
       size: options.poolSize ?? 10,
       idleTimeoutMs: 60_000,
