@@ -2,7 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
-import { SYNC } from '../wire/frontend.js';
+import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
@@ -54,6 +54,8 @@ export interface BackendOwner {
 }
 
 const IDLE = 0x49; // 'I'
+
+const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
 /** A server connection with what the proxy knows of its state. */
 export class Backend {
@@ -249,6 +251,13 @@ export class Backend {
     if (row.length < 11) return null;
     const length = row.readInt32BE(7);
     return length < 0 ? null : row.toString('utf8', 11, 11 + length);
+  }
+
+  /** Asks for search_path on a server that does not report it, when it may have changed. Not in a failed transaction. */
+  async refreshSearchPath(): Promise<void> {
+    const { connection } = this;
+    if (connection.reportsSearchPath) return;
+    connection.learned('search_path', (await this.value(SHOW_SEARCH_PATH)) ?? '');
   }
 
   /** Cancels what runs here. Until the server has the request, it could hit the next client's statement: see `reusable`. */

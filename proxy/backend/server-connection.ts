@@ -56,6 +56,8 @@ export class ServerConnection {
   readonly processId: number;
   /** For cancel requests. */
   readonly secret: Buffer;
+  /** Whether the server tells of every change of search_path; see `learned`. */
+  readonly reportsSearchPath: boolean;
   /** Resolves when the connection is gone, whoever ended it. Never rejects. */
   readonly closed: Promise<ForeshardError>;
   readonly #socket: Socket;
@@ -96,6 +98,7 @@ export class ServerConnection {
     this.options = options;
     this.processId = session.processId;
     this.secret = session.secret;
+    this.reportsSearchPath = session.reportsSearchPath;
     this.#parameters = session.parameters;
     this.#socket = socket;
     this.#writer = new GatheredWriter(socket, () => this.#handler?.onDrain?.());
@@ -129,9 +132,14 @@ export class ServerConnection {
     socket.resume();
   }
 
-  /** Settings as last reported by the server. */
+  /** Settings as last reported by the server, and search_path, asked for where it is not. */
   get parameters(): ReadonlyMap<string, string> {
     return this.#parameters;
+  }
+
+  /** A setting that the server does not report has been asked for. */
+  learned(name: string, value: string): void {
+    this.#parameters.set(name, value);
   }
 
   /** True from the moment of `destroy`, `terminate` or the loss of the connection. */

@@ -1,7 +1,13 @@
 import { ForeshardError } from '../../topology/errors.js';
 import { decodeAuthentication, decodeBackendKeyData, decodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
-import { encodePassword, encodeSaslInitialResponse, encodeSaslResponse, encodeStartup } from '../wire/frontend.js';
+import {
+  encodePassword,
+  encodeQuery,
+  encodeSaslInitialResponse,
+  encodeSaslResponse,
+  encodeStartup,
+} from '../wire/frontend.js';
 import type { HandshakeReader } from '../wire/handshake-reader.js';
 import { type LoginSecret, md5Answer, md5Hash } from '../wire/login-secret.js';
 import { MessageReader } from '../wire/message-reader.js';
@@ -25,6 +31,8 @@ export interface ServerSession {
   readonly parameters: Map<string, string>;
   readonly processId: number;
   readonly secret: Buffer;
+  /** PostgreSQL 18 and later tell of every change of search_path. From others it was asked for, once. */
+  readonly reportsSearchPath: boolean;
 }
 
 /** Large enough for every message of a start-up, small enough for whoever is not PostgreSQL. */
@@ -58,7 +66,7 @@ export async function serverHandshake(reader: HandshakeReader, login: ServerLogi
         throw new ServerError(decodeErrorFields(message));
       case BACKEND.ReadyForQuery:
         if (!authentication.complete) throw new ProtocolError('the server is ready before it has authenticated us');
-        return { parameters, processId, secret };
+        return { parameters, processId, secret, reportsSearchPath: await ensureSearchPath(reader, parameters) };
       // A login trigger or a connection's settings may speak up; nobody is there yet to be told.
       case BACKEND.NoticeResponse:
       // We ask for 3.0 and nothing more, so nothing is left to negotiate.
@@ -68,6 +76,25 @@ export async function serverHandshake(reader: HandshakeReader, login: ServerLogi
         throw new ProtocolError(`unexpected message type ${message[0]} during start-up`);
     }
   }
+}
+
+/** Servers before 18 do not report it, and a role or database may give it a value. @returns whether it was reported */
+async function ensureSearchPath(reader: HandshakeReader, parameters: Map<string, string>): Promise<boolean> {
+  if (parameters.has('search_path')) return true;
+  reader.socket.write(encodeQuery('SHOW search_path'));
+  for (;;) {
+    const message = await reader.readMessage(MAX_HANDSHAKE_MESSAGE_BYTES);
+    if (message[0] === BACKEND.DataRow) parameters.set('search_path', firstColumn(message));
+    else if (message[0] === BACKEND.ErrorResponse) throw new ServerError(decodeErrorFields(message));
+    else if (message[0] === BACKEND.ReadyForQuery) return false;
+  }
+}
+
+/** The first value of a DataRow that has one. */
+function firstColumn(row: Buffer): string {
+  const body = new MessageReader(row);
+  body.int16();
+  return body.bytes(body.int32()).toString('utf8');
 }
 
 /** Answers the server's authentication requests. */

@@ -220,7 +220,7 @@ export class Lease {
   async abandon(prelude: readonly Buffer[]): Promise<void> {
     const backend = this.backend;
     if (backend !== null) {
-      if (backend.status !== IDLE) await backend.runInternal(encodeQuery('ROLLBACK'));
+      if (backend.status !== IDLE) await this.#rollBack(backend);
       this.backend = null;
       this.#context.listening.left(backend);
       this.#context.pool(backend.shard).release(backend);
@@ -337,7 +337,7 @@ export class Lease {
           );
         await this.#finishBatch(from);
       }
-      if (open) await from.runInternal(encodeQuery('ROLLBACK'));
+      if (open) await this.#rollBack(from);
       this.#giveBack();
       if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
     }
@@ -352,6 +352,12 @@ export class Lease {
     activity.assignments += 1;
     backend.attach(this.#owner);
     this.backend = backend;
+  }
+
+  async #rollBack(backend: Backend): Promise<void> {
+    await backend.runInternal(encodeQuery('ROLLBACK'));
+    // What SET LOCAL had made of search_path is over, and such a server does not say so.
+    if (!backend.connection.reportsSearchPath) backend.settings = null;
   }
 
   /** Ends a batch of Parse and Describe whose replies the client already has. */
@@ -397,6 +403,7 @@ export class Lease {
         if (before === null || !(error instanceof InternalStatementError)) throw error;
         await backend.runInternal(settingsQuery(fromScratch(current)));
       }
+      await backend.refreshSearchPath();
     } catch (error) {
       backend.settings = null;
       throw asServerError(error);
@@ -408,19 +415,18 @@ export class Lease {
   /** Tells the client the parameters that differ from what it was told last. */
   tellParameters(backend: Backend): void {
     const { lookup, tellClient } = this.#context;
-    const { parameters } = backend.connection;
-    // From a server that does not report it, what another one reported says nothing.
-    if (!parameters.has('search_path')) lookup.known.delete('search_path');
+    const { parameters, reportsSearchPath } = backend.connection;
     for (const [name, value] of parameters) {
       if (lookup.known.get(name) === value) continue;
       lookup.learn(name, value);
-      tellClient(encodeParameterStatus(name, value));
+      if (name !== 'search_path' || reportsSearchPath) tellClient(encodeParameterStatus(name, value));
     }
   }
 
   async #open(backend: Backend, transaction: Transaction): Promise<void> {
     try {
       for (const text of transaction.prelude) await backend.runInternal(encodeQuery(text));
+      if (transaction.prelude.length > 1) await backend.refreshSearchPath();
     } catch (error) {
       throw asServerError(error);
     }

@@ -1,8 +1,7 @@
 import type { Analyzed, StatementPlan } from '../router/route.js';
 import type { SessionNames } from '../router/router.js';
 import { checkClientEncoding } from '../wire/startup-options.js';
-import { DEFAULT_SEARCH_PATH, parseSearchPath, type SearchPath, searchPathOfSet } from './search-path.js';
-import type { SessionSettings } from './settings.js';
+import { parseSearchPath } from './search-path.js';
 
 /** Idle, in ReadyForQuery. */
 const IDLE = 0x49;
@@ -21,28 +20,26 @@ const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding']
  * The parameter values the client was told last, and what follows from them for reading its SQL: search_path and client_encoding.
  *
  * PostgreSQL 18 reports search_path, so that whatever changed it (SET LOCAL, set_config, ALTER ROLE … SET, ROLLBACK TO) is known
- * by the time it is ready for the next Query or batch. From older servers only statements tell: SET and SET LOCAL are followed,
- * and after what cannot be followed the path is unknown until the end of the transaction or the next SET.
- * Not followed there: ALTER ROLE or DATABASE … SET search_path, which is in force from the login on.
+ * by the time it is ready for the next Query or batch. Older servers are asked: at the login, and after what may have changed it.
  */
 export class NameLookup {
   /** Parameter values the client has been told. */
   readonly known = new Map<string, string>();
   readonly #user: string;
-  readonly #settings: SessionSettings;
-  /** Without reports: the path until the end of the transaction. Null: the session's. */
-  #local: SearchPath | 'unknown' | null = null;
-  /** Without reports: set_config has set the session's path to something. */
-  #lasting = false;
   /** The path was changed in the transaction at hand, so that its end, and ROLLBACK TO, change it again. */
   #touched = false;
-  /** Something was sent that may change the path; what it has become is reported when the server is ready. */
+  /** Something was sent that may change the path; what it has become is known when the server is ready. */
   #pending = false;
-  #last: { readonly source: unknown; readonly encoding: string | undefined; readonly lookup: Lookup } | null = null;
+  /** A statement that may have changed the path is done. */
+  #changed = false;
+  #last: {
+    readonly path: string | undefined;
+    readonly encoding: string | undefined;
+    readonly lookup: Lookup;
+  } | null = null;
 
-  constructor(user: string, settings: SessionSettings) {
+  constructor(user: string) {
     this.#user = user;
-    this.#settings = settings;
   }
 
   /** The server reports what the client's statements have made of a parameter; `learn` follows when it is ready. */
@@ -67,16 +64,10 @@ export class NameLookup {
 
   get current(): Lookup {
     const reported = this.known.get('search_path');
-    const source =
-      reported ?? this.#local ?? (this.#lasting ? ('unknown' as const) : this.#settings.get('search_path'));
     const encoding = this.known.get('client_encoding');
-    if (this.#last !== null && this.#last.source === source && this.#last.encoding === encoding)
+    if (this.#last !== null && this.#last.path === reported && this.#last.encoding === encoding)
       return this.#last.lookup;
-    let path: SearchPath | null;
-    if (reported !== undefined) path = parseSearchPath(reported);
-    else if (source === 'unknown') path = null;
-    else if (typeof source === 'string') path = searchPathOfSet(source);
-    else path = source ?? DEFAULT_SEARCH_PATH;
+    const path = reported === undefined ? null : parseSearchPath(reported);
     const lookup: Lookup = {
       names: {
         searchPath: path ?? [],
@@ -85,7 +76,7 @@ export class NameLookup {
       },
       sure: path !== null,
     };
-    this.#last = { source, encoding, lookup };
+    this.#last = { path: reported, encoding, lookup };
     return lookup;
   }
 
@@ -125,45 +116,20 @@ export class NameLookup {
   /** A statement has been done by the server. */
   done(analyzed: Analyzed, index: number): void {
     if (!this.mayChange(analyzed, index)) return;
-    const statement = analyzed.statements[index] as Analyzed['statements'][number];
     this.#touched = true;
-    const { effect, pin } = statement.plan;
-    switch (effect?.kind) {
-      case undefined:
-      case 'set-config':
-        if (!this.#setsByCall(analyzed, index)) return;
-        this.#local = 'unknown';
-        if (pin !== null || effect?.kind === 'set-config') this.#lasting = true;
-        return;
-      case 'set':
-        if (effect.name !== null && effect.name.toLowerCase() !== 'search_path') return;
-        if (effect.local) {
-          const text = analyzed.text.toString('utf8', statement.start, statement.end);
-          this.#local = (effect.reset ? null : searchPathOfSet(text)) ?? 'unknown';
-          return;
-        }
-        this.#local = null;
-        this.#lasting = false;
-        return;
-      case 'discard-all':
-        this.#lasting = false;
-        return;
-      case 'rollback-to':
-        this.#local = 'unknown';
-        return;
-      case 'commit':
-      case 'rollback':
-        this.#local = null;
-        return;
-    }
+    this.#changed = true;
+  }
+
+  /** Whether the path may be another one by now. To be asked before `ready`. */
+  unsure(status: number): boolean {
+    return this.#pending || this.#changed || (status === IDLE && this.#touched);
   }
 
   /** The server is ready for the next Query or batch; what it had to report it has. */
   ready(status: number): void {
     this.#pending = false;
-    if (status !== IDLE) return;
-    this.#touched = false;
-    this.#local = null;
+    this.#changed = false;
+    if (status === IDLE) this.#touched = false;
   }
 
   /** Whether the statement calls set_config for one of our settings, or for one that is not written there. */

@@ -89,7 +89,7 @@ const UNRESOLVED: Target = {
   refusal: {
     sqlstate: '0A000',
     message: 'which tables the statement uses is not certain, because search_path may have changed just before it',
-    hint: 'Send it on its own, when the statement that changes search_path is answered; before PostgreSQL 18, change it with SET or SET LOCAL.',
+    hint: 'Send it on its own, when the statement that changes search_path is answered.',
   },
 };
 const NO_VALUES = { text: Buffer.alloc(0), literal: () => undefined, params: null };

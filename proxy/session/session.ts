@@ -120,7 +120,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#socket = options.socket;
     this.#out = new GatheredWriter(options.socket, () => this.#clientDrained());
     this.settings = new SessionSettings(options.startupSettings);
-    this.lookup = new NameLookup(options.user, this.settings);
+    this.lookup = new NameLookup(options.user);
     this.listening = new Listening(this.#listeningClient());
     this.lease = new Lease(
       {
@@ -636,6 +636,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#copyIn.end(this.lease.backend);
     this.lease.unsynced = false;
     this.lease.unsyncedDirty = false;
+    const pathUnsure = !backend.connection.reportsSearchPath && this.lookup.unsure(status);
     this.lookup.ready(status);
     this.#extended.ready(status);
     this.#units.transactionStatus(backend, status);
@@ -643,7 +644,8 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.#retry();
       return;
     }
-    const work = this.#units.settle(backend, status);
+    const work = this.#units.settle(backend, status, pathUnsure);
+    if (pathUnsure) this.#parametersReported = true;
     const heard = work === null ? this.#hear(backend, status) : work.then(() => this.#hear(backend, status));
     if (heard === null) this.#tellReady(backend, status);
     else this.#follow(heard.then(() => this.#tellReady(backend, status)));

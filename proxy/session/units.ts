@@ -205,19 +205,23 @@ export class Units {
   /**
    * What has to be done on the connection before the client is told that it is ready: DISCARD ALL brings the values of its login
    * back, not the server's; and what a setting has become may have to be asked. Null: nothing.
+   * @param pathUnsure search_path may have changed, and the server does not report it
    */
-  settle(backend: Backend, status: number): Promise<void> | null {
+  settle(backend: Backend, status: number, pathUnsure: boolean): Promise<void> | null {
     const discarded = this.#discarded && status === IDLE;
     this.#discarded = false;
     if (status === FAILED) this.#toAsk.clear();
-    if (this.#toAsk.size === 0 && !discarded) return null;
+    // What a failed transaction has set, its end takes back, and then it is asked for.
+    const path = pathUnsure && status !== FAILED;
+    if (this.#toAsk.size === 0 && !discarded && !path) return null;
     const names = [...this.#toAsk];
     this.#toAsk.clear();
-    return this.#settle(backend, names, discarded);
+    return this.#settle(backend, names, discarded, path);
   }
 
-  async #settle(backend: Backend, names: readonly string[], discarded: boolean): Promise<void> {
+  async #settle(backend: Backend, names: readonly string[], discarded: boolean, path: boolean): Promise<void> {
     const { settings, lease, services } = this.#session;
+    if (path) await backend.refreshSearchPath();
     for (const name of names) {
       const value = await backend.value(encodeQuery(`SELECT pg_catalog.current_setting(${quoteLiteral(name)}, true)`));
       if (value !== null) settings.set(name, setConfig(name, value));

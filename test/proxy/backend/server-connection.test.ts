@@ -13,7 +13,13 @@ import {
   type ServerHandler,
 } from '../../../proxy/backend/server-connection.js';
 import { serverHandshake } from '../../../proxy/backend/server-handshake.js';
-import { AUTHENTICATION_OK, decodeDataRow, encodeDataRow, encodeReadyForQuery } from '../../../proxy/wire/backend.js';
+import {
+  AUTHENTICATION_OK,
+  decodeDataRow,
+  encodeDataRow,
+  encodeParameterStatus,
+  encodeReadyForQuery,
+} from '../../../proxy/wire/backend.js';
 import { decodeErrorFields } from '../../../proxy/wire/error-response.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../../../proxy/wire/frontend.js';
 import { HandshakeReader } from '../../../proxy/wire/handshake-reader.js';
@@ -431,7 +437,9 @@ describe('the end', () => {
     let peer: Socket | undefined;
     const port = await listen((socket) => {
       peer = socket;
-      socket.write(Buffer.concat([AUTHENTICATION_OK, encodeReadyForQuery('I')]));
+      socket.write(
+        Buffer.concat([AUTHENTICATION_OK, encodeParameterStatus('search_path', 'public'), encodeReadyForQuery('I')]),
+      );
     });
     const connection = await connect({ port });
     peer?.write(bytes);

@@ -1,7 +1,6 @@
 import { loadModule } from 'libpg-query';
 import { beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { NameLookup } from '../../../proxy/session/name-lookup.js';
-import { SessionSettings } from '../../../proxy/session/settings.js';
 import { makeRouter, spreadTopology } from '../router/setting.js';
 
 const spread = spreadTopology();
@@ -22,43 +21,39 @@ function run(sql: string): string {
 
 beforeAll(() => loadModule());
 beforeEach(() => {
-  lookup = new NameLookup('app', new SessionSettings(new Map([['search_path', 'login']])));
+  lookup = new NameLookup('app');
 });
 
-describe('a server that does not report search_path', () => {
-  it('has the path of the login, and SET LOCAL’s until the end of the transaction', () => {
-    expect(path()).toBe('login');
-    expect(run('SET LOCAL search_path = a, b')).toBe('a b');
-    lookup.ready(0x54);
-    expect(path()).toBe('a b');
-    lookup.ready(IDLE);
-    expect(path()).toBe('login');
+describe('what may have changed the path, so that servers which do not report it are asked', () => {
+  const mayChange = (sql: string) => lookup.mayChange(router.analyze(Buffer.from(sql), lookup.current.names), 0);
+
+  it('is SET, set_config, DISCARD ALL, and what nobody knows', () => {
+    for (const sql of [
+      'SET LOCAL search_path = a, b',
+      'RESET ALL',
+      `SET SCHEMA 'x'`,
+      `SELECT set_config('search_path', 'x', true)`,
+      `SELECT set_config(name, 'x', true) FROM x`,
+      'DISCARD ALL',
+      'DO $$BEGIN END$$',
+    ])
+      expect([sql, mayChange(sql)]).toEqual([sql, true]);
+    for (const sql of [`SELECT set_config('my.x', 'y', true)`, 'SET LOCAL work_mem = 64', 'SELECT 1', 'COMMIT'])
+      expect([sql, mayChange(sql)]).toEqual([sql, false]);
   });
 
-  it('says so when it does not know: after ROLLBACK TO, set_config, and what it does not read', () => {
+  it('is the end of a transaction, and ROLLBACK TO, after any of these', () => {
     run('SET LOCAL search_path = a');
-    expect(run('ROLLBACK TO p')).toBe('unknown');
+    for (const sql of ['COMMIT', 'ROLLBACK', 'ROLLBACK TO p']) expect([sql, mayChange(sql)]).toEqual([sql, true]);
+    lookup.ready(0x54);
+    expect(mayChange('COMMIT')).toBe(true);
     lookup.ready(IDLE);
-    expect(run(`SELECT set_config('search_path', 'x', true)`)).toBe('unknown');
-    lookup.ready(IDLE);
-    expect(run(`SET LOCAL search_path = E'x'`)).toBe('unknown');
-    lookup.ready(IDLE);
-    expect(path()).toBe('login');
-    run(`SELECT set_config('search_path', 'x', false)`);
-    lookup.ready(IDLE);
-    expect(path()).toBe('unknown');
-    run('RESET search_path');
-    expect(path()).toBe('login');
-  });
-
-  it('knows what does not change the path', () => {
-    for (const sql of [`SELECT set_config('my.x', 'y', true)`, 'ROLLBACK TO p', 'SET LOCAL work_mem = 64'])
-      expect(run(sql)).toBe('login');
+    expect(mayChange('COMMIT')).toBe(false);
   });
 });
 
-describe('a server that reports search_path', () => {
-  it('is believed, and the names stay the same object while nothing changes', () => {
+describe('search_path', () => {
+  it('is what the server says, and the names stay the same object while nothing changes', () => {
     lookup.learn('search_path', '"$user", "A b"');
     expect(path()).toBe('$user A b');
     const { current } = lookup;
