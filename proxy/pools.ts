@@ -3,7 +3,8 @@ import type { ShardName } from '../topology/topology.js';
 import type { ServerSecrets } from './auth/server-secrets.js';
 import { Pool } from './backend/pool.js';
 import type { PoolOptions } from './backend/pool-options.js';
-import { ServerConnection } from './backend/server-connection.js';
+import { ServerConnection, type ServerConnectionOptions } from './backend/server-connection.js';
+import { tlsOfUrl } from './backend/server-tls.js';
 import { ShardGate } from './backend/shard-gate.js';
 import type { LiveTopology } from './live-topology.js';
 
@@ -127,18 +128,28 @@ export class Pools {
     return this.#connect(name, null, parameters);
   }
 
-  #connect(
+  async #connect(
     name: ShardName,
     as: string | null,
     parameters: Readonly<Record<string, string>> = {},
   ): Promise<ServerConnection> {
+    return ServerConnection.connect(this.serverOptions(name, as, parameters));
+  }
+
+  /** How to log in to a shard, as the user of its URL with null. @throws ForeshardError 08001 */
+  serverOptions(
+    name: ShardName,
+    as: string | null,
+    parameters: Readonly<Record<string, string>>,
+  ): ServerConnectionOptions {
     const shard = this.#live.current.shards.get(name);
-    if (shard === undefined) return Promise.reject(new ForeshardError('08001', `there is no shard "${name}" any more`));
+    if (shard === undefined) throw new ForeshardError('08001', `there is no shard "${name}" any more`);
     const url = new URL(shard.url);
     const user = as ?? decodeURIComponent(url.username);
     const host = url.searchParams.get('host') ?? decodeURIComponent(url.hostname.replace(/^\[|\]$/g, ''));
-    return ServerConnection.connect({
+    return {
       shard: name,
+      tls: tlsOfUrl(url),
       host: host === '' ? 'localhost' : host,
       port: Number(url.searchParams.get('port') ?? (url.port === '' ? 5432 : url.port)),
       user,
@@ -146,6 +157,6 @@ export class Pools {
       auth: this.#secrets.secretFor(user, shard.url),
       parameters,
       connectTimeoutMs: this.#options.connectTimeoutMs,
-    });
+    };
   }
 }

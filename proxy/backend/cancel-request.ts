@@ -1,35 +1,27 @@
-import { ForeshardError } from '../../topology/errors.js';
 import { encodeCancelRequest } from '../wire/frontend.js';
-import { connectError, connectTimeoutError, openSocket, type ServerAddress } from './server-address.js';
+import { ConnectionLostError } from '../wire/handshake-reader.js';
+import { type ServerAddress, withServerPath } from './server-address.js';
 
 /**
- * Asks a server to cancel what one of its sessions is doing, over a connection of its own. Resolves once the server has
- * closed it, which is after the signal has been sent: a statement sent to the session afterwards is not hit by it any
- * more, unless the signal is still under way (as with every PostgreSQL client). Rejects with 08001.
+ * Asks a server to cancel what one of its sessions is doing, over a connection of its own, which has TLS where the address asks
+ * for it. Resolves once the server has closed it, which is after the signal has been sent: a statement sent to the session
+ * afterwards is not hit by it any more, unless the signal is still under way (as with every PostgreSQL client). Rejects with 08001.
  */
 export function sendCancelRequest(
   address: ServerAddress,
   target: { readonly processId: number; readonly secret: Buffer },
   timeoutMs: number = 10_000,
 ): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const socket = openSocket(address);
-    const timer = setTimeout(() => socket.destroy(connectTimeoutError(address, timeoutMs)), timeoutMs);
-    let failure: unknown = null;
-    let connected = false;
-    socket.on('connect', () => {
-      connected = true;
-    });
-    socket.on('error', (error: NodeJS.ErrnoException) => {
+  return withServerPath(address, timeoutMs, async ({ reader, connected }) => {
+    await connected;
+    reader.socket.write(encodeCancelRequest(target.processId, target.secret));
+    try {
+      for (;;) await reader.read(1);
+    } catch (error) {
       // PostgreSQL closes without an answer; a reset instead of an orderly end says the same.
-      if (!connected || error.code !== 'ECONNRESET') failure = error;
-    });
-    socket.on('close', () => {
-      clearTimeout(timer);
-      if (failure === null) resolve();
-      else reject(failure instanceof ForeshardError ? failure : connectError(address, failure));
-    });
-    socket.resume();
-    socket.write(encodeCancelRequest(target.processId, target.secret));
+      if (!(error instanceof ConnectionLostError)) throw error;
+    }
+    reader.socket.destroy();
+    await reader.release().catch(() => undefined);
   });
 }

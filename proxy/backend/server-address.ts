@@ -1,5 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
+import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
+import { type ServerTls, ServerTlsError, secureServer } from './server-tls.js';
 
 /** Where a server listens. */
 export interface ServerAddress {
@@ -8,6 +10,8 @@ export interface ServerAddress {
   /** Host name or IP address, or, when it starts with `/`, the directory of the server's Unix socket. */
   readonly host: string;
   readonly port: number;
+  /** Default: in the clear. Over a Unix socket there is none. */
+  readonly tls?: ServerTls;
 }
 
 /** Idle time after which the kernel begins to probe the peer. */
@@ -17,8 +21,95 @@ export function isUnixSocket(address: ServerAddress): boolean {
   return address.host.startsWith('/');
 }
 
+/** A connection to a server, before its start-up. */
+export interface ServerPath {
+  /** Its socket is the encrypted one where there is TLS. */
+  readonly reader: HandshakeReader;
+  /** null: in the clear. Otherwise what binds a login to this connection, where that is defined. */
+  readonly tls: { readonly endPoint: Buffer | null } | null;
+  /** Resolves when the server has been reached; rejects when it cannot be. */
+  readonly connected: Promise<void>;
+  /** Nobody else can listen in on it. */
+  readonly isPrivate: boolean;
+}
+
+/**
+ * Connects, takes the connection to TLS as the address asks for it, and gives it to `use`. With sslmode `prefer` a second
+ * connection in the clear is made where TLS does not come about, or where `inTheClear` says that `use` failed because of it.
+ * `timeoutMs` spans all of it, for each of the connections. Whatever fails, the socket is closed.
+ */
+export async function withServerPath<T>(
+  address: ServerAddress,
+  timeoutMs: number,
+  use: (path: ServerPath) => Promise<T>,
+  inTheClear: (error: unknown) => boolean = () => false,
+): Promise<T> {
+  const preferred = address.tls;
+  if (preferred === undefined || isUnixSocket(address)) return connectOnce(address, null, timeoutMs, use);
+  try {
+    return await connectOnce(address, preferred, timeoutMs, use);
+  } catch (error) {
+    if (preferred.mode !== 'prefer' || !(error instanceof ServerTlsError || inTheClear(error))) throw error;
+    return connectOnce(address, null, timeoutMs, use);
+  }
+}
+
+async function connectOnce<T>(
+  address: ServerAddress,
+  asked: ServerTls | null,
+  timeoutMs: number,
+  use: (path: ServerPath) => Promise<T>,
+): Promise<T> {
+  const socket = openSocket(address);
+  let connected = false;
+  const reached = new Promise<void>((resolve, reject) => {
+    socket.once('connect', () => {
+      connected = true;
+      resolve();
+    });
+    socket.once('close', () => reject(new ConnectionLostError('the server could not be reached', failure)));
+  });
+  let failure: unknown;
+  socket.once('error', (error) => {
+    failure = error;
+  });
+  // Not everybody waits for it.
+  reached.catch(() => undefined);
+  const reader = new HandshakeReader(socket, timeoutMs, () => connectTimeoutError(address, timeoutMs));
+  try {
+    const tls = asked === null ? null : await secureServer(reader, asked, address.host);
+    return await use({
+      reader,
+      tls,
+      connected: reached,
+      get isPrivate() {
+        return tls !== null || isUnixSocket(address) || isLoopback(socket.remoteAddress ?? '');
+      },
+    });
+  } catch (error) {
+    socket.destroy();
+    // Until it is released it would keep its clock running.
+    await reader.release().catch(() => undefined);
+    if (error instanceof ServerTlsError)
+      throw new ServerTlsError(
+        `could not connect to shard "${address.shard}" at ${describeAddress(address)}: ${error.message}`,
+        { cause: error, ...(error.hint === undefined ? {} : { hint: error.hint }) },
+      );
+    if (error instanceof ConnectionLostError)
+      throw connectError(
+        address,
+        connected ? (error.cause ?? new Error('the server closed the connection unexpectedly')) : error.cause,
+      );
+    throw error;
+  }
+}
+
+function isLoopback(address: string): boolean {
+  return address === '::1' || /^(?:::ffff:)?127\./.test(address);
+}
+
 /** Starts connecting; what is written before that is done waits. */
-export function openSocket(address: ServerAddress): Socket {
+function openSocket(address: ServerAddress): Socket {
   if (isUnixSocket(address)) return connect({ path: `${address.host}/.s.PGSQL.${address.port}` });
   const socket = connect({ host: address.host, port: address.port });
   socket.setNoDelay(true);

@@ -5,20 +5,12 @@ import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { type FrameHandler, FrameScanner, serverFrames } from '../wire/frame-scanner.js';
 import { TERMINATE } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
-import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
 import type { LoginSecret } from '../wire/login-secret.js';
 import { BACKEND } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
 import { tlsInfo } from '../wire/tls-info.js';
 import { sendCancelRequest } from './cancel-request.js';
-import {
-  connectError,
-  connectTimeoutError,
-  describeAddress,
-  isUnixSocket,
-  openSocket,
-  type ServerAddress,
-} from './server-address.js';
+import { describeAddress, type ServerAddress, withServerPath } from './server-address.js';
 import { type ServerSession, serverHandshake } from './server-handshake.js';
 
 export interface ServerConnectionOptions extends ServerAddress {
@@ -72,25 +64,27 @@ export class ServerConnection {
   /** Connects and logs in. Throws ForeshardError: 08001 when nobody can be reached, otherwise the server's own SQLSTATE. */
   static async connect(options: ServerConnectionOptions): Promise<ServerConnection> {
     const timeoutMs = options.connectTimeoutMs ?? 10_000;
-    const socket = openSocket(options);
-    let connected = false;
-    socket.once('connect', () => {
-      connected = true;
-    });
-    const reader = new HandshakeReader(socket, timeoutMs, () => connectTimeoutError(options, timeoutMs));
     try {
-      const session = await serverHandshake(reader, {
-        user: options.user,
-        database: options.database,
-        auth: options.auth,
-        parameters: options.parameters ?? {},
-        isPrivate: () => isUnixSocket(options) || isLoopback(socket.remoteAddress ?? ''),
-      });
-      await reader.release();
-      return new ServerConnection(options, socket, session);
+      return await withServerPath(
+        options,
+        timeoutMs,
+        async (path) => {
+          const session = await serverHandshake(path.reader, {
+            user: options.user,
+            database: options.database,
+            auth: options.auth,
+            parameters: options.parameters ?? {},
+            tls: path.tls,
+            isPrivate: () => path.isPrivate,
+          });
+          await path.reader.release();
+          return new ServerConnection(options, path.reader.socket as Socket, session);
+        },
+        // A rule of the server for connections without TLS (hostnossl), as libpq takes it.
+        (error) => error instanceof ServerError && error.sqlstate === '28000',
+      );
     } catch (error) {
-      socket.destroy();
-      throw handshakeError(options, error, connected);
+      throw handshakeError(options, error);
     }
   }
 
@@ -295,17 +289,8 @@ const ALLOWED_WHEN_IDLE: ReadonlySet<number> = new Set([
   BACKEND.ParameterStatus,
 ]);
 
-function isLoopback(address: string): boolean {
-  return address === '::1' || /^(?:::ffff:)?127\./.test(address);
-}
-
 /** Tells which shard it was about. */
-function handshakeError(address: ServerAddress, error: unknown, connected: boolean): unknown {
-  if (error instanceof ConnectionLostError)
-    return connectError(
-      address,
-      connected ? (error.cause ?? new Error('the server closed the connection unexpectedly')) : error.cause,
-    );
+function handshakeError(address: ServerAddress, error: unknown): unknown {
   if (!(error instanceof ForeshardError) || error.sqlstate === '08001') return error;
   return new ForeshardError(
     error.sqlstate,

@@ -22,7 +22,9 @@ export interface ServerLogin {
   readonly auth: LoginSecret | null;
   /** Start-up parameters besides user and database. */
   readonly parameters: Readonly<Record<string, string>>;
-  /** Nobody else can listen in on this connection (Unix socket, loopback): a password may go over it in the clear. */
+  /** null: in the clear. Otherwise what binds the login to this connection, where that is defined. */
+  readonly tls?: { readonly endPoint: Buffer | null } | null;
+  /** Nobody else can listen in on this connection (TLS, Unix socket, loopback): a password may go over it in the clear. */
   isPrivate(): boolean;
 }
 
@@ -155,8 +157,9 @@ class Authentication {
     const { auth } = this.#login;
     if (auth === null) throw this.#noPassword('a password');
     if ('md5' in auth) throw this.#notEnough('a SCRAM proof', 'an md5 hash');
-    this.#scram = new ScramClient(auth);
-    return encodeSaslInitialResponse('SCRAM-SHA-256', this.#scram.first());
+    const endPoint = offered.includes('SCRAM-SHA-256-PLUS') ? (this.#login.tls?.endPoint ?? null) : null;
+    this.#scram = new ScramClient(auth, undefined, endPoint);
+    return encodeSaslInitialResponse(endPoint === null ? 'SCRAM-SHA-256' : 'SCRAM-SHA-256-PLUS', this.#scram.first());
   }
 
   #exchange(): ScramClient {

@@ -1,5 +1,5 @@
 import { constants, X509Certificate } from 'node:crypto';
-import { readFileSync, statSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import {
   createSecureContext,
@@ -11,8 +11,9 @@ import {
 import type { Logger } from 'pino';
 import { ForeshardError } from '../../topology/errors.js';
 import type { TlsFacts } from '../auth/peer.js';
+import { commonName, distinguishedName, serverEndPoint } from '../wire/certificate.js';
 import { ConnectionLostError } from '../wire/handshake-reader.js';
-import { commonName, distinguishedName, serverEndPoint } from './certificate.js';
+import { checkKeyFile } from '../wire/key-file.js';
 
 /** TLS towards clients. Files are read at start and again by `TlsServer.reload`. */
 export interface TlsOptions {
@@ -121,7 +122,7 @@ export class TlsServer {
 
 function load(options: TlsOptions): Loaded {
   const { certFile, caFile, ciphers } = options;
-  checkKeyFile(options.keyFile);
+  checkKeyFile(options.keyFile, 'Check proxy.tls.keyFile.');
   const certificate = read(certFile, 'server certificate');
   const settings: NodeTlsOptions = {
     cert: certificate,
@@ -192,25 +193,4 @@ function read(path: string, what: string): Buffer {
       cause: error,
     });
   }
-}
-
-/** As check_ssl_key_file_permissions in PostgreSQL's be-secure-common.c. */
-function checkKeyFile(path: string): void {
-  const refusal = (message: string, detail?: string): ForeshardError =>
-    new ForeshardError('F0000', message, {
-      hint: 'Check proxy.tls.keyFile.',
-      ...(detail === undefined ? {} : { detail }),
-    });
-  const stat = statSync(path, { throwIfNoEntry: false });
-  if (stat === undefined) throw refusal(`could not access private key file "${path}": no such file`);
-  if (!stat.isFile()) throw refusal(`private key file "${path}" is not a regular file`);
-  const self = process.geteuid?.();
-  if (self === undefined) return; // Windows: neither owner nor mode says anything
-  if (stat.uid !== self && stat.uid !== 0)
-    throw refusal(`private key file "${path}" must be owned by the user of this process or root`);
-  if ((stat.mode & (stat.uid === 0 ? 0o037 : 0o077)) !== 0)
-    throw refusal(
-      `private key file "${path}" has group or world access`,
-      'File must have permissions u=rw (0600) or less if owned by the user of this process, or permissions u=rw,g=r (0640) or less if owned by root.',
-    );
 }
