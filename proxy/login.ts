@@ -15,10 +15,10 @@ import { TlsHandshakeError, type TlsServer } from './listener/tls-server.js';
 import type { SessionServices } from './session/client-session.js';
 import { Session } from './session/session.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
-import { encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
+import { encodeErrorOfProtocol2, encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
 import { UnansweredError } from './wire/protocol-error.js';
-import { readStartup, type SessionStartup } from './wire/startup.js';
+import { readStartup, type SessionStartup, UnsupportedProtocolError } from './wire/startup.js';
 import { tlsInfo } from './wire/tls-info.js';
 
 export interface LoginOptions {
@@ -234,7 +234,9 @@ export function tooManyClients(hint: string): ForeshardError {
 function tell(socket: Socket, error: unknown): void {
   socket.on('error', () => socket.destroy());
   socket.setTimeout(LAST_WORDS_MS, () => socket.destroy());
-  socket.end(encodeErrorResponse(fieldsOfError(error, 'FATAL')));
+  const fields = fieldsOfError(error, 'FATAL');
+  const isOld = error instanceof UnsupportedProtocolError && error.major < 3;
+  socket.end(isOld ? encodeErrorOfProtocol2(fields) : encodeErrorResponse(fields));
 }
 
 function peerOf(socket: Socket, facts: ConnectionFacts): Peer {

@@ -71,6 +71,11 @@ export function encodeErrorResponse(fields: ErrorFields): Buffer {
   return encodeFields(BACKEND.ErrorResponse, fields);
 }
 
+/** As PostgreSQL answers clients of protocol 2, which it no longer speaks: the letter and a line of text. */
+export function encodeErrorOfProtocol2(fields: ErrorFields): Buffer {
+  return Buffer.from(`E${fields.severity}:  ${withoutNul(fields.message)}\n\0`);
+}
+
 export function encodeNoticeResponse(fields: ErrorFields): Buffer {
   return encodeFields(BACKEND.NoticeResponse, fields);
 }

@@ -44,6 +44,17 @@ export interface CancelStartup {
 
 export type Startup = SessionStartup | CancelStartup;
 
+/** A client of a protocol that is not spoken here. */
+export class UnsupportedProtocolError extends ForeshardError {
+  /** Before 3, errors had another form. */
+  readonly major: number;
+
+  constructor(major: number, message: string, options: { readonly hint: string }) {
+    super('0A000', message, options);
+    this.major = major;
+  }
+}
+
 /** Takes a connection to TLS. `direct`: the client began with a handshake, without asking first. */
 export type StartTls = (socket: Duplex, direct: boolean) => Promise<Duplex>;
 
@@ -120,9 +131,13 @@ function parseStartup(reader: HandshakeReader, packet: Buffer, version: number):
   const major = version >>> 16;
   const minor = version & 0xffff;
   if (major !== 3)
-    throw new ForeshardError('0A000', `unsupported frontend protocol ${major}.${minor}: server supports 3.0 to 3.2`, {
-      hint: 'Use a client that speaks protocol 3.0 or later, as every client since PostgreSQL 7.4 does.',
-    });
+    throw new UnsupportedProtocolError(
+      major,
+      `unsupported frontend protocol ${major}.${minor}: server supports 3.0 to 3.2`,
+      {
+        hint: 'Use a client that speaks protocol 3.0 or later, as every client since PostgreSQL 7.4 does.',
+      },
+    );
   const body = new MessageReader(packet, 4);
   let user = '';
   let database = '';
