@@ -104,7 +104,7 @@ export class SocketFile {
     // The socket that a dead process left: `publish` puts ours in its place.
     if (existsSync(this.bindPath)) unlinkSync(this.bindPath);
     if (existsSync(this.path) && !statSync(this.path).isSocket()) {
-      this.release();
+      unlinkSync(this.#lock);
       throw new ForeshardError('58030', `"${this.path}" exists and is not a socket`, { hint: 'Move it away.' });
     }
   }
