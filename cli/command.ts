@@ -38,7 +38,11 @@ const DEFAULT_FILE = 'foreshard.yaml';
  * The configuration: `--catalog` before `--config` before FORESHARD_CATALOG before ./foreshard.yaml. With `--catalog` and
  * `--config`, the file gives everything but the catalog.
  */
-export function readConfig(args: GlobalArgs, env: NodeJS.ProcessEnv = process.env): Config {
+export function readConfig(
+  args: Omit<GlobalArgs, 'verbose'>,
+  env: NodeJS.ProcessEnv = process.env,
+  onWarning: (text: string) => void = warn,
+): Config {
   const url = args.catalog ?? (args.config === undefined ? env.FORESHARD_CATALOG : undefined);
   if (url !== undefined) {
     const problem = urlProblem(url);
@@ -48,7 +52,7 @@ export function readConfig(args: GlobalArgs, env: NodeJS.ProcessEnv = process.en
   const file = args.config ?? (url === undefined && existsSync(DEFAULT_FILE) ? DEFAULT_FILE : undefined);
   if (file !== undefined) {
     const { config, warnings } = loadConfig(file, env);
-    for (const text of warnings) warn(text);
+    for (const text of warnings) onWarning(text);
     return url === undefined ? config : { ...config, catalogUrl: url };
   }
   if (url === undefined)
@@ -73,12 +77,15 @@ export async function withCatalog<T>(
   }
 }
 
-/** A connected catalog whose shards are completed by the configuration: passwords, default capacity. */
-export async function openCatalog(config: Config): Promise<Catalog> {
-  return applyShardSettings(await Catalog.connect(config.catalogUrl), {
-    passwords: config.shardPasswords,
-    capacityMsPerSecond: config.planner.capacityMsPerSecond,
-  });
+/**
+ * A connected catalog whose shards are completed by the configuration: passwords, default capacity.
+ * @param current the configuration at any later time, for those in which it changes
+ */
+export async function openCatalog(config: Config, current: () => Config = () => config): Promise<Catalog> {
+  return applyShardSettings(await Catalog.connect(config.catalogUrl), () => ({
+    passwords: current().shardPasswords,
+    capacityMsPerSecond: current().planner.capacityMsPerSecond,
+  }));
 }
 
 /** Who is at the command line, for the audit trail. */

@@ -1,15 +1,7 @@
 import type { ConfigEntry } from '../proxy/admin/process-state.js';
 import { redactUrl } from '../topology/connection.js';
 import { type Config, defaultConfig } from './config.js';
-
-/** Keys that a reload changes; everything under them, too. */
-const CHANGEABLE: readonly string[] = [
-  'proxy.auth',
-  'proxy.serverPasswords',
-  'proxy.pool',
-  'proxy.limits',
-  'proxy.admin',
-];
+import { isReloaded } from './processes/changes.js';
 
 /** Parts of keys under which secrets are: of these, only the names are shown. */
 const SECRET = /^(catalogUrl|users|serverPasswords|shardPasswords)$|password|passphrase|verifier|secret/i;
@@ -25,7 +17,7 @@ export function configEntries(config: Config): ConfigEntry[] {
       key,
       value,
       default: defaults.get(key) ?? null,
-      changeable: CHANGEABLE.some((prefix) => key === prefix || key.startsWith(`${prefix}.`)),
+      changeable: isReloaded(key),
     });
   return entries.sort((a, b) => (a.key < b.key ? -1 : 1));
 }

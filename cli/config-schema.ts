@@ -85,7 +85,11 @@ const user = z
   })
   .superRefine(oneSecret);
 
-const catalog = z.strictObject({ url: postgresUrl, ...secretKeys }).superRefine(oneSecret);
+/** A URL alone is short for `{ url: … }`. */
+const catalog = z.preprocess(
+  (value) => (typeof value === 'string' ? { url: value } : value),
+  z.strictObject({ url: postgresUrl, ...secretKeys }).superRefine(oneSecret),
+);
 
 const listenHost = z.string().min(1);
 
@@ -137,6 +141,7 @@ const tls = z
 
 const proxy = z.strictObject({
   name: z.string().min(1).default(hostname),
+  workers: count(1, 64),
   listen: listen.prefault({}),
   tls: tls.prefault({}),
   auth: z
@@ -202,6 +207,7 @@ const proxy = z.strictObject({
       idleTimeoutMs: milliseconds(0, 0),
       idleInTransactionTimeoutMs: milliseconds(0, 0),
       transactionTimeoutMs: milliseconds(0, 0),
+      drainTimeoutMs: milliseconds(0, 0),
     })
     .prefault({}),
   lease: z.strictObject({ ttlMs: milliseconds(10_000, 1_000) }).prefault({}),

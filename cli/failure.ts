@@ -23,10 +23,21 @@ export interface Failure {
   readonly hint: string | undefined;
 }
 
+/** What another process of ours has failed with. */
+export class ReportedFailure extends Error {
+  readonly failure: Failure;
+
+  constructor(failure: Failure) {
+    super(failure.message);
+    this.failure = failure;
+  }
+}
+
 const NETWORK = /^E(CONN|TIMEDOUT|HOSTUNREACH|NETUNREACH|NOTFOUND|AI_AGAIN|PIPE)/;
 
 /** How an error ends the command: its exit code and what the person at the terminal reads. */
 export function failureOf(error: unknown): Failure {
+  if (error instanceof ReportedFailure) return error.failure;
   if (error instanceof ForeshardError)
     return { exitCode: exitCodeOf(error), message: withDetail(error), hint: error.hint };
   const code = errorCode(error);

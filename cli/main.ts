@@ -12,6 +12,7 @@ import { keyspaceCommand } from './commands/keyspace.js';
 import { migrateCommand } from './commands/migrate.js';
 import { planCommand } from './commands/plan.js';
 import { serveCommand } from './commands/serve.js';
+import { serveProcessCommand } from './commands/serve-process.js';
 import { shardCommand } from './commands/shard.js';
 import { tableCommand } from './commands/table.js';
 import { topologyCommand } from './commands/topology.js';
@@ -53,6 +54,7 @@ async function run(args: readonly string[]): Promise<void> {
     .command(demoCommand)
     .command(upCommand)
     .command(serveCommand)
+    .command(serveProcessCommand)
     .command(initCommand)
     .command(shardCommand)
     .command(keyspaceCommand)

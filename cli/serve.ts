@@ -1,5 +1,6 @@
 import type { Logger } from 'pino';
-import type { ProxyServer } from '../proxy/proxy-server.js';
+import type { ProcessControl, ShutdownMode, Siblings } from '../proxy/admin/siblings.js';
+import type { ProxyServer, ReloadableOptions } from '../proxy/proxy-server.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { openCatalog } from './command.js';
 import type { Config } from './config.js';
@@ -10,6 +11,8 @@ export interface ServeOptions {
   /** Default: all parts. */
   readonly only?: readonly Part[];
   readonly logger: Logger;
+  /** The proxy is one of several behind a process that listens for them; `Services.proxy.accept` takes their clients. */
+  readonly behind?: { readonly slot: number; readonly siblings: Siblings; readonly control: ProcessControl };
 }
 
 export interface Services {
@@ -17,8 +20,17 @@ export interface Services {
   readonly proxy?: ProxyServer;
   /** Never resolves; rejects when a part that ran has ended by an error. */
   readonly failed: Promise<never>;
-  /** Stops the proxy first (it waits for open transactions), then the others. May be called more than once. */
-  stop(): Promise<void>;
+  /**
+   * What can change while it runs changes to what `config` says.
+   * @param level of the log
+   * @throws what is wrong with the files that it names; then all stays as it was
+   */
+  reload(config: Config, level: string): Promise<void>;
+  /**
+   * Stops the proxy first, which lets its clients go as `mode` says, then the others. May be called again, with another mode.
+   * @param patienceMs see `ProxyServer.close`
+   */
+  stop(mode?: ShutdownMode, patienceMs?: number): Promise<void>;
 }
 
 /**
@@ -26,12 +38,22 @@ export interface Services {
  * started is stopped again when one of them fails to start.
  * @throws CatalogUnavailableError, ForeshardError
  */
-export async function startServices(config: Config, options: ServeOptions): Promise<Services> {
+export async function startServices(started: Config, options: ServeOptions): Promise<Services> {
+  let config = started;
   const parts = options.only ?? PARTS;
   const { logger } = options;
+  const logs: Logger[] = [logger];
+  const logOf = (part: Part): Logger => {
+    const log = logger.child({ part });
+    logs.push(log);
+    return log;
+  };
   const stops: (() => Promise<void>)[] = [];
+  let proxy: ProxyServer | undefined;
   let stopped: Promise<void> | null = null;
-  const stop = (): Promise<void> => {
+  const stop = (mode: ShutdownMode = 'now', patienceMs = 0): Promise<void> => {
+    // What is wrong with it is seen below.
+    if (stopped === null || mode === 'now') proxy?.close(mode, patienceMs).catch(() => undefined);
     stopped ??= (async () => {
       const problems: unknown[] = [];
       for (const one of stops.reverse())
@@ -51,7 +73,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
   failed.catch(() => undefined);
 
   const open = async (): Promise<Catalog> => {
-    const catalog = await openCatalog(config);
+    const catalog = await openCatalog(config, () => config);
     stops.push(() => catalog.close());
     return catalog;
   };
@@ -74,7 +96,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
       const { Migrator } = await import('../migrator/migrator.js');
       const migrator = new Migrator({
         catalog: await open(),
-        logger: logger.child({ part: 'migrator' }),
+        logger: logOf('migrator'),
         ...config.migrator,
       });
       background('migrator', (signal) => migrator.run(signal));
@@ -82,7 +104,7 @@ export async function startServices(config: Config, options: ServeOptions): Prom
     if (parts.includes('planner')) {
       const { createPlanner } = await import('./create-planner.js');
       const planner = createPlanner(await open(), config);
-      const log = logger.child({ part: 'planner' });
+      const log = logOf('planner');
       background('planner', (signal) =>
         planner.run(signal, {
           intervalSeconds: config.planner.intervalSeconds,
@@ -91,32 +113,45 @@ export async function startServices(config: Config, options: ServeOptions): Prom
         }),
       );
     }
-    let proxy: ProxyServer | undefined;
     // Last to start, first to stop: clients are let in when all else is there.
     if (parts.includes('proxy')) {
       const { ProxyServer } = await import('../proxy/proxy-server.js');
-      const { listen, tls, name, auth, admin, serverPasswords, pool, limits, lease, telemetry } = config.proxy;
+      const { listen, tls, name, lease, telemetry } = config.proxy;
       proxy = await ProxyServer.start({
+        ...reloadable(config),
+        ...(options.behind === undefined ? {} : { ...options.behind, handedOver: true }),
         catalog: await open(),
         name,
         listen,
         tls,
-        auth,
-        serverPasswords,
-        pool,
-        limits,
         lease,
         telemetry,
-        admin,
-        config: configEntries(config),
-        logger: logger.child({ part: 'proxy' }),
+        logger: logOf('proxy'),
       });
-      const started = proxy;
-      stops.push(() => started.close());
+      const running = proxy;
+      // In the mode that it was told before.
+      stops.push(() => running.closed);
     }
-    return { ...(proxy === undefined ? {} : { proxy }), failed, stop };
+    const reload = async (next: Config, level: string): Promise<void> => {
+      const before = config;
+      config = next;
+      try {
+        await proxy?.reload(reloadable(next));
+      } catch (error) {
+        config = before;
+        throw error;
+      }
+      for (const log of logs) log.level = level;
+    };
+    return { ...(proxy === undefined ? {} : { proxy }), failed, reload, stop };
   } catch (error) {
     await stop();
     throw error;
   }
+}
+
+/** What a proxy takes over from a configuration while it runs. */
+function reloadable(config: Config): ReloadableOptions {
+  const { auth, admin, serverPasswords, pool, limits } = config.proxy;
+  return { auth, admin, serverPasswords, pool, limits, config: configEntries(config) };
 }

@@ -10,12 +10,13 @@ export interface ShardSettings {
   readonly capacityMsPerSecond: number | null;
 }
 
-/** Makes `catalog.loadTopology` give shards completed by the configuration. */
-export function applyShardSettings(catalog: Catalog, settings: ShardSettings): Catalog {
-  if (settings.passwords.size === 0 && settings.capacityMsPerSecond === null) return catalog;
+/** Makes `catalog.loadTopology` give shards completed by the configuration as it is at that time. */
+export function applyShardSettings(catalog: Catalog, current: () => ShardSettings): Catalog {
   const load = catalog.loadTopology.bind(catalog);
   catalog.loadTopology = async (): Promise<Topology> => {
     const topology = await load();
+    const settings = current();
+    if (settings.passwords.size === 0 && settings.capacityMsPerSecond === null) return topology;
     const shards = new Map(
       [...topology.shards].map(([name, shard]) => [
         name,

@@ -276,24 +276,22 @@ export class ProxyServer {
   }
 
   /**
-   * New work goes by these options, and by certificates and keys as their files are now; what is under way ends as it began.
-   * Never rejects: with a mistake in rules, users' files or certificates these stay as they were, the mistakes are logged, and the
-   * answer is false.
+   * New work goes by these options (those that are not given stay), and by certificates, keys and other files as they are now; what
+   * is under way ends as it began.
+   * @throws what is wrong with one of the files; then all stays as it was
    */
-  async reload(options: ReloadableOptions): Promise<boolean> {
-    const { auth: _auth, serverPasswords: _passwords, ...others } = options;
-    this.#options = { ...this.#options, ...others };
+  async reload(changed: Partial<ReloadableOptions> = {}): Promise<void> {
+    const options = { ...this.#options, ...changed };
+    const useCertificates = this.#tls?.prepareReload();
+    await this.#authentication.reload(options.auth, options.serverPasswords);
+    useCertificates?.();
+    this.#options = options;
     this.pools.reload(options.pool);
     this.#timeouts.reload(options.limits);
     this.#login.reload({ loginTimeoutMs: options.limits.loginTimeoutMs });
     this.#gate.reload(startupLimits(options.limits));
-    const certificates = this.reloadTls();
-    return (await this.#authentication.reload(options.auth, options.serverPasswords)) && certificates;
-  }
-
-  /** Reads certificates and keys again. @returns false when they are not fit; then those before stay in force */
-  reloadTls(): boolean {
-    return this.#tls?.reload() ?? true;
+    // Passwords of our own user on the shards come with the topology.
+    void this.#live.reload();
   }
 
   /**
@@ -304,6 +302,11 @@ export class ProxyServer {
     this.#drain.urge(mode, patienceMs);
     this.#closed ??= this.#close();
     return this.#closed;
+  }
+
+  /** Resolves when it is closed; closes it when nobody has begun to. */
+  get closed(): Promise<void> {
+    return this.#closed ?? this.close();
   }
 
   async #close(): Promise<void> {

@@ -1,16 +1,18 @@
-import type { CommandModule } from 'yargs';
+import type { Argv, CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
-import { type GlobalArgs, readConfig, withHelp } from '../command.js';
-import type { Config } from '../config.js';
-import { configEntries } from '../config-entries.js';
-import { createLogger } from '../logger.js';
+import { type GlobalArgs, withHelp } from '../command.js';
+import { inheritedSockets } from '../inherited-sockets.js';
 import { PARTS, type Part } from '../parts.js';
 import { aborted, trapSignals } from '../signals.js';
 
 interface ServeArgs extends GlobalArgs {
   readonly only?: string | undefined;
   readonly port?: number | undefined;
+  readonly workers?: number | undefined;
 }
+
+/** As in the configuration's schema. */
+const MAX_WORKERS = 64;
 
 export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
   command: 'serve',
@@ -27,53 +29,72 @@ export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
           type: 'number',
           requiresArg: true,
           describe: 'Port of the proxy, instead of proxy.listen.port; 0 for any free one',
-        }),
-      ['serve --config foreshard.yaml', 'Everything in one process'],
+        })
+        .option('workers', {
+          type: 'number',
+          requiresArg: true,
+          describe: 'Processes that share the port, instead of proxy.workers',
+        }) as Argv<ServeArgs>,
+      ['serve --config foreshard.yaml', 'Everything; SIGHUP reads the file again, SIGUSR2 restarts gracefully'],
+      ['serve --config foreshard.yaml --workers 4', 'The proxy on four cores'],
       ['serve --config foreshard.yaml --only planner,migrator', 'For proxies that run elsewhere'],
     ),
   handler: async (args) => {
-    const only = parseParts(args.only);
-    const config = withPort(readConfig(args), args.port);
-    const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);
-    const trap = trapSignals();
-    // From the start, when there is nothing to reload yet: a SIGHUP must not end the process.
-    let reload = (): void => undefined;
-    process.on('SIGHUP', () => reload());
-    // Only here: no other command needs the proxy and all it brings with it.
-    const { startServices } = await import('../serve.js');
-    const services = await startServices(config, { only, logger });
-    reload = () => {
-      try {
-        const fresh = withPort(readConfig(args), args.port);
-        logger.info(
-          'SIGHUP: reading proxy.auth, serverPasswords, pool and limits, and the files of proxy.tls again; all else is read at start only',
-        );
-        void services.proxy?.reload({ ...fresh.proxy, config: configEntries(fresh) });
-      } catch (error) {
-        if (!(error instanceof UsageError)) throw error;
-        logger.error({ err: error }, 'SIGHUP: the configuration stays as it was');
-      }
-    };
-    logger.info(
-      { parts: only, ...(services.proxy === undefined ? {} : { listen: services.proxy.addresses.join(', ') }) },
-      'ready',
-    );
-    try {
-      await Promise.race([aborted(trap.signal), services.failed]);
-    } finally {
-      logger.info('stopping');
-      await services.stop();
-      trap.release();
-      process.exitCode = trap.exitCode();
-    }
+    const parts = parseParts(args.only);
+    wholeNumber('--port', args.port, 0, 65_535);
+    wholeNumber('--workers', args.workers, 1, MAX_WORKERS);
+    await (parts.includes('proxy') ? serveClients(args, parts) : serveOthers(args, parts));
   },
 };
 
-function withPort(config: Config, port: number | undefined): Config {
-  if (port === undefined) return config;
-  if (!Number.isInteger(port) || port < 0 || port > 65_535)
-    throw new UsageError('--port must be a whole number from 0 to 65535');
-  return { ...config, proxy: { ...config.proxy, listen: { ...config.proxy.listen, port } } };
+/** With the proxy: in processes of their own, behind this one. */
+async function serveClients(args: ServeArgs, parts: readonly Part[]): Promise<void> {
+  const trap = trapSignals();
+  const { Parent } = await import('../processes/parent.js');
+  const { config, catalog, verbose, port, workers } = args;
+  const starting = Parent.start({
+    settings: { config, catalog, verbose, port, workers },
+    parts,
+    inherited: inheritedSockets(process.env, process.pid),
+  });
+  process.on('SIGHUP', () => void starting.then((parent) => parent.reload()).catch(() => undefined));
+  process.on('SIGUSR2', () => void starting.then((parent) => parent.restart()).catch(() => undefined));
+  const parent = await starting;
+  // The second signal, which means at once.
+  process.on('exit', () => {
+    if (trap.signal.aborted) parent.kill();
+  });
+  void aborted(trap.signal).then(() => parent.stop('now'));
+  await parent.ended;
+  trap.release();
+  process.exitCode = trap.exitCode();
+}
+
+async function serveOthers(args: ServeArgs, parts: readonly Part[]): Promise<void> {
+  const { readConfig } = await import('../command.js');
+  const { createLogger } = await import('../logger.js');
+  const config = readConfig(args);
+  const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);
+  const trap = trapSignals();
+  for (const signal of ['SIGHUP', 'SIGUSR2'] as const)
+    process.on(signal, () => logger.warn(`${signal}: without the proxy, restart to apply changes`));
+  // Only here: no other command needs all that it brings with it.
+  const { startServices } = await import('../serve.js');
+  const services = await startServices(config, { only: parts, logger });
+  logger.info({ parts }, 'ready');
+  try {
+    await Promise.race([aborted(trap.signal), services.failed]);
+  } finally {
+    logger.info('stopping');
+    await services.stop();
+    trap.release();
+    process.exitCode = trap.exitCode();
+  }
+}
+
+function wholeNumber(option: string, value: number | undefined, least: number, most: number): void {
+  if (value !== undefined && (!Number.isInteger(value) || value < least || value > most))
+    throw new UsageError(`${option} must be a whole number from ${least} to ${most}`);
 }
 
 function parseParts(text: string | undefined): readonly Part[] {

@@ -81,24 +81,17 @@ export class Authentication {
   }
 
   /**
-   * New logins go by these options and by the files as they are now. Never rejects: with a mistake in any of them all stays as it was, and
-   * the mistakes are logged. @returns whether it took
+   * New logins go by these options and by the files as they are now.
+   * @throws what is wrong with any of them; then all stays as it was
    */
-  async reload(options: AuthOptions, serverPasswords: ReadonlyMap<string, string>): Promise<boolean> {
-    let policy: AuthPolicy;
-    try {
-      policy = await loadPolicy(options, this.#parts.logger);
-    } catch (error) {
-      this.#parts.logger.error({ err: error }, 'authentication not reloaded: the old rules and users stay');
-      return false;
-    }
+  async reload(options: AuthOptions, serverPasswords: ReadonlyMap<string, string>): Promise<void> {
+    const policy = await loadPolicy(options, this.#parts.logger);
     const before = this.#services;
     this.#services = this.#make(options, policy, before);
     this.secrets.reload({ passwords: serverPasswords, users: this.#services.users });
     before.users.close();
     // Look-ups under way get their answers.
     void before.roles?.close();
-    return true;
   }
 
   async close(): Promise<void> {

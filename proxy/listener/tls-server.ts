@@ -77,18 +77,15 @@ export class TlsServer {
   }
 
   /**
-   * Reads the files again, for connections from now on. When something is wrong with them, it is logged and what was in force
-   * stays so. @returns whether they are in force
+   * Reads the files again. @returns what puts them in force, for connections from then on
+   * @throws ForeshardError F0000 when a file is missing, unfit or readable by others
    */
-  reload(): boolean {
-    try {
-      this.#loaded = load(this.#options);
+  prepareReload(): () => void {
+    const loaded = load(this.#options);
+    return () => {
+      this.#loaded = loaded;
       this.#logger.info({ certificate: this.#options.certFile }, 'TLS certificate loaded');
-      return true;
-    } catch (error) {
-      this.#logger.error({ err: error }, 'TLS configuration was not reloaded, the one before stays in force');
-      return false;
-    }
+    };
   }
 
   /**

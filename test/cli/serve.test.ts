@@ -96,7 +96,7 @@ describe('serve', () => {
     const { port } = holder.address() as { port: number };
     const { code, stderr } = await cli(['serve', '--port', String(port)], { env, cwd: dir });
     holder.close();
-    expect(code).toBe(1);
+    expect(code).toBe(2);
     expect(stderr).toMatch(new RegExp(`foreshard: port ${port} .*taken\\nhint: .*--port`));
     expect(await cli(['serve', '--port', '70000'], { env, cwd: dir })).toMatchObject({ code: 2 });
   });

@@ -1,0 +1,145 @@
+import type pg from 'pg';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
+import { waitFor } from '../support/wait-for.js';
+import { alive } from './process-tree.js';
+import { type ServeProcesses, Serving, slotOfClient } from './serving.js';
+import { temporaryDirectory } from './temporary-directory.js';
+
+let serving: Serving;
+const dir = temporaryDirectory('foreshard-workers-');
+
+beforeAll(async () => {
+  serving = await Serving.start(dir);
+}, 180_000);
+
+afterAll(async () => {
+  await serving?.stop();
+});
+
+/** A client for every process. */
+async function oneOfEach(processes: ServeProcesses, workers: number): Promise<pg.Client[]> {
+  const clients = await Promise.all(Array.from({ length: workers }, async () => (await processes.connect()).client));
+  expect(new Set(clients.map(slotOfClient)).size).toBe(workers);
+  return clients;
+}
+
+async function cancel(processes: ServeProcesses, client: pg.Client, wrong = false): Promise<void> {
+  const { processID, secretKey } = client as unknown as { processID: number; secretKey: number };
+  const secret = Buffer.alloc(4);
+  secret.writeInt32BE(wrong ? secretKey ^ 1 : secretKey);
+  await sendCancelRequest(
+    { shard: 'proxy', host: '127.0.0.1', port: processes.port },
+    { processId: processID, secret },
+  );
+}
+
+describe('serve --workers', () => {
+  it('spreads a burst of clients evenly, and each process has a lease of its own', async () => {
+    const processes = await serving.serve('--workers', '3');
+    const clients = await Promise.all(Array.from({ length: 60 }, async () => (await processes.connect()).client));
+    const bySlot = new Map<number, number>();
+    for (const client of clients) bySlot.set(slotOfClient(client), (bySlot.get(slotOfClient(client)) ?? 0) + 1);
+    // The processes of a machine that is busy may take their clients late; none gets most of them.
+    expect(bySlot.size).toBe(3);
+    for (const count of bySlot.values()) expect(count).toBeGreaterThanOrEqual(15);
+    const proxies = await serving.direct<{ name: string; listen: string }>(
+      'foreshard',
+      'SELECT name, listen FROM foreshard.proxy WHERE lease_until > clock_timestamp() ORDER BY name',
+    );
+    expect(proxies).toEqual(
+      ['test', 'test#1', 'test#2'].map((name) => ({ name, listen: `127.0.0.1:${processes.port}` })),
+    );
+    for (const client of clients) await client.end();
+    // Who leaves makes room: the next ones are spread evenly again.
+    await oneOfEach(processes, 3).then((all) => Promise.all(all.map((client) => client.end())));
+    expect(await processes.stop()).toEqual({ code: 143, left: [] });
+    expect(await serving.direct('foreshard', 'SELECT FROM foreshard.proxy')).toEqual([]);
+  });
+
+  it('adds up the load that its processes have counted', async () => {
+    const processes = await serving.serve('--workers', '2');
+    const clients = await oneOfEach(processes, 2);
+    for (const client of clients)
+      for (let i = 0; i < 5; i++) await client.query('SELECT id FROM orders WHERE tenant_id = 7');
+    for (const client of clients) await client.end();
+    expect((await processes.stop('SIGINT')).code).toBe(130);
+    const [row] = await serving.direct<{ reads: string }>(
+      'foreshard',
+      'SELECT sum(reads) AS reads FROM foreshard.load',
+    );
+    expect(Number(row?.reads)).toBe(10);
+  });
+
+  it('carries a cancel request to the process that has the client, and no guess', async () => {
+    const processes = await serving.serve('--workers', '2');
+    const clients = await oneOfEach(processes, 2);
+    for (const client of clients) {
+      const canceled = client.query('SELECT pg_sleep(600)').then(
+        () => null,
+        (error: { code: string }) => error.code,
+      );
+      await waitFor(
+        async () =>
+          (
+            await serving.direct(
+              'postgres',
+              `SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'`,
+            )
+          ).length === 1,
+        { what: 'the statement to run' },
+      );
+      await cancel(processes, client, true);
+      // It comes in at one process or the other: both ways are tried.
+      await cancel(processes, client);
+      expect(await canceled).toBe('57014');
+      expect((await client.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+    }
+    for (const client of clients) await client.end();
+    await processes.stop();
+  });
+
+  it('replaces a process that dies; only its own clients notice', async () => {
+    const processes = await serving.serve('--workers', '2', '--only', 'proxy');
+    const [victim] = processes.children as [number];
+    const clients = await Promise.all([processes.connect(), processes.connect()]);
+    process.kill(victim, 'SIGKILL');
+    await processes.logged('a process has ended and is replaced');
+    await waitFor(() => clients.filter(({ lost }) => lost() !== null).length === 1, { what: 'the loss to be noticed' });
+    const survivor = clients.find(({ lost }) => lost() === null)?.client as pg.Client;
+    expect((await survivor.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+    await waitFor(
+      async () => {
+        const two = await Promise.all([processes.connect(), processes.connect()]);
+        const slots = new Set([survivor, ...two.map(({ client }) => client)].map(slotOfClient));
+        for (const { client } of two) await client.end();
+        return slots.size === 2;
+      },
+      { what: 'the replacement' },
+    );
+    expect(survivor && (await survivor.query('SELECT 2 AS two')).rows).toEqual([{ two: 2 }]);
+    await survivor.end();
+    expect(await processes.stop()).toEqual({ code: 143, left: [] });
+  });
+
+  it('leaves nobody behind when the parent is killed', async () => {
+    const processes = await serving.serve('--workers', '2');
+    const { client, lost } = await processes.connect();
+    await client.query('BEGIN');
+    const children = processes.children;
+    expect(children.length).toBe(3);
+    processes.signal('SIGKILL');
+    await waitFor(() => lost() !== null, { what: 'the end of an open transaction' });
+    expect(lost()).toMatchObject({ code: '57P01' });
+    await waitFor(() => alive(children).length === 0, { what: 'the end of all processes' });
+  });
+
+  it('ends once when the whole group is told to', async () => {
+    const processes = await serving.serve('--workers', '2');
+    const pids = [...processes.children, processes.pid];
+    for (const pid of pids) process.kill(pid, 'SIGTERM');
+    expect(await processes.ended()).toBe(143);
+    expect(alive(pids)).toEqual([]);
+    expect(processes.lines.filter(({ level }) => Number(level) >= 40)).toEqual([]);
+  });
+});
