@@ -1,7 +1,8 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
-import { ADMIN_DATABASE, type AdminServer } from './admin/admin-server.js';
+import { ADMIN_DATABASE } from './admin/admin-database.js';
+import type { AdminServer } from './admin/admin-server.js';
 import { authenticateClient } from './auth/authenticate.js';
 import type { Authentication } from './auth/authentication.js';
 import type { ConnectionFacts, TlsFacts } from './auth/peer.js';
@@ -116,7 +117,7 @@ export class Login {
     const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay: leave });
     if (startup.refused !== null) throw startup.refused;
     if (who.database === ADMIN_DATABASE) {
-      await this.#options.admin.login(reader, attempt.socket, who, facts);
+      await this.#options.admin.login(reader, attempt.socket, who, facts, peerOf(attempt.socket, facts));
       return;
     }
     const database = this.#options.database();

@@ -28,6 +28,7 @@ import { PreparedContents } from './session/prepared.js';
 import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
+import { PinCounts } from './telemetry/pin-counts.js';
 import { TemplateStats } from './telemetry/template-stats.js';
 
 export interface ProxyOptions {
@@ -103,6 +104,8 @@ export class ProxyServer {
   readonly #authentication: Authentication;
   readonly #flusher: LoadFlusher;
   readonly #notifications: Notifications;
+  /** How often sessions were pinned, and why. */
+  readonly pins = new PinCounts();
   readonly #login: Login;
   readonly #admin: AdminServer;
   readonly #administration: Administration;
@@ -215,7 +218,7 @@ export class ProxyServer {
       limits: () => adminLimits(this.#options),
       config: () => this.#options.config ?? [],
       gone,
-      pins: new Map(),
+      pins: this.pins.all,
       ids: new ServerIds(options.slot ?? 0),
       averages: () => this.#averages.current,
     });
@@ -257,6 +260,7 @@ export class ProxyServer {
         schemaChanged: () => schema.changed(),
         pool: (shard) => this.pools.get(shard, user),
         notifications: this.#notifications,
+        pins: this.pins,
       }),
     });
   }

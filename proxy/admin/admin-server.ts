@@ -3,15 +3,12 @@ import type { Logger } from 'pino';
 import { ForeshardError } from '../../topology/errors.js';
 import type { AuthenticatedClient } from '../auth/authenticate.js';
 import type { ConnectionFacts } from '../auth/peer.js';
-import { type CancelKey, type Clients, sameSecret } from '../clients.js';
+import { type CancelKey, type Clients, type Peer, sameSecret } from '../clients.js';
 import { encodeBackendKeyData, encodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import type { HandshakeReader } from '../wire/handshake-reader.js';
 import type { AdminConsole } from './console.js';
 import { AdminSession } from './session.js';
 import { VERSION } from './views.js';
-
-/** The name of the database that administrators log in to. */
-export const ADMIN_DATABASE = 'foreshard_admin';
 
 /** Connections at one time: clients' places are not theirs to take, and the other way round. */
 const MAX_SESSIONS = 100;
@@ -66,6 +63,7 @@ export class AdminServer {
     socket: Socket,
     who: AuthenticatedClient,
     facts: ConnectionFacts,
+    peer: Peer,
   ): Promise<void> {
     const { clients, logger } = this.#options;
     const console = this.#console;
@@ -76,6 +74,9 @@ export class AdminServer {
     const administrator = { user: who.user, address: facts.address ?? 'unix', commands };
     const session = new AdminSession({
       key,
+      protocol: who.protocol,
+      peer,
+      applicationName: who.parameters.get('application_name') ?? '',
       administrator,
       console,
       socket,
@@ -95,7 +96,7 @@ export class AdminServer {
     }
     for (const [name, value] of PARAMETERS) session.write(encodeParameterStatus(name, value));
     session.write(encodeParameterStatus('session_authorization', who.user));
-    session.write(encodeParameterStatus('application_name', who.parameters.get('application_name') ?? ''));
+    session.write(encodeParameterStatus('application_name', session.applicationName));
     session.write(encodeBackendKeyData(key.processId, key.secret));
     session.write(encodeReadyForQuery('I'));
     session.start();

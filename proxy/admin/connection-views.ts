@@ -1,6 +1,8 @@
 import type { Backend } from '../backend/backend.js';
 import type { Client } from '../clients.js';
+import { ADMIN_DATABASE } from './admin-database.js';
 import { clientsByBackend, type ProcessState } from './process-state.js';
+import type { AdminSession } from './session.js';
 import type { AdminValue } from './siblings.js';
 import { columns, type Row, type View } from './view.js';
 
@@ -13,11 +15,14 @@ const IDLE = 0x49;
 
 export const CLIENTS: View<ProcessState> = {
   name: 'clients',
-  about: 'clients that are logged in',
+  about: 'clients that are logged in, those of this database included',
   columns:
     columns(`${SOCKET} activity activity_since pinned shard server_pid:int4 queries:int8 bytes_in:int8 bytes_out:int8
     protocol process:int4`),
-  rows: (state) => [...state.clients].map((client) => clientRow(client, state)),
+  rows: (state) => [
+    ...[...state.clients].map((client) => clientRow(client, state)),
+    ...[...state.consoles].map((session) => consoleRow(session, state.slot)),
+  ],
 };
 
 export const SERVERS: View<ProcessState> = {
@@ -107,8 +112,46 @@ function clientRow(client: Client, state: ProcessState): Row {
     activity.queries,
     activity.received,
     activity.sent,
-    `${client.protocol >>> 16}.${client.protocol & 0xffff}`,
+    version(client.protocol),
     state.slot,
+  ];
+}
+
+function consoleRow(session: AdminSession, slot: number): Row {
+  const { key, peer } = session;
+  const state = session.working ? 'active' : 'idle';
+  return [
+    'C',
+    session.administrator.user,
+    ADMIN_DATABASE,
+    'none',
+    state,
+    peer.address,
+    peer.port,
+    peer.localAddress,
+    peer.localPort,
+    time(session.connectedAt),
+    time(session.requestAt),
+    0,
+    0,
+    0,
+    pointer(key.processId),
+    '',
+    0,
+    peer.tls,
+    session.applicationName,
+    session.preparedStatements,
+    key.processId,
+    state,
+    time(session.requestAt),
+    null,
+    null,
+    null,
+    session.queries,
+    session.bytes.received,
+    session.bytes.sent,
+    version(session.protocol),
+    slot,
   ];
 }
 
@@ -166,3 +209,6 @@ export function seconds(ms: number): [number, number] {
 
 /** As PgBouncer writes addresses of its objects: stays the same for as long as the object lives. */
 const pointer = (id: number): string => `0x${id.toString(16).padStart(8, '0')}`;
+
+/** Of the protocol, as people write it. */
+const version = (protocol: number): string => `${protocol >>> 16}.${protocol & 0xffff}`;

@@ -152,7 +152,13 @@ export class AdminConsole {
       object: args[0] ?? database,
     });
     if (command === 'reload') {
-      await this.#control('RELOAD').reload();
+      const control = this.#control('RELOAD');
+      await control.reload().catch((error: unknown) => {
+        throw new ForeshardError('F0000', `RELOAD failed: ${error instanceof Error ? error.message : String(error)}`, {
+          hint: 'Nothing has changed. Correct the configuration file, then RELOAD again.',
+          cause: error,
+        });
+      });
       return done('RELOAD');
     }
     if (command === 'shutdown') {

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../../topology/errors.js';
-import type { CancelKey } from '../clients.js';
+import type { CancelKey, Peer } from '../clients.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -62,6 +62,14 @@ interface Portal {
 export class AdminSession {
   readonly key: CancelKey;
   readonly administrator: Administrator;
+  readonly peer: Peer;
+  readonly protocol: number;
+  readonly applicationName: string;
+  /** ms since 1970. */
+  readonly connectedAt = Date.now();
+  requestAt = Date.now();
+  /** Queries, and executions of portals. */
+  queries = 0;
   readonly #console: AdminConsole;
   readonly #socket: Socket;
   readonly #logger: Logger;
@@ -82,6 +90,10 @@ export class AdminSession {
 
   constructor(options: {
     readonly key: CancelKey;
+    readonly peer: Peer;
+    /** Agreed version: major in the high 16 bits. */
+    readonly protocol: number;
+    readonly applicationName: string;
     readonly administrator: Administrator;
     readonly console: AdminConsole;
     readonly socket: Socket;
@@ -89,6 +101,9 @@ export class AdminSession {
     readonly onEnd: () => void;
   }) {
     this.key = options.key;
+    this.peer = options.peer;
+    this.protocol = options.protocol;
+    this.applicationName = options.applicationName;
     this.administrator = options.administrator;
     this.#console = options.console;
     this.#socket = options.socket;
@@ -112,6 +127,20 @@ export class AdminSession {
     socket.on('close', () => this.close());
     socket.on('error', (error) => this.#logger.debug({ err: error }, 'socket of an administrator'));
     socket.resume();
+  }
+
+  /** A statement is being carried out. */
+  get working(): boolean {
+    return this.#running !== null;
+  }
+
+  get preparedStatements(): number {
+    return this.#statements.size;
+  }
+
+  /** From and to the client. */
+  get bytes(): { readonly received: number; readonly sent: number } {
+    return { received: this.#socket.bytesRead, sent: this.#socket.bytesWritten ?? 0 };
   }
 
   /** Sends bytes to the client. */
@@ -325,6 +354,8 @@ export class AdminSession {
         '25P02',
         'current transaction is aborted, commands ignored until end of transaction block',
       );
+    this.requestAt = Date.now();
+    this.queries += 1;
     const running = new AbortController();
     this.#running = running;
     try {

@@ -6,6 +6,7 @@ import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Router } from '../router/router.js';
 import type { LoadRecord } from '../telemetry/load-counter.js';
+import type { PinCounts } from '../telemetry/pin-counts.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import type { Activity } from './activity.js';
 import type { Lease } from './lease.js';
@@ -31,6 +32,8 @@ export interface SessionServices {
   readonly pool: (shard: ShardName) => Pool;
   /** The connections that listen for all clients. */
   readonly notifications: Notifications;
+  /** How often sessions were pinned, and why. */
+  readonly pins: PinCounts;
 }
 
 /** A statement that runs on several shards, as the session that waits for it sees it. */

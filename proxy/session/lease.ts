@@ -7,6 +7,7 @@ import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
 import type { Router } from '../router/router.js';
+import type { PinCounts } from '../telemetry/pin-counts.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
@@ -34,6 +35,7 @@ export interface LeaseContext {
   readonly pool: (shard: ShardName) => Pool;
   readonly lookup: NameLookup;
   readonly activity: Activity;
+  readonly pins: PinCounts;
   readonly listening: Listening;
   readonly tellClient: (frame: Buffer) => void;
 }
@@ -65,12 +67,21 @@ export class Lease {
   backend: Backend | null = null;
   transaction: Transaction | null = null;
   /** Why the connection must stay, or null. */
-  pinned: string | null = null;
+  #pinned: string | null = null;
   /** Extended-protocol messages were sent for which no Sync has followed. */
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
   #seen: Topology;
+
+  get pinned(): string | null {
+    return this.#pinned;
+  }
+
+  set pinned(reason: string | null) {
+    if (reason !== null && this.#pinned === null) this.#context.pins.count(reason);
+    this.#pinned = reason;
+  }
 
   constructor(context: LeaseContext, owner: BackendOwner) {
     this.#context = context;

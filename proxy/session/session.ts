@@ -132,6 +132,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         pool: this.services.pool,
         lookup: this.lookup,
         activity: this.activity,
+        pins: this.services.pins,
         listening: this.listening,
         tellClient: (frame) => this.write(frame),
       },

@@ -251,6 +251,15 @@ describe('what is shown', () => {
     expect(Number((await mine()).queries)).toBe(4);
     await client.end();
     await waitFor(async () => !(await mine()), { what: 'the client to be gone' });
+    const self = (await show(look, 'CLIENTS')).find(
+      (row) => Number(row.id) === (look as unknown as { processID: number }).processID,
+    );
+    expect(self).toMatchObject({
+      database: 'foreshard_admin',
+      user: 'root',
+      state: 'active',
+      application_name: 'the console',
+    });
   });
 
   it('shows clients that wait, for how long, and pools that are full', async () => {
@@ -305,7 +314,7 @@ describe('what is shown', () => {
     for (let i = 0; i < 3; i++)
       await client.query({ name: 'q', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: ['1'] });
     await client.end();
-    await waitFor(async () => (await show(look, 'CLIENTS')).every((row) => row.user !== 'app'), {
+    await waitFor(async () => (await show(look, 'CLIENTS')).every((row) => row.database !== 'shop'), {
       what: 'it to be gone',
     });
     const after = (await show(look, 'STATS_TOTALS'))[0] as Values;
@@ -320,6 +329,23 @@ describe('what is shown', () => {
     expect(grown('query_time')).toBeGreaterThan(0);
     const [stats] = await show(look, 'STATS');
     expect(stats?.total_query_count).toBe(after.query_count);
+  });
+
+  it('shows who is pinned and why, now and since the start', async () => {
+    const look = await admin();
+    const client = await s.connect();
+    const pins = async () => (await show(look, 'PINS')).find((row) => row.reason === 'temporary table');
+    const before = Number((await pins())?.total ?? 0);
+    await client.query('BEGIN');
+    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
+    await client.query('CREATE TEMPORARY TABLE mine (n int)');
+    await client.query('COMMIT');
+    expect(await pins()).toEqual({ reason: 'temporary table', clients: '1', total: String(before + 1) });
+    const row = (await show(look, 'CLIENTS')).find((r) => r.pinned !== null);
+    expect(row).toMatchObject({ pinned: 'temporary table', state: 'active', activity: 'idle', shard: 's1' });
+    await client.end();
+    await waitFor(async () => (await pins())?.clients === '0', { what: 'nobody to be pinned' });
+    expect((await pins())?.total).toBe(String(before + 1));
   });
 
   it('shows shards, keyspaces, ranges and configuration, and no password', async () => {
@@ -525,7 +551,7 @@ describe('when nothing else works', () => {
     const clients = await Promise.all(Array.from({ length: 200 - s.proxy.clients.size }, () => s.connect()));
     expect((await failure(s.connect())).code).toBe('53300');
     const look = await admin();
-    expect((await show(look, 'CLIENTS')).filter((row) => row.user === 'app')).toHaveLength(200);
+    expect((await show(look, 'CLIENTS')).filter((row) => row.database === 'shop')).toHaveLength(200);
     const slow = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
     slow.socket.pause();
     for (let i = 0; i < 50; i++) slow.send(encodeQuery('SHOW CLIENTS'));
