@@ -33,6 +33,8 @@ export interface Expectation {
   readonly tell?: (type: number, frame: Buffer) => Buffer | null;
   /** Whether rows that come now are not for the client. */
   readonly muted?: () => boolean;
+  /** Called with every whole reply that is not an error. */
+  readonly replied?: (type: number, frame: Buffer) => void;
   /** `internal`: the rows. */
   readonly rows?: (slice: Buffer) => void;
 }
@@ -65,6 +67,10 @@ export class Backend {
   readonly prepared = new Map<PreparedContent, string>();
   /** Names of statements here that nobody uses any more. */
   readonly toClose: string[] = [];
+  /** The columns of those of which they are known, as `shapeOf` has them. */
+  readonly shapes = new Map<PreparedContent, string>();
+  /** Version of the schema that they were prepared for at the earliest. */
+  #preparedAt = 0;
   /** What the unnamed statement is here, or null. */
   unnamed: PreparedContent | null = null;
   /** The settings in force here; null when not known. */
@@ -203,6 +209,21 @@ export class Backend {
     return this.connection.write(data);
   }
 
+  /** What is prepared here is to be prepared again, under other names, where it is used next. */
+  forgetPrepared(): void {
+    this.toClose.push(...this.prepared.values());
+    this.prepared.clear();
+    this.shapes.clear();
+    this.unnamed = null;
+  }
+
+  /** To be called with the version of the schema, outside of a transaction, before statements are used. */
+  prepareFor(version: number): void {
+    if (this.#preparedAt === version) return;
+    this.#preparedAt = version;
+    this.forgetPrepared();
+  }
+
   /** A name for a statement that is not in use on this connection. */
   newStatementName(): string {
     this.#nextStatement += 1;
@@ -226,14 +247,25 @@ export class Backend {
     });
   }
 
-  /** A Parse of our own, with a Sync behind it; rejects as `runInternal`. */
-  parseInternal(parse: Buffer): Promise<void> {
+  /** A Parse of our own, and perhaps a Describe, with a Sync behind it; rejects as `runInternal`. */
+  parseInternal(
+    parse: Buffer | null,
+    describe?: { readonly message: Buffer; readonly replied: (type: number, frame: Buffer) => void },
+  ): Promise<void> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       const failed = (frame: Buffer) => {
         error ??= frame;
       };
-      this.send(parse, { kind: 'parse', internal: true, quiet: true, failed });
+      if (parse !== null) this.send(parse, { kind: 'parse', internal: true, quiet: true, failed });
+      if (describe !== undefined)
+        this.send(describe.message, {
+          kind: 'describe',
+          internal: true,
+          quiet: true,
+          failed,
+          replied: describe.replied,
+        });
       this.send(SYNC, {
         kind: 'sync',
         internal: true,
@@ -317,6 +349,7 @@ export class Backend {
     if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
       head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
+    head.replied?.(type, frame);
     if (!head.internal) {
       const told = head.tell === undefined ? frame : head.tell(type, frame);
       if (told !== null) this.#owner?.onReply(this, type, told, head);

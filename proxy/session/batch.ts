@@ -30,7 +30,7 @@ export type Item =
       part: readonly Touch[];
     }
   | { readonly type: 'describe-statement'; readonly frame: Buffer; readonly statement: ClientStatement }
-  | { readonly type: 'describe-portal'; readonly frame: Buffer }
+  | { readonly type: 'describe-portal'; readonly frame: Buffer; readonly statement: ClientStatement | null }
   | { readonly type: 'execute'; readonly frame: Buffer; readonly bound: Bound | null; readonly maxRows: number }
   | { readonly type: 'close-statement'; readonly name: string; readonly statement: ClientStatement | null }
   | { readonly type: 'close-portal'; readonly frame: Buffer; readonly name: string }
@@ -137,7 +137,8 @@ export class BatchReader {
       }
       case FRONTEND.Describe: {
         const { kind, name } = decodeDescribe(frame);
-        if (kind === 'portal') return { type: 'describe-portal', frame };
+        if (kind === 'portal')
+          return { type: 'describe-portal', frame, statement: this.portals.get(name)?.statement ?? null };
         return { type: 'describe-statement', frame, statement: this.#statements.get(name) };
       }
       case FRONTEND.Execute: {

@@ -71,6 +71,8 @@ export interface ClientSession {
   worded(frame: Buffer): Buffer;
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void;
+  /** `again` runs what is sent now from its start, if the server says that a plan of it is out of date before anything else. */
+  ifStale(again: (() => Promise<void>) | null): void;
   /** What to do when the server is lost before anything of the Query or batch has been given to the kernel; null: that is an error. */
   ifUnseen(again: (() => Promise<void>) | null): void;
   /** Waits for the notifications that PostgreSQL would send before it is ready again, outside of a transaction. */

@@ -27,9 +27,10 @@ import { BatchReader, type Bound, type Item, type Message, sqlOf, syncOf } from 
 import type { ClientSession } from './client-session.js';
 import { checkAgain, IDLE, type Prepared, RefusedError } from './lease.js';
 import type { Execution, Placement } from './placement.js';
-import type { ClientStatement, PreparedContent } from './prepared.js';
+import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { type Own, SentText } from './sent-text.js';
 import { errorAsWritten, prepareSql, type SqlStatements } from './sql-statements.js';
+import { checkShapes } from './stale-plan.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
@@ -147,9 +148,21 @@ export class ExtendedProtocol {
     }
     if (placement.kind === 'again') return again();
     const backend = lease.backend as Backend;
+    if (!lease.unsynced) {
+      if (backend.status === IDLE) backend.prepareFor(session.services.contents.version);
+      try {
+        await checkShapes(backend, items, session.services.contents.version);
+      } catch (e) {
+        this.#reader.undo(items);
+        await this.#fail(this.#units.fieldsOf(e), sync ?? syncOf(items));
+        return;
+      }
+      if (lease.backend !== backend) return;
+    }
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
     if (first) this.#units.beginUnit(backend);
+    session.ifStale(first && sync === null && rest.length === 0 && times === 0 ? again : null);
     session.ifUnseen(first && sync === null ? again : null);
     const whole = first && items.at(-1)?.type === 'sync';
     if (whole && placement.writes && transaction?.clean) {
@@ -158,7 +171,14 @@ export class ExtendedProtocol {
         this.#reader.undo(items);
         return this.#dispatch(batch, since, 0);
       });
-    }
+    } else if (
+      whole &&
+      !placement.writes &&
+      times === 0 &&
+      backend.status === IDLE &&
+      this.#answersEarly(backend, items)
+    )
+      session.gate.close(again);
     this.#assignParts(items, placement.parts);
     this.#emit(backend, items);
     if (rest.length > 0) {
@@ -170,6 +190,20 @@ export class ExtendedProtocol {
     this.#sendPoison(backend, error);
     if (sync === null) this.#skipping = true;
     else this.#emit(backend, [sync]);
+  }
+
+  /** Whether a Parse is answered by the proxy, before the server has said whether what follows can be done. */
+  #answersEarly(backend: Backend, items: readonly Item[]): boolean {
+    return items.some((i) => i.type === 'parse' && i.name !== '' && backend.prepared.has(i.statement.content));
+  }
+
+  #noteShape(backend: Backend, statement: ClientStatement | null): (type: number, frame: Buffer) => void {
+    return (type, frame) => {
+      if (type === BACKEND.ParameterDescription || statement === null) return;
+      const shape = shapeOf(type, frame);
+      statement.told = { shape, version: this.#session.services.contents.version };
+      if (backend.prepared.has(statement.content)) backend.shapes.set(statement.content, shape);
+    };
   }
 
   #assignParts(items: readonly Item[], parts: readonly (readonly Touch[])[]): void {
@@ -249,12 +283,17 @@ export class ExtendedProtocol {
               ? this.#ensurePrepared(backend, item.statement, false)
               : this.#speak(backend, sql, item.statement, null);
           sql?.release();
-          backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false });
+          const replied = this.#noteShape(backend, item.statement);
+          backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false, replied });
           lease.unsynced = true;
           break;
         }
         case 'describe-portal':
-          backend.send(item.frame, { kind: 'describe', internal: false });
+          backend.send(item.frame, {
+            kind: 'describe',
+            internal: false,
+            replied: this.#noteShape(backend, item.statement),
+          });
           lease.unsynced = true;
           break;
         case 'execute':
@@ -416,10 +455,12 @@ export class ExtendedProtocol {
     if (backend.prepared.size >= PREPARED_PER_BACKEND) {
       const [oldest, name] = backend.prepared.entries().next().value as [PreparedContent, string];
       backend.prepared.delete(oldest);
+      backend.shapes.delete(oldest);
       backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
     }
     const name = backend.newStatementName();
     backend.prepared.set(content, name);
+    backend.shapes.delete(content);
     return name;
   }
 

@@ -1,4 +1,6 @@
 import type { Analyzed } from '../router/route.js';
+import { decodeRowDescription } from '../wire/backend.js';
+import { BACKEND } from '../wire/message-types.js';
 import type { Lookup } from './name-lookup.js';
 
 /** What a Parse said, shared by all clients that said the same: server connections remember what they prepared by this object. */
@@ -19,11 +21,35 @@ export interface ClientStatement {
   analyzed: Analyzed;
   /** What names meant when it was analysed. PostgreSQL analyses a prepared statement again too when search_path has changed. */
   lookup: Lookup;
+  /** The columns that the client was told last, and at which version of the schema; null: it was told none. */
+  told: { readonly shape: string; readonly version: number } | null;
 }
+
+/** What a client must know of a result to read its rows, from a RowDescription or NoData. Object ids differ from shard to shard. */
+export function shapeOf(type: number, frame: Buffer): string {
+  if (type !== BACKEND.RowDescription) return '';
+  return decodeRowDescription(frame)
+    .map((f) => [f.name, f.typeOid < FIRST_NORMAL_OBJECT_ID ? f.typeOid : '', f.typeLength, f.typeModifier].join('\0'))
+    .join('\x01');
+}
+
+/** FirstNormalObjectId in PostgreSQL's transam.h: from here on types are the database's own. */
+const FIRST_NORMAL_OBJECT_ID = 16_384;
 
 /** One object per content, for as long as a client uses it. */
 export class PreparedContents {
   readonly #byKey = new Map<string, PreparedContent>();
+  #version = 0;
+
+  /** Grows when the schema has changed: what servers prepared before may be for another one. */
+  get version(): number {
+    return this.#version;
+  }
+
+  /** DDL has been done, or committed. */
+  schemaChanged(): void {
+    this.#version += 1;
+  }
 
   /** `definition`: of a PREPARE, what stands behind the name. */
   acquire(sql: Buffer, oids: readonly number[], definition: Buffer | null = null): PreparedContent {

@@ -26,6 +26,7 @@ import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
 import { SessionSettings } from './settings.js';
 import { SimpleProtocol } from './simple.js';
+import { isStalePlan } from './stale-plan.js';
 import { ClientStatements } from './statements.js';
 import { type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
@@ -98,6 +99,11 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   #canceling = false;
   /** Runs the Query or batch once more that was sent last, while nothing of it has left the process. */
   #unseen: (() => Promise<void>) | null = null;
+  /** Runs again what was sent when a plan in it turns out to be out of date; and whether it did. */
+  #ifStale: (() => Promise<void>) | null = null;
+  #stale = false;
+  /** Bytes the client was sent since `#ifStale` was set. */
+  #told = 0;
   answers = 0;
   transactions = 0;
   readonly watch = new Watch();
@@ -272,6 +278,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   write(frame: Buffer): void {
     if (this.#closed) return;
     this.activity.sent += frame.length;
+    this.#told += frame.length;
     if (this.#left) {
       this.#unread += frame.length;
       if (this.#unread > UNREAD_BYTES) this.close();
@@ -282,6 +289,12 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.lease.backend?.connection.pause();
       this.#fanOut?.pause();
     }
+  }
+
+  /** See ClientSession. */
+  ifStale(again: (() => Promise<void>) | null): void {
+    this.#ifStale = again;
+    this.#told = 0;
   }
 
   /** Answers the client's Query or Sync without a server. */
@@ -592,6 +605,13 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         this.write(frame);
         return;
       }
+      if (this.#ifStale !== null && this.#units.autocommit && isStalePlan(fields)) {
+        // Whatever changed the schema, this client is not to know how it is prepared here.
+        this.lease.backend?.forgetPrepared();
+        if (this.gate.refuse()) return;
+        this.#stale = this.#told === 0;
+        if (this.#stale) return;
+      }
       if (fields.sqlstate === 'SH001') {
         // The guard at a shard says that it does not own the row (any more).
         if (this.gate.refuse()) return;
@@ -643,6 +663,12 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#units.transactionStatus(backend, status);
     if (this.gate.refused) {
       this.#retry();
+      return;
+    }
+    if (this.#stale && this.#ifStale !== null) {
+      this.#stale = false;
+      this.#awaitingReady = false;
+      this.#follow(this.#ifStale());
       return;
     }
     const work = this.#units.settle(backend, status, pathUnsure);

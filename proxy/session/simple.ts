@@ -74,7 +74,9 @@ export class SimpleProtocol {
         return;
       }
       if (placement.kind === 'one' && !prepared.none) {
-        spoken = prepared.spoken(lease.backend as Backend);
+        const { backend } = lease as { backend: Backend };
+        if (backend.status === IDLE && !lease.unsynced) backend.prepareFor(session.services.contents.version);
+        spoken = prepared.spoken(backend);
         await this.#prepareMissing(spoken);
       }
     } catch (error) {
@@ -91,6 +93,7 @@ export class SimpleProtocol {
     this.#units.beginUnit(backend);
     for (const { plan } of analyzed.statements) this.#units.sent(plan);
     session.ifUnseen(lease.unsynced ? null : again);
+    session.ifStale(!lease.unsynced && !prepared.none && times === 0 ? again : null);
     if (placement.writes && transaction.clean && !lease.unsynced && endsOnce(analyzed.statements)) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
       this.#units.closeGate(prelude, since, () =>

@@ -186,6 +186,7 @@ export class SqlStatements {
       const { made } = use;
       this.#defined.add(made);
       backend.prepared.set(made.content, by);
+      backend.shapes.delete(made.content);
       this.#statements.define(use.name, made);
     } else if (use.kind === 'deallocate' && use.statement !== null) {
       if (backend.prepared.get(use.statement.content) === by) backend.prepared.delete(use.statement.content);

@@ -34,7 +34,7 @@ export class ClientStatements {
       throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
     this.forget(name);
     const content = this.#services.contents.acquire(sql, oids);
-    const statement: ClientStatement = { content, analyzed, lookup: this.#lookup.current };
+    const statement: ClientStatement = { content, analyzed, lookup: this.#lookup.current, told: null };
     this.#byName.set(name, statement);
     return statement;
   }
@@ -45,7 +45,7 @@ export class ClientStatements {
    */
   make(text: Buffer, sql: Buffer, nameEnd: number, oids: readonly number[]): ClientStatement {
     const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd));
-    return { content, analyzed: this.analyze(content.sql), lookup: this.#lookup.current };
+    return { content, analyzed: this.analyze(content.sql), lookup: this.#lookup.current, told: null };
   }
 
   /** A server has taken what `make` made. */

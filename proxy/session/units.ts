@@ -27,6 +27,8 @@ export class Units {
   #commits = false;
   #settingsTouched = false;
   #discarded = false;
+  /** The schema was changed in the transaction under way. */
+  #ddl = false;
   /** Settings given a value that is not known here. */
   readonly #toAsk = new Set<string>();
 
@@ -104,6 +106,11 @@ export class Units {
     else if (effect?.kind === 'rollback') this.#writes = false;
   }
 
+  /** The unit began outside of a transaction block. */
+  get autocommit(): boolean {
+    return this.#autocommit;
+  }
+
   /**
    * Whether a server that dies now may or may not have committed something: a write of its own transaction, or a COMMIT. What
    * an open transaction has written without one is rolled back for certain.
@@ -125,7 +132,11 @@ export class Units {
     this.#lastTag = tag;
     if (plan.pin !== null && lease.pinned === null) lease.pinned = plan.pin;
     const { effect } = plan;
-    if (plan.kind === 'ddl') services.schemaChanged();
+    if (plan.kind === 'ddl') {
+      services.schemaChanged();
+      services.contents.schemaChanged();
+      this.#ddl = true;
+    }
     lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
     if (effect === null) return;
     this.#session.listening.completed(effect);
@@ -171,6 +182,7 @@ export class Units {
         settings.discard();
         this.#statements.forgetAll();
         lease.backend?.prepared.clear();
+        lease.backend?.shapes.clear();
         if (lease.backend) lease.backend.unnamed = null;
         lease.pinned = null;
         this.#discarded = true;
@@ -179,6 +191,7 @@ export class Units {
         if (effect.name !== null) return;
         this.#statements.forgetAll();
         lease.backend?.prepared.clear();
+        lease.backend?.shapes.clear();
         return;
     }
   }
@@ -193,6 +206,9 @@ export class Units {
     const failed = this.unitFailed;
     this.unitFailed = false;
     if (status !== IDLE) return;
+    // Now others see it too.
+    if (this.#ddl) this.#session.services.contents.schemaChanged();
+    this.#ddl = false;
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
     this.#session.listening.ended(committed);

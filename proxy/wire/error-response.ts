@@ -100,6 +100,7 @@ export function decodeErrorFields(message: Buffer): ErrorFields {
 
 /** What the client is told of an error raised in the proxy; anything that is not a ForeshardError is an internal error. */
 export function fieldsOfError(error: unknown, severity: 'ERROR' | 'FATAL' = 'ERROR'): ErrorFields {
+  if (error instanceof ServerError) return { ...error.fields, severity };
   if (error instanceof ForeshardError)
     return {
       severity,

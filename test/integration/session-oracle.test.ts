@@ -299,6 +299,29 @@ const STATEMENTS: readonly Conversation[] = [
   },
 ];
 
+const PLANS: readonly Conversation[] = [
+  {
+    name: 'columns that change: a client that does not ask again is told, as it must be',
+    sole: true,
+    steps: [
+      ['Z', Q('CREATE TABLE mine (a int); INSERT INTO mine VALUES (1)')],
+      ['Z', P('s', 'SELECT * FROM mine'), DS('s'), S],
+      ['Z', B('', 's'), E(''), S],
+      ['Z', Q('ALTER TABLE mine ADD COLUMN b int')],
+      ['Z', B('', 's'), E(''), S],
+      ['Z', B('', 's'), E(''), S],
+      ['Z', CS('s'), P('s', 'SELECT * FROM mine'), DS('s'), B('', 's'), E(''), S],
+      ['Z', Q('ALTER TABLE mine DROP COLUMN b')],
+      ['Z', Q('BEGIN')],
+      ['Z', B('', 's'), E(''), S],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('ALTER TABLE mine ADD COLUMN b int')],
+      ['Z', B('', 's'), DP(''), E(''), S],
+      ['Z', Q('DROP TABLE mine')],
+    ],
+  },
+];
+
 let oracle: Oracle;
 
 beforeAll(async () => {
@@ -306,7 +329,7 @@ beforeAll(async () => {
 });
 afterAll(() => oracle.stop());
 
-const CONVERSATIONS = [...SETTINGS, ...STATEMENTS];
+const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...PLANS];
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
   it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));

@@ -97,4 +97,38 @@ describe('two clients that share one server connection', () => {
     await a.end();
     await b.end();
   });
+
+  it('never hear that a plan is out of date, whoever changed the columns, outside of a transaction', async () => {
+    const a = await s.connect();
+    const b = await s.connect();
+    await a.query('CREATE TABLE changing (a int); INSERT INTO changing VALUES (1)');
+    const named = { name: 'all', text: 'SELECT * FROM changing' };
+    const both = async (row: object) => {
+      for (const client of [a, b]) expect((await client.query(named)).rows).toEqual([row]);
+    };
+    await both({ a: 1 });
+    await a.query('PREPARE q AS SELECT * FROM changing');
+    // Through the proxy, and behind its back.
+    await b.query('ALTER TABLE changing ADD COLUMN b int');
+    await both({ a: 1, b: null });
+    expect((await a.query('EXECUTE q')).rows).toEqual([{ a: 1, b: null }]);
+    await s.onShard(0, 'ALTER TABLE changing DROP COLUMN a');
+    await both({ b: null });
+    await s.onShard(0, 'ALTER TABLE changing ADD COLUMN c int');
+    expect((await a.query('EXECUTE q')).rows).toEqual([{ b: null, c: null }]);
+    await s.onShard(0, 'ALTER TABLE changing ADD COLUMN d int');
+    const c = await s.connect();
+    expect((await c.query(named)).rows).toEqual([{ b: null, c: null, d: null }]);
+    await s.onShard(0, 'ALTER TABLE changing ADD COLUMN e int');
+    await a.query('BEGIN');
+    await expect(a.query(named)).rejects.toMatchObject({ code: '0A000', routine: 'RevalidateCachedQuery' });
+    await a.query('ROLLBACK');
+    await both({ b: null, c: null, d: null, e: null });
+    await a.query('BEGIN');
+    await a.query('ALTER TABLE changing DROP COLUMN e');
+    await a.query('COMMIT');
+    await both({ b: null, c: null, d: null });
+    await a.query('DROP TABLE changing');
+    for (const client of [a, b, c]) await client.end();
+  });
 });

@@ -1,0 +1,75 @@
+import { type Backend, InternalStatementError } from '../backend/backend.js';
+import { decodeErrorFields, type ErrorFields, ServerError } from '../wire/error-response.js';
+import { encodeDescribe, encodeParse, encodeQuery } from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
+import type { Item } from './batch.js';
+import { asServerError, FAILED, IDLE } from './lease.js';
+import { type PreparedContent, shapeOf } from './prepared.js';
+import { prepareSql } from './sql-statements.js';
+
+/** What PostgreSQL says of a prepared statement whose columns have changed (RevalidateCachedQuery in plancache.c); drivers know it by its routine. */
+const STALE_PLAN: ErrorFields = {
+  severity: 'ERROR',
+  sqlstate: '0A000',
+  message: 'cached plan must not change result type',
+  file: 'plancache.c',
+  routine: 'RevalidateCachedQuery',
+};
+
+/** Whether that is it. Nothing has been done of the statement: PostgreSQL looks before it begins. */
+export function isStalePlan({ sqlstate, routine }: ErrorFields): boolean {
+  return sqlstate === STALE_PLAN.sqlstate && routine === STALE_PLAN.routine;
+}
+
+/**
+ * A client that was told the columns of a statement, and does not ask again, could not read rows with others. Whether they are the
+ * same is asked first where that is not known; PostgreSQL, which has it prepared since then, would say so of itself.
+ *
+ * @throws ServerError, PostgreSQL's own
+ */
+export async function checkShapes(backend: Backend, items: readonly Item[], version: number): Promise<void> {
+  if (backend.status === FAILED || items.some((i) => i.type.startsWith('describe') || i.type === 'parse')) return;
+  for (const item of items) {
+    if (item.type !== 'bind' || item.sql !== null) continue;
+    const { content, told } = item.statement;
+    if (told === null) continue;
+    const unnamed = item.bind.statement === '';
+    if (unnamed && (backend.unnamed === content || told.version === version)) continue;
+    try {
+      if (!backend.shapes.has(content)) await askShape(backend, content);
+    } catch (error) {
+      throw asServerError(error);
+    }
+    if (backend.shapes.get(content) !== told.shape) throw new ServerError(STALE_PLAN);
+  }
+}
+
+async function askShape(backend: Backend, content: PreparedContent, times = 0): Promise<void> {
+  const known = backend.prepared.get(content);
+  const name = known ?? backend.newStatementName();
+  const parse =
+    known === undefined && content.definition === null ? encodeParse(name, content.sql, content.oids) : null;
+  let shape = '';
+  const replied = (type: number, frame: Buffer) => {
+    if (type !== BACKEND.ParameterDescription) shape = shapeOf(type, frame);
+  };
+  try {
+    if (known === undefined && content.definition !== null)
+      await backend.runInternal(encodeQuery(Buffer.from(prepareSql(name, content.definition), 'latin1')));
+    await backend.parseInternal(parse, { message: encodeDescribe('statement', name), replied });
+  } catch (error) {
+    const inside = backend.status !== IDLE;
+    if (
+      inside ||
+      times > 0 ||
+      !(error instanceof InternalStatementError) ||
+      !isStalePlan(decodeErrorFields(error.frame))
+    )
+      throw error;
+    backend.forgetPrepared();
+    await askShape(backend, content, times + 1);
+    return;
+  }
+  backend.prepared.set(content, name);
+  backend.shapes.set(content, shape);
+}
