@@ -197,12 +197,12 @@ function serverRow(
 const ago = (at: number): number => Date.now() - (performance.now() - at);
 
 /** As PgBouncer writes times. @param at ms since 1970 */
-export function time(at: number): string {
+function time(at: number): string {
   return `${new Date(at).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
 }
 
 /** Whole seconds, and the microseconds of the rest. */
-export function seconds(ms: number): [number, number] {
+function seconds(ms: number): [number, number] {
   const us = Math.round(ms * 1000);
   return [Math.floor(us / 1_000_000), us % 1_000_000];
 }
