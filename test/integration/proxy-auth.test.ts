@@ -281,6 +281,24 @@ describe('rules', () => {
   });
 });
 
+describe('a Unix socket', () => {
+  it('has rules of its own, and may be told a password in the clear', async () => {
+    const hba = ['local all app password', 'host all all all scram-sha-256'];
+    await withProxy(
+      { hba },
+      async ({ port }) => {
+        expect(await login(port, 'app', 'secret', { host: dir })).toBe('ok');
+        expect(await login(port, 'app', 'wrong', { host: dir })).toBe(wrong('app'));
+        expect(await login(port, 'early', 'secret', { host: dir })).toBe(
+          '28000: no pg_hba.conf entry for host "[local]", user "early", database "shop", no encryption',
+        );
+        expect(await login(port, 'early', 'secret')).toBe('ok');
+      },
+      { listen: { socketDirectory: dir } },
+    );
+  });
+});
+
 describe('users', () => {
   it('come from the configuration, then the file, then the catalog, then the query', async () => {
     const usersFile = join(dir, 'users.txt');
