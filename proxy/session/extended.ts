@@ -25,7 +25,7 @@ import {
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { BatchReader, type Bound, type Item, type Message, sqlOf, syncOf } from './batch.js';
 import type { ClientSession } from './client-session.js';
-import { checkAgain, IDLE, type Prepared, RefusedError } from './lease.js';
+import { checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
 import type { Execution, Placement } from './placement.js';
 import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { type Own, SentText } from './sent-text.js';
@@ -355,7 +355,9 @@ export class ExtendedProtocol {
       return;
     }
     const known = backend.prepared.get(content);
-    if (known !== undefined) {
+    // In a failed transaction only the server knows what it still takes.
+    if (known !== undefined && backend.status === FAILED) backend.toClose.push(known);
+    else if (known !== undefined) {
       backend.send(null, { kind: 'local', internal: false, bytes: PARSE_COMPLETE, undo });
       return;
     }

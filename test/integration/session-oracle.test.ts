@@ -301,6 +301,19 @@ const STATEMENTS: readonly Conversation[] = [
 
 const PLANS: readonly Conversation[] = [
   {
+    name: 'a Parse of what is prepared already, in a failed transaction',
+    steps: [
+      ['Z', P('a', BY_KEY), P('r', 'ROLLBACK'), S],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SELECT 1/0')],
+      ['Z', P('b', BY_KEY), S],
+      ['Z', B('', 'b', '150'), S],
+      ['Z', P('c', 'ROLLBACK'), B('', 'c'), E(''), S],
+      ['Z', B('', 'a', '150'), E(''), S],
+      ['Z', P('b', BY_KEY), B('', 'b', '150'), E(''), S],
+    ],
+  },
+  {
     name: 'columns that change: a client that does not ask again is told, as it must be',
     sole: true,
     steps: [
