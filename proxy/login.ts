@@ -13,6 +13,7 @@ import { trustList } from './listener/networks.js';
 import { type ProxyProtocolOptions, readProxyHeader } from './listener/proxy-protocol.js';
 import type { StartupGate } from './listener/startup-gate.js';
 import { TlsHandshakeError, type TlsServer } from './listener/tls-server.js';
+import type { Replication } from './replication.js';
 import type { SessionServices } from './session/client-session.js';
 import { Session } from './session/session.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
@@ -34,6 +35,8 @@ export interface LoginOptions {
   readonly gate: StartupGate;
   /** Where those go who name the admin database: past `admit`, so that somebody can look when nobody else comes in. */
   readonly admin: AdminServer;
+  /** Where replication clients go. */
+  readonly replication: Replication;
   /** Whether one more client may come in. @throws ForeshardError when not */
   readonly admit: () => void;
   /** The database that clients may name. */
@@ -112,20 +115,25 @@ export class Login {
     await this.#readProxyHeader(attempt);
     const startup = await this.#readStartup(attempt);
     if (startup === null) return;
-    if (startup.database !== ADMIN_DATABASE) this.#options.admit();
+    if (startup.database !== ADMIN_DATABASE || startup.replication !== null) this.#options.admit();
     const { facts } = attempt;
     const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay: leave });
     if (startup.refused !== null) throw startup.refused;
-    if (who.database === ADMIN_DATABASE) {
+    if (who.database === ADMIN_DATABASE && startup.replication === null) {
       await this.#options.admin.login(reader, attempt.socket, who, facts, peerOf(attempt.socket, facts));
       return;
     }
     const database = this.#options.database();
-    if (who.database !== database)
+    // A physical one belongs to no database, whatever it names.
+    if (who.database !== database && startup.replication !== 'physical')
       throw new ForeshardError('3D000', `database "${who.database}" does not exist`, {
         hint: `This proxy serves the database "${database}".`,
       });
     if (who.secret !== null) authentication.secrets.learned(who.user, who.secret);
+    if (startup.replication !== null) {
+      await this.#options.replication.serve(reader, who, startup.replication);
+      return;
+    }
     const { socket } = attempt;
     const key = clients.newKey(who.protocol);
     const session = new Session({

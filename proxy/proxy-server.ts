@@ -21,6 +21,7 @@ import { type TlsOptions, TlsServer } from './listener/tls-server.js';
 import { holdCovers, LiveTopology } from './live-topology.js';
 import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
+import { Replication } from './replication.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
@@ -107,6 +108,7 @@ export class ProxyServer {
   /** How often sessions were pinned, and why. */
   readonly pins = new PinCounts();
   readonly #login: Login;
+  readonly #replication: Replication;
   readonly #admin: AdminServer;
   readonly #administration: Administration;
   readonly #averages: Averages;
@@ -168,7 +170,7 @@ export class ProxyServer {
     this.#schema = schema;
     this.clients = clients;
     this.#drain = new Drain({
-      sessions: () => [...clients].map((client) => client.session),
+      sessions: () => [...[...clients].map((client) => client.session), ...this.#replication.streams],
       // An administrator who waits for the end is not waited for.
       connections: () => parts.listener.size - this.#admin.sessions.size,
     });
@@ -232,6 +234,7 @@ export class ProxyServer {
       }),
     );
     const contents = new PreparedContents();
+    this.#replication = new Replication({ live, pools: this.pools, clients, logger });
     this.#login = new Login({
       clients,
       authentication: parts.authentication,
@@ -244,6 +247,7 @@ export class ProxyServer {
       },
       gate: this.#gate,
       admin: this.#admin,
+      replication: this.#replication,
       admit: () => this.#admit(),
       database: () => live.current.database,
       cancel: (key) => this.cancel(key),
@@ -342,7 +346,7 @@ export class ProxyServer {
       siblings.cancel(slotOf(key.processId), key);
       return;
     }
-    if (this.#admin.cancel(key)) return;
+    if (this.#admin.cancel(key) || this.#replication.cancel(key)) return;
     const client = this.clients.find(key);
     if (client === null) return;
     for (const backend of client.session.cancel())
@@ -366,7 +370,8 @@ export class ProxyServer {
           hint: 'An administrator has disabled it; ENABLE lets clients in again.',
         },
       );
-    if (this.clients.size >= this.#options.limits.maxClients) throw tooManyClients('Raise proxy.limits.maxClients.');
+    if (this.clients.size + this.#replication.streams.length >= this.#options.limits.maxClients)
+      throw tooManyClients('Raise proxy.limits.maxClients.');
   }
 }
 
