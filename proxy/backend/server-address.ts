@@ -17,7 +17,7 @@ export interface ServerAddress {
 /** Idle time after which the kernel begins to probe the peer. */
 const KEEP_ALIVE_MS = 30_000;
 
-export function isUnixSocket(address: ServerAddress): boolean {
+function isUnixSocket(address: ServerAddress): boolean {
   return address.host.startsWith('/');
 }
 
@@ -140,7 +140,7 @@ const REASONS: Readonly<Record<string, { readonly reason: string; readonly hint:
 };
 
 /** A connection that could not be made, from Node's error: SQLSTATE 08001. */
-export function connectError(address: ServerAddress, cause: unknown): ForeshardError {
+function connectError(address: ServerAddress, cause: unknown): ForeshardError {
   const code = cause instanceof Error && 'code' in cause ? String(cause.code) : '';
   const known = REASONS[code];
   const reason = known?.reason ?? (cause instanceof Error ? cause.message : String(cause));
@@ -154,7 +154,7 @@ export function connectError(address: ServerAddress, cause: unknown): ForeshardE
   );
 }
 
-export function connectTimeoutError(address: ServerAddress, timeoutMs: number): ForeshardError {
+function connectTimeoutError(address: ServerAddress, timeoutMs: number): ForeshardError {
   return new ForeshardError(
     '08001',
     `could not connect to shard "${address.shard}" at ${describeAddress(address)}: timeout expired after ${timeoutMs} ms`,
