@@ -45,6 +45,8 @@ export interface CliResult {
 export interface CliOptions {
   readonly env?: Record<string, string>;
   readonly cwd?: string;
+  /** Standard input. Default: none. */
+  readonly input?: string;
 }
 
 export interface RunningCli {
@@ -60,8 +62,10 @@ export function startCli(args: readonly string[], options: CliOptions = {}): Run
   const child = spawn(process.execPath, [CLI, ...args], {
     cwd: options.cwd ?? tmpdir(),
     env: { ...inherited, ...options.env },
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['pipe', 'pipe', 'pipe'],
   });
+  child.stdin.on('error', () => undefined); // whoever does not read it may end before
+  child.stdin.end(options.input ?? '');
   let stdout = '';
   let stderr = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
