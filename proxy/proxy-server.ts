@@ -25,6 +25,7 @@ import { Replication } from './replication.js';
 import { Router } from './router/router.js';
 import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
+import { MessageBudget } from './session/message-budget.js';
 import { PreparedContents } from './session/prepared.js';
 import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
@@ -63,6 +64,8 @@ export interface ProxyOptions {
     readonly loginTimeoutMs: number;
     /** How long a statement waits for a range on the move, or for the catalog, before it fails with 57P03. */
     readonly holdTimeoutMs: number;
+    /** What messages larger than a megabyte may take of memory, all clients together. Default: 1 GiB. */
+    readonly largeMessageBytes?: number;
   } & SessionTimeouts;
   readonly lease: { readonly ttlMs: number };
   readonly telemetry: { readonly flushIntervalMs: number };
@@ -76,6 +79,9 @@ export interface ProxyOptions {
   /** What an administrator may have done to the process. Default: nothing, RELOAD and SHUTDOWN are refused. */
   readonly control?: ProcessControl;
 }
+
+/** The largest message that PostgreSQL takes. */
+const LARGE_MESSAGES = 1_073_741_824;
 
 /** What `reload` changes; all else of the options needs a restart. */
 export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits' | 'admin' | 'config'>;
@@ -114,6 +120,7 @@ export class ProxyServer {
   readonly #averages: Averages;
   readonly #drain: Drain;
   readonly #timeouts: TimeoutSweep;
+  readonly largeMessages: MessageBudget;
   #closed: Promise<void> | null = null;
 
   /**
@@ -174,6 +181,7 @@ export class ProxyServer {
       // An administrator who waits for the end is not waited for.
       connections: () => parts.listener.size - this.#admin.sessions.size,
     });
+    this.largeMessages = new MessageBudget(limits.largeMessageBytes ?? LARGE_MESSAGES);
     this.#timeouts = new TimeoutSweep(function* () {
       for (const { session } of clients) yield session;
     }, limits);
@@ -261,6 +269,7 @@ export class ProxyServer {
         load,
         logger,
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
+        largeMessages: this.largeMessages,
         schemaChanged: () => schema.changed(),
         pool: (shard) => this.pools.get(shard, user),
         notifications: this.#notifications,
@@ -296,6 +305,7 @@ export class ProxyServer {
     this.#options = options;
     this.pools.reload(options.pool);
     this.#timeouts.reload(options.limits);
+    this.largeMessages.reload(options.limits.largeMessageBytes ?? LARGE_MESSAGES);
     this.#login.reload({ loginTimeoutMs: options.limits.loginTimeoutMs });
     this.#gate.reload(startupLimits(options.limits));
     // Passwords of our own user on the shards come with the topology.

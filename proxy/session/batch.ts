@@ -40,6 +40,8 @@ export type Item =
 export interface Message {
   readonly type: number;
   readonly frame: Buffer;
+  /** Why it cannot be carried out; `frame` is empty then. */
+  readonly error?: Error;
 }
 
 /** A batch, read up to the first message that cannot be: `error` says why, `sync` is the Sync behind it, if there is one. */
@@ -54,7 +56,7 @@ export interface Reading {
 
 export interface Bound {
   readonly statement: ClientStatement;
-  readonly execution: Execution;
+  execution: Execution;
   readonly touches: () => readonly Touch[];
   readonly sql: SqlStatements | null;
   /** As it was bound on the server. */
@@ -81,8 +83,9 @@ export class BatchReader {
     const lookup = this.#lookup;
     // What an earlier statement of the batch does to search_path is reported at its end.
     let changing = lookup.pending;
-    for (const [i, { type, frame }] of batch.entries()) {
+    for (const [i, { type, frame, error }] of batch.entries()) {
       try {
+        if (error !== undefined) throw error;
         const item = this.#readOne(type, frame, changing);
         if (item.type === 'bind') executions.push(item.execution);
         if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
@@ -99,6 +102,14 @@ export class BatchReader {
       }
     }
     return { items, executions, error: null, sync: null, rest: [] };
+  }
+
+  /** The portal's values were large and have been sent: they are not kept as long as it is. */
+  forgetValues(portal: string): void {
+    const bound = this.portals.get(portal);
+    if (bound === undefined || bound.execution.params === null) return;
+    const { params } = bound.execution;
+    bound.execution = { ...bound.execution, params: { ...params, values: params.values.map(() => null) } };
   }
 
   #readOne(type: number, frame: Buffer, changing: boolean): Item {

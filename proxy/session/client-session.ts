@@ -11,6 +11,7 @@ import type { ErrorFields } from '../wire/error-response.js';
 import type { Activity } from './activity.js';
 import type { Lease } from './lease.js';
 import type { Listening } from './listening.js';
+import type { MessageBudget } from './message-budget.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import type { PreparedContents } from './prepared.js';
@@ -26,6 +27,8 @@ export interface SessionServices {
   readonly load: { record(record: LoadRecord): void };
   readonly logger: Logger;
   readonly holdTimeoutMs: number;
+  /** Shared by all clients of the process. */
+  readonly largeMessages: MessageBudget;
   /** To be called after DDL, so that what the router knows of the schema is read again. */
   readonly schemaChanged: () => void;
   /** Server connections to a shard as this client's user. */

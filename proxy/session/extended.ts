@@ -26,6 +26,7 @@ import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { BatchReader, type Bound, type Item, type Message, sqlOf, syncOf } from './batch.js';
 import type { ClientSession } from './client-session.js';
 import { checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
+import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution, Placement } from './placement.js';
 import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { type Own, SentText } from './sent-text.js';
@@ -73,15 +74,17 @@ export class ExtendedProtocol {
     this.#reader = new BatchReader(statements, session.lookup, (error) => units.fieldsOf(error));
   }
 
-  receive(type: number, frame: Buffer): Promise<void> | null {
+  /** @param error the message cannot be carried out for this reason */
+  receive(type: number, frame: Buffer, error?: Error): Promise<void> | null {
     if (this.#skipping && type !== FRONTEND.Sync) return null;
     if (type === FRONTEND.Sync && this.#skipping) {
       this.#skipping = false;
       return this.#syncAfterError(frame);
     }
-    this.#batch.push({ type, frame });
+    this.#batch.push(error === undefined ? { type, frame } : { type, frame, error });
     this.#batchBytes += frame.length;
-    if (type !== FRONTEND.Sync && type !== FRONTEND.Flush && this.#batchBytes < BATCH_BYTES) return null;
+    if (error === undefined && type !== FRONTEND.Sync && type !== FRONTEND.Flush && this.#batchBytes < BATCH_BYTES)
+      return null;
     this.#unflushed = type !== FRONTEND.Sync && type !== FRONTEND.Flush;
     return this.#dispatch(this.#takeBatch(), performance.now(), 0);
   }
@@ -162,8 +165,11 @@ export class ExtendedProtocol {
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
     if (first) this.#units.beginUnit(backend);
-    session.ifStale(first && sync === null && rest.length === 0 && times === 0 ? again : null);
-    session.ifUnseen(first && sync === null ? again : null);
+    const large = batch.some((message) => message.frame.length > LARGE_MESSAGE_BYTES);
+    // A large batch without its Sync is let go of once it is sent: it could not be sent again.
+    const kept = first && sync === null && (!large || items.at(-1)?.type === 'sync');
+    session.ifStale(kept && rest.length === 0 && times === 0 ? again : null);
+    session.ifUnseen(kept ? again : null);
     const whole = first && items.at(-1)?.type === 'sync';
     if (whole && placement.writes && transaction?.clean) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
@@ -260,6 +266,7 @@ export class ExtendedProtocol {
           lease.unsynced = true;
           break;
         case 'bind': {
+          const { portal } = item.bind;
           const name =
             item.sql === null
               ? this.#ensurePrepared(backend, item.statement, item.bind.statement === '')
@@ -268,8 +275,10 @@ export class ExtendedProtocol {
           backend.send(data, {
             kind: 'bind',
             internal: false,
-            undo: () => this.#reader.forgetPortal(item.bind.portal),
+            // Not the item: it has the values, which may be large.
+            undo: () => this.#reader.forgetPortal(portal),
           });
+          if (item.frame.length > LARGE_MESSAGE_BYTES) this.#reader.forgetValues(portal);
           lease.unsynced = true;
           lease.unsyncedDirty = true;
           // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.

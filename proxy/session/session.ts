@@ -19,8 +19,10 @@ import { Activity } from './activity.js';
 import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
+import { LargeMessages } from './large-messages.js';
 import { IDLE, Lease } from './lease.js';
 import { Listening, type ListeningClient } from './listening.js';
+import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
@@ -40,12 +42,18 @@ const CLOGGED_BYTES = 256 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
 
+/** What a message costs in the inbox besides its bytes: a million of the smallest must not take more than a few large ones. */
+const INCOMING_BYTES = 256;
+const NO_BYTES = Buffer.alloc(0);
+
 interface Incoming {
   readonly type: number;
   /** A whole message, or, of CopyData, a piece of one. */
   readonly frame: Buffer;
   /** Bytes of a CopyData that follow in other pieces. */
   readonly remaining: number;
+  /** It was too large to be held, and is no more: its size. */
+  readonly refused?: number;
 }
 
 /**
@@ -75,6 +83,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   readonly #socket: Socket;
   readonly #out: GatheredWriter;
   readonly #scanner: FrameScanner;
+  readonly #large: LargeMessages;
   #inbox: Incoming[] = [];
   #inboxBytes = 0;
   /** Something asynchronous is under way for the messages before. */
@@ -152,9 +161,13 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       {
         onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
         onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
+        admit: (_type, size) => this.#large.admit(size),
+        onRefused: (type, size) => this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size }),
       },
       clientFrames(),
+      LARGE_MESSAGE_BYTES,
     );
+    this.#large = new LargeMessages(this.services.largeMessages, () => this.#admitted());
   }
 
   /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
@@ -215,7 +228,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 
   get phase(): 'active' | 'idle' | 'idle in transaction' {
     const { backend, transaction } = this.lease;
-    if (this.working || (backend !== null && !backend.quiet)) return 'active';
+    if (this.working || this.#scanner.isWaiting || (backend !== null && !backend.quiet)) return 'active';
     const open = backend === null ? transaction?.deferred === true : backend.status !== IDLE || this.lease.unsynced;
     return open ? 'idle in transaction' : 'idle';
   }
@@ -310,6 +323,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.activity.answeredAt = Date.now();
     this.answers += 1;
     this.#unseen = null;
+    this.#large.done();
     if (status === IDLE) this.transactions += 1;
     this.#overdue = false;
   }
@@ -395,6 +409,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.lease.backend?.connection.resume();
     this.#extended.close();
     this.listening.close();
+    this.#large.close();
     void this.#leave();
     this.#onEnd();
   }
@@ -454,13 +469,30 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.close(error);
       return;
     }
-    if (this.#inboxBytes > INBOX_BYTES) this.#socket.pause();
+    if (this.#inboxBytes > INBOX_BYTES || this.#scanner.isWaiting) this.#socket.pause();
     this.pump();
+  }
+
+  /** There is room now for the large message that the client has begun to send. */
+  #admitted(): void {
+    if (this.#closed) return;
+    try {
+      this.#scanner.resume();
+    } catch (error) {
+      this.close(error);
+      return;
+    }
+    this.pump();
+  }
+
+  /** Whether the client's socket should be read. */
+  get #mayRead(): boolean {
+    return !this.#closed && !this.#copyIn.full && !this.#scanner.isWaiting;
   }
 
   #receive(message: Incoming): void {
     this.#inbox.push(message);
-    this.#inboxBytes += message.frame.length;
+    this.#inboxBytes += message.frame.length + INCOMING_BYTES;
   }
 
   /** Looks at the next messages, as far as they may be looked at now. */
@@ -478,7 +510,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         break;
       }
       this.#inbox.shift();
-      this.#inboxBytes -= next.frame.length;
+      this.#inboxBytes -= next.frame.length + INCOMING_BYTES;
       let work: Promise<void> | null;
       try {
         work = this.#process(next);
@@ -490,8 +522,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         this.#follow(work);
       }
     }
-    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && !this.#copyIn.full && !this.#closed)
-      this.#socket.resume();
+    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && this.#mayRead) this.#socket.resume();
   }
 
   #follow(work: Promise<void>): void {
@@ -533,8 +564,10 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   }
 
   #process(message: Incoming): Promise<void> | null {
-    const { type, frame } = message;
+    const { type, frame, refused } = message;
     this.activity.message(type);
+    this.#large.process(frame.length);
+    if (refused !== undefined) return this.#refuseLarge(type, refused);
     if (this.#copyIn.active && type !== FRONTEND.Terminate) {
       this.#copyIn.forward(this.lease.backend, type, frame, message.remaining);
       if (this.#copyIn.full) this.#socket.pause();
@@ -555,6 +588,14 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       default:
         return this.#extended.receive(type, frame);
     }
+  }
+
+  /** A message too large to be held has been read and dropped: the client learns it in its turn. */
+  #refuseLarge(type: number, size: number): Promise<void> | null {
+    if (this.#extended.skipping) return null;
+    const error = this.#large.refusal(size);
+    if (type === FRONTEND.Query || type === FRONTEND.FunctionCall) return this.#units.fail(error);
+    return this.#extended.receive(type, NO_BYTES, error);
   }
 
   #clientDrained(): void {
@@ -723,7 +764,9 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 
   onWritable(): void {
     this.#copyIn.drained();
-    if (this.#inboxBytes <= INBOX_BYTES) this.#socket.resume();
+    // What a batch has sent so far is not kept here; what is sent alone may have to be sent again.
+    if (!this.gate.active && !this.#awaitingReady) this.#large.done();
+    if (this.#inboxBytes <= INBOX_BYTES && this.#mayRead) this.#socket.resume();
     this.pump();
   }
 

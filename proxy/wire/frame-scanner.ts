@@ -18,6 +18,12 @@ export interface FrameHandler {
    * `onPartial` with `remaining` 0.
    */
   onRun?(slice: Buffer, messages: number, type: number): void;
+  /**
+   * Asked before a message of more than `askAbove` bytes is assembled. `wait`: nothing more is looked at until `resume`, which
+   * asks again. `refuse`: the message is read and dropped, and `onRefused` told at its end.
+   */
+  admit?(type: number, size: number): 'take' | 'wait' | 'refuse';
+  onRefused?(type: number, size: number): void;
 }
 
 /** What a stream may hold. Index: type byte. */
@@ -94,22 +100,54 @@ export class FrameScanner {
   #assembly: Buffer = EMPTY;
   #assemblyBytes = 0;
   #assemblyTotal = 0;
+  /** Bytes of a refused message to come, and what it was. */
+  #refusedRemaining = 0;
+  #refusedType = 0;
+  #refusedSize = 0;
+  /** Not looked at: it begins with a message that has to wait; null when none does. */
+  #held: Buffer | null = null;
+  readonly #askAbove: number;
 
-  constructor(handler: FrameHandler, frameRules: FrameRules) {
+  /** @param askAbove messages larger than this are asked about by `admit`. Default: none */
+  constructor(handler: FrameHandler, frameRules: FrameRules, askAbove: number = Number.POSITIVE_INFINITY) {
     this.#handler = handler;
     this.#rules = frameRules;
+    this.#askAbove = askAbove;
+  }
+
+  /** A message waits to be admitted: nothing should be read until then. */
+  get isWaiting(): boolean {
+    return this.#held !== null;
+  }
+
+  /** Asks again for the message that had to wait, and goes on with what has come behind it. */
+  resume(): void {
+    const held = this.#held;
+    this.#held = null;
+    if (held !== null) this.push(held);
   }
 
   /** Whether the bytes so far end at a message boundary. */
   get atBoundary(): boolean {
-    return this.#headerBytes === 0 && this.#streamRemaining === 0 && this.#assemblyTotal === 0;
+    return (
+      this.#headerBytes === 0 &&
+      this.#streamRemaining === 0 &&
+      this.#assemblyTotal === 0 &&
+      this.#refusedRemaining === 0 &&
+      this.#held === null
+    );
   }
 
   push(chunk: Buffer): void {
+    if (this.#held !== null) {
+      this.#held = Buffer.concat([this.#held, chunk]);
+      return;
+    }
     let at = 0;
     const end = chunk.length;
     while (at < end) {
-      if (this.#streamRemaining > 0) at = this.#continueStream(chunk, at);
+      if (this.#refusedRemaining > 0) at = this.#continueRefused(chunk, at);
+      else if (this.#streamRemaining > 0) at = this.#continueStream(chunk, at);
       else if (this.#assemblyTotal > 0) at = this.#continueAssembly(chunk, at);
       else if (this.#headerBytes > 0 || end - at < HEADER_BYTES) at = this.#continueHeader(chunk, at);
       else at = this.#scan(chunk, at);
@@ -126,8 +164,34 @@ export class FrameScanner {
       this.#handler.onMessage(type, chunk.subarray(at, end));
       return end;
     }
-    this.#startAssembly(size);
-    return this.#continueAssembly(chunk, at);
+    switch (this.#admit(type, size)) {
+      case 'wait':
+        this.#held = chunk.subarray(at);
+        return chunk.length;
+      case 'refuse':
+        this.#startRefused(type, size);
+        return this.#continueRefused(chunk, at);
+      default:
+        this.#startAssembly(size);
+        return this.#continueAssembly(chunk, at);
+    }
+  }
+
+  #admit(type: number, size: number): 'take' | 'wait' | 'refuse' {
+    return size > this.#askAbove ? (this.#handler.admit?.(type, size) ?? 'take') : 'take';
+  }
+
+  #startRefused(type: number, size: number): void {
+    this.#refusedType = type;
+    this.#refusedSize = size;
+    this.#refusedRemaining = size;
+  }
+
+  #continueRefused(chunk: Buffer, at: number): number {
+    const end = Math.min(chunk.length, at + this.#refusedRemaining);
+    this.#refusedRemaining -= end - at;
+    if (this.#refusedRemaining === 0) this.#handler.onRefused?.(this.#refusedType, this.#refusedSize);
+    return end;
   }
 
   #scanStreamed(chunk: Buffer, start: number, type: number, firstSize: number): number {
@@ -181,15 +245,27 @@ export class FrameScanner {
       this.#streamType = type;
       this.#streamRemaining = size;
       this.#continueStream(Buffer.from(this.#header), 0);
-    } else {
-      this.#startAssembly(size);
-      this.#continueAssembly(this.#header, 0);
+      return end;
     }
-    return end;
+    switch (this.#admit(type, size)) {
+      case 'wait':
+        this.#held = Buffer.concat([this.#header, chunk.subarray(end)]);
+        return chunk.length;
+      case 'refuse':
+        this.#startRefused(type, size);
+        this.#continueRefused(this.#header, 0);
+        return end;
+      default:
+        this.#startAssembly(size);
+        this.#continueAssembly(this.#header, 0);
+        return end;
+    }
   }
 
   #startAssembly(size: number): void {
-    this.#assembly = Buffer.allocUnsafe(Math.min(size, FIRST_ASSEMBLY_BYTES));
+    // What somebody has admitted has its place already, and need not be copied as it grows.
+    const first = size > this.#askAbove ? size : Math.min(size, FIRST_ASSEMBLY_BYTES);
+    this.#assembly = Buffer.allocUnsafe(first);
     this.#assemblyBytes = 0;
     this.#assemblyTotal = size;
   }
