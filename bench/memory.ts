@@ -111,7 +111,9 @@ async function measure(port: number, child: ChildProcess, idle: number, megabyte
     socket.write(encodeQuery('SELECT repeat($$x$$, 1000)'));
   }
   while (answered < 100_000) await new Promise((resolve) => setTimeout(resolve, 100));
-  console.log(`${BUSY} of them busy:       RSS ${mb(await rss(child))} after ${answered} statements`);
+  console.log(
+    `${Math.min(BUSY, sockets.length)} of them busy:       RSS ${mb(await rss(child))} after ${answered} statements`,
+  );
   stop = true;
   console.log(`SELECT 1 alone:        ${await latency(port)}`);
   const slow = await login(port);
