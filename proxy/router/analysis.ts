@@ -104,7 +104,8 @@ export class Analysis {
   }
 
   usesParam(source: KeyColumnSource, type: KeyType | null): void {
-    if (source.kind !== 'param') return;
+    // The type of an array is another one, and in its binary form it says which.
+    if (source.kind !== 'param' || source.array) return;
     const use = this.paramUses.get(source.number);
     if (use) {
       use.count++;

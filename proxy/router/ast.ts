@@ -52,7 +52,12 @@ export function conjuncts(condition: Node | undefined): Node[] {
 
 /** pg_type name of a plain type (no modifier, not an array), or null. */
 export function plainType(type: TypeName | undefined): string | null {
-  if (!type || type.arrayBounds?.length || type.typmods?.length || type.setof || type.pct_type) return null;
+  return type?.arrayBounds?.length ? null : elementType(type);
+}
+
+/** The same of the elements of an array type, or of the type itself. */
+function elementType(type: TypeName | undefined): string | null {
+  if (!type || type.typmods?.length || type.setof || type.pct_type) return null;
   const { schema, name } = qualifiedName(type.names);
   return schema === null || schema === 'pg_catalog' ? name : null;
 }
@@ -76,6 +81,26 @@ export function sourceOf(
     return type === null ? null : sourceOf(node.TypeCast.arg, literals, type);
   }
   return null;
+}
+
+/**
+ * What = ANY compares with: the elements of an array that is written out, or the one literal or parameter, perhaps with a cast, whose
+ * elements are read at execution. Null for anything else.
+ */
+export function anySources(node: Node | undefined, literals: Literals): readonly KeyColumnSource[] | null {
+  if (node === undefined) return null;
+  if ('A_ArrayExpr' in node) return listSources(node.A_ArrayExpr.elements ?? [], literals);
+  let value: Node | undefined = node;
+  let castType: string | null = null;
+  if ('TypeCast' in node) {
+    const { typeName, arg } = node.TypeCast;
+    castType = typeName?.arrayBounds?.length ? elementType(typeName) : null;
+    if (castType === null || arg === undefined) return null;
+    if ('A_ArrayExpr' in arg) return listSources(arg.A_ArrayExpr.elements ?? [], literals, castType);
+    value = arg;
+  }
+  const source = 'TypeCast' in value ? null : sourceOf(value, literals);
+  return source && [{ ...source, castType, array: true }];
 }
 
 /** The values of IN (…) or = ANY (ARRAY[…]), or null if one is not a literal or parameter. */

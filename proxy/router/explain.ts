@@ -1,7 +1,7 @@
 import type { KeyType } from '../../topology/key.js';
 import { encodeText } from '../../topology/key-codec.js';
 import type { KeyspaceName, ShardName, Topology } from '../../topology/topology.js';
-import { readKey, type Values } from './keys.js';
+import { readKeys, type Values } from './keys.js';
 import type { Analyzed, BoundParams, KeyColumnSource, Refusal, Route, SessionEffect, StatementPlan } from './route.js';
 import type { Router, SessionNames } from './router.js';
 
@@ -64,20 +64,21 @@ function keysOf(
   const values: Values = { text: analyzed.text, literal: (ordinal) => analyzed.literals[ordinal], params };
   return [{ keyspace: target.keyspace, keys: target.keys }, ...(target.also ?? [])].flatMap(
     ({ keyspace: name, keys }) =>
-      keys.map((source) => {
+      keys.flatMap((source) => {
         const keyspace = topology.keyspaces.get(name);
-        const read = keyspace ? readKey(keyspace, source, values) : null;
-        const value =
-          keyspace && read?.kind === 'key'
-            ? read.key.map((s, i) => encodeText(keyspace.keyTypes[i] as KeyType, s))
-            : null;
-        return { keyspace: name, from: source.map(words).join(', '), value };
+        const from = source.map(words).join(', ');
+        if (!keyspace) return [{ keyspace: name, from, value: null }];
+        return readKeys(keyspace, source, values).map((read) => ({
+          keyspace: name,
+          from,
+          value: read.kind === 'key' ? read.key.map((s, i) => encodeText(keyspace.keyTypes[i] as KeyType, s)) : null,
+        }));
       }),
   );
 }
 
 function words(source: KeyColumnSource): string {
-  const cast = source.castType === null ? '' : `::${source.castType}`;
+  const cast = source.castType === null ? '' : `::${source.castType}${source.array ? '[]' : ''}`;
   if (source.kind === 'param') return `$${source.number}${cast}`;
   return `${source.negated ? 'minus ' : ''}literal ${source.ordinal + 1}${cast}`;
 }

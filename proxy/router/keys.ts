@@ -2,6 +2,7 @@ import { positionOf } from '../../topology/hash.js';
 import type { KeyScalar, KeyTuple, KeyType, Position } from '../../topology/key.js';
 import { acceptsOid, decodeBinary, decodeText, KEY_TYPE_OID } from '../../topology/key-codec.js';
 import type { Keyspace } from '../../topology/topology.js';
+import { elementsOfBinary, elementsOfText } from './array-value.js';
 import type { BoundParams, KeyColumnSource, KeySource, LiteralToken } from './route.js';
 
 /** What became of one key of a statement. */
@@ -11,6 +12,19 @@ export type ReadKey =
   | { readonly kind: 'null' }
   /** Not surely what PostgreSQL would make of it. */
   | { readonly kind: 'unsure' };
+
+/** typelem of the array types of key types, by OID (pg_type.dat). */
+const ELEMENT_OF_ARRAY: ReadonlyMap<number, number> = new Map([
+  [1005, KEY_TYPE_OID.int2],
+  [1007, KEY_TYPE_OID.int4],
+  [1016, KEY_TYPE_OID.int8],
+  [2951, KEY_TYPE_OID.uuid],
+  [1009, KEY_TYPE_OID.text],
+  [1015, KEY_TYPE_OID.varchar],
+  [1182, KEY_TYPE_OID.date],
+  [1115, KEY_TYPE_OID.timestamp],
+  [1185, KEY_TYPE_OID.timestamptz],
+]);
 
 const NULL: ReadKey = { kind: 'null' };
 const UNSURE: ReadKey = { kind: 'unsure' };
@@ -25,7 +39,7 @@ export interface Values {
 }
 
 /** Reads one key. Every doubt makes it unsure. */
-export function readKey(keyspace: Keyspace, source: KeySource, values: Values): ReadKey {
+function readKey(keyspace: Keyspace, source: KeySource, values: Values): ReadKey {
   const key: KeyScalar[] = [];
   for (let i = 0; i < source.length; i++) {
     const scalar = readColumn(keyspace.keyTypes[i] as KeyType, source[i] as KeyColumnSource, values);
@@ -35,6 +49,57 @@ export function readKey(keyspace: Keyspace, source: KeySource, values: Values): 
     key.push(scalar.value);
   }
   return { kind: 'key', key, position: positionOf(keyspace, key) };
+}
+
+/** A product of arrays longer than this is not followed. */
+const MAX_KEYS = 10_000;
+
+/** Reads the keys that a source stands for: one, or with arrays any number of them; NULL elements equal nothing and are none. */
+export function readKeys(keyspace: Keyspace, source: KeySource, values: Values): readonly ReadKey[] {
+  if (!source.some((column) => column.array)) return [readKey(keyspace, source, values)];
+  let keys: KeyTuple[] = [[]];
+  for (let i = 0; i < source.length; i++) {
+    const type = keyspace.keyTypes[i] as KeyType;
+    const column = source[i] as KeyColumnSource;
+    const scalars = column.array ? readArray(type, column, values) : [readColumn(type, column, values)];
+    if (scalars === null || keys.length * scalars.length > MAX_KEYS) return [UNSURE];
+    const found: KeyScalar[] = [];
+    for (const scalar of scalars) {
+      if (scalar === null) return [UNSURE];
+      if (scalar === 'null') continue;
+      if (values.foreignEncoding && !isAscii(scalar.value)) return [UNSURE];
+      found.push(scalar.value);
+    }
+    keys = keys.flatMap((key) => found.map((value) => [...key, value]));
+  }
+  return keys.map((key) => ({ kind: 'key', key, position: positionOf(keyspace, key) }));
+}
+
+/** The elements of an array; null when it is not surely one of values of the type. */
+function readArray(type: KeyType, source: KeyColumnSource, values: Values): readonly Column[] | null {
+  // With array_nulls off, an unquoted NULL is a text like any other.
+  const isText = type === 'text' || type === 'varchar';
+  const text = (bytes: Buffer | null) =>
+    bytes === null
+      ? null
+      : (elementsOfText(bytes)?.map((e): Column => {
+          if (e === null) return isText ? null : 'null';
+          return found(decodeText(type, e));
+        }) ?? null);
+  if (source.kind === 'literal') {
+    const token = values.literal(source.ordinal);
+    return token && isString(token) && !source.negated ? text(stringBytes(token, values.text)) : null;
+  }
+  const value = values.params?.values[source.number - 1];
+  if (!values.params || value === undefined) return null;
+  if (value === null) return [];
+  const declared = values.params.oids[source.number - 1] ?? 0;
+  const element = declared === 0 ? 0 : ELEMENT_OF_ARRAY.get(declared);
+  if (element === undefined || !acceptsOid(type, element)) return null;
+  if (values.params.formats[source.number - 1] !== 1) return text(value);
+  const array = elementsOfBinary(value);
+  if (array === null || array.oid === 0 || !acceptsOid(type, array.oid)) return null;
+  return array.elements?.map((e): Column => (e === null ? 'null' : found(decodeBinary(type, e, array.oid)))) ?? null;
 }
 
 type Column = { readonly value: KeyScalar } | 'null' | null;

@@ -1,6 +1,6 @@
 import type { A_Expr, CommonTableExpr, JoinExpr, Node, RangeVar, SelectStmt, SubLink, WithClause } from 'libpg-query';
 import type { Analysis } from './analysis.js';
-import { conjuncts, isOperator, listSources, sourceOf, strings, targets, walk } from './ast.js';
+import { anySources, conjuncts, isOperator, listSources, sourceOf, strings, targets, walk } from './ast.js';
 import type { Variable } from './pins.js';
 import type { KeyColumnSource } from './route.js';
 import { type Ctes, type Entry, type Level, type Outputs, openVariables, resolveColumn } from './scope.js';
@@ -245,15 +245,15 @@ function restrictTo(a: Analysis, v: Variable, value: Node): void {
 
 function applyIn(a: Analysis, e: A_Expr, level: Level, restricted: ReadonlySet<Variable>): void {
   const { literals } = a.context;
+  if (!e.rexpr || !e.lexpr) return;
   const items =
-    e.rexpr &&
-    ('List' in e.rexpr ? e.rexpr.List.items : 'A_ArrayExpr' in e.rexpr ? e.rexpr.A_ArrayExpr.elements : undefined);
-  if (!items || !e.lexpr) return;
+    'List' in e.rexpr ? e.rexpr.List.items : 'A_ArrayExpr' in e.rexpr ? e.rexpr.A_ArrayExpr.elements : undefined;
   if ('ColumnRef' in e.lexpr) {
     const v = resolveColumn(e.lexpr.ColumnRef, level);
-    const sources = v !== null && restricted.has(v) ? listSources(items, literals) : null;
-    if (v !== null && sources !== null) a.restrict(v, sources);
-  } else if ('RowExpr' in e.lexpr) {
+    if (v === null || !restricted.has(v)) return;
+    const sources = 'List' in e.rexpr ? listSources(items ?? [], literals) : anySources(e.rexpr, literals);
+    if (sources !== null) a.restrict(v, sources);
+  } else if ('RowExpr' in e.lexpr && items) {
     // (a, b) IN ((1, 2), (3, 4)): a in {1, 3} and b in {2, 4} is weaker, and true.
     const rows = items.map((i) => ('RowExpr' in i ? (i.RowExpr.args ?? []) : []));
     (e.lexpr.RowExpr.args ?? []).forEach((column, i) => {

@@ -11,7 +11,7 @@ import {
   type Topology,
   tableId,
 } from '../../topology/topology.js';
-import { type ReadKey, readKey, type Values } from './keys.js';
+import { readKeys, type Values } from './keys.js';
 import type { KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
 
 type KeysTarget = Extract<Target, { kind: 'keys' }>;
@@ -68,8 +68,7 @@ function routeKeys(
       return;
     }
     let missed = false;
-    for (const source of keys) {
-      const read: ReadKey = readKey(keyspace, source, values);
+    for (const read of keys.flatMap((source) => readKeys(keyspace, source, values))) {
       if (read.kind === 'null') isNull = true;
       else if (read.kind === 'unsure') missed = true;
       else {

@@ -84,12 +84,21 @@ export interface Refusal {
 export type KeySource = readonly KeyColumnSource[];
 export type KeyColumnSource =
   /** The literal with this ordinal among the template's literals; `negated` when a minus sign stands before it. `castType`: pg_type name of an explicit cast, or null. */
-  | { readonly kind: 'literal'; readonly ordinal: number; readonly negated: boolean; readonly castType: string | null }
+  | {
+      readonly kind: 'literal';
+      readonly ordinal: number;
+      readonly negated: boolean;
+      readonly castType: string | null;
+      /** It is an array (= ANY), and each element is a value; `castType` is that of the elements. */
+      readonly array?: true;
+    }
   /** Parameter $number, from 1. */
   | {
       readonly kind: 'param';
       readonly number: number;
       readonly castType: string | null;
+      /** It is an array (= ANY), and each element is a value; `castType` is that of the elements. */
+      readonly array?: true;
       /** It is used elsewhere too, where the server may have taken its type from: only its text form is sure. */
       readonly shared?: true;
     };
