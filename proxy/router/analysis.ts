@@ -73,6 +73,8 @@ export class Analysis {
   readonly #types = new Map<Variable, KeyType>();
   /** How often each parameter is compared with, or put into, a key column, and of which type; null: of several. */
   readonly paramUses = new Map<number, { count: number; type: KeyType | null }>();
+  /** The same of parameters that are arrays of keys. */
+  readonly arrayUses = new Map<number, { count: number; type: KeyType | null }>();
 
   /** `modification` reads an INSERT, UPDATE, DELETE or MERGE; handed in because it needs this and the query's reader needs it. */
   constructor(
@@ -104,13 +106,13 @@ export class Analysis {
   }
 
   usesParam(source: KeyColumnSource, type: KeyType | null): void {
-    // The type of an array is another one, and in its binary form it says which.
-    if (source.kind !== 'param' || source.array) return;
-    const use = this.paramUses.get(source.number);
+    if (source.kind !== 'param') return;
+    const uses = source.array ? this.arrayUses : this.paramUses;
+    const use = uses.get(source.number);
     if (use) {
       use.count++;
       if (use.type !== type) use.type = null;
-    } else this.paramUses.set(source.number, { count: 1, type });
+    } else uses.set(source.number, { count: 1, type });
   }
 
   /** Takes note of a table and gives what columns can say about it. */

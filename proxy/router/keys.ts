@@ -96,7 +96,8 @@ function readArray(type: KeyType, source: KeyColumnSource, values: Values): read
   const declared = values.params.oids[source.number - 1] ?? 0;
   const element = declared === 0 ? 0 : ELEMENT_OF_ARRAY.get(declared);
   if (element === undefined || !acceptsOid(type, element)) return null;
-  if (values.params.formats[source.number - 1] !== 1) return text(value);
+  // Where its type may come from another place, its text may mean something else; the binary form names it.
+  if (values.params.formats[source.number - 1] !== 1) return declared === 0 && source.shared ? null : text(value);
   const array = elementsOfBinary(value);
   if (array === null || array.oid === 0 || !acceptsOid(type, array.oid)) return null;
   return array.elements?.map((e): Column => (e === null ? 'null' : found(decodeBinary(type, e, array.oid)))) ?? null;

@@ -154,7 +154,7 @@ function usable(
 ): readonly KeySource[] | null {
   if (keys === null) return null;
   const mark = (s: KeyColumnSource): KeyColumnSource =>
-    s.kind === 'param' && s.castType === null && shared.has(s.number) ? { ...s, shared: true } : s;
+    s.kind === 'param' && (s.castType === null || s.array) && shared.has(s.number) ? { ...s, shared: true } : s;
   for (const key of keys)
     for (let i = 0; i < key.length; i++) {
       const type = types[i];
@@ -178,7 +178,7 @@ function sharedParams(a: Analysis, statement: Node): ReadonlySet<number> {
   walk(statement, { param: (n) => places.set(n, (places.get(n) ?? 0) + 1) });
   const shared = new Set<number>();
   for (const [n, count] of places) {
-    const use = a.paramUses.get(n);
+    const use = a.paramUses.get(n) ?? a.arrayUses.get(n);
     if (use && (use.type === null || use.count < count)) shared.add(n);
   }
   return shared;

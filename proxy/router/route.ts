@@ -99,7 +99,7 @@ export type KeyColumnSource =
       readonly castType: string | null;
       /** It is an array (= ANY), and each element is a value; `castType` is that of the elements. */
       readonly array?: true;
-      /** It is used elsewhere too, where the server may have taken its type from: only its text form is sure. */
+      /** It is used elsewhere too, where the server may have taken its type from: only its text form is sure, or an array's binary form. */
       readonly shared?: true;
     };
 

@@ -191,10 +191,6 @@ describeShop<PgShop>(
       'TRUNCATE orders': texts('BEGIN', 'TRUNCATE orders'),
       'an INSERT into a reference table': texts('BEGIN', "INSERT INTO countries VALUES ('de', 'Germany')"),
       'DECLARE … CURSOR without a key': texts('BEGIN', 'DECLARE c CURSOR FOR SELECT * FROM orders'),
-      'PREPARE in SQL of a statement on sharded tables': texts(
-        'PREPARE by_key AS SELECT * FROM tenants WHERE tenant_id = $1',
-        'DEALLOCATE by_key',
-      ),
       'EXPLAIN without a key': texts('EXPLAIN SELECT * FROM orders'),
       'VACUUM orders': texts('VACUUM orders'),
       'CREATE TEMP TABLE … AS SELECT … FROM orders': texts(

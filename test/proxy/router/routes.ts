@@ -64,6 +64,11 @@ export const ROUTES: readonly (readonly [sql: string, expected: string, ...param
   ['SELECT sum(total) FROM orders WHERE tenant_id = ANY ($1)', 'refused 0A000: aggregates', '{5.0}'],
   ['SELECT sum(total) FROM orders WHERE tenant_id = ANY ($1)', 'refused 0A000: aggregates', '[0:0]={5}'],
   ['SELECT sum(total) FROM orders WHERE tenant_id = ANY ($1::numeric[])', 'refused 0A000: aggregates', '{5}'],
+  [
+    'SELECT sum(total) FROM orders WHERE $1::float8[] IS NOT NULL AND tenant_id = ANY ($1)',
+    'refused 0A000: aggregates',
+    '{9007199254740993}',
+  ],
   ['SELECT sum(total) FROM orders WHERE tenant_id = ALL ($1)', 'refused 0A000: aggregates', '{5}'],
   ['SELECT sum(total) FROM orders WHERE tenant_id <> ANY ($1)', 'refused 0A000: aggregates', '{5}'],
   [
@@ -90,6 +95,7 @@ export const ROUTES: readonly (readonly [sql: string, expected: string, ...param
   ["SELECT * FROM orders WHERE tenant_id = ANY ('{150,151}'::bigint[]) ORDER BY id", 'b'],
   ["SELECT * FROM orders WHERE tenant_id = ANY (CAST('{250}' AS int[])) ORDER BY id", 'c'],
   ['SELECT * FROM tenants t JOIN orders o ON o.tenant_id = t.id WHERE t.id = ANY ($1) ORDER BY 1', 'b', '{150,160}'],
+  ['SELECT * FROM tenants t, orders o WHERE o.tenant_id = ANY ($1) AND t.id = ANY ($1) ORDER BY 1', 'b', '{150,160}'],
   ["UPDATE orders SET note = 'x' WHERE tenant_id = ANY ($1)", 'a', '{5,6}'],
   ["UPDATE orders SET note = 'x' WHERE tenant_id = ANY ($1)", 'refused 0A000: UPDATE of rows on several', '{5,150}'],
   ["UPDATE orders SET note = 'x' WHERE tenant_id = ANY ($1)", 'refused 0A000: the sharding key has a value', '{{5}}'],
