@@ -75,7 +75,21 @@ export async function startDevelopment(options: DevelopmentOptions): Promise<Dev
   const ports = readPorts(dir);
   const start = async (name: string): Promise<EmbeddedCluster> => {
     const cluster = await startOnUsualPort({ dir: join(dir, name), log: options.log }, ports[name]);
-    stops.push(() => cluster.stop());
+    let stopping = false;
+    stops.push(() => {
+      stopping = true;
+      return cluster.stop();
+    });
+    cluster.ended().then(
+      () => {
+        if (!stopping)
+          options.log(
+            `server ${name} has ended; see ${join(dir, name, 'server.log')}. Stop and start "foreshard up" again`,
+          );
+      },
+      // The supervisor has died, and all servers with it: what runs on them says so.
+      () => undefined,
+    );
     return cluster;
   };
 

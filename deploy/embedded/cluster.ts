@@ -118,6 +118,11 @@ export class EmbeddedCluster {
     return this.#server.exit === undefined;
   }
 
+  /** Resolves when the server that runs now has ended, for whatever reason. */
+  async ended(): Promise<void> {
+    await this.#server.wait();
+  }
+
   /** What the server has logged since it was last started. */
   log(): string {
     return readFileSync(this.#launcher.logFile, 'utf8');

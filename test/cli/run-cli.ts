@@ -5,7 +5,8 @@ import { resolve } from 'node:path';
 import { waitFor } from '../support/wait-for.js';
 
 const ROOT = resolve(import.meta.dirname, '../..');
-const CLI = resolve(ROOT, 'dist/cli/main.js');
+/** The built command, for `node`. */
+export const CLI = resolve(ROOT, 'dist/cli/main.js');
 const LOCK = resolve(ROOT, 'node_modules/.cache/cli-build.lock');
 const STALE_LOCK_MS = 120_000;
 

@@ -1,8 +1,14 @@
+import { spawn } from 'node:child_process';
+import events from 'node:events';
+import { createServer } from 'node:net';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
+import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { alive } from './process-tree.js';
-import { type ServeProcesses, Serving, slotOfClient } from './serving.js';
+import { CLI } from './run-cli.js';
+import { type LogLine, type ServeProcesses, Serving, slotOfClient } from './serving.js';
 import { temporaryDirectory } from './temporary-directory.js';
 
 let serving: Serving;
@@ -93,7 +99,6 @@ describe('SIGUSR2', () => {
     const { processID, secretKey } = open as unknown as { processID: number; secretKey: number };
     const secret = Buffer.alloc(4);
     secret.writeInt32BE(secretKey);
-    const { sendCancelRequest } = await import('../../proxy/backend/cancel-request.js');
     await sendCancelRequest(
       { shard: 'proxy', host: '127.0.0.1', port: processes.port },
       { processId: processID, secret },
@@ -147,5 +152,43 @@ describe('SIGUSR2', () => {
     await processes.logged('the processes from before the restart have ended');
     await processes.stop();
     serving.configure({});
+  }, 60_000);
+});
+
+describe('a socket that the service manager holds', () => {
+  it('is served, and clients that come between two runs wait for the next', async () => {
+    // As systemd does it: file descriptor 3, and LISTEN_PID is the process's own. The shell keeps the socket between the runs.
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { port } = server.address() as { port: number };
+    const once = `LISTEN_FDS=1 sh -c 'LISTEN_PID=$$ exec "$0" "$1" serve' "$0" "$1"`;
+    const manager = spawn('sh', ['-c', `${once}; ${once}; exit 0`, process.execPath, CLI], {
+      cwd: dir,
+      stdio: ['ignore', 'ignore', 'pipe', (server as unknown as { _handle: { fd: number } })._handle.fd],
+    });
+    server.close();
+    let stderr = '';
+    manager.stderr?.on('data', (text: Buffer) => {
+      stderr += text;
+    });
+    const ready = (run: number) =>
+      waitFor(
+        () => {
+          const lines = stderr.split('\n').filter((line) => line.includes('"msg":"ready"'));
+          return lines[run - 1] === undefined ? null : (JSON.parse(lines[run - 1] as string) as LogLine);
+        },
+        { what: 'the proxy', timeoutMs: 40_000 },
+      );
+    const url = `postgresql://app:app-secret@127.0.0.1:${port}/shop`;
+    const first = await ready(1);
+    expect(first.listen).toBe(`127.0.0.1:${port}`);
+    await withClient(url, (client) => client.query('SELECT 1'));
+    process.kill(first.pid, 'SIGTERM');
+    await waitFor(() => alive([first.pid]).length === 0, { what: 'the end of the first run' });
+    const waiting = withClient(url, async (client) => (await client.query('SELECT 1 AS one')).rows);
+    expect(await waiting).toEqual([{ one: 1 }]);
+    const second = await ready(2);
+    process.kill(second.pid, 'SIGTERM');
+    expect((await events.once(manager, 'exit'))[0]).toBe(0);
   }, 60_000);
 });

@@ -2,11 +2,14 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import pg from 'pg';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { Catalog } from '../../topology/catalog/catalog.js';
+import { Registry } from '../../topology/catalog/registry.js';
+import { initCatalog } from '../../topology/catalog/schema.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 import { alive, descendants } from './process-tree.js';
-import { buildCli, cli, type RunningCli, startCli } from './run-cli.js';
+import { buildCli, type RunningCli, startCli } from './run-cli.js';
 
 /** A log line of a process. */
 export interface LogLine {
@@ -29,7 +32,8 @@ export class Serving {
   /** @param dir for the configuration file */
   static async start(dir: string): Promise<Serving> {
     const [cluster] = await Promise.all([startTestCluster(), buildCli()]);
-    await withClient(cluster.url(), (client) => client.query('CREATE DATABASE shop'));
+    for (const database of ['shop', 'foreshard'])
+      await withClient(cluster.url(), (client) => client.query(`CREATE DATABASE ${database}`));
     await withClient(cluster.url('shop'), (client) =>
       client.query(`
         CREATE ROLE app LOGIN PASSWORD 'app-secret';
@@ -39,15 +43,19 @@ export class Serving {
     );
     const serving = new Serving(cluster, dir);
     serving.configure({});
-    for (const args of [
-      ['init'],
-      ['shard', 'add', 's1', cluster.url('shop')],
-      ['keyspace', 'create', 'shop', '--key', 'int8'],
-      ['table', 'add', 'orders', '--keyspace', 'shop', '--key', 'tenant_id'],
-    ]) {
-      const { code, stderr } = await cli(args, { cwd: dir });
-      if (code !== 0) throw new Error(`foreshard ${args.join(' ')}: ${stderr}`);
-    }
+    const pool = Catalog.pool(cluster.url('foreshard'));
+    await initCatalog(pool, 'shop');
+    await pool.end();
+    const catalog = await Catalog.connect(cluster.url('foreshard'));
+    const registry = new Registry(catalog, 'test');
+    await registry.addShard({ name: 's1', url: cluster.url('shop') });
+    await registry.createKeyspace({ name: 'shop', method: 'range', keyTypes: ['int8'] });
+    await registry.addTable({
+      table: { schema: 'public', table: 'orders' },
+      keyspace: 'shop',
+      keyColumns: ['tenant_id'],
+    });
+    await catalog.close();
     return serving;
   }
 

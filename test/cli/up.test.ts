@@ -157,4 +157,13 @@ describe('up', () => {
     expect((await ready(again)).shards.length).toBe(3);
     await stop(again);
   });
+
+  it('says so when one of its servers ends', async () => {
+    const started = up('--port', '0');
+    await ready(started);
+    const pidFile = join(dir, 's2', 'cluster', 'data', 'postmaster.pid');
+    process.kill(Number(readFileSync(pidFile, 'utf8').split('\n')[0]), 'SIGQUIT');
+    await waitFor(() => started.stderr().includes('server s2 has ended'), { what: 'the message' });
+    await stop(started);
+  });
 });
