@@ -113,6 +113,7 @@ export class ProxyServer {
   readonly #notifications: Notifications;
   /** How often sessions were pinned, and why. */
   readonly pins = new PinCounts();
+  readonly #currvalUsers = new Map<string, { value: boolean }>();
   readonly #login: Login;
   readonly #replication: Replication;
   readonly #admin: AdminServer;
@@ -274,8 +275,18 @@ export class ProxyServer {
         pool: (shard) => this.pools.get(shard, user),
         notifications: this.#notifications,
         pins: this.pins,
+        asksSequences: this.#asksSequences(user),
       }),
     });
+  }
+
+  #asksSequences(user: string): { value: boolean } {
+    let asks = this.#currvalUsers.get(user);
+    if (asks === undefined) {
+      asks = { value: false };
+      this.#currvalUsers.set(user, asks);
+    }
+    return asks;
   }
 
   get port(): number {

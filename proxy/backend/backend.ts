@@ -75,6 +75,8 @@ export class Backend {
   unnamed: PreparedContent | null = null;
   /** The settings in force here; null when not known. */
   settings: SettingMap | null = NO_SETTINGS;
+  /** The session for which all numbers were drawn from sequences here, if it was one; null: none were. */
+  sequencesOf: number | 'several' | null = null;
   /** Transaction status of the last ReadyForQuery. */
   status = IDLE;
   /** Since when nobody uses it; ms on performance.now()'s clock, as `connectedAt`. */

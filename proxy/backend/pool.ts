@@ -170,6 +170,14 @@ export class Pool {
     });
   }
 
+  /** This very connection, if it is unused. @returns whether it is the caller's now */
+  take(backend: Backend): boolean {
+    const i = this.#idle.indexOf(backend);
+    if (i < 0 || backend.lost !== null) return false;
+    this.#idle.splice(i, 1);
+    return true;
+  }
+
   /** Gives a connection back; one that is not fit for the next client is closed. */
   release(backend: Backend): void {
     backend.detach();

@@ -57,7 +57,8 @@ export class Analysis {
   /** Uses a sequence by name: on the shard of the statement's tables, else at home. */
   sequence = false;
   pin: string | null = null;
-  priorSession: string | null = null;
+  asksSequences = false;
+  unsureOfState = false;
   readonly setConfigCalls: FuncCall[] = [];
   notifies = false;
   showsChannels = false;
@@ -222,20 +223,19 @@ export class Analysis {
         if (found.home) this.home = true;
         if (name === 'set_config') this.setConfigCalls.push(call);
         else if (found.pin !== null) this.pin ??= found.pin;
-        if (found.prior)
-          this.priorSession ??= `${name}() depends on what this session did before on its server connection`;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       }
       case 'sequence':
         this.writes = true;
         this.sequence = true;
-        if (found.prior)
-          this.priorSession ??= `${name}() depends on what this session did before on its server connection`;
+        if (found.prior) this.asksSequences = true;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       case 'unknown':
         this.writes = true;
+        if (this.context.metadata.userFunction(schema, name, this.context.searchPath)?.stateful === true)
+          this.unsureOfState = true;
         this.refuse(
           `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
           this.context.metadata.userFunction(schema, name, this.context.searchPath) === null

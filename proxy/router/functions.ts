@@ -33,7 +33,7 @@ generate_series generate_subscripts getdatabaseencoding inet_client_addr inet_cl
 json_build_object json_each json_each_text json_object_keys json_populate_record json_populate_recordset json_to_record json_to_recordset json_to_tsvector jsonb_array_elements
 jsonb_array_elements_text jsonb_build_array jsonb_build_object jsonb_each jsonb_each_text jsonb_object_keys jsonb_path_exists_tz jsonb_path_match_tz jsonb_path_query
 jsonb_path_query_array_tz jsonb_path_query_first_tz jsonb_path_query_tz jsonb_populate_record jsonb_populate_record_valid jsonb_populate_recordset jsonb_to_record jsonb_to_recordset
-jsonb_to_tsvector length make_timestamptz money now numeric overlaps pg_backend_pid pg_client_encoding pg_collation_for pg_column_size pg_current_snapshot pg_current_xact_id_if_assigned
+jsonb_to_tsvector length make_timestamptz money now numeric overlaps pg_client_encoding pg_collation_for pg_column_size pg_current_snapshot pg_current_xact_id_if_assigned
 pg_input_error_info pg_input_is_valid pg_is_in_recovery pg_postmaster_start_time pg_sleep pg_sleep_for pg_sleep_until pg_typeof phraseto_tsquery plainto_tsquery quote_literal quote_nullable random
 random_normal regexp_matches regexp_split_to_table row_to_json session_user statement_timestamp string_to_table system_user time timeofday timestamp timestamptz timetz timezone to_char to_date
 to_json to_jsonb to_number to_timestamp to_tsquery to_tsvector transaction_timestamp ts_debug ts_headline ts_lexize ts_parse txid_current_if_assigned unnest
@@ -66,28 +66,20 @@ const PINS: ReadonlyMap<string, string> = new Map([
   ].map((name) => [name, 'session advisory lock'] as const),
   ['set_config', 'set_config'],
   ['setseed', 'setseed'],
-  ['pg_export_snapshot', 'pg_export_snapshot'],
-  ...[
-    'lo_open',
-    'lo_close',
-    'lo_creat',
-    'lo_create',
-    'lo_lseek',
-    'lo_lseek64',
-    'lo_tell',
-    'lo_tell64',
-    'lo_truncate',
-    'lo_truncate64',
-    'loread',
-    'lowrite',
-  ].map((name) => [name, 'large object'] as const),
+  ['pg_backend_pid', 'pg_backend_pid'],
+  ...['dblink_connect', 'dblink_connect_u', 'dblink_open', 'dblink_send_query'].map(
+    (name) => [name, 'dblink'] as const,
+  ),
   ['pg_replication_origin_session_setup', 'replication origin'],
 ]);
 
+/** They say or set something of the connection, whichever it is. */
+const ANYWHERE_PINS = words('set_config setseed pg_backend_pid');
+
 /** They act, but only on what the home shard keeps for everybody, or on the transaction. */
-const HOME_ACTIONS = words(
-  'pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared',
-);
+const HOME_ACTIONS = words(`
+pg_export_snapshot lo_open lo_close lo_creat lo_create lo_lseek lo_lseek64 lo_tell lo_tell64 lo_truncate lo_truncate64 loread lowrite
+pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared`);
 
 /** They act on the transaction, or tell of the session, wherever it runs. */
 const ANYWHERE_ACTIONS = words('pg_notify pg_listening_channels');
@@ -108,8 +100,8 @@ export type FunctionClass =
   | { readonly kind: 'aggregate' }
   /** Reads the catalogs, which the home shard answers for. */
   | { readonly kind: 'catalog' }
-  /** Acts on the session or on the home shard. `pin`: why the session must keep its connection. `prior`: the answer depends on what the session did before on its connection. */
-  | { readonly kind: 'session'; readonly pin: string | null; readonly home: boolean; readonly prior: boolean }
+  /** Acts on the session or on the home shard. `pin`: why the session must keep its connection. */
+  | { readonly kind: 'session'; readonly pin: string | null; readonly home: boolean }
   | { readonly kind: 'sequence'; readonly prior: boolean }
   | { readonly kind: 'unknown' };
 
@@ -157,11 +149,10 @@ function classifyBuiltin(name: string): FunctionClass {
   if (sequence) return { kind: 'sequence', prior: sequence.prior };
   const pin = PINS.get(name);
   if (pin !== undefined) {
-    const prior = name.startsWith('pg_advisory_unlock');
-    return { kind: 'session', pin, home: pin !== 'set_config' && pin !== 'setseed', prior };
+    return { kind: 'session', pin, home: !ANYWHERE_PINS.has(pin) };
   }
-  if (ANYWHERE_ACTIONS.has(name)) return { kind: 'session', pin: null, home: false, prior: false };
-  if (HOME_ACTIONS.has(name)) return { kind: 'session', pin: null, home: true, prior: false };
+  if (ANYWHERE_ACTIONS.has(name)) return { kind: 'session', pin: null, home: false };
+  if (HOME_ACTIONS.has(name)) return { kind: 'session', pin: null, home: true };
   // What psql, drivers and monitoring ask: pg_get_…, pg_table_is_visible, has_table_privilege, obj_description, to_regclass …
   if (
     /^(pg_get_|pg_stat_get_|pg_has_role$|has_\w+_privilege$|to_reg\w+$|obj_description$|col_description$|shobj_description$|oidvectortypes$|acl\w+$|makeaclitem$|row_security_active$|txid_|pg_snapshot_|pg_lock_status$|pg_show_|pg_cursor$|pg_prepared_statement$|pg_timezone_|pg_available_|pg_\w+_is_visible$|pg_encoding_to_char$|pg_char_to_encoding$|pg_relation_is_|pg_column_is_|pg_index|pg_tablespace_|pg_describe_object$|pg_identify_object|pg_options_to_table$|pg_sequence_parameters$|pg_my_temp_schema$|pg_is_other_temp_schema$|pg_blocking_pids$|pg_conf_load_time$|pg_partition_|pg_trigger_depth$|regclass$|name$|oid$)/.test(

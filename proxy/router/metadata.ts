@@ -33,6 +33,8 @@ export interface UserFunction {
   readonly immutable: boolean;
   /** All overloads are written in C or internal: they cannot read tables unseen, if they are on the list. */
   readonly native: boolean;
+  /** The text of one, or of one that it calls, has words of what stays with a session: temporary objects, advisory locks, LISTEN … */
+  readonly stateful: boolean;
 }
 
 export interface MetadataJson {
@@ -43,7 +45,13 @@ export interface MetadataJson {
     columns: readonly string[];
     parents: readonly (readonly [string, string])[];
   }[];
-  readonly functions: readonly { schema: string; name: string; immutable: boolean; native: boolean }[];
+  readonly functions: readonly {
+    schema: string;
+    name: string;
+    immutable: boolean;
+    native: boolean;
+    stateful?: boolean;
+  }[];
   readonly operators: readonly string[];
 }
 
@@ -69,7 +77,7 @@ class Snapshot implements Metadata {
     }
     for (const f of row.functions) {
       const all = this.#functions.get(f.name) ?? [];
-      all.push({ schema: f.schema, fact: { immutable: f.immutable, native: f.native } });
+      all.push({ schema: f.schema, fact: { immutable: f.immutable, native: f.native, stateful: f.stateful ?? false } });
       this.#functions.set(f.name, all);
     }
   }
@@ -94,7 +102,11 @@ class Snapshot implements Metadata {
     if (!all) return null;
     const seen = all.filter((f) => (schema === null ? searchPath.includes(f.schema) : f.schema === schema));
     if (seen.length === 0) return null;
-    return { immutable: seen.every((f) => f.fact.immutable), native: seen.every((f) => f.fact.native) };
+    return {
+      immutable: seen.every((f) => f.fact.immutable),
+      native: seen.every((f) => f.fact.native),
+      stateful: seen.some((f) => f.fact.stateful),
+    };
   }
 }
 
@@ -111,6 +123,14 @@ export const EMPTY_METADATA: Metadata = new Snapshot(EMPTY, 'empty');
  * sharded, and the lists would be long.
  */
 const QUERY = `
+WITH RECURSIVE bodies AS MATERIALIZED (
+  SELECT p.oid, p.proname, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) AS body
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+  WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal')),
+stateful AS (
+  SELECT oid, proname FROM bodies
+  WHERE body ~* '\\m(temp|temporary|pg_temp|pg_(try_)?advisory_\\w+|listen|hold|execute|dblink\\w*)\\M'
+  UNION SELECT b.oid, b.proname FROM stateful s JOIN bodies b ON position(s.proname IN b.body) > 0)
 SELECT jsonb_build_object(
   'relations', (SELECT coalesce(jsonb_agg(jsonb_build_object(
       'schema', n.nspname, 'table', c.relname, 'kind', c.relkind,
@@ -127,8 +147,9 @@ SELECT jsonb_build_object(
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
-      'schema', schema, 'name', name, 'immutable', immutable, 'native', native) ORDER BY schema, name), '[]'::jsonb)
-    FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(l.lanname IN ('c', 'internal')) AS native
+      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful) ORDER BY schema, name), '[]'::jsonb)
+    FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(l.lanname IN ('c', 'internal')) AS native,
+                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful
           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_temp_' GROUP BY 1, 2) f),
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)

@@ -34,7 +34,8 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     target,
     effect: lasting.length === 0 ? null : { kind: 'set-config', calls: lasting },
     pin: a.pin ?? (settings === null ? 'set_config' : null),
-    ...(a.priorSession === null ? {} : { priorSession: a.priorSession }),
+    ...(a.asksSequences ? { asksSequences: true as const } : {}),
+    ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
   };

@@ -15,11 +15,10 @@ export interface StatementPlan {
   readonly effect: SessionEffect | null;
   /** Why the session must keep its server connection from here on (temporary table, LISTEN, advisory lock …), or null. */
   readonly pin: string | null;
-  /**
-   * Why the answer depends on what the session did before on its server connection (currval, lastval …), or absent. Outside a
-   * transaction, and on a session that is not pinned, such a statement cannot be exact.
-   */
-  readonly priorSession?: string;
+  /** Calls currval or lastval: the answer depends on what the session drew before on its server connection. */
+  readonly asksSequences?: true;
+  /** What it leaves on its server connection (temporary objects, locks) is known only by asking that afterwards. */
+  readonly unsureOfState?: true;
   /** Calls pg_notify. */
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */

@@ -139,10 +139,23 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     if (into.table.relpersistence !== 't') return make('ddl', sole(command));
     if (inner?.target.kind !== 'any')
       return make('write', sole(`${command} from sharded tables`), { pin: 'temporary table' });
-    return temporary([into.table], null, context, make);
+    return {
+      ...temporary([into.table], null, context, make),
+      ...(dropsAtCommit(statement) ? { unsureOfState: true } : {}),
+    };
   }
-  if ('DoStmt' in statement) return make('write', sole('DO', 'Run its statements one by one.'));
-  if ('CallStmt' in statement) return make('write', sole('CALL', 'Run its statements one by one.'));
+  // Functions, types and the like have no other way to be temporary than their schema.
+  if (usesTemporarySchema(statement, context)) {
+    const created = 'CreateStmt' in statement ? statement.CreateStmt.relation : undefined;
+    if (created) return temporary([created], statement, context, make);
+    return make('ddl', sole(command, 'DDL over several shards comes with a later version.'), {
+      pin: 'temporary table',
+    });
+  }
+  if ('DoStmt' in statement)
+    return make('write', sole('DO', 'Run its statements one by one.'), { unsureOfState: true });
+  if ('CallStmt' in statement)
+    return make('write', sole('CALL', 'Run its statements one by one.'), { unsureOfState: true });
   if ('VacuumStmt' in statement) return make('utility', sole(command, 'Run it on each shard directly.'));
   if ('ReindexStmt' in statement || 'ClusterStmt' in statement)
     return make('utility', sole(command, 'Run it on each shard directly.'));
@@ -295,6 +308,7 @@ function temporary(tables: readonly RangeVar[], statement: Node | null, context:
   });
   return make('ddl', others ? sole('a temporary table that refers to sharded or reference tables') : AT_HOME, {
     pin: 'temporary table',
+    ...(statement !== null && dropsAtCommit(statement) ? { unsureOfState: true as const } : {}),
   });
 }
 
@@ -309,6 +323,16 @@ function intoOf(statement: Node): { readonly table: RangeVar; readonly query: No
     return { table: intoClause.rel as RangeVar, query: { SelectStmt: select } };
   }
   return null;
+}
+
+function dropsAtCommit(statement: Node): boolean {
+  return /"(oncommit|onCommit)":"ONCOMMIT_DROP"/.test(JSON.stringify(statement));
+}
+
+/** Whether something may be created in the session's temporary schema. */
+function usesTemporarySchema(statement: Node, context: Context): boolean {
+  if (/^pg_temp(_\d+)?$/.test(context.searchPath[0] ?? '')) return true;
+  return /"pg_temp(_\d+)?"/.test(JSON.stringify(statement));
 }
 
 function rangeVars(nodes: readonly Node[] | undefined): RangeVar[] {

@@ -37,6 +37,8 @@ export interface SessionServices {
   readonly notifications: Notifications;
   /** How often sessions were pinned, and why. */
   readonly pins: PinCounts;
+  /** Whether sessions of this user have asked for currval or lastval before. */
+  readonly asksSequences: { value: boolean };
 }
 
 /** A statement that runs on several shards, as the session that waits for it sees it. */

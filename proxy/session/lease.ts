@@ -1,22 +1,24 @@
 import type { Logger } from 'pino';
 import { ForeshardError } from '../../topology/errors.js';
-import type { ShardName, Topology } from '../../topology/topology.js';
+import { type ShardName, soleShard, type Topology } from '../../topology/topology.js';
 import type { Backend, BackendOwner } from '../backend/backend.js';
 import { InternalStatementError } from '../backend/backend.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
+import type { StatementPlan } from '../router/route.js';
 import type { Router } from '../router/router.js';
-import type { PinCounts } from '../telemetry/pin-counts.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Activity } from './activity.js';
 import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
+import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
 import { queueNotice } from './queue-notice.js';
+import { mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { difference, fromScratch, type SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
 
@@ -35,8 +37,13 @@ export interface LeaseContext {
   readonly pool: (shard: ShardName) => Pool;
   readonly lookup: NameLookup;
   readonly activity: Activity;
-  readonly pins: PinCounts;
   readonly listening: Listening;
+  /** The session's. */
+  readonly id: number;
+  /** Whether sessions of this user have asked for currval or lastval. */
+  readonly asksSequences: { value: boolean };
+  /** Told why the session is pinned. */
+  readonly pinned: (reason: string) => void;
   readonly tellClient: (frame: Buffer) => void;
 }
 
@@ -66,27 +73,26 @@ export class Lease {
   readonly #owner: BackendOwner;
   backend: Backend | null = null;
   transaction: Transaction | null = null;
-  /** Why the connection must stay, or null. */
-  #pinned: string | null = null;
+  /** Why the connection must stay. */
+  readonly pinning: Pinning;
+  readonly sequences: Sequences;
   /** Extended-protocol messages were sent for which no Sync has followed. */
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
   #seen: Topology;
 
-  get pinned(): string | null {
-    return this.#pinned;
-  }
-
-  set pinned(reason: string | null) {
-    if (reason !== null && this.#pinned === null) this.#context.pins.count(reason);
-    this.#pinned = reason;
-  }
-
   constructor(context: LeaseContext, owner: BackendOwner) {
     this.#context = context;
     this.#owner = owner;
     this.#seen = context.live.current;
+    this.pinning = new Pinning(context.pinned);
+    this.sequences = new Sequences(context.id);
+  }
+
+  /** Why the connection must stay, or null. */
+  get pinned(): string | null {
+    return this.pinning.reason;
   }
 
   /**
@@ -120,7 +126,6 @@ export class Lease {
         const { sqlstate, message, hint } = placement.refusal;
         throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
       }
-      this.#checkPriorSession(executions);
       if (!unheld && !live.admits(placement, this.transaction)) {
         await this.#waitForChange(signal, since);
         continue;
@@ -134,6 +139,8 @@ export class Lease {
         this.#checkFanOut();
         return placement;
       }
+      const asksThem = firstThat(executions, asks) >= 0;
+      if (asksThem) this.#returnToSequences(placement.shards);
       const shard = this.#choose(placement.shards);
       if (this.backend === null || this.backend.shard !== shard) {
         await this.#moveTo(shard, signal);
@@ -142,6 +149,7 @@ export class Lease {
       if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
         if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
       }
+      if (asksThem && (await this.#readySequences(this.backend, executions))) continue;
       const first = this.#context.listening.prepare(this.backend, executions, this.#begun);
       if (first !== null) {
         await first.catch((error: unknown) => {
@@ -160,6 +168,7 @@ export class Lease {
       this.transaction ??= new Transaction();
       this.transaction.touch(placement);
       this.#context.listening.sending(this.backend, executions);
+      this.#sending(this.backend, executions);
       return placement;
     }
   }
@@ -219,7 +228,7 @@ export class Lease {
     this.transaction = null;
     this.unsynced = false;
     this.unsyncedDirty = false;
-    this.pinned = null;
+    this.pinning.clear();
     if (backend) this.#context.pool(backend.shard).discard(backend);
     this.#context.live.released();
   }
@@ -232,9 +241,12 @@ export class Lease {
     const backend = this.backend;
     if (backend !== null) {
       if (backend.status !== IDLE) await this.#rollBack(backend);
-      this.backend = null;
-      this.#context.listening.left(backend);
-      this.#context.pool(backend.shard).release(backend);
+      // What it is pinned for stays where it is; the statement is then refused if its range has left.
+      if (this.pinned === null) {
+        this.backend = null;
+        this.#context.listening.left(backend);
+        this.#context.pool(backend.shard).release(backend);
+      }
     }
     this.transaction = null;
     if (prelude.length > 0) this.#defer(prelude);
@@ -259,19 +271,66 @@ export class Lease {
     return shards[0] as ShardName;
   }
 
-  /** What an earlier statement left on another connection cannot be asked for on this one. */
-  #checkPriorSession(executions: readonly Execution[]): void {
-    if (this.backend !== null) return;
+  /** The statements go to this connection now. */
+  #sending(backend: Backend, executions: readonly Execution[]): void {
+    const { asksSequences, live } = this.#context;
+    const { sequences } = this;
+    if (firstThat(executions, mayDraw) >= 0 && !this.unsynced) {
+      // A user's session that asks outside of a transaction keeps its connection. In one, what it draws is told from what was drawn before.
+      const pins = asksSequences.value && soleShard(live.current) !== null;
+      const inBlock = backend.status !== IDLE || executions.length > 1;
+      if ((pins || inBlock) && sequences.place !== backend && backend.sequencesOf !== null)
+        sequences.cleanFirst(backend);
+      if (pins) {
+        sequences.restart();
+        this.pinning.add(PINNED_FOR_CURRVAL);
+      }
+      if (this.transaction !== null && inBlock) this.transaction.draws = true;
+    }
+    sequences.sending(backend, executions);
     for (const execution of executions) {
-      const reason = planOf(execution)?.priorSession;
-      if (reason !== undefined)
-        throw new RefusedError('0A000', `${reason}, and this session keeps no connection between transactions`, {
-          hint: 'Use RETURNING, or run both statements in one transaction.',
-        });
+      const plan = planOf(execution);
+      if (plan !== null) this.pinning.sending(plan);
     }
   }
 
+  /** currval or lastval outside a transaction: on the very connection that drew the number, if it is free. */
+  #returnToSequences(shards: readonly ShardName[]): void {
+    this.#context.asksSequences.value = true;
+    const { place } = this.sequences;
+    if (this.pinned !== null || this.#begun || typeof place === 'string' || place === this.backend) return;
+    if (!shards.includes(place.shard) || !this.#context.pool(place.shard).take(place)) return;
+    if (this.backend !== null) this.#giveBack();
+    place.attach(this.#owner);
+    this.backend = place;
+  }
+
+  /** @returns whether something was done and the map may have changed. @throws RefusedError when the answer could be another's */
+  async #readySequences(backend: Backend, executions: readonly Execution[]): Promise<boolean> {
+    const { sequences } = this;
+    if (sequences.place === backend || this.transaction?.draws) return false;
+    // Drawn in this very Query or batch, behind a clean start.
+    const draws = firstThat(executions, mayDraw);
+    if (draws >= 0 && draws < firstThat(executions, asks) && !this.unsynced) return false;
+    if (sequences.place === 'anywhere' && !this.unsynced) {
+      if (backend.sequencesOf === null) return false;
+      await sequences.clean(backend);
+      return true;
+    }
+    throw new RefusedError(
+      '0A000',
+      'currval() and lastval() depend on the server connection that drew the number, and this session has used others since, or others have used it',
+      {
+        hint: 'Use RETURNING, or run both statements in one transaction. While one shard has everything, sessions of this user keep their connection from now on, so that the next ones are answered.',
+      },
+    );
+  }
+
   #checkFanOut(): void {
+    if (this.pinned !== null && this.pinning.soft && !this.#begun) {
+      this.pinning.clear();
+      this.releaseIfIdle();
+    }
     if (this.backend === null && this.transaction === null) return;
     const what =
       this.pinned === null ? 'inside a transaction block or an open batch' : `in this session (${this.pinned})`;
@@ -320,6 +379,7 @@ export class Lease {
   async #moveTo(shard: ShardName, signal: AbortSignal): Promise<void> {
     const from = this.backend;
     if (from !== null) {
+      if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
       if (this.pinned !== null)
         throw new RefusedError(
           '0A000',
@@ -453,6 +513,16 @@ function settingsQuery(sql: readonly string[]): Buffer {
 }
 
 /** The server's own error, if it was one. */
+export /** Where the first statement of this kind stands; -1: there is none. */
+function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) => boolean): number {
+  return executions.findIndex((e) => {
+    const plan = planOf(e);
+    return plan !== null && is(plan);
+  });
+}
+
+const asks = (plan: StatementPlan): boolean => plan.asksSequences === true;
+
 export function asServerError(error: unknown): unknown {
   return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
 }

@@ -147,8 +147,13 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         pool: this.services.pool,
         lookup: this.lookup,
         activity: this.activity,
-        pins: this.services.pins,
         listening: this.listening,
+        id: this.id,
+        asksSequences: this.services.asksSequences,
+        pinned: (reason) => {
+          this.services.pins.count(reason);
+          this.services.logger.debug({ session: this.id, reason }, 'the session keeps its server connection');
+        },
         tellClient: (frame) => this.write(frame),
       },
       this,
@@ -248,6 +253,11 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     if (this.#fanOut !== null) return this.#fanOut.backends;
     const backend = this.lease.backend;
     return backend !== null && !backend.quiet ? [backend] : [];
+  }
+
+  /** Why the session keeps its server connection between transactions; null: it does not. */
+  get pinned(): string | null {
+    return this.lease.pinned;
   }
 
   /** A cancel request has reached the server. */
@@ -428,6 +438,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       return;
     }
     backend.attach(SILENT_OWNER);
+    if (lease.pinning.soft) lease.pinning.clear();
     if (backend.lost === null && backend.quiet && !lease.unsynced && lease.pinned === null && backend.status !== IDLE) {
       try {
         await backend.runInternal(encodeQuery('ROLLBACK'));
@@ -630,7 +641,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 
   /** A server connection of a pool never listens, but for a moment; one that a function made listen is the session's own. */
   #onServerNotification(backend: Backend, frame: Buffer): void {
-    if (this.lease.pinned === LISTENS_ITSELF) this.#passOn(this.listening.fromServer(backend, frame));
+    if (this.lease.pinning.has(LISTENS_ITSELF)) this.#passOn(this.listening.fromServer(backend, frame));
   }
 
   #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
@@ -724,8 +735,9 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     for (const held of this.gate.open()) this.write(held);
     if (status !== IDLE) return null;
     const work = this.listening.settle(backend);
-    if (work === null && this.listening.deliver()) return null;
-    return Promise.resolve(work).then(() => this.#deliverAll());
+    const asked = this.lease.pinning.settle(backend);
+    if (work === null && asked === null && this.listening.deliver()) return null;
+    return Promise.all([work, asked]).then(() => this.#deliverAll());
   }
 
   /** All that PostgreSQL would send before it is ready, as fast as the client reads. */

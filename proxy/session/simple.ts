@@ -191,7 +191,7 @@ export class SimpleProtocol {
    */
   #keepMixed(): void {
     const { lease } = this.#session;
-    if (lease.unsynced) lease.pinned ??= 'Query inside a batch';
+    if (lease.unsynced) lease.pinning.add('Query inside a batch');
   }
 
   /** What needs no server: nothing, BEGIN (until it is known where), the end of a transaction that no server has heard of. */

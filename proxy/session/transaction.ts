@@ -18,6 +18,8 @@ export class Transaction {
   deferred = false;
   touches: Touch[] = [];
   everything = false;
+  /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */
+  draws = false;
   writesReference = false;
 
   get footprint(): Footprint {

@@ -130,7 +130,6 @@ export class Units {
     // With parameters it cannot be said again as text.
     const text = (params?.values.length ?? 0) === 0 ? analyzed.text.subarray(start, end) : null;
     this.#lastTag = tag;
-    if (plan.pin !== null && lease.pinned === null) lease.pinned = plan.pin;
     const { effect } = plan;
     if (plan.kind === 'ddl') {
       services.schemaChanged();
@@ -138,6 +137,7 @@ export class Units {
       this.#ddl = true;
     }
     lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
+    if (plan.command === 'DISCARD SEQUENCES') lease.sequences.discarded(lease.backend);
     if (effect === null) return;
     this.#session.listening.completed(effect);
     switch (effect.kind) {
@@ -184,7 +184,8 @@ export class Units {
         lease.backend?.prepared.clear();
         lease.backend?.shapes.clear();
         if (lease.backend) lease.backend.unnamed = null;
-        lease.pinned = null;
+        lease.pinning.clear();
+        lease.sequences.discarded(lease.backend);
         this.#discarded = true;
         return;
       case 'deallocate':
@@ -212,6 +213,7 @@ export class Units {
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
     this.#session.listening.ended(committed);
+    this.#session.lease.pinning.ended(committed);
     if (this.#discarded) backend.settings = NO_SETTINGS;
     else if (this.#settingsTouched) backend.settings = failed ? null : settings.current;
     this.#settingsTouched = false;
@@ -258,7 +260,7 @@ export class Units {
     const values = { text: analyzed.text, params, literal: (ordinal: number) => analyzed.literals[ordinal] };
     const name = readText(call.name, values);
     if (name === undefined || name === null) {
-      lease.pinned ??= 'set_config';
+      lease.pinning.add('set_config');
       return;
     }
     const value = call.value === null ? undefined : readText(call.value, values);

@@ -1,0 +1,118 @@
+import type { Backend } from '../backend/backend.js';
+import { LISTENS_ITSELF, type StatementPlan } from '../router/route.js';
+import { encodeQuery } from '../wire/frontend.js';
+import { PINNED_FOR_CURRVAL } from './sequences.js';
+
+/** What a server connection can be asked whether it still holds it, between transactions; in the order of PROBE's answer. */
+const PROBED = ['temporary table', 'session advisory lock', 'WITH HOLD cursor', LISTENS_ITSELF] as const;
+
+/** One letter for each. The temporary schema is there for good once it was used; what is in it is not. */
+const PROBE = encodeQuery(`
+SELECT pg_catalog.concat(
+ EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = s UNION ALL SELECT FROM pg_catalog.pg_proc WHERE pronamespace = s
+  UNION ALL SELECT FROM pg_catalog.pg_type WHERE typnamespace = s),
+ EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),
+ EXISTS (SELECT FROM pg_catalog.pg_cursors),
+ EXISTS (SELECT FROM pg_catalog.pg_listening_channels()))
+FROM pg_catalog.pg_my_temp_schema() AS s`);
+
+/** They give way on several shards, where a session has more than one server process anyway. */
+const SOFT: ReadonlySet<string> = new Set([PINNED_FOR_CURRVAL, 'pg_backend_pid']);
+
+/** When the connection could not be asked. */
+const UNKNOWN = 'state that could not be asked for';
+
+/**
+ * Why one session keeps its server connection. It is pinned before the statement is sent, because a lock outlives the error
+ * of its statement; whether something is left is asked of the server itself, whenever a statement may have left something, or
+ * may have ended the last of it.
+ */
+export class Pinning {
+  readonly #noted: (reason: string) => void;
+  readonly #reasons = new Set<string>();
+  /** What the transaction at hand has added: to be asked for if it fails. */
+  #added = false;
+  #doubt = false;
+
+  /** @param noted told each reason when it begins to hold */
+  constructor(noted: (reason: string) => void) {
+    this.#noted = noted;
+  }
+
+  /** The first reason that holds; null: none. */
+  get reason(): string | null {
+    for (const reason of this.#reasons) return reason;
+    return null;
+  }
+
+  /** Whether the session may leave the connection for another shard all the same. */
+  get soft(): boolean {
+    for (const reason of this.#reasons) if (!SOFT.has(reason)) return false;
+    return true;
+  }
+
+  has(reason: string): boolean {
+    return this.#reasons.has(reason);
+  }
+
+  add(reason: string): void {
+    if (this.#reasons.has(reason)) return;
+    this.#reasons.add(reason);
+    this.#added = true;
+    this.#noted(reason);
+  }
+
+  delete(reason: string): void {
+    this.#reasons.delete(reason);
+  }
+
+  /** DISCARD ALL, or the end of the connection. */
+  clear(): void {
+    this.#reasons.clear();
+    this.#added = false;
+    this.#doubt = false;
+  }
+
+  /** To be called for each statement before it is sent. */
+  sending(plan: StatementPlan): void {
+    if (plan.pin !== null) this.add(plan.pin);
+    if (plan.unsureOfState || (this.#reasons.size > 0 && endsState(plan))) this.#doubt = true;
+  }
+
+  /**
+   * The server is between transactions. Null: it is known what holds. Else the connection is asked; rejects only when it is lost.
+   */
+  settle(backend: Backend): Promise<void> | null {
+    const ask = this.#doubt;
+    this.#doubt = false;
+    return ask ? this.#probe(backend) : null;
+  }
+
+  /** The transaction is over. */
+  ended(committed: boolean): void {
+    if (!committed && this.#added) this.#doubt = true;
+    this.#added = false;
+  }
+
+  async #probe(backend: Backend): Promise<void> {
+    let found: string;
+    try {
+      found = (await backend.value(PROBE)) ?? '';
+    } catch (error) {
+      if (backend.lost !== null) throw error;
+      this.add(UNKNOWN);
+      return;
+    }
+    this.delete(UNKNOWN);
+    PROBED.forEach((reason, i) => {
+      if (found[i] === 't') this.add(reason);
+      else this.delete(reason);
+    });
+    this.#added = false;
+  }
+}
+
+/** Whether the statement may end what pins the session. */
+function endsState(plan: StatementPlan): boolean {
+  return /^(DROP|DISCARD|CLOSE|UNLISTEN|ROLLBACK)/.test(plan.command) || plan.pin === 'session advisory lock';
+}
