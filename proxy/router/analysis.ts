@@ -222,7 +222,8 @@ export class Analysis {
         this.writes = true;
         if (found.home) this.home = true;
         if (name === 'set_config') this.setConfigCalls.push(call);
-        else if (found.pin !== null) this.pin ??= found.pin;
+        // The weakest reason gives way to any other.
+        else if (found.pin !== null && (this.pin === null || this.pin === 'pg_backend_pid')) this.pin = found.pin;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       }

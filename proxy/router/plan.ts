@@ -28,17 +28,23 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
   const settings = a.setConfigCalls.length === 0 ? [] : setConfigCalls(a.setConfigCalls, statement, context.literals);
   const lasting = settings?.filter((c) => !c.local) ?? [];
   const target = targetOf(a, command, select, statement);
+  const pin = a.pin === 'pg_backend_pid' && select !== null && !tellsProcessId(select) ? null : a.pin;
   return {
     kind: a.writes ? 'write' : 'read',
     command,
     target,
     effect: lasting.length === 0 ? null : { kind: 'set-config', calls: lasting },
-    pin: a.pin ?? (settings === null ? 'set_config' : null),
+    pin: pin ?? (settings === null ? 'set_config' : null),
     ...(a.asksSequences ? { asksSequences: true as const } : {}),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
   };
+}
+
+/** Whether the server's process id may get out of the statement: a condition, as in a look at pg_stat_activity, does not tell it. */
+function tellsProcessId({ whereClause: _, ...rest }: SelectStmt): boolean {
+  return JSON.stringify(rest).includes('"pg_backend_pid"');
 }
 
 function targetOf(a: Analysis, command: string, select: SelectStmt | null, statement: Node): Target {

@@ -90,6 +90,8 @@ describe('what a plan says besides the route', () => {
     ['SELECT pg_export_snapshot()', null],
     ['SELECT lo_open(1, 2)', null],
     ['SELECT pg_backend_pid()', 'pg_backend_pid'],
+    ['SELECT pg_backend_pid(), pg_advisory_lock(5)', 'session advisory lock'],
+    ['SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid()', null],
     ['SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY', null],
     ["SELECT nextval('s')", null],
     ['INSERT INTO orders (tenant_id) VALUES (5)', null],
