@@ -512,8 +512,7 @@ function settingsQuery(sql: readonly string[]): Buffer {
   return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
 }
 
-/** The server's own error, if it was one. */
-export /** Where the first statement of this kind stands; -1: there is none. */
+/** Where the first statement of this kind stands; -1: there is none. */
 function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) => boolean): number {
   return executions.findIndex((e) => {
     const plan = planOf(e);
@@ -523,6 +522,7 @@ function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) =
 
 const asks = (plan: StatementPlan): boolean => plan.asksSequences === true;
 
+/** The server's own error, if it was one. */
 export function asServerError(error: unknown): unknown {
   return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
 }
