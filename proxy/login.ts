@@ -11,7 +11,7 @@ import type { CancelKey, Client, Clients, Peer } from './clients.js';
 import type { Accepted } from './listener/listener.js';
 import { trustList } from './listener/networks.js';
 import { type ProxyProtocolOptions, readProxyHeader } from './listener/proxy-protocol.js';
-import type { StartupGate } from './listener/startup-gate.js';
+import type { StartupGate, StartupPass } from './listener/startup-gate.js';
 import { TlsHandshakeError, type TlsServer } from './listener/tls-server.js';
 import type { Replication } from './replication.js';
 import type { SessionServices } from './session/client-session.js';
@@ -71,21 +71,16 @@ export class Login {
     const { socket } = accepted;
     gate.enter(
       socket,
-      (leave) => void this.#begin(accepted, leave).finally(leave),
+      (pass) => void this.#begin(accepted, pass).finally(() => pass.leave()),
       () => {
         logger.info({ from: socket.remoteAddress }, 'connection refused: too many are starting up');
-        tell(
-          socket,
-          tooManyClients(
-            'Too many connections are starting up at the same time: proxy.limits.maxStartups, startupsPerSecond.',
-          ),
-        );
+        tell(socket, tooManyStartups());
       },
     );
   }
 
-  /** Resolves when the client is in, or out. Never rejects. `leave`: others may start up meanwhile. */
-  async #begin(accepted: Accepted, leave: () => void): Promise<void> {
+  /** Resolves when the client is in, or out. Never rejects. */
+  async #begin(accepted: Accepted, pass: StartupPass): Promise<void> {
     const { loginTimeoutMs, logger } = this.#options;
     const reader = new HandshakeReader(
       accepted.socket,
@@ -94,7 +89,7 @@ export class Login {
     );
     const attempt = new Attempt(accepted, reader);
     try {
-      await this.#login(attempt, leave);
+      await this.#login(attempt, pass);
     } catch (error) {
       const socket = attempt.socket;
       socket.on('error', () => socket.destroy());
@@ -109,20 +104,30 @@ export class Login {
     }
   }
 
-  async #login(attempt: Attempt, leave: () => void): Promise<void> {
+  async #login(attempt: Attempt, pass: StartupPass): Promise<void> {
     const { clients, authentication } = this.#options;
     const { reader } = attempt;
     await this.#readProxyHeader(attempt);
     const startup = await this.#readStartup(attempt);
     if (startup === null) return;
-    if (startup.database !== ADMIN_DATABASE || startup.replication !== null) this.#options.admit();
+    const toAdmin = startup.database === ADMIN_DATABASE && startup.replication === null;
+    if (!toAdmin) {
+      this.#options.admit();
+      await takeTurn(reader, pass);
+    }
     const { facts } = attempt;
-    const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay: leave });
+    const onDelay = () => pass.leave();
+    const who = await authenticateClient(reader, startup, facts, { ...authentication.services, onDelay });
+    // What is still to come is up to the servers. Nobody who waits for them, in a PAUSE say, is in anybody's way, or late.
+    pass.leave();
+    reader.stopClock();
     if (startup.refused !== null) throw startup.refused;
-    if (who.database === ADMIN_DATABASE && startup.replication === null) {
+    if (toAdmin) {
       await this.#options.admin.login(reader, attempt.socket, who, facts, peerOf(attempt.socket, facts));
       return;
     }
+    // Others may have come in while this one was talking.
+    this.#options.admit();
     const database = this.#options.database();
     // A physical one belongs to no database, whatever it names.
     if (who.database !== database && startup.replication !== 'physical')
@@ -131,7 +136,8 @@ export class Login {
       });
     if (who.secret !== null) authentication.secrets.learned(who.user, who.secret);
     if (startup.replication !== null) {
-      await this.#options.replication.serve(reader, who, startup.replication);
+      const peer = peerOf(attempt.socket, facts);
+      await this.#options.replication.serve(reader, who, startup.replication, peer);
       return;
     }
     const { socket } = attempt;
@@ -232,6 +238,20 @@ class Attempt {
     this.#socket = socket;
     this.#tls = facts;
   }
+}
+
+/** Waits until one that was let in ahead of its turn has it. @throws ForeshardError 53300 when it does not come */
+async function takeTurn(reader: HandshakeReader, pass: StartupPass): Promise<void> {
+  if (pass.turn === null) return;
+  reader.stopClock();
+  if (!(await pass.turn)) throw tooManyStartups();
+  reader.startClock();
+}
+
+function tooManyStartups(): ForeshardError {
+  return tooManyClients(
+    'Too many connections are starting up at the same time: proxy.limits.maxStartups, startupsPerSecond.',
+  );
 }
 
 /** In PostgreSQL's words. */

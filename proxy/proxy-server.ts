@@ -220,12 +220,14 @@ export class ProxyServer {
       slot: options.slot ?? 0,
       clients,
       consoles: this.#admin.sessions,
+      streams: () => this.#replication.streams,
       pools: this.pools,
       live,
       router,
       catalog: options.catalog,
       templates,
-      loggingIn: () => parts.listener.size - clients.size - this.#admin.sessions.size,
+      loggingIn: () =>
+        parts.listener.size - clients.size - this.#admin.sessions.size - this.#replication.streams.length,
       limits: () => adminLimits(this.#options),
       config: () => this.#options.config ?? [],
       gone,
@@ -243,7 +245,13 @@ export class ProxyServer {
       }),
     );
     const contents = new PreparedContents();
-    this.#replication = new Replication({ live, pools: this.pools, clients, logger });
+    this.#replication = new Replication({
+      live,
+      pools: this.pools,
+      clients,
+      queueTimeoutMs: () => withDefaults(this.#options.pool).queueTimeoutMs,
+      logger,
+    });
     this.#login = new Login({
       clients,
       authentication: parts.authentication,

@@ -108,6 +108,7 @@ export class Administration {
     if (pools.allPaused) throw new ForeshardError('55000', 'already suspended/paused', { hint: 'RESUME first.' });
     for (const { session } of [...clients])
       if (shard === null || session.backends.some((b) => b.shard === shard)) session.close(killed());
+    for (const stream of this.state.streams()) if (shard === null || stream.shard === shard) stream.close();
     pools.kill(shard);
   }
 
@@ -118,7 +119,8 @@ export class Administration {
       throw new ForeshardError('22023', 'invalid client pointer supplied', {
         hint: 'KILL_CLIENT takes the id that SHOW CLIENTS shows.',
       });
-    const found = clients.get(id)?.session ?? [...consoles].find((c) => c.key.processId === id);
+    const others = [...consoles, ...this.state.streams()];
+    const found = clients.get(id)?.session ?? others.find((other) => other.key.processId === id);
     if (found === undefined)
       throw new ForeshardError('42704', 'client not found', {
         hint: 'SHOW CLIENTS has the ids of those that are there.',
@@ -133,9 +135,12 @@ export class Administration {
       });
   }
 
-  /** Server connections, those being opened included, and those that are closed as soon as they are given back. */
+  /**
+   * Server connections, those being opened and those of replication clients included, and those that are closed as soon as they are
+   * given back.
+   */
   #servers(shard: ShardName | null): { open: number; closing: number } {
-    let open = 0;
+    let open = this.state.streams().filter((stream) => shard === null || stream.shard === shard).length;
     let closing = 0;
     for (const pool of this.state.pools.all) {
       if (shard !== null && pool.shard !== shard) continue;

@@ -1,5 +1,6 @@
 import type { Backend } from '../backend/backend.js';
 import type { Client } from '../clients.js';
+import type { Stream } from '../replication.js';
 import { ADMIN_DATABASE } from './admin-database.js';
 import { clientsByBackend, type ProcessState } from './process-state.js';
 import type { AdminSession } from './session.js';
@@ -22,6 +23,7 @@ export const CLIENTS: View<ProcessState> = {
   rows: (state) => [
     ...[...state.clients].map((client) => clientRow(client, state)),
     ...[...state.consoles].map((session) => consoleRow(session, state.slot)),
+    ...state.streams().map((stream) => streamClientRow(stream, state)),
   ],
 };
 
@@ -35,6 +37,7 @@ export const SERVERS: View<ProcessState> = {
     for (const pool of state.pools.all)
       for (const { backend, state: what, closeNeeded } of pool.servers())
         rows.push(serverRow(backend, what, closeNeeded, pool.user, owners.get(backend) ?? null, state));
+    for (const stream of state.streams()) rows.push(streamServerRow(stream, state));
     return rows;
   },
 };
@@ -189,6 +192,76 @@ function serverRow(
     ids.of(backend),
     backend.shard,
     owner?.key.processId ?? null,
+    slot,
+  ];
+}
+
+/** A replication client: always active, for its server may send at any moment. */
+function streamClientRow(stream: Stream, { ids, slot }: Pick<ProcessState, 'ids' | 'slot'>): Row {
+  const { key, peer, server, bytes } = stream;
+  const since = time(stream.connectedAt);
+  return [
+    'C',
+    stream.user,
+    stream.database ?? '',
+    stream.kind,
+    'active',
+    peer.address,
+    peer.port,
+    peer.localAddress,
+    peer.localPort,
+    since,
+    since,
+    0,
+    0,
+    0,
+    pointer(key.processId),
+    pointer(ids.of(stream)),
+    0,
+    peer.tls,
+    stream.applicationName,
+    0,
+    key.processId,
+    'active',
+    since,
+    'replication',
+    stream.shard,
+    server.processId,
+    0,
+    bytes.received,
+    bytes.sent,
+    version(stream.protocol),
+    slot,
+  ];
+}
+
+function streamServerRow(stream: Stream, { ids, slot }: Pick<ProcessState, 'ids' | 'slot'>): Row {
+  const { key, server } = stream;
+  const since = time(stream.connectedAt);
+  return [
+    'S',
+    stream.user,
+    stream.kind === 'logical' ? server.database : '',
+    stream.kind,
+    'active',
+    server.host,
+    server.port,
+    server.localAddress,
+    server.localPort,
+    since,
+    since,
+    0,
+    0,
+    0,
+    pointer(ids.of(stream)),
+    pointer(key.processId),
+    server.processId,
+    server.tls,
+    stream.applicationName,
+    0,
+    ids.of(stream),
+    stream.shard,
+    key.processId,
     slot,
   ];
 }

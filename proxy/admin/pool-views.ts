@@ -108,6 +108,7 @@ export const DATABASES: View<ProcessState> = {
     return [...live.current.shards.values()].map((shard) => {
       const { host, port, database } = addressOf(shard.url);
       const open = [...pools.all].filter((p) => p.shard === shard.name).reduce((sum, p) => sum + p.counts.open, 0);
+      const streams = state.streams().filter((stream) => stream.shard === shard.name).length;
       return [
         live.current.database,
         host,
@@ -121,9 +122,9 @@ export const DATABASES: View<ProcessState> = {
         null,
         null,
         limits.maxPerShard,
-        open,
+        open + streams,
         limits.maxClients,
-        state.clients.size,
+        state.clients.size + state.streams().length,
         pools.isPaused(shard.name) ? 1 : 0,
         pools.disabled ? 1 : 0,
         shard.name,
@@ -169,6 +170,10 @@ export const USERS: View<ProcessState> = {
     };
     for (const pool of state.pools.all) of(pool.user).servers += pool.counts.open;
     for (const { session } of state.clients) of(session.user).clients += 1;
+    for (const { user } of state.streams()) {
+      of(user).clients += 1;
+      of(user).servers += 1;
+    }
     return [...users].map(([name, { servers, clients }]) => [name, '', '', null, 0, servers, 0, clients]);
   },
   finish: (rows) =>
@@ -183,21 +188,20 @@ export const LISTS: View<ProcessState> = {
   columns: columns('list items:int4'),
   rows: (state) => {
     const pools = [...state.pools.all];
-    const servers = pools.reduce((sum, pool) => sum + pool.counts.open, 0);
+    const streams = state.streams();
+    const clientUsers = [...state.clients].map((c) => c.session.user);
+    const servers = pools.reduce((sum, pool) => sum + pool.counts.open, streams.length);
     return [
       // What is the same in all processes comes from the one that was asked: see `finish`.
       ['databases', 1],
       ['shards', state.live.current.shards.size],
       ['keyspaces', state.live.current.keyspaces.size],
-      [
-        'users',
-        JSON.stringify([...new Set([...pools.map((p) => p.user), ...[...state.clients].map((c) => c.session.user)])]),
-      ],
+      ['users', JSON.stringify([...new Set([...[...pools, ...streams].map((p) => p.user), ...clientUsers])])],
       ['peers', 0],
       ['pools', JSON.stringify([...new Set(pools.map((p) => p.user))])],
       ['peer_pools', 0],
       ['free_clients', 0],
-      ['used_clients', state.clients.size + state.consoles.size],
+      ['used_clients', state.clients.size + state.consoles.size + streams.length],
       ['login_clients', state.loggingIn()],
       ['free_servers', 0],
       ['used_servers', servers],

@@ -3,6 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import type { Client, Clients } from '../clients.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Pools } from '../pools.js';
+import type { Stream } from '../replication.js';
 import type { Router } from '../router/router.js';
 import { Activity } from '../session/activity.js';
 import type { TemplateStats } from '../telemetry/template-stats.js';
@@ -32,6 +33,8 @@ export interface ProcessState {
   readonly slot: number;
   readonly clients: Clients;
   readonly consoles: ReadonlySet<AdminSession>;
+  /** Replication clients, each with a server connection of its own. */
+  readonly streams: () => readonly Stream[];
   readonly pools: Pools;
   readonly live: LiveTopology;
   readonly router: Router;
@@ -55,14 +58,14 @@ const SLOT_BITS = 24;
 /** A number for each server connection, unique among the processes on a port. */
 export class ServerIds {
   readonly #base: number;
-  readonly #known = new WeakMap<Backend, number>();
+  readonly #known = new WeakMap<Backend | Stream, number>();
   #next = 0;
 
   constructor(slot: number) {
     this.#base = slot * (1 << SLOT_BITS);
   }
 
-  of(backend: Backend): number {
+  of(backend: Backend | Stream): number {
     let id = this.#known.get(backend);
     if (id === undefined) {
       this.#next += 1;

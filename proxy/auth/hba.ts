@@ -58,12 +58,16 @@ export function parseHba(text: string): ParsedRules {
   return { rules, problems };
 }
 
+/** What a client says it is, in its start-up packet. */
+export interface Claim {
+  readonly user: string;
+  readonly database: string;
+  /** `physical` is judged by rules for `replication` alone, `logical` as an ordinary connection to its database. Default: null. */
+  readonly replication?: 'physical' | 'logical' | null;
+}
+
 /** The first rule that fits, which decides alone; null: nobody is let in. */
-export function findRule(
-  rules: readonly HbaRule[],
-  connection: ConnectionFacts,
-  who: { readonly user: string; readonly database: string },
-): HbaRule | null {
+export function findRule(rules: readonly HbaRule[], connection: ConnectionFacts, who: Claim): HbaRule | null {
   const ip = connection.address === null ? null : parseIp(connection.address);
   for (const rule of rules) {
     if (
@@ -92,13 +96,15 @@ function matchesConnection(rule: HbaRule, { kind, tls }: ConnectionFacts, ip: Bu
   }
 }
 
-function matchesDatabase(match: DatabaseMatch, who: { readonly user: string; readonly database: string }): boolean {
+/** As check_db in PostgreSQL's hba.c. */
+function matchesDatabase(match: DatabaseMatch, who: Claim): boolean {
+  if (who.replication === 'physical') return match.kind === 'replication';
   switch (match.kind) {
     case 'all':
       return true;
     case 'sameuser':
       return who.database === who.user;
-    case 'replication': // for replication connections, which no client of ours has
+    case 'replication':
       return false;
     default:
       return matchesName(match, who.database);

@@ -1,7 +1,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { UsageError } from '../../topology/errors.js';
-import { type AuthMethod, type FileProblem, findRule, type HbaRule, parseHba } from './hba.js';
+import { type AuthMethod, type Claim, type FileProblem, findRule, type HbaRule, parseHba } from './hba.js';
 import { type IdentEntry, mayBe, parseIdent } from './ident.js';
 import type { ConnectionFacts } from './peer.js';
 import { LoginRefusedError } from './refusal.js';
@@ -50,18 +50,25 @@ export class AuthPolicy {
   }
 
   /** @throws LoginRefusedError 28000 when no rule fits, or one that rejects */
-  ruleFor(connection: ConnectionFacts, who: { readonly user: string; readonly database: string }): HbaRule {
+  ruleFor(connection: ConnectionFacts, who: Claim): HbaRule {
     const { rules } = this.#current;
-    const rule = rules === null ? this.#forEverybody() : findRule(rules, connection, who);
+    const rule = rules === null ? this.#forEverybody(who) : findRule(rules, connection, who);
     if (rule !== null && rule.method !== 'reject') return rule;
-    const client = `host "${connection.address ?? '[local]'}", user "${who.user}", database "${who.database}", ${
-      connection.tls === null ? 'no encryption' : 'SSL encryption'
-    }`;
-    throw rule === null
-      ? new LoginRefusedError('28000', `no pg_hba.conf entry for ${client}`, { reason: 'no rule fits' })
-      : new LoginRefusedError('28000', `pg_hba.conf rejects connection for ${client}`, {
-          reason: `rejected by line ${rule.line}`,
-        });
+    const encryption = connection.tls === null ? 'no encryption' : 'SSL encryption';
+    const from = `host "${connection.address ?? '[local]'}", user "${who.user}"`;
+    // A physical one belongs to no database.
+    const [connecting, client] =
+      who.replication === 'physical'
+        ? ['replication connection', `${from}, ${encryption}`]
+        : ['connection', `${from}, database "${who.database}", ${encryption}`];
+    if (rule !== null)
+      throw new LoginRefusedError('28000', `pg_hba.conf rejects ${connecting} for ${client}`, {
+        reason: rules === null ? 'rejected by proxy.auth.method' : `rejected by line ${rule.line}`,
+      });
+    const origin = who.replication === 'physical' ? 'replication connection from ' : '';
+    throw new LoginRefusedError('28000', `no pg_hba.conf entry for ${origin}${client}`, {
+      reason: rules === null ? 'replication connections are trusted by a rule only' : 'no rule fits',
+    });
   }
 
   /** Whether who is `system` to its certificate may log in as `user`. */
@@ -69,8 +76,10 @@ export class AuthPolicy {
     return mayBe(this.#current.ident, map, system, user);
   }
 
-  #forEverybody(): HbaRule {
+  /** null: whoever streams the write-ahead log reads every row and every password's hash of a server, and has to prove who it is. */
+  #forEverybody({ replication = null }: Claim): HbaRule | null {
     const { method } = this.#options;
+    if (replication !== null && method === 'trust') return null;
     return {
       line: 0,
       type: 'host',

@@ -12,18 +12,34 @@ export interface StartupLimits {
   readonly maxQueued: number;
 }
 
+/** What a connection that has been let in may do. */
+export interface StartupPass {
+  /** null: it is its turn. Otherwise it was let in ahead of it, and goes on behind its start-up packet when this says true. */
+  readonly turn: Promise<boolean> | null;
+  /** Its start-up is over. To be called in any case; more than once does no harm. */
+  leave(): void;
+}
+
 interface Waiter {
   readonly socket: Socket;
-  readonly admit: (leave: () => void) => void;
+  readonly admit: (pass: StartupPass) => void;
   readonly refuse: () => void;
   readonly deadline: number;
   readonly closed: () => void;
+  /** It was let in ahead of its turn: to be told when that comes. */
+  ahead: ((hasTurn: boolean) => void) | null;
 }
+
+/** Connections let in ahead of their turn each second. */
+const AHEAD_PER_SECOND = 16;
 
 /**
  * Lets connections begin their start-up: so many at a time, and so many each second (a token bucket that holds one second's
  * worth). Start-up is the only time at which strangers cost us memory and processor time; whoever waits here costs a socket
  * that nobody reads.
+ *
+ * A few each second, the newest first, are let in ahead of their turn as far as their start-up packet: a cancel request or an
+ * administrator must get through when strangers hold every place. All others wait behind it.
  */
 export class StartupGate {
   #limits: StartupLimits;
@@ -33,6 +49,8 @@ export class StartupGate {
   #filledAt: number;
   /** In order of their deadlines, as all wait equally long. */
   readonly #waiting: Waiter[] = [];
+  #aheadTokens = AHEAD_PER_SECOND;
+  #aheadFilledAt: number;
   #timer: NodeJS.Timeout | null = null;
 
   /** @param now milliseconds of a clock that never goes back */
@@ -41,13 +59,14 @@ export class StartupGate {
     this.#now = now;
     this.#tokens = this.#capacity;
     this.#filledAt = now();
+    this.#aheadFilledAt = now();
   }
 
   /**
-   * Calls `admit` when it is this connection's turn, mostly at once; `leave`, which it is given, is to be called when its
-   * start-up is over. Calls `refuse` instead when its turn does not come in time.
+   * Calls `admit` when it is this connection's turn, mostly at once, or ahead of it. Calls `refuse` instead when its turn does not
+   * come in time.
    */
-  enter(socket: Socket, admit: (leave: () => void) => void, refuse: () => void): void {
+  enter(socket: Socket, admit: (pass: StartupPass) => void, refuse: () => void): void {
     if (this.#waiting.length === 0 && this.#takeTurn()) {
       this.#admit(admit);
       return;
@@ -62,11 +81,14 @@ export class StartupGate {
       refuse,
       deadline: this.#now() + this.#limits.startupQueueMs,
       closed: () => {
-        this.#waiting.splice(this.#waiting.indexOf(waiter), 1);
+        this.#remove(waiter);
+        waiter.ahead?.(false);
       },
+      ahead: null,
     };
     socket.once('close', waiter.closed);
     this.#waiting.push(waiter);
+    this.#letAhead();
     this.#schedule();
   }
 
@@ -78,7 +100,7 @@ export class StartupGate {
 
   /** Refuses all who wait. */
   close(): void {
-    for (let waiter = this.#next(); waiter !== undefined; waiter = this.#next()) waiter.refuse();
+    for (let waiter = this.#next(); waiter !== undefined; waiter = this.#next()) refuse(waiter);
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
   }
@@ -99,15 +121,50 @@ export class StartupGate {
     return true;
   }
 
-  #admit(admit: (leave: () => void) => void): void {
+  /** @returns what gives the place free again */
+  #takePlace(): () => void {
     this.#startingUp += 1;
     let left = false;
-    admit(() => {
+    return () => {
       if (left) return;
       left = true;
       this.#startingUp -= 1;
       this.#pump();
+    };
+  }
+
+  #admit(admit: (pass: StartupPass) => void): void {
+    admit({ turn: null, leave: this.#takePlace() });
+  }
+
+  #letAhead(): void {
+    const now = this.#now();
+    const filled = this.#aheadTokens + ((now - this.#aheadFilledAt) * AHEAD_PER_SECOND) / 1000;
+    this.#aheadTokens = Math.min(AHEAD_PER_SECOND, filled);
+    this.#aheadFilledAt = now;
+    for (let at = this.#waiting.length - 1; at >= 0 && this.#aheadTokens >= 1; at--) {
+      const waiter = this.#waiting[at];
+      if (waiter === undefined || waiter.ahead !== null) continue;
+      this.#aheadTokens -= 1;
+      this.#admitAhead(waiter);
+    }
+  }
+
+  #admitAhead(waiter: Waiter): void {
+    let leave = () => this.#remove(waiter);
+    const turn = new Promise<boolean>((resolve) => {
+      waiter.ahead = (hasTurn) => {
+        if (hasTurn) leave = this.#takePlace();
+        resolve(hasTurn);
+      };
     });
+    waiter.admit({ turn, leave: () => leave() });
+  }
+
+  #remove(waiter: Waiter): void {
+    waiter.socket.off('close', waiter.closed);
+    const at = this.#waiting.indexOf(waiter);
+    if (at >= 0) this.#waiting.splice(at, 1);
   }
 
   #next(): Waiter | undefined {
@@ -118,11 +175,16 @@ export class StartupGate {
 
   #pump(): void {
     const now = this.#now();
-    while (this.#waiting[0] !== undefined && this.#waiting[0].deadline <= now) this.#next()?.refuse();
+    for (let first = this.#waiting[0]; first !== undefined && first.deadline <= now; first = this.#waiting[0]) {
+      this.#remove(first);
+      refuse(first);
+    }
     while (this.#waiting.length > 0 && this.#takeTurn()) {
       const waiter = this.#next();
-      if (waiter !== undefined) this.#admit(waiter.admit);
+      if (waiter?.ahead != null) waiter.ahead(true);
+      else if (waiter !== undefined) this.#admit(waiter.admit);
     }
+    this.#letAhead();
     this.#schedule();
   }
 
@@ -138,12 +200,20 @@ export class StartupGate {
       startupsPerSecond > 0 && this.#startingUp < maxStartups
         ? ((1 - this.#tokens) * 1000) / startupsPerSecond
         : patience;
+    const ahead = this.#waiting.some((waiter) => waiter.ahead === null)
+      ? ((1 - this.#aheadTokens) * 1000) / AHEAD_PER_SECOND
+      : patience;
     this.#timer = setTimeout(
       () => {
         this.#timer = null;
         this.#pump();
       },
-      Math.max(1, Math.ceil(Math.min(patience, token))),
+      Math.max(1, Math.ceil(Math.min(patience, token, ahead))),
     );
   }
+}
+
+function refuse(waiter: Waiter): void {
+  if (waiter.ahead === null) waiter.refuse();
+  else waiter.ahead(false);
 }

@@ -26,12 +26,16 @@ export class HandshakeReader {
   #socket: Duplex;
   #waiter: Waiter | null = null;
   #failure: Error | null = null;
-  readonly #timer: NodeJS.Timeout | null;
+  readonly #timeoutMs: number;
+  readonly #onTimeout: () => Error;
+  #timer: NodeJS.Timeout | null = null;
 
   /** `onTimeout` makes the error that the pending and every later read fails with. `timeoutMs` 0: no limit. */
   constructor(socket: Duplex, timeoutMs: number, onTimeout: () => Error) {
     this.#socket = socket;
-    this.#timer = timeoutMs > 0 ? setTimeout(() => this.#fail(onTimeout()), timeoutMs) : null;
+    this.#timeoutMs = timeoutMs;
+    this.#onTimeout = onTimeout;
+    this.startClock();
     this.#listen(socket);
   }
 
@@ -113,15 +117,27 @@ export class HandshakeReader {
     }
   }
 
+  /** The time limit begins anew. */
+  startClock(): void {
+    this.stopClock();
+    if (this.#timeoutMs > 0) this.#timer = setTimeout(() => this.#fail(this.#onTimeout()), this.#timeoutMs);
+  }
+
+  /** No time limit from now on: what the peer waits for is not up to the peer. */
+  stopClock(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
   /**
-   * Stops the clock and lets go of the socket. Attach 'data', 'error' and 'close' as soon as it resolves, in the same turn.
+   * Stops the clock for good and lets go of the socket. Attach 'data', 'error' and 'close' as soon as it resolves, in the same turn.
    * Rejects when the connection was lost meanwhile.
    *
    * It takes a tick because Node lets a stream out of 'readable' mode only then, and would undo a `pause` made before.
    * Until the new owner listens, our own listeners for errors and the end stay on (and harmless).
    */
   async release(): Promise<void> {
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.stopClock();
     this.socket.off('readable', this.#onReadable);
     await new Promise<void>((resolve) => process.nextTick(resolve));
     if (this.#failure !== null) throw this.#failure;
@@ -145,7 +161,7 @@ export class HandshakeReader {
     this.#fail(new ConnectionLostError(`the connection was lost: ${error.message}`, error));
 
   #fail(error: Error): void {
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.stopClock();
     this.#failure ??= error;
     const waiter = this.#waiter;
     this.#waiter = null;

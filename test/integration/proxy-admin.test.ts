@@ -562,6 +562,59 @@ describe('when nothing else works', () => {
     for (const client of clients) await client.end();
   });
 
+  it('is there while clients wait in a PAUSE; they come in at RESUME, however long it took', async () => {
+    const limits = { maxClients: 200, loginTimeoutMs: 300, holdTimeoutMs: 10_000, maxStartups: 2 };
+    const port = s.proxy.port;
+    await s.proxy.reload({ limits });
+    const root = await admin();
+    try {
+      await root.query('PAUSE');
+      let came = 0;
+      const waiting = Array.from({ length: 5 }, async () => {
+        const client = await s.connect();
+        came += 1;
+        return client;
+      });
+      // All of them, though two places are all that there are for those who have not shown who they are.
+      const logins = async () => (await show(root, 'CLIENTS')).filter((row) => row.state === 'waiting').length;
+      await waitFor(async () => (await logins()) === 5, { what: 'five clients that wait' });
+      const fresh = await admin();
+      // Somebody who came after them, and says nothing, is told that the time is up.
+      const silent = await RawPeer.connect(port);
+      expect(await silent.expectError()).toMatchObject({ sqlstate: '57014' });
+      expect(came).toBe(0);
+      await fresh.query('RESUME');
+      for (const client of await Promise.all(waiting)) {
+        expect((await client.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+        await client.end();
+      }
+    } finally {
+      await s.proxy.reload({ limits: { ...limits, loginTimeoutMs: 10_000, maxStartups: 500 } });
+    }
+  });
+
+  it('is there when strangers hold every place of those who start up', async () => {
+    const limits = { maxClients: 200, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000, startupQueueMs: 60_000 };
+    await s.proxy.reload({ limits: { ...limits, maxStartups: 2 } });
+    try {
+      const strangers = await Promise.all([RawPeer.connect(s.proxy.port), RawPeer.connect(s.proxy.port)]);
+      let isIn = false;
+      const client = s.connect().then((connected) => {
+        isIn = true;
+        return connected;
+      });
+      const root = await admin();
+      await waitFor(async () => (await show(root, 'LISTS')).find((row) => row.list === 'login_clients')?.items === 3, {
+        what: 'the client to wait for its turn',
+      });
+      expect(isIn).toBe(false);
+      for (const stranger of strangers) stranger.destroy();
+      await (await client).end();
+    } finally {
+      await s.proxy.reload({ limits: { ...limits, maxStartups: 500 } });
+    }
+  });
+
   it('shows what it knows when every shard and the catalog are down', async () => {
     const root = await admin(); // its password is in the configuration
     await Promise.all(s.clusters.map((cluster) => cluster.stop()));

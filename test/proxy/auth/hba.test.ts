@@ -130,6 +130,26 @@ describe('the first rule that fits decides', () => {
     expect(lineFor(`local ${field} all trust`, UNIX, user, database) !== null).toBe(fits),
   );
 
+  it.each<[string, 'physical' | 'logical', string, boolean]>([
+    ['replication', 'physical', 'shop', true],
+    ['replication', 'physical', 'app', true],
+    ['a,replication', 'physical', 'app', true],
+    ['all', 'physical', 'shop', false],
+    ['shop', 'physical', 'shop', false],
+    ['sameuser', 'physical', 'app', false],
+    ['/^', 'physical', 'shop', false],
+    ['"replication"', 'physical', 'replication', false],
+    ['replication', 'logical', 'shop', false],
+    ['replication', 'logical', 'replication', false],
+    ['all', 'logical', 'shop', true],
+    ['shop', 'logical', 'shop', true],
+    ['other', 'logical', 'shop', false],
+    ['sameuser', 'logical', 'app', true],
+  ])('database %s: %s replication, database %s: %s', (field, replication, database, fits) => {
+    const { rules } = parseHba(`local ${field} all trust`);
+    expect(findRule(rules, UNIX, { user: 'app', database, replication }) !== null).toBe(fits);
+  });
+
   it.each<[string, string, boolean]>([
     ['app', 'app', true],
     ['a, app', 'app', true],
