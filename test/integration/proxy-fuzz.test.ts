@@ -131,8 +131,11 @@ describe('random changes to what clients say', () => {
         await mutation(random, next % 10 === 0);
       }
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, worker));
-    watch.abort();
+    try {
+      await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    } finally {
+      watch.abort();
+    }
     const asked = await watching;
     expect(Math.min(...asked)).toBeGreaterThan(0);
     await untilNothingIsLeft();
