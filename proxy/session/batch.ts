@@ -2,6 +2,7 @@ import type { Analyzed, BoundParams, Touch } from '../router/route.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import {
   type BindMessage,
+  checkEmpty,
   decodeBind,
   decodeClose,
   decodeDescribe,
@@ -162,6 +163,7 @@ export class BatchReader {
         return { type: 'close-portal', frame, name };
       }
       case FRONTEND.Flush:
+        checkEmpty(frame);
         return { type: 'flush', frame };
       default:
         return { type: 'sync', frame };

@@ -222,6 +222,7 @@ export class ExtendedProtocol {
     if (items.some((item) => item.type === 'execute')) return this.#answerAlone(items);
     for (const item of items)
       if (item.type !== 'close-statement' && item.type !== 'flush' && item.type !== 'sync') return false;
+      else if (item.type === 'sync' && item.frame.length > FLUSH.length) return false; // a server says what is wrong with it
     const session = this.#session;
     for (const item of items) {
       if (item.type === 'close-statement') {

@@ -24,6 +24,13 @@ const HEADER = Buffer.from('5047434f50590aff0d0a000000000000000000', 'hex');
 const ORDERS = 'SELECT id FROM orders WHERE tenant_id = 150 ORDER BY id';
 const TENANTS = 'SELECT name FROM tenants WHERE tenant_id = 150';
 
+function withBody(type: string, body: string): Buffer {
+  const frame = Buffer.alloc(5 + body.length);
+  frame.write(type + '\0\0\0\0' + body, 'latin1');
+  frame.writeInt32BE(4 + body.length, 1);
+  return frame;
+}
+
 const CONVERSATIONS: readonly Conversation[] = [
   { name: 'a simple query', steps: [['Z', Q(TENANTS)]] },
   {
@@ -925,6 +932,19 @@ const CONVERSATIONS: readonly Conversation[] = [
     ],
   },
   { name: 'NULL values', steps: [['Z', P('', 'SELECT $1::text IS NULL, $2::text'), B('', '', null, ''), E(''), S]] },
+  {
+    name: 'Flush and Sync with a body, alone and within a batch and a transaction',
+    steps: [
+      ['E', withBody('H', 'SAVEPOINT a')],
+      ['Z', Q('SELECT 1'), S],
+      ['Z', P('', 'SELECT 1'), withBody('H', 'x'), B('', ''), E(''), S],
+      ['ZZ', Q('BEGIN'), P('', 'SELECT 1'), withBody('S', 'x')],
+      ['Z', Q('SELECT 2')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', withBody('S', 'x')],
+      ['ZZ', P('', 'SELECT nothing'), withBody('S', 'x'), Q('SELECT 3')],
+    ],
+  },
   {
     name: 'many columns and types',
     steps: [
