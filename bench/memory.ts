@@ -1,7 +1,7 @@
 /**
  * What clients cost in memory: idle ones, busy ones, and one that reads a long answer slowly while others must not wait for it.
  * The proxy runs in a process of its own, whose RSS is read from /proc.
- * Run: npx tsc && node dist/bench/memory.js [idle clients, default 2000] [MB that the slow reader asks for, default 2000]
+ * Run: npx tsc && node dist/bench/memory.js [idle clients, default 2000] [MB that the slow reader asks for, default 10,000]
  * 5,000 clients need `ulimit -n 12000`.
  */
 import { type ChildProcess, fork } from 'node:child_process';
@@ -18,7 +18,12 @@ import { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
 import { initCatalog } from '../topology/catalog/schema.js';
 
+/** Clients that come first, so that the others show what a client costs. */
+const WARM = 200;
 const BUSY = 500;
+const PER_SECOND = 4;
+/** MB of one message. */
+const LARGE = 300;
 const READY = Buffer.from([0x5a, 0, 0, 0, 5, 0x49]);
 
 async function serve(catalogUrl: string): Promise<void> {
@@ -65,13 +70,20 @@ async function rss(child: ChildProcess): Promise<number> {
 
 const mb = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
 
-async function look(child: ChildProcess): Promise<{ rss: number; heap: number }> {
+interface Memory {
+  readonly rss: number;
+  readonly heap: number;
+  /** Buffers and what else is outside of the heap. */
+  readonly external: number;
+}
+
+async function look(child: ChildProcess): Promise<Memory> {
   const answer = new Promise<{ heapUsed: number; external: number }>((resolve) => {
     child.once('message', (m) => resolve(m as { heapUsed: number; external: number }));
   });
   child.send('look');
   const { heapUsed, external } = await answer;
-  return { rss: await rss(child), heap: heapUsed + external };
+  return { rss: await rss(child), heap: heapUsed, external };
 }
 
 /** Median and worst time of `SELECT 1`, in ms. */
@@ -89,35 +101,102 @@ async function latency(port: number): Promise<string> {
   return `median ${times[250]?.toFixed(2)} ms, worst ${times[499]?.toFixed(2)} ms`;
 }
 
-async function measure(port: number, child: ChildProcess, idle: number, megabytes: number): Promise<void> {
-  const sockets: Socket[] = [await login(port)];
-  const empty = await look(child);
-  console.log(`no clients:            RSS ${mb(empty.rss)}, heap ${mb(empty.heap)}`);
-  for (let i = 0; i < idle; i += 50)
-    sockets.push(...(await Promise.all(Array.from({ length: 50 }, () => login(port)))));
-  const full = await look(child);
-  const each = (bytes: number) => `${(bytes / idle / 1024).toFixed(1)} KiB`;
-  console.log(
-    `${idle} idle clients:     RSS ${mb(full.rss)}, heap ${mb(full.heap)}: each ${each(full.rss - empty.rss)} of RSS, ${each(full.heap - empty.heap)} of heap`,
-  );
+/** Asks each of these clients' statements `PER_SECOND` times a second, until told to stop. @returns how to stop it, and how many were answered */
+function keepBusy(sockets: readonly Socket[]): { stop: () => void; answered: () => number } {
   let answered = 0;
-  let stop = false;
-  for (const socket of sockets.slice(0, BUSY)) {
+  let stopped = false;
+  for (const [i, socket] of sockets.entries()) {
+    const ask = () => {
+      if (!stopped) socket.write(encodeQuery('SELECT repeat($$x$$, 1000)'));
+    };
     socket.on('data', (chunk: Buffer) => {
       if (!chunk.includes(READY)) return;
       answered += 1;
-      if (!stop) socket.write(encodeQuery('SELECT repeat($$x$$, 1000)'));
+      setTimeout(ask, 1000 / PER_SECOND);
     });
-    socket.write(encodeQuery('SELECT repeat($$x$$, 1000)'));
+    setTimeout(ask, (i * 1000) / PER_SECOND / sockets.length);
   }
-  while (answered < 100_000) await new Promise((resolve) => setTimeout(resolve, 100));
-  console.log(
-    `${Math.min(BUSY, sockets.length)} of them busy:       RSS ${mb(await rss(child))} after ${answered} statements`,
-  );
-  stop = true;
-  console.log(`SELECT 1 alone:        ${await latency(port)}`);
-  const slow = await login(port);
+  return {
+    stop: () => {
+      stopped = true;
+    },
+    answered: () => answered,
+  };
+}
+
+/** The largest RSS while `work` goes on. */
+async function peakOf(child: ChildProcess, work: Promise<unknown>): Promise<number> {
+  let done = false;
+  const end = work.finally(() => {
+    done = true;
+  });
   let peak = 0;
+  while (!done) {
+    peak = Math.max(peak, await rss(child));
+    await pause(100);
+  }
+  await end;
+  return peak;
+}
+
+const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+/** Sends a query and reads its answer, up to the ReadyForQuery. */
+async function run(socket: Socket, sql: string): Promise<void> {
+  let last = Buffer.alloc(0);
+  const done = new Promise<void>((resolve, reject) => {
+    socket.once('close', () => reject(new Error('closed')));
+    socket.on('data', (chunk: Buffer) => {
+      last = Buffer.concat([last, chunk]).subarray(-READY.length);
+      if (last.equals(READY)) resolve();
+    });
+  });
+  socket.write(encodeQuery(sql));
+  await done;
+  socket.removeAllListeners('data');
+}
+
+/** One CopyData message of so many megabytes. */
+async function copyIn(socket: Socket, megabytes: number): Promise<void> {
+  await run(socket, 'CREATE TABLE IF NOT EXISTS large (v text)');
+  const answer = new Promise<void>((resolve) => socket.once('data', () => resolve()));
+  socket.write(encodeQuery('COPY large FROM STDIN'));
+  await answer;
+  const piece = Buffer.alloc(1e6, 'x');
+  const head = Buffer.alloc(5);
+  head[0] = 0x64;
+  head.writeInt32BE(4 + megabytes * piece.length + 1, 1);
+  socket.write(head);
+  for (let i = 0; i < megabytes; i++)
+    if (!socket.write(piece)) await new Promise<void>((resolve) => socket.once('drain', () => resolve()));
+  socket.write(Buffer.from('\n'));
+  const done = new Promise<void>((resolve) => {
+    socket.on('data', (chunk: Buffer) => chunk.includes(READY) && resolve());
+  });
+  socket.write(Buffer.from([0x63, 0, 0, 0, 4]));
+  await done;
+  socket.removeAllListeners('data');
+}
+
+async function measure(port: number, child: ChildProcess, idle: number, megabytes: number): Promise<void> {
+  // The first clients pay for what all use.
+  const sockets = await logins(port, WARM);
+  await run(sockets[0] as Socket, 'SELECT 1');
+  const empty = await look(child);
+  console.log(
+    `${WARM} clients:           RSS ${mb(empty.rss)}, heap ${mb(empty.heap)}, external ${mb(empty.external)}`,
+  );
+  sockets.push(...(await logins(port, idle)));
+  const full = await look(child);
+  const each = (bytes: number) => `${(bytes / idle / 1024).toFixed(1)} KiB`;
+  console.log(
+    `${idle} more, idle:       RSS ${mb(full.rss)}, heap ${mb(full.heap)}, external ${mb(full.external)}: each ${each(full.rss - empty.rss)} of RSS, ${each(full.heap - empty.heap)} of heap, ${each(full.external - empty.external)} external`,
+  );
+  const busy = keepBusy(sockets.slice(0, BUSY));
+  await pause(10_000);
+  console.log(`${BUSY} of them busy:       RSS ${mb(await rss(child))} after ${busy.answered()} statements in 10 s`);
+  console.log(`SELECT 1 meanwhile:    ${await latency(port)}`);
+  const slow = await login(port);
   let read = 0;
   slow.on('data', (chunk: Buffer) => {
     read += chunk.length;
@@ -125,17 +204,36 @@ async function measure(port: number, child: ChildProcess, idle: number, megabyte
     setTimeout(() => slow.resume(), 2);
   });
   slow.write(encodeQuery(`SELECT repeat('x', 1000) FROM generate_series(1, ${megabytes * 1000})`));
-  const during = await latency(port);
-  for (let i = 0; i < 20; i++) {
-    peak = Math.max(peak, await rss(child));
-    await new Promise((resolve) => setTimeout(resolve, 250));
-  }
-  console.log(`with a slow reader:    ${during}; peak RSS ${mb(peak)} after ${mb(read)} of ${megabytes} MB`);
-  for (const socket of [...sockets, slow]) socket.destroy();
+  const during = latency(port);
+  const slowPeak = await peakOf(child, Promise.all([during, pause(30_000)]));
+  console.log(`with a slow reader:    ${await during}; peak RSS ${mb(slowPeak)} after ${mb(read)} of ${megabytes} MB`);
+  slow.destroy();
+  const large = await login(port);
+  console.log(
+    `a DataRow of ${LARGE} MB:    peak RSS ${mb(await peakOf(child, run(large, `SELECT repeat('x', ${LARGE}000000)`)))}`,
+  );
+  console.log(`a CopyData of ${LARGE} MB:   peak RSS ${mb(await peakOf(child, copyIn(large, LARGE)))}`);
+  const text = `INSERT INTO large VALUES ${Array.from({ length: 300_000 }, (_, i) => `('${i}')`).join(',')}`;
+  const reading = run(large, text);
+  const others = latency(port);
+  const textPeak = await peakOf(child, Promise.all([reading, others]));
+  console.log(`a text of ${mb(text.length)} of VALUES: ${await others}; peak RSS ${mb(textPeak)}`);
+  busy.stop();
+  await pause(15_000);
+  const after = await look(child);
+  console.log(`15 s later:            RSS ${mb(after.rss)}, heap ${mb(after.heap)}, external ${mb(after.external)}`);
+  for (const socket of [...sockets, large]) socket.destroy();
+}
+
+async function logins(port: number, count: number): Promise<Socket[]> {
+  const sockets: Socket[] = [];
+  for (let i = 0; i < count; i += 50)
+    sockets.push(...(await Promise.all(Array.from({ length: Math.min(50, count - i) }, () => login(port)))));
+  return sockets;
 }
 
 async function main(): Promise<void> {
-  const [idle = 2000, megabytes = 2000] = process.argv.slice(2).map(Number);
+  const [idle = 2000, megabytes = 10_000] = process.argv.slice(2).map(Number);
   console.log(`${cpus()[0]?.model}, ${cpus().length} CPUs, Node ${process.version}`);
   const cluster = await EmbeddedCluster.start();
   let child: ChildProcess | null = null;

@@ -23,6 +23,7 @@ import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
 import { Replication } from './replication.js';
 import { Router } from './router/router.js';
+import { TextReader } from './router/text-reader.js';
 import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
 import { MessageBudget } from './session/message-budget.js';
@@ -152,7 +153,11 @@ export class ProxyServer {
       });
       const started = live;
       const schema = await SchemaView.start(started, options.logger);
-      const router = new Router({ topology: () => started.current, metadata: () => schema.current });
+      const router = new Router({
+        topology: () => started.current,
+        metadata: () => schema.current,
+        reader: new TextReader(),
+      });
       const proxy = new ProxyServer(options, { listener, tls, live, router, schema, clients, authentication });
       await proxy.#flusher.start();
       listener.open((accepted) => proxy.#login.accept(accepted));
@@ -355,6 +360,7 @@ export class ProxyServer {
     this.#averages.close();
     this.#admin.close();
     this.pools.close();
+    this.router.close();
     await this.#flusher.close();
     await this.#live.close();
     await this.#schema.close();

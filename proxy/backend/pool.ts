@@ -132,7 +132,7 @@ export class Pool {
    *
    * @param slow called once if it takes longer than `queueNoticeMs`
    */
-  acquire(signal: AbortSignal, slow: (() => void) | null = null): Promise<Backend> {
+  acquire(signal: Interruption, slow: (() => void) | null = null): Promise<Backend> {
     if (this.#closed) return Promise.reject(closedError());
     if (signal.aborted) return Promise.reject(signal.reason as Error);
     const now = performance.now();
@@ -369,6 +369,12 @@ export class Pool {
     );
   }
 }
+
+/** What ends a wait: an AbortSignal, or what is one when it is needed. */
+type Interruption = Pick<AbortSignal, 'aborted' | 'reason'> & {
+  addEventListener(type: 'abort', listener: () => void): void;
+  removeEventListener(type: 'abort', listener: () => void): void;
+};
 
 /** Whether a connection could not be made for a reason that may pass by itself: nobody listens, the server is starting, or full. */
 function isAway(error: Error): boolean {

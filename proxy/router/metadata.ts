@@ -7,6 +7,8 @@ import { type TableName, tableId } from '../../topology/topology.js';
 export interface Metadata {
   /** Changes exactly when something in the snapshot does. */
   readonly version: string;
+  /** The snapshot as plain data. */
+  readonly json: MetadataJson;
   /** The relation that PostgreSQL would find under this name (pg_catalog first, as PostgreSQL has it), or null. `exists` tells of tables known from elsewhere. */
   resolveRelation(
     schema: string | null,
@@ -59,12 +61,14 @@ const EMPTY: MetadataJson = { relations: [], functions: [], operators: [] };
 
 class Snapshot implements Metadata {
   readonly version: string;
+  readonly json: MetadataJson;
   readonly volatileOperators: ReadonlySet<string>;
   readonly #relations = new Map<string, Relation>();
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
 
   constructor(row: MetadataJson, version: string) {
     this.version = version;
+    this.json = row;
     this.volatileOperators = new Set(row.operators);
     for (const r of row.relations) {
       this.#relations.set(tableId(r), {
@@ -160,6 +164,11 @@ SELECT jsonb_build_object(
 /** A snapshot from its JSON form; the form of {@link loadMetadata}'s query. */
 export function parseMetadata(json: string): Metadata {
   return new Snapshot(JSON.parse(json) as MetadataJson, createHash('sha1').update(json).digest('hex'));
+}
+
+/** A snapshot from its plain data. */
+export function metadataOf(json: MetadataJson, version: string): Metadata {
+  return new Snapshot(json, version);
 }
 
 /** Reads a snapshot from a server, in one query. */

@@ -16,9 +16,12 @@ export interface Registry {
   keyTypes(table: ShardedTable): readonly KeyType[];
 }
 
-const registries = new WeakMap<Topology, Registry>();
+/** What it is made of. */
+type Registered = Pick<Topology, 'shardedTables' | 'referenceTables' | 'keyspaces'>;
 
-export function registryOf(topology: Topology): Registry {
+const registries = new WeakMap<Registered, Registry>();
+
+export function registryOf(topology: Registered): Registry {
   let registry = registries.get(topology);
   if (!registry) {
     registry = {
@@ -32,7 +35,7 @@ export function registryOf(topology: Topology): Registry {
   return registry;
 }
 
-function signatureOf(topology: Topology): string {
+function signatureOf(topology: Registered): string {
   return JSON.stringify([
     [...topology.shardedTables].map(([id, t]) => [id, t.keyspace, t.keyColumns]).sort(),
     [...topology.referenceTables.keys()].sort(),

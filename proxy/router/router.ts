@@ -1,22 +1,20 @@
-import type { Node } from 'libpg-query';
 import type { Topology } from '../../topology/topology.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
-import { parse } from './parse.js';
-import { planStatement } from './plan.js';
+import { type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import {
-  type Analyzed,
-  type AnalyzedStatement,
-  type BoundParams,
-  type KeySource,
-  LISTENS_ITSELF,
-  type LiteralToken,
-  type Route,
-  type StatementPlan,
+import type {
+  Analyzed,
+  AnalyzedStatement,
+  BoundParams,
+  KeySource,
+  LiteralToken,
+  Route,
+  StatementPlan,
 } from './route.js';
 import { TemplateCache } from './template-cache.js';
+import type { TextReader } from './text-reader.js';
 
 export interface RouterOptions {
   /** The topology of now: which tables are sharded. */
@@ -27,6 +25,8 @@ export interface RouterOptions {
   readonly templates?: number;
   /** Longest template that is kept, in bytes; longer texts are parsed each time. Default: 16,384. */
   readonly longestTemplate?: number;
+  /** Reads long texts in another thread, for {@link Router.readAhead}. Default: all are read where they are analysed. */
+  readonly reader?: TextReader;
 }
 
 /** What name lookup depends on. */
@@ -38,12 +38,22 @@ export interface SessionNames {
   readonly encoding?: string;
 }
 
-/** How often what happened since the start. */
+/** How often what happened since the start. `parses`: here, not in another thread. */
 export interface RouterCounters {
   parses: number;
   hits: number;
   misses: number;
   syntaxErrors: number;
+}
+
+interface Ahead {
+  /** Where in its memory the text is. */
+  readonly start: number;
+  readonly length: number;
+  /** What it was read for. */
+  readonly session: SessionNames;
+  readonly scope: unknown;
+  readonly reading: Reading | null | 'too large';
 }
 
 interface Template {
@@ -69,8 +79,11 @@ export class Router {
   readonly counters: RouterCounters = { parses: 0, hits: 0, misses: 0, syntaxErrors: 0 };
   readonly #options: RouterOptions;
   readonly #lexer = new Lexer();
-  readonly #scopes = new Map<string, TemplateCache<Template>>();
+  /** Another map when all plans are out of date. */
+  #scopes = new Map<string, TemplateCache<Template>>();
   readonly #failures = new TemplateCache<true>(FAILURES);
+  /** What was read ahead, by the memory that the text is in. */
+  readonly #ahead = new WeakMap<ArrayBufferLike, Ahead>();
   #signature = '';
   #metadata = '';
 
@@ -78,24 +91,38 @@ export class Router {
     this.#options = options;
   }
 
-  /** Looks a query string up. `text` is kept by reference, so it must not change. */
-  analyze(text: Buffer, session: SessionNames): Analyzed {
+  /**
+   * Reads a long text in another thread, for `analyze` to find: meanwhile others are served. Null: there is no need.
+   * Never rejects.
+   */
+  readAhead(text: Buffer, session: SessionNames): Promise<void> | null {
+    const { reader } = this.#options;
+    if (reader === undefined || text.length <= LONG_TEXT_BYTES || text.length > LONGEST_PARSED) return null;
+    this.#forgetOutdated();
+    if (this.#readBefore(text, session) !== undefined) return null;
+    if (text.length <= SCANNED_TWICE_BYTES && this.#lexer.scan(text) && this.#cached(session)?.plainStatements)
+      return null;
     const topology = this.#options.topology();
     const metadata = this.#options.metadata();
-    const registry = registryOf(topology);
-    if (registry.signature !== this.#signature || metadata.version !== this.#metadata) {
-      this.#scopes.clear();
-      this.#signature = registry.signature;
-      this.#metadata = metadata.version;
-    }
-    if (text.length > LONGEST_PARSED)
-      return new AnalyzedText(TOO_LONG, text, wholeText(text), [], session, this.#signature);
+    const read = { topology, metadata, searchPath: pathOf(session) };
+    const about = { start: text.byteOffset, length: text.length, session, scope: this.#scopes };
+    return reader.read(text, read).then((reading) => {
+      if (reading !== 'unable') this.#ahead.set(text.buffer, { ...about, reading });
+    });
+  }
+
+  /** Nothing is read ahead any more. */
+  close(): void {
+    this.#options.reader?.close();
+  }
+
+  /** Looks a query string up. `text` is kept by reference, so it must not change. */
+  analyze(text: Buffer, session: SessionNames): Analyzed {
+    this.#forgetOutdated();
+    if (text.length > LONGEST_PARSED) return this.#tooLong(text, session);
     const lexer = this.#lexer;
     if (!lexer.scan(text)) return this.#broken(text, session);
-    const cached = lexer.keyLength <= (this.#options.longestTemplate ?? 16_384);
-    const scope = this.#scope(session);
-    const key = lexer.key();
-    let template = cached ? scope.get(key) : undefined;
+    let template = this.#cached(session);
     if (template?.plainStatements) {
       this.counters.hits++;
       return new AnalyzedText(
@@ -110,34 +137,69 @@ export class Router {
     this.counters.misses++;
     const failureKey = text.length <= LONGEST_FAILURE ? text.toString('latin1') : null;
     if (failureKey !== null && this.#failures.get(failureKey)) return this.#broken(text, session);
-    this.counters.parses++;
-    const parsed = parse(text);
-    if (parsed === null) {
+    const reading = this.#read(text, session);
+    if (reading === 'too large') return this.#tooLong(text, session);
+    if (reading === null) {
       if (failureKey !== null) this.#failures.set(failureKey, true);
       return this.#broken(text, session);
     }
+    const { plans, places, garbledNames } = reading;
     if (template === undefined) {
-      const searchPath = session.searchPath.map((s) => (s === '$user' ? session.user : s));
-      const plans = parsed.statements.map((s) =>
-        parsed.garbledNames
-          ? garbled(s.node)
-          : planStatement(s.node, { registry, metadata, searchPath, literals: parsed.literals }),
-      );
       template = {
-        text: key,
+        text: lexer.key(),
         plans,
         ordinals: ordinalsOf(plans),
-        plainStatements: !lexer.sawAtomic && lexer.statementCount === plans.length && !parsed.garbledNames,
+        plainStatements: !lexer.sawAtomic && lexer.statementCount === plans.length && !garbledNames,
       };
-      if (cached && !parsed.garbledNames) scope.set(key, template);
+      if (this.#isKept && !garbledNames) this.#scope(session).set(template.text, template);
     }
     const statements = template.plainStatements
       ? this.#statements(template)
-      : parsed.statements.map((s, i) => ({
-          plan: (template as Template).plans[i] as StatementPlan,
-          ...trimmed(text, s.start, s.end),
+      : template.plans.map((plan, i) => ({
+          plan,
+          ...trimmed(text, places[2 * i] as number, places[2 * i + 1] as number),
         }));
     return new AnalyzedText(template, text, statements, this.#keyLiterals(template), session, this.#signature);
+  }
+
+  /** Plans depend on which tables are sharded and on the schema. */
+  #forgetOutdated(): void {
+    const { signature } = registryOf(this.#options.topology());
+    const { version } = this.#options.metadata();
+    if (signature === this.#signature && version === this.#metadata) return;
+    this.#scopes = new Map();
+    this.#signature = signature;
+    this.#metadata = version;
+  }
+
+  /** Whether the template of the lexer's last scan is one to keep. */
+  get #isKept(): boolean {
+    return this.#lexer.keyLength <= (this.#options.longestTemplate ?? 16_384);
+  }
+
+  /** The template of the lexer's last scan, if it is known. */
+  #cached(session: SessionNames): Template | undefined {
+    return this.#isKept ? this.#scope(session).get(this.#lexer.key()) : undefined;
+  }
+
+  /** Null: it does not parse. */
+  #read(text: Buffer, session: SessionNames): Reading | null | 'too large' {
+    const before = this.#readBefore(text, session);
+    if (before !== undefined) return before;
+    this.counters.parses++;
+    return readText(text, {
+      registry: registryOf(this.#options.topology()),
+      metadata: this.#options.metadata(),
+      searchPath: pathOf(session),
+    });
+  }
+
+  #readBefore(text: Buffer, session: SessionNames): Ahead['reading'] | undefined {
+    if (text.length <= LONG_TEXT_BYTES) return undefined;
+    const ahead = this.#ahead.get(text.buffer);
+    if (ahead === undefined || ahead.start !== text.byteOffset || ahead.length !== text.length) return undefined;
+    // Names may mean something else by now.
+    return ahead.scope === this.#scopes && ahead.session === session ? ahead.reading : undefined;
   }
 
   /**
@@ -175,6 +237,10 @@ export class Router {
     let n = 0;
     for (const scope of this.#scopes.values()) n += scope.size;
     return n;
+  }
+
+  #tooLong(text: Buffer, session: SessionNames): Analyzed {
+    return new AnalyzedText(TOO_LONG, text, wholeText(text), [], session, this.#signature);
   }
 
   #broken(text: Buffer, session: SessionNames): Analyzed {
@@ -254,7 +320,11 @@ class AnalyzedText implements Analyzed {
 
 const BROKEN: Template = { text: '(syntax error)', plans: [], ordinals: [], plainStatements: true };
 
-/** Longer texts are not parsed: 16 MiB of VALUES take libpg-query 5 s and 500 MB, and nobody else is served meanwhile. */
+/** Longer texts are read in another thread: this many bytes of VALUES take some 20 ms. A message of more than this has memory of its own. */
+export const LONG_TEXT_BYTES = 64 * 1024;
+/** Longer texts are not looked up before they are read ahead: the lexer takes 5 ms for a megabyte. */
+const SCANNED_TWICE_BYTES = 1024 * 1024;
+/** Longer texts are not parsed: 16 MiB of VALUES take libpg-query 5 s and 500 MB. */
 const LONGEST_PARSED = 16 * 1024 * 1024;
 
 /** May be anything: it goes where all data is, and the session stays with what it has done there. */
@@ -275,28 +345,13 @@ const UNREAD: StatementPlan = {
 
 const TOO_LONG: Template = { text: '(too long)', plans: [UNREAD], ordinals: [], plainStatements: true };
 
-function wholeText(text: Buffer): AnalyzedStatement[] {
-  return [{ plan: UNREAD, start: 0, end: text.length }];
+/** search_path without `$user`. */
+function pathOf(session: SessionNames): readonly string[] {
+  return session.searchPath.map((s) => (s === '$user' ? session.user : s));
 }
 
-const GARBLED: StatementPlan = {
-  kind: 'write',
-  command: 'SELECT',
-  target: {
-    kind: 'sole',
-    refusal: {
-      sqlstate: '0A000',
-      message: 'table names outside ASCII in a client encoding other than UTF-8 are not supported on several shards',
-      hint: 'SET client_encoding TO UTF8.',
-    },
-  },
-  effect: null,
-  pin: null,
-};
-
-/** A channel whose name is not known here can be listened to by the session's own connection only. */
-function garbled(statement: Node): StatementPlan {
-  return 'ListenStmt' in statement ? { ...GARBLED, kind: 'utility', pin: LISTENS_ITSELF } : GARBLED;
+function wholeText(text: Buffer): AnalyzedStatement[] {
+  return [{ plan: UNREAD, start: 0, end: text.length }];
 }
 
 function ordinalsOf(plans: readonly StatementPlan[]): number[] {

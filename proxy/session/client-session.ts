@@ -17,6 +17,7 @@ import type { Footprint } from './placement.js';
 import type { PreparedContents } from './prepared.js';
 import type { ReplyGate } from './reply-gate.js';
 import type { SessionSettings } from './settings.js';
+import type { Wait } from './wait.js';
 
 /** What a session shares with the rest of the proxy. */
 export interface SessionServices {
@@ -66,7 +67,7 @@ export interface ClientSession {
   /** What the client is told only once it is certain. */
   readonly gate: ReplyGate;
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
-  readonly signal: AbortSignal;
+  readonly wait: Wait;
   /** Replies in bytes since the statement began, for the load count. */
   bytesForwarded: number;
   /** Sends bytes to the client. */

@@ -131,7 +131,7 @@ export class ExtendedProtocol {
     const open = lease.unsynced;
     try {
       checkAgain(times);
-      placement = await lease.prepare(executions, session.signal);
+      placement = await lease.prepare(executions, session.wait);
       if (open && !lease.unsynced && this.#units.unitFailed) {
         // The batch was ended where it began, to go on elsewhere, and there its Parse or Describe had failed: the rest is skipped.
         this.#reader.undo(items);

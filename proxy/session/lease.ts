@@ -19,8 +19,9 @@ import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
 import { queueNotice } from './queue-notice.js';
 import { mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
-import { difference, fromScratch, type SessionSettings } from './settings.js';
+import { areAlike, difference, fromScratch, type SessionSettings } from './settings.js';
 import { Transaction } from './transaction.js';
+import type { Wait } from './wait.js';
 
 /** Transaction status bytes of ReadyForQuery. */
 export const IDLE = 0x49; // 'I'
@@ -100,25 +101,25 @@ export class Lease {
    * For a placement `one` the footprint is registered in the same turn in which this resolves, so that no hold slips in between.
    * `again`: the connection looks names up in another way than `executions` were analysed for (and the client has been told).
    *
-   * @throws RefusedError and whatever the pool, the server or the signal say.
+   * @throws RefusedError and whatever the pool, the server or `wait` say.
    */
-  prepare(executions: readonly Execution[], signal: AbortSignal): Promise<Prepared> {
-    return this.#prepare(executions, signal, false);
+  prepare(executions: readonly Execution[], wait: Wait): Promise<Prepared> {
+    return this.#prepare(executions, wait, false);
   }
 
   /** Opens a transaction that no server has heard of, only to fail it there: that touches nothing, so it waits for nothing. */
-  async openToFail(signal: AbortSignal): Promise<void> {
-    await this.#prepare([], signal, true);
+  async openToFail(wait: Wait): Promise<void> {
+    await this.#prepare([], wait, true);
   }
 
-  async #prepare(executions: readonly Execution[], signal: AbortSignal, unheld: boolean): Promise<Prepared> {
+  async #prepare(executions: readonly Execution[], wait: Wait, unheld: boolean): Promise<Prepared> {
     const { live, router } = this.#context;
     const since = performance.now();
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
     if (this.backend?.status === FAILED && !this.unsynced)
       return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
     for (;;) {
-      signal.throwIfAborted();
+      wait.throwIfAborted();
       const topology = live.current;
       this.#checkStale(topology);
       const placement = place(executions, router, topology);
@@ -127,7 +128,7 @@ export class Lease {
         throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
       }
       if (!unheld && !live.admits(placement, this.transaction)) {
-        await this.#waitForChange(signal, since);
+        await this.#waitForChange(wait.signal, since);
         continue;
       }
       if (placement.kind === 'fanout') {
@@ -143,10 +144,14 @@ export class Lease {
       if (asksThem) this.#returnToSequences(placement.shards);
       const shard = this.#choose(placement.shards);
       if (this.backend === null || this.backend.shard !== shard) {
-        await this.#moveTo(shard, signal);
+        await this.#moveTo(shard, wait);
         continue; // the map may have changed while we waited
       }
-      if (this.backend.settings !== this.#context.settings.current && !this.#begun) {
+      if (
+        this.backend.settings !== this.#context.settings.current &&
+        !this.#begun &&
+        !this.#hasSettings(this.backend)
+      ) {
         if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
       }
       if (asksThem && (await this.#readySequences(this.backend, executions))) continue;
@@ -171,6 +176,14 @@ export class Lease {
       this.#sending(this.backend, executions);
       return placement;
     }
+  }
+
+  /** Whether the connection's settings are this client's: those of clients that logged in alike are, without being the same object. */
+  #hasSettings(backend: Backend): boolean {
+    const { current } = this.#context.settings;
+    if (backend.settings === null || !areAlike(backend.settings, current)) return false;
+    backend.settings = current;
+    return true;
   }
 
   /** Whether a transaction is open on the server, or a batch is. */
@@ -376,7 +389,7 @@ export class Lease {
     this.#context.pool(backend.shard).release(backend);
   }
 
-  async #moveTo(shard: ShardName, signal: AbortSignal): Promise<void> {
+  async #moveTo(shard: ShardName, wait: Wait): Promise<void> {
     const from = this.backend;
     if (from !== null) {
       if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
@@ -416,7 +429,7 @@ export class Lease {
     activity.waitBegins();
     let backend: Backend;
     try {
-      backend = await this.#context.pool(shard).acquire(signal, () => tellClient(queueNotice(shard)));
+      backend = await this.#context.pool(shard).acquire(wait, () => tellClient(queueNotice(shard)));
     } finally {
       activity.waitEnds();
     }

@@ -169,6 +169,10 @@ export class Listening implements Subscriber {
   settle(backend: Backend | null): Promise<void> | null {
     const notifies = this.#notifies;
     this.#notifies = 'no';
+    if (!this.#concerned) {
+      this.#before = null;
+      return null;
+    }
     const { notifications } = this.#client;
     // The client is told the new one with what follows.
     const encoding = backend?.connection.parameters.get('client_encoding') ?? this.#client.encoding;
@@ -250,6 +254,17 @@ export class Listening implements Subscriber {
     if (this.#client.idle) this.#client.close(this.#lost);
   }
 
+  /** The client listens or has done so, or somebody may hear what it did. Nearly every client never does. */
+  get #concerned(): boolean {
+    return (
+      this.active ||
+      this.#serverListens ||
+      this.#sendingBy.size > 0 ||
+      this.#subscribed.size > 0 ||
+      this.#queue.length > 0
+    );
+  }
+
   #register(backend: Backend): void {
     const { notifications, id } = this.#client;
     if (this.#closed || !notifications.isHeard(backend.shard)) return;
@@ -319,6 +334,7 @@ export class Listening implements Subscriber {
   }
 
   #forgetUnheard(): void {
+    if (this.#queue.length === 0) return;
     const kept = this.#queue.filter((n) => this.#channels.committed.includes(n.channel));
     if (kept.length === this.#queue.length) return;
     this.#queue = kept;

@@ -35,7 +35,7 @@ export class Scoped<T> {
 
   /** The transaction is over. */
   end(committed: boolean): void {
-    this.#savepoints = [];
+    if (this.#savepoints.length > 0) this.#savepoints = [];
     if (committed) this.#committed = this.value;
     else this.value = this.#committed;
   }

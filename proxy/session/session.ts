@@ -3,6 +3,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
 import { SILENT_OWNER } from '../backend/silent-owner.js';
 import { LISTENS_ITSELF } from '../router/route.js';
+import { LONG_TEXT_BYTES } from '../router/router.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import {
   decodeErrorFields,
@@ -12,7 +13,7 @@ import {
   ServerError,
 } from '../wire/error-response.js';
 import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
-import { encodeQuery } from '../wire/frontend.js';
+import { decodeParse, decodeQuery, encodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { Activity } from './activity.js';
@@ -32,6 +33,7 @@ import { isStalePlan } from './stale-plan.js';
 import { ClientStatements } from './statements.js';
 import { type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
+import { Wait } from './wait.js';
 
 /** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
 const INBOX_BYTES = 1024 * 1024;
@@ -99,7 +101,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   /** The server has said FATAL: nothing may follow it. */
   #fatal = false;
   #closed = false;
-  #wait: AbortController | null = null;
+  #wait: Wait | null = null;
   #fanOut: SpreadRun | null = null;
   /** The client does not read as fast as it is answered: like PostgreSQL, we read nothing more from it. */
   #outFull = false;
@@ -191,7 +193,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
    */
   async greet(): Promise<void> {
     const { lease } = this;
-    await lease.prepare([], this.signal);
+    await lease.prepare([], this.wait);
     if (lease.backend) lease.tellParameters(lease.backend);
     lease.releaseIfIdle();
     this.#wait = null;
@@ -239,9 +241,9 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   }
 
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */
-  get signal(): AbortSignal {
-    this.#wait ??= new AbortController();
-    return this.#wait.signal;
+  get wait(): Wait {
+    this.#wait ??= new Wait();
+    return this.#wait;
   }
 
   /** A CancelRequest with the right key has come. @returns the backend to send it on to, if one works for this client. */
@@ -395,7 +397,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   async runFanOut(fanOut: SpreadRun): Promise<boolean> {
     this.#fanOut = fanOut;
     try {
-      return await fanOut.run(this.signal);
+      return await fanOut.run(this.wait.signal);
     } finally {
       this.#fanOut = null;
       this.#answered(IDLE);
@@ -579,6 +581,28 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.activity.message(type);
     this.#large.process(frame.length);
     if (refused !== undefined) return this.#refuseLarge(type, refused);
+    return this.#readAhead(message) ?? this.#carryOut(message);
+  }
+
+  /** Has a long text read in another thread, and then carries the message out. Null: there is no need. */
+  #readAhead(message: Incoming): Promise<void> | null {
+    const { type, frame } = message;
+    if (frame.length <= LONG_TEXT_BYTES || this.#copyIn.active || this.#extended.skipping) return null;
+    const text = textOf(type, frame);
+    const reading = text === null ? null : this.#statements.readAhead(text);
+    if (reading === null) return null;
+    return unlessAborted(reading, this.wait.signal).then(
+      async () => {
+        if (!this.#closed) await this.#carryOut(message);
+      },
+      async (error: unknown) => {
+        if (!this.#closed) await this.#refuse(type, error as Error);
+      },
+    );
+  }
+
+  #carryOut(message: Incoming): Promise<void> | null {
+    const { type, frame } = message;
     if (this.#copyIn.active && type !== FRONTEND.Terminate) {
       this.#copyIn.forward(this.lease.backend, type, frame, message.remaining);
       if (this.#copyIn.full) this.#socket.pause();
@@ -604,7 +628,11 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   /** A message too large to be held has been read and dropped: the client learns it in its turn. */
   #refuseLarge(type: number, size: number): Promise<void> | null {
     if (this.#extended.skipping) return null;
-    const error = this.#large.refusal(size);
+    return this.#refuse(type, this.#large.refusal(size));
+  }
+
+  /** The client gets an error in place of what its message asks for. */
+  #refuse(type: number, error: Error): Promise<void> | null {
     if (type === FRONTEND.Query || type === FRONTEND.FunctionCall) return this.#units.fail(error);
     return this.#extended.receive(type, NO_BYTES, error);
   }
@@ -830,6 +858,24 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 /** Whether messages of a batch must have reached the server before this one is looked at. */
 function endsBatch(type: number): boolean {
   return type === FRONTEND.Query || type === FRONTEND.FunctionCall || type === FRONTEND.CopyData;
+}
+
+/** The SQL in a message; null: there is none, or it is not to be found. */
+function textOf(type: number, frame: Buffer): Buffer | null {
+  try {
+    if (type === FRONTEND.Query) return decodeQuery(frame);
+    return type === FRONTEND.Parse ? decodeParse(frame).sql : null;
+  } catch {
+    return null; // whoever carries it out says so
+  }
+}
+
+/** Rejects with the signal's reason as soon as it is aborted. */
+function unlessAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    work.then(resolve, reject);
+  });
 }
 
 function waitsForReplies(type: number): boolean {

@@ -60,6 +60,18 @@ export function difference(from: SettingMap, to: SettingMap): string[] {
   return sql;
 }
 
+/** Whether two have the same settings in the same order. */
+export function areAlike(a: SettingMap, b: SettingMap): boolean {
+  if (a === b) return true;
+  if (a.size !== b.size) return false;
+  const others = b.entries();
+  for (const [name, { sql }] of a) {
+    const [otherName, other] = others.next().value as [string, Setting];
+    if (name !== otherName || sql !== other.sql) return false;
+  }
+  return true;
+}
+
 /** `my.setting` is two identifiers. */
 function quotedName(name: string): string {
   return name.split('.').map(quoteIdent).join('.');
@@ -170,7 +182,7 @@ export class SessionSettings {
   /** The transaction is over. */
   end(committed: boolean): void {
     const first = this.#stack[0];
-    this.#stack = [];
+    if (first !== undefined) this.#stack = [];
     if (!committed && first) this.#current = first.settings;
   }
 

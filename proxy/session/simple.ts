@@ -41,7 +41,7 @@ export class SimpleProtocol {
         throw new RefusedError('0A000', 'function calls by the fast path are not supported on several shards', {
           hint: 'Call the function in a SELECT.',
         });
-      await session.lease.prepare([], session.signal);
+      await session.lease.prepare([], session.wait);
     } catch (error) {
       await this.#units.fail(error);
       return;
@@ -67,7 +67,7 @@ export class SimpleProtocol {
     try {
       checkAgain(times);
       executions = this.#executions(analyzed, prepared);
-      placement = await lease.prepare(executions, session.signal);
+      placement = await lease.prepare(executions, session.wait);
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed.template, { kind: 'simple', query: frame });
         if (!(await session.runFanOut(fanOut))) await again();
@@ -144,13 +144,18 @@ export class SimpleProtocol {
   /** What of the text has to be said to a server in another way. */
   #rewrites(analyzed: Analyzed, spoken: Spoken | null): Rewrite[] {
     const { settings } = this.#session;
-    return analyzed.statements.flatMap(({ plan: { effect } }, index) => {
+    const rewrites: Rewrite[] = [];
+    for (const [index, { plan }] of analyzed.statements.entries()) {
+      const { effect } = plan;
+      if (effect === null) continue;
       const found = spoken?.rewrites.find((r) => r.index === index);
-      if (found !== undefined) return [found];
-      if (effect?.kind !== 'set' || !effect.reset) return [];
-      const after = settings.afterReset(effect.name, effect.local).map((sql) => ({ sql }));
-      return after.length === 0 ? [] : [{ index, after }];
-    });
+      if (found !== undefined) rewrites.push(found);
+      else if (effect.kind === 'set' && effect.reset) {
+        const after = settings.afterReset(effect.name, effect.local).map((sql) => ({ sql }));
+        if (after.length > 0) rewrites.push({ index, after });
+      }
+    }
+    return rewrites;
   }
 
   /** Prepares, ahead of the text, what it uses of the statements that were prepared by Parse. @throws ServerError when that fails */

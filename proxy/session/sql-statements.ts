@@ -34,6 +34,7 @@ export interface Spoken {
   readonly missing: readonly { readonly content: PreparedContent; readonly name: string }[];
 }
 
+const NO_USES: readonly Use[] = [];
 /** A name that no server has. */
 const NOWHERE = 'foreshard_nowhere';
 /** Names that we give on servers. */
@@ -47,13 +48,17 @@ export class SqlStatements {
   readonly #uses: readonly Use[];
   readonly #statements: ClientStatements;
   readonly #analyzed: Analyzed;
-  readonly #defined = new Set<ClientStatement>();
+  #defined: Set<ClientStatement> | null = null;
   #released = false;
 
   /** Reads the text statement by statement, each as if those before it had been done. */
   constructor(analyzed: Analyzed, statements: ClientStatements) {
     this.#statements = statements;
     this.#analyzed = analyzed;
+    if (analyzed.statements.every(({ plan }) => plan.effect === null)) {
+      this.#uses = NO_USES;
+      return;
+    }
     const uses: Use[] = [];
     const changed = new Map<string, ClientStatement | null>();
     let all = false;
@@ -184,6 +189,7 @@ export class SqlStatements {
     const by = spoken.rewrites.find((r) => r.index === index)?.replace?.by;
     if (use.kind === 'prepare' && by !== undefined && !this.#released) {
       const { made } = use;
+      this.#defined ??= new Set();
       this.#defined.add(made);
       backend.prepared.set(made.content, by);
       backend.shapes.delete(made.content);
@@ -199,7 +205,7 @@ export class SqlStatements {
     if (this.#released) return;
     this.#released = true;
     for (const use of this.#uses)
-      if (use.kind === 'prepare' && !this.#defined.has(use.made)) this.#statements.release(use.made);
+      if (use.kind === 'prepare' && this.#defined?.has(use.made) !== true) this.#statements.release(use.made);
   }
 }
 

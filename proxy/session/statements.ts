@@ -25,6 +25,11 @@ export class ClientStatements {
     return this.#services.router.analyze(sql, this.#lookup.current.names);
   }
 
+  /** Reads a long text in another thread, so that `analyze` has less to do. Null: there is no need. */
+  readAhead(sql: Buffer): Promise<void> | null {
+    return this.#services.router.readAhead(sql, this.#lookup.current.names);
+  }
+
   /** A Parse. @throws ForeshardError as PostgreSQL says it, if the name is taken or the text cannot be prepared */
   add(name: string, sql: Buffer, oids: readonly number[]): ClientStatement {
     if (name !== '' && this.#byName.has(name))

@@ -299,8 +299,8 @@ export class Units {
 
   /** @returns whether there is a transaction, open on a server now, that must be failed. */
   async openForFailure(): Promise<boolean> {
-    const { lease, signal } = this.#session;
-    if (lease.transaction?.deferred) await lease.openToFail(signal);
+    const { lease, wait } = this.#session;
+    if (lease.transaction?.deferred) await lease.openToFail(wait);
     const { backend } = lease;
     if (backend === null) return false;
     if (backend.status !== IDLE || lease.unsynced) return true;

@@ -1,6 +1,7 @@
 import { type MetadataJson, parseMetadata } from '../../../proxy/router/metadata.js';
 import type { BoundParams, Route } from '../../../proxy/router/route.js';
 import { Router } from '../../../proxy/router/router.js';
+import type { TextReader } from '../../../proxy/router/text-reader.js';
 import type { KeyType, Position } from '../../../topology/key.js';
 import type {
   Epoch,
@@ -146,9 +147,9 @@ const METADATA: MetadataJson = {
   operators: ['<#>'],
 };
 
-export function makeRouter(topology: () => Topology): Router {
+export function makeRouter(topology: () => Topology, reader?: TextReader): Router {
   const metadata = parseMetadata(JSON.stringify(METADATA));
-  return new Router({ topology, metadata: () => metadata });
+  return new Router({ topology, metadata: () => metadata, ...(reader === undefined ? {} : { reader }) });
 }
 
 export const SESSION = { searchPath: ['$user', 'public'], user: 'app' };

@@ -1,0 +1,47 @@
+import type { Node } from 'libpg-query';
+import type { Context } from './analysis.js';
+import { parse } from './parse.js';
+import { planStatement } from './plan.js';
+import { LISTENS_ITSELF, type StatementPlan } from './route.js';
+
+/** What parsing and planning make of a text: plain data, so that another thread can hand it over. */
+export interface Reading {
+  /** Of each statement. */
+  readonly plans: readonly StatementPlan[];
+  /** Byte offsets of each statement's start and end. */
+  readonly places: readonly number[];
+  /** Names in it may not be what they seem: the text is in an encoding that is not UTF-8. */
+  readonly garbledNames: boolean;
+}
+
+/** Parses a text and plans its statements; null if PostgreSQL's grammar refuses it. Takes about 20 ms for 64 KiB of VALUES. */
+export function readText(text: Buffer, context: Omit<Context, 'literals'>): Reading | null {
+  const parsed = parse(text);
+  if (parsed === null) return null;
+  const { statements, literals, garbledNames } = parsed;
+  return {
+    plans: statements.map(({ node }) => (garbledNames ? garbled(node) : planStatement(node, { ...context, literals }))),
+    places: statements.flatMap(({ start, end }) => [start, end]),
+    garbledNames,
+  };
+}
+
+const GARBLED: StatementPlan = {
+  kind: 'write',
+  command: 'SELECT',
+  target: {
+    kind: 'sole',
+    refusal: {
+      sqlstate: '0A000',
+      message: 'table names outside ASCII in a client encoding other than UTF-8 are not supported on several shards',
+      hint: 'SET client_encoding TO UTF8.',
+    },
+  },
+  effect: null,
+  pin: null,
+};
+
+/** A channel whose name is not known here can be listened to by the session's own connection only. */
+function garbled(statement: Node): StatementPlan {
+  return 'ListenStmt' in statement ? { ...GARBLED, kind: 'utility', pin: LISTENS_ITSELF } : GARBLED;
+}
