@@ -65,6 +65,8 @@ export class Backend {
   readonly connection: ServerConnection;
   /** Statements prepared here, oldest use first. */
   readonly prepared = new Map<PreparedContent, string>();
+  /** Statements have their client's names here, and `prepared` is not used. */
+  byName = false;
   /** Names of statements here that nobody uses any more. */
   readonly toClose: string[] = [];
   /** The columns of those of which they are known, as `shapeOf` has them. */

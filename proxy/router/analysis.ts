@@ -6,7 +6,7 @@ import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
 import type { Registry } from './registry.js';
-import type { KeyColumnSource, KeySource, Refusal } from './route.js';
+import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
 
 /** What planning looks at besides the statement. */
@@ -58,6 +58,8 @@ export class Analysis {
   sequence = false;
   pin: string | null = null;
   asksSequences = false;
+  /** So do defaults of columns, or checks, of a table that is written. */
+  defaultsAsk = false;
   unsureOfState = false;
   readonly setConfigCalls: FuncCall[] = [];
   notifies = false;
@@ -140,6 +142,7 @@ export class Analysis {
     let occurrence: Occurrence | null = null;
     const keys = new Map<string, Variable>();
     if (role === 'write') this.writes = true;
+    if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (sharded) {
       occurrence = {
         table: sharded,
@@ -235,8 +238,7 @@ export class Analysis {
         return;
       case 'unknown':
         this.writes = true;
-        if (this.context.metadata.userFunction(schema, name, this.context.searchPath)?.stateful === true)
-          this.unsureOfState = true;
+        this.#userCall(schema, name);
         this.refuse(
           `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
           this.context.metadata.userFunction(schema, name, this.context.searchPath) === null
@@ -244,6 +246,12 @@ export class Analysis {
             : 'Declare it IMMUTABLE if it only computes from its arguments.',
         );
     }
+  }
+
+  #userCall(schema: string | null, name: string): void {
+    const user = this.context.metadata.userFunction(schema, name, this.context.searchPath);
+    if (user?.stateful) this.unsureOfState = true;
+    if (user?.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
   }
 
   /** Whether every table named anywhere in the statement was understood. */

@@ -18,6 +18,8 @@ export interface Metadata {
   ): Relation | null;
   /** What holds of all overloads of a function that is not PostgreSQL's own, or null if there is none of that name. */
   userFunction(schema: string | null, name: string, searchPath: readonly string[]): UserFunction | null;
+  /** Whether a DO block may change settings for longer than its transaction, by itself or by functions. */
+  mayKeepSettings(block: string): boolean;
   /** Operators that are not PostgreSQL's own and whose function is not immutable, by name. */
   readonly volatileOperators: ReadonlySet<string>;
 }
@@ -29,6 +31,8 @@ export interface Relation extends TableName {
   readonly columns: readonly string[] | null;
   /** The partitioned or inherited-from tables above it. */
   readonly parents: readonly TableName[];
+  /** Defaults of its columns, or checks of its rows, call currval or lastval. */
+  readonly asksSequences?: true;
 }
 
 export interface UserFunction {
@@ -37,6 +41,8 @@ export interface UserFunction {
   readonly native: boolean;
   /** The text of one, or of one that it calls, has words of what stays with a session: temporary objects, advisory locks, LISTEN … */
   readonly stateful: boolean;
+  /** So for SET, RESET or set_config that last longer than the transaction. */
+  readonly keepsSettings: boolean;
 }
 
 export interface MetadataJson {
@@ -46,6 +52,7 @@ export interface MetadataJson {
     kind: string;
     columns: readonly string[];
     parents: readonly (readonly [string, string])[];
+    asks?: boolean;
   }[];
   readonly functions: readonly {
     schema: string;
@@ -53,6 +60,7 @@ export interface MetadataJson {
     immutable: boolean;
     native: boolean;
     stateful?: boolean;
+    keepsSettings?: boolean;
   }[];
   readonly operators: readonly string[];
 }
@@ -65,6 +73,7 @@ class Snapshot implements Metadata {
   readonly volatileOperators: ReadonlySet<string>;
   readonly #relations = new Map<string, Relation>();
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
+  readonly #settingFunctions: string[] = [];
 
   constructor(row: MetadataJson, version: string) {
     this.version = version;
@@ -77,12 +86,20 @@ class Snapshot implements Metadata {
         kind: r.kind,
         columns: r.columns,
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
+        ...(r.asks ? { asksSequences: true as const } : {}),
       });
     }
     for (const f of row.functions) {
       const all = this.#functions.get(f.name) ?? [];
-      all.push({ schema: f.schema, fact: { immutable: f.immutable, native: f.native, stateful: f.stateful ?? false } });
+      const fact = {
+        immutable: f.immutable,
+        native: f.native,
+        stateful: f.stateful ?? false,
+        keepsSettings: f.keepsSettings ?? false,
+      };
+      all.push({ schema: f.schema, fact });
       this.#functions.set(f.name, all);
+      if (fact.keepsSettings) this.#settingFunctions.push(f.name.toLowerCase());
     }
   }
 
@@ -110,7 +127,14 @@ class Snapshot implements Metadata {
       immutable: seen.every((f) => f.fact.immutable),
       native: seen.every((f) => f.fact.native),
       stateful: seen.some((f) => f.fact.stateful),
+      keepsSettings: seen.some((f) => f.fact.keepsSettings),
     };
+  }
+
+  mayKeepSettings(block: string): boolean {
+    if (SETS.test(block) || CALLS_SET_CONFIG.test(block.replace(SETS_LOCALLY, ''))) return true;
+    const lower = block.toLowerCase();
+    return this.#settingFunctions.some((name) => lower.includes(name));
   }
 }
 
@@ -121,6 +145,11 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 
 /** Nothing known: every table that the topology does not name is taken for one of the home shard's. */
 export const EMPTY_METADATA: Metadata = new Snapshot(EMPTY, 'empty');
+
+/** SET or RESET where a statement begins, in a body or in a string that is executed; SET in an UPDATE stands elsewhere. The same in SQL below. */
+const SETS = /(^|[;$'"(]|\b(begin|then|else|loop)\b|\*\/|--[^\n]*\n)\s*(set|reset)\s+(?!local\b)/i;
+const SETS_LOCALLY = /set_config\s*\([^()]*,\s*true\s*\)/gi;
+const CALLS_SET_CONFIG = /\bset_config\b/i;
 
 /**
  * One query, one row. System catalogs and information_schema are in it as relations without columns: they are never
@@ -133,8 +162,16 @@ WITH RECURSIVE bodies AS MATERIALIZED (
   WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal')),
 stateful AS (
   SELECT oid, proname FROM bodies
-  WHERE body ~* '\\m(temp|temporary|pg_temp|pg_(try_)?advisory_\\w+|listen|hold|execute|dblink\\w*)\\M'
-  UNION SELECT b.oid, b.proname FROM stateful s JOIN bodies b ON position(s.proname IN b.body) > 0)
+  WHERE body ~* '\\m(temp|temporary|pg_temp|pg_(try_)?advisory_\\w+|listen|hold|execute|prepare|deallocate|discard|dblink\\w*)\\M'
+  UNION SELECT b.oid, b.proname FROM stateful s JOIN bodies b ON position(s.proname IN b.body) > 0),
+setting AS (
+  SELECT oid, proname FROM bodies
+  WHERE body ~* '(^|[;$''"(]|\\m(begin|then|else|loop)\\M|\\*/|--[^\\n]*\\n)\\s*(set|reset)\\s+(?!local\\M)'
+    OR regexp_replace(body, 'set_config\\s*\\([^()]*,\\s*true\\s*\\)', '', 'gi') ~* '\\mset_config\\M'
+  UNION SELECT b.oid, b.proname FROM setting s JOIN bodies b ON position(s.proname IN b.body) > 0),
+asking AS (
+  SELECT adrelid AS oid FROM pg_attrdef WHERE pg_get_expr(adbin, adrelid) ~ '\\m(currval|lastval)\\('
+  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND pg_get_expr(conbin, conrelid) ~ '\\m(currval|lastval)\\(')
 SELECT jsonb_build_object(
   'relations', (SELECT coalesce(jsonb_agg(jsonb_build_object(
       'schema', n.nspname, 'table', c.relname, 'kind', c.relkind,
@@ -147,13 +184,14 @@ SELECT jsonb_build_object(
           UNION SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.inhparent)
         SELECT coalesce(jsonb_agg(jsonb_build_array(pn.nspname, p.relname)), '[]'::jsonb)
         FROM up JOIN pg_class p ON p.oid = up.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace))
+      || CASE WHEN asking.oid IS NULL THEN '{}'::jsonb ELSE '{"asks": true}'::jsonb END
     ORDER BY n.nspname, c.relname), '[]'::jsonb)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN asking ON asking.oid = c.oid
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
-      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful) ORDER BY schema, name), '[]'::jsonb)
+      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings) ORDER BY schema, name), '[]'::jsonb)
     FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(l.lanname IN ('c', 'internal')) AS native,
-                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful
+                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings
           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_temp_' GROUP BY 1, 2) f),
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)

@@ -35,7 +35,11 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     target,
     effect: lasting.length === 0 ? null : { kind: 'set-config', calls: lasting },
     pin: pin ?? (settings === null ? 'set_config' : null),
-    ...(a.asksSequences ? { asksSequences: true as const } : {}),
+    ...(a.asksSequences
+      ? { asksSequences: 'itself' as const }
+      : a.defaultsAsk
+        ? { asksSequences: 'defaults' as const }
+        : {}),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),

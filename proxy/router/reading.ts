@@ -14,13 +14,21 @@ export interface Reading {
   readonly garbledNames: boolean;
 }
 
+/** The view and the function under it, in a tree. */
+const SHOWS_PREPARED = /"relname":"pg_prepared_statements"|"String":\{"sval":"pg_prepared_statement"\}/;
+
 /** Parses a text and plans its statements; null if PostgreSQL's grammar refuses it. Takes about 20 ms for 64 KiB of VALUES. */
 export function readText(text: Buffer, context: Omit<Context, 'literals'>): Reading | null {
   const parsed = parse(text);
   if (parsed === null) return null;
   const { statements, literals, garbledNames } = parsed;
+  const mayShow = /pg_prepared_statement/i.test(text.toString('latin1'));
   return {
-    plans: statements.map(({ node }) => (garbledNames ? garbled(node) : planStatement(node, { ...context, literals }))),
+    plans: statements.map(({ node }) => {
+      if (garbledNames) return garbled(node);
+      const plan = planStatement(node, { ...context, literals });
+      return mayShow && SHOWS_PREPARED.test(JSON.stringify(node)) ? { ...plan, showsPrepared: true as const } : plan;
+    }),
     places: statements.flatMap(({ start, end }) => [start, end]),
     garbledNames,
   };

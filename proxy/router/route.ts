@@ -15,10 +15,12 @@ export interface StatementPlan {
   readonly effect: SessionEffect | null;
   /** Why the session must keep its server connection from here on (temporary table, LISTEN, advisory lock …), or null. */
   readonly pin: string | null;
-  /** Calls currval or lastval: the answer depends on what the session drew before on its server connection. */
-  readonly asksSequences?: true;
+  /** Calls currval or lastval, itself or in defaults of columns: the answer depends on what the session drew before on its server connection. */
+  readonly asksSequences?: 'itself' | 'defaults';
   /** What it leaves on its server connection (temporary objects, locks) is known only by asking that afterwards. */
   readonly unsureOfState?: true;
+  /** Shows prepared statements, or uses one in a way that cannot be put in other words. */
+  readonly showsPrepared?: true;
   /** Calls pg_notify. */
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */
@@ -27,6 +29,9 @@ export interface StatementPlan {
 
 /** The reason for which a session is pinned whose server connection listens for it. */
 export const LISTENS_ITSELF = 'LISTEN in a function';
+
+/** The reason for which a session is pinned on whose server connection a function has changed settings, perhaps unseen. */
+export const SETTINGS_OF_FUNCTION = 'settings of a function';
 
 /** What a target may have besides the key; all of it only matters when data is on several shards. */
 export interface TargetExtras {

@@ -232,6 +232,11 @@ export class Router {
     );
   }
 
+  /** Whether a DO block, given as its whole text, may change settings for longer than its transaction. */
+  mayKeepSettings(block: string): boolean {
+    return this.#options.metadata().mayKeepSettings(block);
+  }
+
   /** Templates kept now. */
   get templates(): number {
     let n = 0;

@@ -2,9 +2,9 @@ import type { ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt } fr
 import type { KeyType } from '../../topology/key.js';
 import { KEY_TYPE_OID } from '../../topology/key-codec.js';
 import type { Context } from './analysis.js';
-import { plainType, sourceOf, walk } from './ast.js';
+import { plainType, qualifiedName, sourceOf, walk } from './ast.js';
 import { commandTag } from './command-tag.js';
-import type { Refusal, SessionEffect, StatementPlan, Target } from './route.js';
+import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
 
 type Planner = (statement: Node, context: Context) => StatementPlan;
 
@@ -95,7 +95,12 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     if (!inner) return make('utility', sole('EXPLAIN'));
     const runs = (options ?? []).some((o) => 'DefElem' in o && o.DefElem.defname === 'analyze');
     // EXPLAIN without ANALYZE runs nothing, but where it would run is where its plan is made.
-    return make(runs ? inner.kind : 'read', withoutFanOut(inner.target, 'EXPLAIN'), { pin: runs ? inner.pin : null });
+    return make(runs ? inner.kind : 'read', withoutFanOut(inner.target, 'EXPLAIN'), {
+      pin: runs ? inner.pin : null,
+      // EXPLAIN CREATE TABLE AS EXECUTE
+      ...(inner.effect?.kind === 'execute' ? { showsPrepared: true } : {}),
+      ...(runs && inner.unsureOfState ? { unsureOfState: true } : {}),
+    });
   }
   if ('CopyStmt' in statement) {
     const { query, relation, is_from } = statement.CopyStmt;
@@ -103,6 +108,9 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       const inner = plan(query, context);
       return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), { pin: inner.pin });
     }
+    const known =
+      relation &&
+      context.metadata.resolveRelation(relation.schemaname ?? null, relation.relname ?? '', context.searchPath);
     return make(
       is_from ? 'write' : 'read',
       tablesTarget(
@@ -111,6 +119,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
         is_from ? 'COPY FROM' : 'COPY TO',
         is_from ? 'Use INSERT with the rows of one key at a time.' : 'Use COPY (SELECT … WHERE key = …) TO.',
       ),
+      is_from && known?.asksSequences ? { asksSequences: 'defaults' } : {},
     );
   }
   if ('TruncateStmt' in statement)
@@ -154,8 +163,14 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
   }
   if ('DoStmt' in statement)
     return make('write', sole('DO', 'Run its statements one by one.'), { unsureOfState: true });
-  if ('CallStmt' in statement)
-    return make('write', sole('CALL', 'Run its statements one by one.'), { unsureOfState: true });
+  if ('CallStmt' in statement) {
+    const { schema, name } = qualifiedName(statement.CallStmt.funccall?.funcname);
+    const procedure = context.metadata.userFunction(schema, name, context.searchPath);
+    return make('write', sole('CALL', 'Run its statements one by one.'), {
+      unsureOfState: true,
+      pin: procedure?.keepsSettings ? SETTINGS_OF_FUNCTION : null,
+    });
+  }
   if ('VacuumStmt' in statement) return make('utility', sole(command, 'Run it on each shard directly.'));
   if ('ReindexStmt' in statement || 'ClusterStmt' in statement)
     return make('utility', sole(command, 'Run it on each shard directly.'));

@@ -30,7 +30,7 @@ import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution, Placement } from './placement.js';
 import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { type Own, SentText } from './sent-text.js';
-import { errorAsWritten, prepareSql, type SqlStatements } from './sql-statements.js';
+import { AS_IT_IS, errorAsWritten, errorShifted, ownPrepare, type SqlStatements } from './sql-statements.js';
 import { checkShapes } from './stale-plan.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
@@ -268,10 +268,7 @@ export class ExtendedProtocol {
           break;
         case 'bind': {
           const { portal } = item.bind;
-          const name =
-            item.sql === null
-              ? this.#ensurePrepared(backend, item.statement, item.bind.statement === '')
-              : this.#speak(backend, item.sql, item.statement, item.bound);
+          const name = this.#nameToBind(backend, item);
           const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
           backend.send(data, {
             kind: 'bind',
@@ -287,12 +284,7 @@ export class ExtendedProtocol {
           break;
         }
         case 'describe-statement': {
-          const sql = sqlOf(item.statement.analyzed, this.#statements);
-          const name =
-            sql === null
-              ? this.#ensurePrepared(backend, item.statement, false)
-              : this.#speak(backend, sql, item.statement, null);
-          sql?.release();
+          const name = this.#nameToDescribe(backend, item);
           const replied = this.#noteShape(backend, item.statement);
           backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false, replied });
           lease.unsynced = true;
@@ -314,10 +306,10 @@ export class ExtendedProtocol {
           if (item.maxRows !== 0 && lease.transaction !== null) lease.transaction.clean = false;
           break;
         case 'close-statement':
-          backend.send(null, {
-            kind: 'local',
+          if (backend.byName) lease.unsynced = true;
+          backend.send(backend.byName ? encodeClose('statement', item.name) : null, {
+            ...(backend.byName ? { kind: 'close' } : { kind: 'local', bytes: CLOSE_COMPLETE }),
             internal: false,
-            bytes: CLOSE_COMPLETE,
             done: () => item.statement !== null && this.#statements.release(item.statement),
             undo: () => this.#statements.restore(item.name, item.statement),
           });
@@ -364,6 +356,12 @@ export class ExtendedProtocol {
       });
       return;
     }
+    item.statement.made = true;
+    if (backend.byName) {
+      this.#session.activity.serverParses += 1;
+      backend.send(item.frame, { kind: 'parse', internal: false, undo });
+      return;
+    }
     const known = backend.prepared.get(content);
     // In a failed transaction only the server knows what it still takes.
     if (known !== undefined && backend.status === FAILED) backend.toClose.push(known);
@@ -381,6 +379,25 @@ export class ExtendedProtocol {
         undo();
       },
     });
+  }
+
+  /** The name under which the statement of a Bind is prepared there. */
+  #nameToBind(backend: Backend, { sql, statement, bound, bind }: Item & { type: 'bind' }): string {
+    if (backend.byName) {
+      if (sql !== null) bound.spoken = AS_IT_IS;
+      return bind.statement === '' ? this.#ensurePrepared(backend, statement, true) : bind.statement;
+    }
+    if (sql === null) return this.#ensurePrepared(backend, statement, bind.statement === '');
+    return this.#speak(backend, sql, statement, bound);
+  }
+
+  #nameToDescribe(backend: Backend, { frame, statement }: Item & { type: 'describe-statement' }): string {
+    if (backend.byName) return decodeDescribe(frame).name || this.#ensurePrepared(backend, statement, true);
+    const sql = sqlOf(statement.analyzed, this.#statements);
+    if (sql === null) return this.#ensurePrepared(backend, statement, false);
+    const name = this.#speak(backend, sql, statement, null);
+    sql.release();
+    return name;
   }
 
   /**
@@ -454,12 +471,7 @@ export class ExtendedProtocol {
     if (backend.unnamed === content && this.#statements.is('', statement)) return '';
     const name = this.#newName(backend, content);
     if (content.definition === null) this.#prepare(backend, content, name);
-    else
-      this.#sayQuietly(
-        backend,
-        { sql: prepareSql(name, content.definition) },
-        { undo: () => backend.prepared.delete(content) },
-      );
+    else this.#sayQuietly(backend, ownPrepare(name, statement), { undo: () => backend.prepared.delete(content) });
     return name;
   }
 
@@ -480,9 +492,10 @@ export class ExtendedProtocol {
     const session = this.#session;
     const effect = bound?.statement.analyzed.statements[0]?.plan.effect;
     const spoken = bound?.spoken ?? null;
-    if (effect?.kind === 'deallocate' && effect.name !== null && this.#statements.knows(effect.name)) {
+    const deallocated = effect?.kind === 'deallocate' ? effect.name : null;
+    if (deallocated !== null && !backend.byName && this.#statements.knows(deallocated)) {
       // The server knows it by another name, and other clients may use it there.
-      const name = protocolName(effect.name);
+      const name = protocolName(deallocated);
       const done = () => this.#statements.forget(name);
       backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
       return;
@@ -503,6 +516,7 @@ export class ExtendedProtocol {
         const itself: Execution = { analyzed: bound.statement.analyzed, index: 0, params: null, lookup: null };
         this.#units.completed(effect?.kind === 'execute' && effect.form !== 'execute' ? itself : bound.execution, tag);
         if (spoken !== null) bound.sql?.done(0, backend, spoken);
+        if (deallocated !== null) this.#statements.forget(protocolName(deallocated));
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -525,19 +539,25 @@ export class ExtendedProtocol {
   }
 
   /** A statement of ours among the client's. */
-  #sayQuietly(backend: Backend, { sql, done }: Own, { undo }: { readonly undo?: () => void } = {}): void {
-    const name = 'foreshard_own';
+  #sayQuietly(backend: Backend, { sql, done, shift }: Own, { undo }: { readonly undo?: () => void } = {}): void {
+    const name = backend.newStatementName();
     const own = { formats: [], values: [], resultFormats: [] };
+    const tell = (_type: number, frame: Buffer) => errorShifted(frame, shift);
     backend.send(encodeParse(name, Buffer.from(sql, 'latin1')), { kind: 'parse', internal: true });
     backend.send(encodeBind({ portal: name, statement: name, ...own }), { kind: 'bind', internal: true });
     backend.send(encodeExecute(name), {
       kind: 'execute',
       internal: true,
+      tell,
       ...(done === undefined ? {} : { done }),
       ...(undo === undefined ? {} : { undo }),
     });
     backend.send(encodeClose('portal', name), { kind: 'close', internal: true });
-    backend.send(encodeClose('statement', name), { kind: 'close', internal: true });
+    backend.send(encodeClose('statement', name), {
+      kind: 'close',
+      internal: true,
+      undo: () => backend.toClose.push(name),
+    });
   }
 
   #noteSent(bound: Bound | null): void {
@@ -617,7 +637,10 @@ export class ExtendedProtocol {
         closePortal: shape.includes('close-portal'),
       }),
     );
-    if (done) this.#reader.forgetPortals();
+    if (done) {
+      this.#reader.forgetPortals();
+      for (const item of items) if (item.type === 'parse') item.statement.made = true;
+    }
     return done;
   }
 }

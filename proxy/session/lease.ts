@@ -6,12 +6,13 @@ import { InternalStatementError } from '../backend/backend.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
-import type { StatementPlan } from '../router/route.js';
+import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
 import type { Router } from '../router/router.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Activity } from './activity.js';
+import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import { Pinning } from './pinning.js';
@@ -19,7 +20,8 @@ import type { Execution, Placement } from './placement.js';
 import { place, planOf, stillOn } from './placement.js';
 import { queueNotice } from './queue-notice.js';
 import { mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
-import { areAlike, difference, fromScratch, type SessionSettings } from './settings.js';
+import { ahead, areAlike, difference, fromScratch, type SessionSettings, type SettingMap } from './settings.js';
+import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
 
@@ -39,6 +41,8 @@ export interface LeaseContext {
   readonly lookup: NameLookup;
   readonly activity: Activity;
   readonly listening: Listening;
+  /** What the client has prepared. */
+  readonly statements: () => ClientStatements;
   /** The session's. */
   readonly id: number;
   /** Whether sessions of this user have asked for currval or lastval. */
@@ -87,7 +91,7 @@ export class Lease {
     this.#context = context;
     this.#owner = owner;
     this.#seen = context.live.current;
-    this.pinning = new Pinning(context.pinned);
+    this.pinning = new Pinning(context.pinned, context.settings);
     this.sequences = new Sequences(context.id);
   }
 
@@ -152,7 +156,9 @@ export class Lease {
         !this.#begun &&
         !this.#hasSettings(this.backend)
       ) {
-        if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
+        // What functions have changed is nowhere but there.
+        if (this.pinning.has(SETTINGS_OF_FUNCTION)) this.backend.settings = this.#context.settings.current;
+        else if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
       }
       if (asksThem && (await this.#readySequences(this.backend, executions))) continue;
       const first = this.#context.listening.prepare(this.backend, executions, this.#begun);
@@ -165,6 +171,13 @@ export class Lease {
       if (this.transaction?.deferred) {
         const { transaction } = this;
         await this.#unlessDead(this.backend, (backend) => this.#open(backend, transaction));
+        continue;
+      }
+      if (!this.unsynced && !this.backend.byName && this.#seesNames(executions)) {
+        this.pinning.add(BY_NAME);
+        await prepareByName(this.backend, this.#context.statements()).catch((error: unknown) => {
+          throw asServerError(error);
+        });
         continue;
       }
       if (!this.#context.lookup.agrees(this.backend.connection.parameters)) this.tellParameters(this.backend);
@@ -184,6 +197,10 @@ export class Lease {
     if (backend.settings === null || !areAlike(backend.settings, current)) return false;
     backend.settings = current;
     return true;
+  }
+
+  #seesNames(executions: readonly Execution[]): boolean {
+    return firstThat(executions, (plan) => seesNames(plan, this.#context.statements())) >= 0;
   }
 
   /** Whether a transaction is open on the server, or a batch is. */
@@ -286,7 +303,7 @@ export class Lease {
 
   /** The statements go to this connection now. */
   #sending(backend: Backend, executions: readonly Execution[]): void {
-    const { asksSequences, live } = this.#context;
+    const { asksSequences, live, router } = this.#context;
     const { sequences } = this;
     if (firstThat(executions, mayDraw) >= 0 && !this.unsynced) {
       // A user's session that asks outside of a transaction keeps its connection. In one, what it draws is told from what was drawn before.
@@ -303,7 +320,10 @@ export class Lease {
     sequences.sending(backend, executions);
     for (const execution of executions) {
       const plan = planOf(execution);
-      if (plan !== null) this.pinning.sending(plan);
+      if (plan === null) continue;
+      this.pinning.sending(plan);
+      if (plan.command === 'DO' && router.mayKeepSettings(execution.analyzed.text.toString('latin1')))
+        this.pinning.add(SETTINGS_OF_FUNCTION);
     }
   }
 
@@ -325,7 +345,9 @@ export class Lease {
     // Drawn in this very Query or batch, behind a clean start.
     const draws = firstThat(executions, mayDraw);
     if (draws >= 0 && draws < firstThat(executions, asks) && !this.unsynced) return false;
-    if (sequences.place === 'anywhere' && !this.unsynced) {
+    // Defaults mostly draw what they then ask for; if not, the server says that there is none.
+    const fresh = sequences.place === 'anywhere' || firstThat(executions, asksItself) < 0;
+    if (fresh && !this.unsynced) {
       if (backend.sequencesOf === null) return false;
       await sequences.clean(backend);
       return true;
@@ -482,10 +504,10 @@ export class Lease {
     if (sql.length === 0) return false;
     try {
       try {
-        await backend.runInternal(settingsQuery(sql));
+        await this.#say(backend, before, sql);
       } catch (error) {
         if (before === null || !(error instanceof InternalStatementError)) throw error;
-        await backend.runInternal(settingsQuery(fromScratch(current)));
+        await this.#say(backend, null, fromScratch(current));
       }
       await backend.refreshSearchPath();
     } catch (error) {
@@ -494,6 +516,25 @@ export class Lease {
     }
     this.tellParameters(backend);
     return true;
+  }
+
+  /** Says statements that change settings, whatever time-out was in force before. */
+  async #say(backend: Backend, before: SettingMap | null, sql: readonly string[]): Promise<void> {
+    const first = ahead(before);
+    for (let times = 0; ; times++) {
+      try {
+        // Not waited for: both go in one packet.
+        const reset = first === null ? null : backend.runInternal(settingsQuery([first]));
+        const rest = backend.runInternal(settingsQuery(sql));
+        const [a, b] = await Promise.allSettled([reset, rest]);
+        if (a.status === 'rejected') throw a.reason;
+        if (b.status === 'rejected') throw b.reason;
+        return;
+      } catch (error) {
+        // A time-out of a millisecond may cut even the statement that takes it back.
+        if (first === null || times >= TIMED_OUT || !isTimedOut(error)) throw error;
+      }
+    }
   }
 
   /** Tells the client the parameters that differ from what it was told last. */
@@ -520,6 +561,13 @@ export class Lease {
   }
 }
 
+/** Statements of ours that another client's statement_timeout may cut in a row. */
+const TIMED_OUT = 50;
+
+function isTimedOut(error: unknown): boolean {
+  return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate === '57014';
+}
+
 /** Statements kept as byte strings. */
 function settingsQuery(sql: readonly string[]): Buffer {
   return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
@@ -533,7 +581,8 @@ function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) =
   });
 }
 
-const asks = (plan: StatementPlan): boolean => plan.asksSequences === true;
+const asks = (plan: StatementPlan): boolean => plan.asksSequences !== undefined;
+const asksItself = (plan: StatementPlan): boolean => plan.asksSequences === 'itself';
 
 /** The server's own error, if it was one. */
 export function asServerError(error: unknown): unknown {

@@ -1,19 +1,31 @@
 import type { Backend } from '../backend/backend.js';
-import { LISTENS_ITSELF, type StatementPlan } from '../router/route.js';
+import { LISTENS_ITSELF, SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { PINNED_FOR_CURRVAL } from './sequences.js';
+import type { SessionSettings } from './settings.js';
+
+const PREPARED_INSIDE = 'PREPARE in a function';
 
 /** What a server connection can be asked whether it still holds it, between transactions; in the order of PROBE's answer. */
-const PROBED = ['temporary table', 'session advisory lock', 'WITH HOLD cursor', LISTENS_ITSELF] as const;
+const PROBED = [
+  'temporary table',
+  'session advisory lock',
+  'WITH HOLD cursor',
+  LISTENS_ITSELF,
+  PREPARED_INSIDE,
+] as const;
 
-/** One letter for each. The temporary schema is there for good once it was used; what is in it is not. */
+/** One letter for each; then how many statements have names of ours, and the settings that have been made. The temporary schema is there for good once it was used; what is in it is not. */
 const PROBE = encodeQuery(`
 SELECT pg_catalog.concat(
  EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = s UNION ALL SELECT FROM pg_catalog.pg_proc WHERE pronamespace = s
   UNION ALL SELECT FROM pg_catalog.pg_type WHERE typnamespace = s),
  EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),
  EXISTS (SELECT FROM pg_catalog.pg_cursors),
- EXISTS (SELECT FROM pg_catalog.pg_listening_channels()))
+ EXISTS (SELECT FROM pg_catalog.pg_listening_channels()),
+ EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name !~ '^fs_[0-9]+$'),
+ (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements WHERE name ~ '^fs_[0-9]+$'),
+ (SELECT pg_catalog.string_agg(' ' || name, '') FROM pg_catalog.pg_settings WHERE source = 'session'))
 FROM pg_catalog.pg_my_temp_schema() AS s`);
 
 /** They give way on several shards, where a session has more than one server process anyway. */
@@ -30,13 +42,15 @@ const UNKNOWN = 'state that could not be asked for';
 export class Pinning {
   readonly #noted: (reason: string) => void;
   readonly #reasons = new Set<string>();
+  readonly #settings: SessionSettings;
   /** What the transaction at hand has added: to be asked for if it fails. */
   #added = false;
   #doubt = false;
 
   /** @param noted told each reason when it begins to hold */
-  constructor(noted: (reason: string) => void) {
+  constructor(noted: (reason: string) => void, settings: SessionSettings) {
     this.#noted = noted;
+    this.#settings = settings;
   }
 
   /** The first reason that holds; null: none. */
@@ -108,6 +122,10 @@ export class Pinning {
       if (found[i] === 't') this.add(reason);
       else this.delete(reason);
     });
+    const [count, ...made] = found.slice(PROBED.length).split(' ');
+    // Somebody has deallocated what we had prepared.
+    if (Number(count) < backend.prepared.size) backend.forgetPrepared();
+    if (made.some((name) => !this.#settings.current.has(name.toLowerCase()))) this.add(SETTINGS_OF_FUNCTION);
     this.#added = false;
   }
 }

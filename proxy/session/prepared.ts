@@ -23,6 +23,10 @@ export interface ClientStatement {
   lookup: Lookup;
   /** The columns that the client was told last, and at which version of the schema; null: it was told none. */
   told: { readonly shape: string; readonly version: number } | null;
+  /** PREPARE as the client sent it, and how many characters stood there before what follows the name. Null: prepared by Parse. */
+  readonly source: { readonly text: Buffer; readonly before: number } | null;
+  /** It is more than a Parse that has yet to be sent. */
+  made: boolean;
 }
 
 /** What a client must know of a result to read its rows, from a RowDescription or NoData. Object ids differ from shard to shard. */

@@ -16,6 +16,8 @@ export interface Own {
   readonly sql: string;
   /** Called when a server has done it. */
   readonly done?: () => void;
+  /** What to add to a position in it, in characters, for where the client once had it written. Absent: the client has not. */
+  readonly shift?: number;
 }
 
 interface Piece {
@@ -23,6 +25,7 @@ interface Piece {
   readonly sent: number;
   readonly own: number;
   readonly copied: boolean;
+  readonly shift?: number;
 }
 
 /** A client's query string as the server gets it: with other names in it, and with statements of ours between the client's. */
@@ -53,9 +56,9 @@ export class SentText {
       own += length(part);
       from = to;
     };
-    const insert = (sql: string, instead = 0) => {
+    const insert = (sql: string, instead = 0, shift?: number) => {
       const part = Buffer.from(sql, 'latin1');
-      pieces.push({ sent, own, copied: false });
+      pieces.push({ sent, own, copied: false, ...(shift === undefined ? {} : { shift }) });
       parts.push(part);
       sent += length(part);
       own += length(text.subarray(from, from + instead));
@@ -64,7 +67,7 @@ export class SentText {
     for (const { index, replace, before, after } of rewrites) {
       const { start, end } = statements[index] as { start: number; end: number };
       copyTo(start);
-      for (const { sql } of before ?? []) insert(`${sql}; `);
+      for (const { sql, shift } of before ?? []) insert(`${sql}; `, 0, shift);
       if (replace !== undefined) {
         copyTo(replace.start);
         insert(replace.by, replace.end - replace.start);
@@ -85,12 +88,14 @@ export class SentText {
   position(position: number): number {
     let i = this.#pieces.length - 1;
     while (i > 0 && (this.#pieces[i] as Piece).sent >= position) i--;
-    const { sent, own, copied } = this.#pieces[i] as Piece;
+    const { sent, own, copied, shift } = this.#pieces[i] as Piece;
+    if (shift !== undefined) return position - sent + shift;
     return copied ? own + position - sent : own + 1;
   }
 }
 
-function characters(text: Buffer): number {
+/** In UTF-8. */
+export function characters(text: Buffer): number {
   let n = 0;
   for (const byte of text) if ((byte & 0xc0) !== 0x80) n++;
   return n;

@@ -73,5 +73,6 @@ export class Sequences {
 
 /** Whether the statement is likely to draw a number. */
 export function mayDraw(plan: StatementPlan): boolean {
-  return plan.kind === 'write' && plan.command !== 'UPDATE' && plan.command !== 'DELETE' && plan.asksSequences !== true;
+  if (plan.kind !== 'write' || plan.command === 'UPDATE' || plan.command === 'DELETE') return false;
+  return plan.asksSequences !== 'itself';
 }

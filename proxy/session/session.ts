@@ -150,6 +150,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         lookup: this.lookup,
         activity: this.activity,
         listening: this.listening,
+        statements: () => this.#statements,
         id: this.id,
         asksSequences: this.services.asksSequences,
         pinned: (reason) => {

@@ -15,6 +15,9 @@ export const NO_SETTINGS: SettingMap = new Map();
 /** They decide what the others may be set to, and RESET ALL leaves them alone (GUC_NO_RESET_ALL). */
 const IDENTITY: readonly string[] = ['session_authorization', 'role'];
 
+/** It would cut the exchange of settings itself: no longer in force before, and in force again last. */
+const STATEMENT_TIMEOUT = 'statement_timeout';
+
 /** map_old_guc_names in PostgreSQL's guc.c */
 const OLD_NAMES: Readonly<Record<string, string>> = { sort_mem: 'work_mem', vacuum_mem: 'maintenance_work_mem' };
 
@@ -36,7 +39,18 @@ export function setConfig(name: string, value: string, local = false): string {
 
 /** Statements that take a connection from settings that may be anything to `to`. */
 export function fromScratch(to: SettingMap): string[] {
-  return ['RESET SESSION AUTHORIZATION', 'RESET ROLE', 'RESET ALL', ...[...to.values()].map((s) => s.sql)];
+  return ['RESET SESSION AUTHORIZATION', 'RESET ROLE', 'RESET ALL', ...timeoutLast(to).map(([, s]) => s.sql)];
+}
+
+/** A statement to be said alone, before those that take a connection from the settings `from` to others; null: none. */
+export function ahead(from: SettingMap | null): string | null {
+  return from === null || from.has(STATEMENT_TIMEOUT) ? 'RESET statement_timeout' : null;
+}
+
+function timeoutLast(settings: SettingMap): (readonly [string, Setting])[] {
+  const isTimeout = ([name]: readonly [string, Setting]) => name === STATEMENT_TIMEOUT;
+  const all = [...settings];
+  return [...all.filter((s) => !isTimeout(s)), ...all.filter(isTimeout)];
 }
 
 /**
@@ -49,14 +63,17 @@ export function difference(from: SettingMap, to: SettingMap): string[] {
   if (from === to) return [];
   const gone = [...from.keys()].filter((name) => !to.has(name) && !IDENTITY.includes(name));
   const asIdentity = IDENTITY.some((name) => from.has(name) || to.has(name));
+  // What was said ahead has taken it back.
+  const timeout = to.get(STATEMENT_TIMEOUT);
+  const again = from.has(STATEMENT_TIMEOUT) && timeout !== undefined ? [STATEMENT_TIMEOUT] : [];
   const changed = [...to].filter(([name, { sql }]) => from.get(name)?.sql !== sql);
   if (gone.length === 0 && changed.length === 0 && IDENTITY.every((name) => from.get(name)?.sql === to.get(name)?.sql))
     return [];
   const sql = asIdentity ? ['RESET SESSION AUTHORIZATION', 'RESET ROLE'] : [];
   for (const name of gone) sql.push(`RESET ${quotedName(name)}`);
   for (const [name] of changed) if (isRelative(name) && from.has(name)) sql.push(`RESET ${quotedName(name)}`);
-  for (const [name, setting] of to)
-    if (IDENTITY.includes(name) || from.get(name)?.sql !== setting.sql) sql.push(setting.sql);
+  for (const [name, setting] of timeoutLast(to))
+    if (IDENTITY.includes(name) || again.includes(name) || from.get(name)?.sql !== setting.sql) sql.push(setting.sql);
   return sql;
 }
 

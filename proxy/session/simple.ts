@@ -228,7 +228,7 @@ export class SimpleProtocol {
     const { lease } = this.#session;
     const effect = analyzed.statements.length === 1 ? analyzed.statements[0]?.plan.effect : null;
     if (effect?.kind !== 'deallocate' || effect.name === null) return false;
-    if (lease.unsynced || lease.backend?.status === FAILED) return false;
+    if (lease.unsynced || lease.backend?.status === FAILED || lease.backend?.byName) return false;
     return this.#statements.forget(protocolName(effect.name));
   }
 }

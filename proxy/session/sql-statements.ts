@@ -5,7 +5,7 @@ import type { Analyzed, BoundParams, SessionEffect } from '../router/route.js';
 import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import type { Execution } from './placement.js';
 import type { ClientStatement, PreparedContent } from './prepared.js';
-import type { Own, Rewrite, SentText } from './sent-text.js';
+import { characters, type Own, type Rewrite, type SentText } from './sent-text.js';
 import { type ClientStatements, protocolName } from './statements.js';
 
 type ExecuteEffect = Extract<SessionEffect, { kind: 'execute' }>;
@@ -35,6 +35,12 @@ export interface Spoken {
 }
 
 const NO_USES: readonly Use[] = [];
+
+/** What is said where statements have the client's names. */
+export const AS_IT_IS: Spoken = { rewrites: [], names: new Map(), missing: [] };
+
+const NO_BYTES = Buffer.alloc(0);
+
 /** A name that no server has. */
 const NOWHERE = 'foreshard_nowhere';
 /** Names that we give on servers. */
@@ -74,7 +80,10 @@ export class SqlStatements {
         const parts = prepareParts(text);
         if (parts === null) return;
         const name = protocolName(effect.name);
-        const made = statements.make(text, text.subarray(parts.query), parts.name.end, effect.oids);
+        const before = characters(analyzed.text.subarray(0, start + parts.name.end));
+        // PostgreSQL keeps the whole text.
+        const source = { text: analyzed.statements.length === 1 ? analyzed.text : text, before };
+        const made = statements.make(source, text, text.subarray(parts.query), parts.name.end, effect.oids);
         uses.push({ kind: 'prepare', index, name, place: at(parts.name), existing: find(name), made });
         changed.set(name, made);
       } else if (effect.kind === 'execute') {
@@ -129,6 +138,7 @@ export class SqlStatements {
 
   /** For a server connection as it is now. */
   spoken(backend: Backend): Spoken {
+    if (backend.byName) return AS_IT_IS;
     const rewrites: Rewrite[] = [];
     const names = new Map<string, string>();
     const missing: { content: PreparedContent; name: string }[] = [];
@@ -145,7 +155,7 @@ export class SqlStatements {
       const name = backend.newStatementName();
       here.set(content, name);
       if (content.definition === null) missing.push({ content, name });
-      else before.push({ sql: prepareSql(name, content.definition), done: () => backend.prepared.set(content, name) });
+      else before.push({ ...ownPrepare(name, statement), done: () => backend.prepared.set(content, name) });
       return name;
     };
     const replace = (use: Use, by: string, before: readonly Own[], after: readonly Own[] = []) => {
@@ -186,18 +196,26 @@ export class SqlStatements {
   done(index: number, backend: Backend, spoken: Spoken): void {
     const use = this.#uses.find((u) => u.index === index);
     if (use === undefined) return;
+    if (spoken === AS_IT_IS) {
+      if (use.kind === 'prepare' && !this.#released) this.#define(use);
+      else if (use.kind === 'deallocate') this.#statements.forget(use.name);
+      return;
+    }
     const by = spoken.rewrites.find((r) => r.index === index)?.replace?.by;
     if (use.kind === 'prepare' && by !== undefined && !this.#released) {
-      const { made } = use;
-      this.#defined ??= new Set();
-      this.#defined.add(made);
-      backend.prepared.set(made.content, by);
-      backend.shapes.delete(made.content);
-      this.#statements.define(use.name, made);
+      backend.prepared.set(use.made.content, by);
+      backend.shapes.delete(use.made.content);
+      this.#define(use);
     } else if (use.kind === 'deallocate' && use.statement !== null) {
       if (backend.prepared.get(use.statement.content) === by) backend.prepared.delete(use.statement.content);
       this.#statements.forget(use.name);
     }
+  }
+
+  #define({ name, made }: Use & { kind: 'prepare' }): void {
+    this.#defined ??= new Set();
+    this.#defined.add(made);
+    this.#statements.define(name, made);
   }
 
   /** What was not defined is given up. To be called when the text is done with. */
@@ -214,6 +232,20 @@ const NOTHING = Buffer.from(' AS SELECT');
 /** PREPARE under a name of ours. */
 export function prepareSql(name: string, definition: Buffer): string {
   return `PREPARE ${name}${definition.toString('latin1')}`;
+}
+
+/** PREPARE of what the client has prepared by PREPARE, under a name of ours. */
+export function ownPrepare(name: string, { content, source }: ClientStatement): Own {
+  const sql = prepareSql(name, content.definition ?? NO_BYTES);
+  // PostgreSQL, too, tells the position in the text of the PREPARE.
+  return { sql, shift: (source?.before ?? 0) - prepareSql(name, NO_BYTES).length };
+}
+
+/** The server's error in a statement of ours, its position that in what the client has written. */
+export function errorShifted(frame: Buffer, shift: number | undefined): Buffer {
+  const fields = decodeErrorFields(frame);
+  if (fields.position === undefined || shift === undefined) return frame;
+  return encodeErrorResponse({ ...fields, position: fields.position + shift });
 }
 
 /** The server's error with the position in the client's own text, and the client's names. */

@@ -28,7 +28,12 @@ export function isStalePlan({ sqlstate, routine }: ErrorFields): boolean {
  * @throws ServerError, PostgreSQL's own
  */
 export async function checkShapes(backend: Backend, items: readonly Item[], version: number): Promise<void> {
-  if (backend.status === FAILED || items.some((i) => i.type.startsWith('describe') || i.type === 'parse')) return;
+  if (
+    backend.byName ||
+    backend.status === FAILED ||
+    items.some((i) => i.type.startsWith('describe') || i.type === 'parse')
+  )
+    return;
   for (const item of items) {
     if (item.type !== 'bind' || item.sql !== null) continue;
     const { content, told } = item.statement;

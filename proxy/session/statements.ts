@@ -39,18 +39,38 @@ export class ClientStatements {
       throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
     this.forget(name);
     const content = this.#services.contents.acquire(sql, oids);
-    const statement: ClientStatement = { content, analyzed, lookup: this.#lookup.current, told: null };
+    const { current } = this.#lookup;
+    const statement: ClientStatement = { content, analyzed, lookup: current, told: null, source: null, made: false };
     this.#byName.set(name, statement);
     return statement;
   }
 
   /**
-   * What PREPARE makes, not yet under its name: `define` or `release` follows. `text`: the PREPARE, `sql`: the statement in it,
+   * What PREPARE makes, not yet under its name: `define` or `release` follows. `text`: of the PREPARE, `sql`: the statement in it,
    * `nameEnd`: where what stands behind the name begins.
    */
-  make(text: Buffer, sql: Buffer, nameEnd: number, oids: readonly number[]): ClientStatement {
+  make(
+    written: { readonly text: Buffer; readonly before: number },
+    text: Buffer,
+    sql: Buffer,
+    nameEnd: number,
+    oids: readonly number[],
+  ): ClientStatement {
     const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd));
-    return { content, analyzed: this.analyze(content.sql), lookup: this.#lookup.current, told: null };
+    const { current } = this.#lookup;
+    const source = { text: Buffer.from(written.text), before: written.before };
+    return { content, analyzed: this.analyze(content.sql), lookup: current, told: null, source, made: true };
+  }
+
+  /** Those that servers have been told of, but the unnamed one. */
+  *made(): Generator<readonly [name: string, ClientStatement]> {
+    for (const [name, statement] of this.#byName) if (name !== '' && statement.made) yield [name, statement];
+  }
+
+  /** Whether any was prepared by PREPARE. */
+  get anyBySql(): boolean {
+    for (const { source } of this.#byName.values()) if (source !== null) return true;
+    return false;
   }
 
   /** A server has taken what `make` made. */

@@ -136,7 +136,7 @@ export class Units {
       services.contents.schemaChanged();
       this.#ddl = true;
     }
-    lease.transaction?.note(effect, text, this.#harmless(plan, lease.transaction));
+    lease.transaction?.note(effect, text, this.#harmless(plan, analyzed.text, lease.transaction));
     if (plan.command === 'DISCARD SEQUENCES') lease.sequences.discarded(lease.backend);
     if (effect === null) return;
     this.#session.listening.completed(effect);
@@ -183,7 +183,10 @@ export class Units {
         this.#statements.forgetAll();
         lease.backend?.prepared.clear();
         lease.backend?.shapes.clear();
-        if (lease.backend) lease.backend.unnamed = null;
+        if (lease.backend) {
+          lease.backend.unnamed = null;
+          lease.backend.byName = false;
+        }
         lease.pinning.clear();
         lease.sequences.discarded(lease.backend);
         this.#discarded = true;
@@ -308,16 +311,27 @@ export class Units {
     return false;
   }
 
-  #harmless(plan: StatementPlan, transaction: Transaction): boolean {
+  #harmless(plan: StatementPlan, text: Buffer, transaction: Transaction): boolean {
     // Prepared statements are kept here and outlive the transaction, whatever becomes of it.
     if (plan.effect?.kind === 'prepare' || plan.effect?.kind === 'deallocate') return true;
     if (plan.target.kind !== 'any' || plan.pin !== null) return false;
     if (plan.command === 'SHOW') return true;
-    if (plan.kind !== 'read') return false;
+    if (plan.kind !== 'read' || tellsTransaction(text)) return false;
     // With one snapshot for the whole transaction, a read elsewhere would belong to another snapshot.
     if (transaction.prelude.some((text) => /repeatable|serializable/i.test(text.toString('latin1')))) return false;
     return this.#session.settings.get('default_transaction_isolation') === undefined;
   }
+}
+
+/** Texts that are not looked through. */
+const LONG = 64 * 1024;
+/** Functions, and special values of literals, that tell when the transaction began, or which one it is. */
+const OF_TRANSACTION =
+  /\b(now|transaction_timestamp|current_date|current_time|current_timestamp|localtime|localtimestamp|today|tomorrow|yesterday|txid_\w+|pg_current_xact\w*|pg_current_snapshot)\b|\bage\s*\(/i;
+
+/** Whether the answer, once told, binds the transaction to the server on which it was begun. */
+function tellsTransaction(text: Buffer): boolean {
+  return text.length > LONG || OF_TRANSACTION.test(text.toString('latin1'));
 }
 
 /** The new owner's gate opens a moment after the flip; asking again at once would only be refused again. */

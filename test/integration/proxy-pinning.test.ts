@@ -185,6 +185,26 @@ describe('one shard, a pool of two', () => {
     await c.query(`NOTIFY inside, 'x'`);
     expect(heard).toEqual(['x']);
   });
+
+  it('answers defaults that ask for currval by the numbers of the session itself', async () => {
+    const [a, b] = [await connect(), await connect()];
+    await a.query(
+      "CREATE SEQUENCE drawn; CREATE TABLE mirrored (x int DEFAULT nextval('drawn'), z int DEFAULT -currval('drawn'))",
+    );
+    await waitFor(
+      async () => {
+        await a.query('INSERT INTO mirrored DEFAULT VALUES');
+        return pinned().includes('currval or lastval');
+      },
+      { what: 'the schema to be read' },
+    );
+    // PostgreSQL's own words: the session has drawn none.
+    expect(await sqlstate(b.query('INSERT INTO mirrored (x) VALUES (1)'))).toBe('55000');
+    const z = await value(b, 'INSERT INTO mirrored DEFAULT VALUES RETURNING z');
+    await a.query('INSERT INTO mirrored DEFAULT VALUES');
+    expect(await value(b, 'INSERT INTO mirrored (x) VALUES (0) RETURNING z')).toBe(z);
+    expect(await value(b, `SELECT -currval('drawn')`)).toBe(String(z));
+  });
 });
 
 describe('sequences', () => {
@@ -269,5 +289,31 @@ describe('two shards', () => {
     expect(await sqlstate(a.query(`SELECT currval('one')`))).toBe('0A000');
     expect(await sqlstate(b.query(`SELECT currval('one')`))).toBe('55000');
     expect(pinned()).toEqual([null, null]);
+  });
+
+  it('keeps a transaction where its time was told', async () => {
+    const c = await connect();
+    for (const told of [
+      'SELECT now()',
+      `SELECT 'today'::date`,
+      "SELECT age(DATE '2020-01-01')",
+      'SELECT txid_current()',
+    ]) {
+      await c.query('BEGIN');
+      await c.query('SELECT 1');
+      await c.query(told);
+      const home = await sqlstate(c.query('SELECT name FROM tenants WHERE tenant_id = 1'));
+      await c.query('ROLLBACK');
+      await c.query('BEGIN');
+      await c.query('SELECT 1');
+      await c.query(told);
+      const other = await sqlstate(c.query('SELECT name FROM tenants WHERE tenant_id = 150'));
+      await c.query('ROLLBACK');
+      expect([home, other].sort()).toEqual(['0A000', 'no error']);
+    }
+    await c.query('BEGIN');
+    await c.query('SELECT 1');
+    await c.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    await c.query('ROLLBACK');
   });
 });

@@ -299,6 +299,88 @@ const STATEMENTS: readonly Conversation[] = [
   },
 ];
 
+const SHOWN = 'SELECT name, statement, parameter_types, from_sql FROM pg_prepared_statements ORDER BY name';
+const PREPARED = (query: string) => `DO $$ BEGIN EXECUTE '${query}'; END $$`;
+
+const BY_NAME: readonly Conversation[] = [
+  {
+    name: 'pg_prepared_statements',
+    sole: true,
+    steps: [
+      ['Z', Q(`PREPARE q (bigint) AS ${BY_KEY};`)],
+      ['Z', P('p', 'SELECT $1::int'), P('', 'SELECT 5'), S],
+      ['Z', P('q', 'SELECT 1'), S],
+      ['Z', Q('PREPARE "Odd ""n""ame" AS SELECT 1')],
+      ['Z', P('', 'SELECT 6'), P('gone', SHOWN), CS('gone'), S],
+      ['Z', P('shown', SHOWN), DS('shown'), B('', 'shown'), E(''), S],
+      ['Z', DS('p'), B('', 'p', '7'), DP(''), E(''), B('', '', '1'), S],
+      ['Z', B('', ''), E(''), S],
+      ['Z', B('', 'q', '150'), DP(''), E(''), CS('q'), CS('none'), S],
+      ['Z', Q(SHOWN)],
+      ['Z', Q('EXECUTE q(150)')],
+      ['Z', Q('EXECUTE p(1); PREPARE q AS SELECT 2; EXECUTE q; DEALLOCATE p')],
+      ['Z', Q('PREPARE q AS SELECT 3')],
+      ['Z', Q('EXECUTE q; EXECUTE p(1)')],
+      ['Z', Q(SHOWN)],
+      ['Z', Q('BEGIN; PREPARE r AS SELECT nothing')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', P('', 'EXECUTE q'), DS(''), B('', ''), DP(''), E(''), S],
+      ['Z', ...run('PREPARE r AS SELECT 4'), B('', 'r'), DP(''), E(''), S],
+      ['Z', ...run('DEALLOCATE r'), B('', 'r'), E(''), S],
+      ['Z', P('q', 'SELECT 1'), S],
+      ['Z', ...run('EXECUTE r'), S],
+      ['Z', ...run('DEALLOCATE q'), P('q', 'SELECT 1'), B('', 'q'), E(''), S],
+      ['Z', Q('DEALLOCATE none')],
+      ['Z', Q(SHOWN)],
+      ['Z', Q('DEALLOCATE ALL')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('PREPARE q AS SELECT 1')],
+      ['Z', Q('DISCARD ALL')],
+      ['Z', Q('EXECUTE q')],
+      ['Z', Q('PREPARE q AS SELECT 2')],
+      ['Z', Q('EXECUTE q')],
+    ],
+  },
+  {
+    name: 'prepared statements executed where their names cannot be seen',
+    sole: true,
+    steps: [
+      ['Z', Q(`PREPARE q (bigint) AS ${BY_KEY}`)],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 150')],
+      ['Z', Q('PREPARE gone AS SELECT 1')],
+      ['Z', Q('PREPARE kept AS SELECT 2')],
+      ['Z', Q('EXPLAIN (COSTS off) CREATE TEMP TABLE t AS EXECUTE q(150)')],
+      ['Z', Q(PREPARED('EXECUTE q(150)'))],
+      ['Z', Q(PREPARED('DEALLOCATE gone'))],
+      ['Z', Q('EXECUTE gone')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('EXECUTE kept')],
+      [
+        'Z',
+        Q('EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) CREATE TEMP TABLE t AS EXECUTE q(150) WITH NO DATA'),
+      ],
+      ['Z', Q(PREPARED('PREPARE made AS SELECT 3'))],
+      ['Z', Q('EXECUTE made')],
+      ['Z', Q(SHOWN)],
+    ],
+  },
+  {
+    name: 'where an error is in what was prepared',
+    sole: true,
+    steps: [
+      ['Z', Q('CREATE TABLE mine (a int)')],
+      ['Z', Q('SELECT 1; /* ä */ PREPARE a_name AS /* ö */ SELECT a FROM mine')],
+      ['Z', Q('EXECUTE a_name')],
+      ['Z', Q('DROP TABLE mine')],
+      ['Z', Q('EXECUTE a_name')],
+      ['Z', Q('/* ä */ SELECT 1; EXECUTE a_name')],
+      ['Z', B('', 'a_name'), E(''), S],
+      ['Z', B('', 'a_name'), E(''), S],
+    ],
+  },
+];
+
 const PLANS: readonly Conversation[] = [
   {
     name: 'a Parse of what is prepared already, in a failed transaction',
@@ -342,7 +424,7 @@ beforeAll(async () => {
 });
 afterAll(() => oracle.stop());
 
-const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...PLANS];
+const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...BY_NAME, ...PLANS];
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
   it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));

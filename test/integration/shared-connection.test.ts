@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
 
 let s: Sharded;
 
@@ -131,5 +132,81 @@ describe('two clients that share one server connection', () => {
     await both({ b: null, c: null, d: null });
     await a.query('DROP TABLE changing');
     for (const client of [a, b, c]) await client.end();
+  });
+
+  it('never see what a DO block, a procedure or a function of the other has set or prepared', async () => {
+    const b = await s.connect();
+    const show = async (client: typeof b, name: string) =>
+      Object.values((await client.query(`SELECT current_setting('${name}', true)`)).rows[0] as object)[0];
+    await b.query(`
+      CREATE FUNCTION sets(v text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.tenant', v, false); END $$;
+      CREATE FUNCTION calls_sets() RETURNS void LANGUAGE sql AS $$ SELECT sets('seen') $$;
+      CREATE PROCEDURE sets_too() LANGUAGE plpgsql AS $$ BEGIN UPDATE pg_temp.none SET a = 1; EXCEPTION WHEN OTHERS THEN
+        SET my.tenant = 'seen'; END $$;
+      CREATE FUNCTION hidden(name text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE concat('S', 'ET ', name, ' = 77'); END $$;
+      CREATE FUNCTION for_now() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.tenant', 'x', true); SET LOCAL my.tenant = 'y'; END $$`);
+    await waitFor(
+      async () => {
+        const c = await s.connect();
+        await c.query('SELECT calls_sets()');
+        const known = [...s.proxy.clients].some(({ session }) => session.pinned === 'settings of a function');
+        await c.end();
+        return known;
+      },
+      { what: 'the schema to be read' },
+    );
+    for (const [sql, name, value] of [
+      [`DO $$ BEGIN SET enable_bitmapscan = off; END $$`, 'enable_bitmapscan', 'off'],
+      [`DO $$ BEGIN PERFORM calls_sets(); END $$`, 'my.tenant', 'seen'],
+      [`BEGIN; DO $$ BEGIN EXECUTE 'SET my.tenant = ''seen'''; END $$; COMMIT`, 'my.tenant', 'seen'],
+      ['SELECT calls_sets()', 'my.tenant', 'seen'],
+      ['CALL sets_too()', 'my.tenant', 'seen'],
+      [`SELECT hidden('work_mem')`, 'work_mem', '77kB'],
+    ] as const) {
+      const a = await s.connect();
+      const before = await show(b, name);
+      await a.query(sql);
+      for (let i = 0; i < 2; i++) expect(await show(a, name)).toBe(value);
+      // A setting that fails must not undo it, nor one that does not.
+      await expect(a.query('SET my.other = 1; SELECT 1/0')).rejects.toMatchObject({ code: '22012' });
+      await a.query('SET my.other = 1');
+      expect(await show(a, name)).toBe(value);
+      await a.query('DISCARD ALL');
+      expect(await show(b, name)).toBe(before ?? '');
+      await a.query(sql);
+      await a.end();
+      expect((await show(b, name)) || null).toBe(before || null);
+    }
+    const a = await s.connect();
+    await a.query('SELECT for_now()');
+    expect(await show(b, 'my.tenant')).toBeOneOf([null, '']);
+    await a.query(`DO $$ BEGIN EXECUTE 'PREPARE q AS SELECT 1'; END $$`);
+    expect((await a.query('EXECUTE q')).rowCount).toBe(1);
+    await a.query('DISCARD ALL');
+    await expect(b.query('EXECUTE q')).rejects.toMatchObject({ code: '26000' });
+    await b.query('PREPARE p AS SELECT 2 AS x');
+    await a.query(`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`);
+    expect((await b.query('EXECUTE p')).rows).toEqual([{ x: 2 }]);
+    await a.end();
+    await b.end();
+  });
+
+  it('are not canceled by the time-out of the other while settings are made', async () => {
+    const many = Array.from({ length: 300 }, (_, i) => `-c my.s${i}=${i}`).join(' ');
+    const a = await s.connect({ options: '-c statement_timeout=1ms' });
+    const b = await s.connect({ options: many });
+    const c = await s.connect({ options: `${many} -c statement_timeout=1ms` });
+    for (let i = 0; i < 5; i++) {
+      await a.query('SET my.own = 1');
+      expect((await b.query('SELECT pg_sleep(0.01)')).rowCount).toBe(1);
+      await expect(a.query('SELECT pg_sleep(10)')).rejects.toMatchObject({ code: '57014' });
+      await expect(c.query('SELECT pg_sleep(10)')).rejects.toMatchObject({
+        code: '57014',
+        message: 'canceling statement due to statement timeout',
+      });
+    }
+    await a.end();
+    await b.end();
+    await c.end();
   });
 });
