@@ -4,20 +4,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import yargs from 'yargs';
 import { ForeshardError, UsageError } from '../topology/errors.js';
-import { checkCommand } from './commands/check.js';
-import { demoCommand } from './commands/demo.js';
-import { explainCommand } from './commands/explain.js';
-import { initCommand } from './commands/init.js';
-import { keyspaceCommand } from './commands/keyspace.js';
-import { migrateCommand } from './commands/migrate.js';
-import { planCommand } from './commands/plan.js';
-import { serveCommand } from './commands/serve.js';
-import { serveProcessCommand } from './commands/serve-process.js';
-import { shardCommand } from './commands/shard.js';
-import { tableCommand } from './commands/table.js';
-import { topologyCommand } from './commands/topology.js';
-import { upCommand } from './commands/up.js';
-import { userCommand } from './commands/user.js';
+import { addCommands } from './command-list.js';
 import { EXIT_CODES_HELP, failureOf } from './failure.js';
 
 function version(): string {
@@ -34,7 +21,7 @@ function version(): string {
 }
 
 async function run(args: readonly string[]): Promise<void> {
-  await yargs([...args])
+  const cli = yargs([...args])
     .scriptName('foreshard')
     .usage('foreshard: a PostgreSQL proxy that shards a database before it gets hot\n\nUsage: $0 <command>')
     .parserConfiguration({ 'duplicate-arguments-array': false })
@@ -50,21 +37,9 @@ async function run(args: readonly string[]): Promise<void> {
       global: true,
       describe: 'URL of the catalog; also FORESHARD_CATALOG',
     })
-    .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' })
-    .command(demoCommand)
-    .command(upCommand)
-    .command(serveCommand)
-    .command(serveProcessCommand)
-    .command(initCommand)
-    .command(shardCommand)
-    .command(keyspaceCommand)
-    .command(tableCommand)
-    .command(userCommand)
-    .command(topologyCommand)
-    .command(checkCommand)
-    .command(explainCommand)
-    .command(planCommand)
-    .command(migrateCommand)
+    .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' });
+  await addCommands(cli, args);
+  await cli
     .completion('completion', 'Print a completion script for bash or zsh')
     .demandCommand(1, 'a command is needed')
     .recommendCommands()

@@ -12,7 +12,12 @@ export interface ServeOptions {
   readonly only?: readonly Part[];
   readonly logger: Logger;
   /** The proxy is one of several behind a process that listens for them; `Services.proxy.accept` takes their clients. */
-  readonly behind?: { readonly slot: number; readonly siblings: Siblings; readonly control: ProcessControl };
+  readonly behind?: {
+    readonly slot: number;
+    readonly siblings: Siblings;
+    readonly control: ProcessControl;
+    readonly ticketSecret: Buffer;
+  };
 }
 
 export interface Services {

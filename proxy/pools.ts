@@ -1,5 +1,6 @@
 import { ForeshardError } from '../topology/errors.js';
 import type { ShardName } from '../topology/topology.js';
+import type { Holds } from './admin/siblings.js';
 import type { ServerSecrets } from './auth/server-secrets.js';
 import { Pool } from './backend/pool.js';
 import type { PoolOptions } from './backend/pool-options.js';
@@ -102,6 +103,23 @@ export class Pools {
 
   get disabled(): boolean {
     return this.#disabled;
+  }
+
+  /** What is held now. */
+  get holds(): Holds {
+    const shards = Object.fromEntries([...this.#gates].map(([shard, gate]) => [shard, gate.paused]));
+    return { disabled: this.#disabled, all: this.#allPaused, shards };
+  }
+
+  /** Holds what another process held, and nothing else. */
+  hold({ disabled, all, shards }: Holds): void {
+    this.#disabled = disabled;
+    this.#allPaused = all;
+    for (const shard of new Set([...this.#gates.keys(), ...(Object.keys(shards) as ShardName[])])) {
+      const gate = this.#gate(shard);
+      if (!(shards[shard] ?? all)) gate.resume();
+      else if (!gate.paused) void gate.pause();
+    }
   }
 
   close(): void {

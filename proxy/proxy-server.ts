@@ -7,7 +7,7 @@ import { AdminServer, type AdminUsers } from './admin/admin-server.js';
 import { Administration } from './admin/administration.js';
 import { AdminConsole } from './admin/console.js';
 import { type ConfigEntry, type Limits, ServerIds } from './admin/process-state.js';
-import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
+import type { AdminAnswer, AdminRequest, Holds, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
 import { Averages, totalsOf } from './admin/stats-views.js';
 import { Authentication, type AuthOptions } from './auth/authentication.js';
 import { Notifications } from './backend/notifications.js';
@@ -48,6 +48,8 @@ export interface ProxyOptions {
   readonly tls?: TlsOptions | undefined;
   /** Another process listens there, and gives this one its sockets by `accept`. Default: false. */
   readonly handedOver?: boolean;
+  /** Of those that share the port: from it come the keys of TLS session tickets. Default: random. */
+  readonly ticketSecret?: Buffer;
   /** This process among those that share the port, 0 to 127. Default: 0. */
   readonly slot?: number;
   readonly auth: AuthOptions;
@@ -130,7 +132,7 @@ export class ProxyServer {
    * @throws ForeshardError when the port is taken or the catalog cannot be used
    */
   static async start(options: ProxyOptions): Promise<ProxyServer> {
-    const tls = options.tls === undefined ? null : new TlsServer(options.tls, options.logger);
+    const tls = options.tls === undefined ? null : new TlsServer(options.tls, options.logger, options.ticketSecret);
     let live: LiveTopology | null = null;
     // First: with a mistake in the rules nobody is to connect.
     const authentication = await Authentication.start(options.auth, {
@@ -239,6 +241,7 @@ export class ProxyServer {
       pins: this.pins.all,
       ids: new ServerIds(options.slot ?? 0),
       averages: () => this.#averages.current,
+      held: (holds) => options.siblings?.remember(holds),
     });
     this.#admin.serve(
       new AdminConsole({
@@ -367,6 +370,11 @@ export class ProxyServer {
     await this.#authentication.close();
     this.#listener.destroyAll();
     await closed;
+  }
+
+  /** Holds what another process held: PAUSE, KILL and DISABLE outlast the one that they were said to. */
+  hold(holds: Holds): void {
+    this.pools.hold(holds);
   }
 
   /** A request of another process on the same port, about this one alone. Never rejects. */

@@ -1,5 +1,6 @@
 import pg from 'pg';
-import { checkUrl, explainConnectError, redactUrl } from './connection.js';
+import { checkUrl } from './check-url.js';
+import { explainConnectError, redactUrl } from './connection.js';
 import { ForeshardError } from './errors.js';
 
 const CONNECT_TIMEOUT_MS = 10_000;

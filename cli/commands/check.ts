@@ -1,7 +1,8 @@
 import type { CommandModule } from 'yargs';
 import { check } from '../../topology/doctor.js';
-import { type GlobalArgs, type JsonArgs, jsonOption, withCatalog, withHelp } from '../command.js';
+import { withCatalog } from '../command.js';
 import { EXIT } from '../failure.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { printJson, printLine } from '../output.js';
 
 interface CheckArgs extends JsonArgs {
@@ -11,9 +12,6 @@ interface CheckArgs extends JsonArgs {
 const MARKS = { ok: 'ok     ', warning: 'warning', error: 'ERROR  ' } as const;
 
 export const checkCommand: CommandModule<GlobalArgs, CheckArgs> = {
-  command: 'check',
-  describe:
-    'Look at everything on the shards that a move will need, each with its remedy: exit code 1 when something blocks',
   builder: (y) =>
     withHelp(
       jsonOption(y).option('all', { type: 'boolean', default: false, describe: 'Also list what is as it should be' }),

@@ -1,6 +1,6 @@
 import type { CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
-import { type GlobalArgs, withHelp } from '../command.js';
+import { type GlobalArgs, withHelp } from '../options.js';
 
 interface DemoArgs extends GlobalArgs {
   readonly port: number;
@@ -14,8 +14,6 @@ interface DemoArgs extends GlobalArgs {
 }
 
 export const demoCommand: CommandModule<GlobalArgs, DemoArgs> = {
-  command: 'demo',
-  describe: 'See one hot database become two shards, online: everything on this machine, nothing to set up',
   builder: (y) =>
     withHelp(
       y

@@ -1,7 +1,8 @@
 import type { CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
-import { type GlobalArgs, type JsonArgs, jsonOption, withCatalog, withHelp } from '../command.js';
+import { withCatalog } from '../command.js';
 import type { Explained, ExplainedStatement } from '../explain.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { printJson, printLine } from '../output.js';
 
 interface ExplainArgs extends JsonArgs {
@@ -10,8 +11,6 @@ interface ExplainArgs extends JsonArgs {
 }
 
 export const explainCommand: CommandModule<GlobalArgs, ExplainArgs> = {
-  command: 'explain <sql>',
-  describe: 'Say how the proxy would route a statement: template, key, route, and why; runs nothing',
   builder: (y) =>
     withHelp(
       jsonOption(y)

@@ -5,7 +5,8 @@ import { initCatalog } from '../../topology/catalog/schema.js';
 import { errorCode, explainConnectError, redactUrl } from '../../topology/connection.js';
 import { CatalogUnavailableError } from '../../topology/errors.js';
 import { quoteIdent } from '../../topology/quote.js';
-import { type GlobalArgs, type JsonArgs, jsonOption, openCatalog, readConfig, withHelp } from '../command.js';
+import { openCatalog, readConfig } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { printJson, printLine } from '../output.js';
 
 interface InitArgs extends JsonArgs {
@@ -13,8 +14,6 @@ interface InitArgs extends JsonArgs {
 }
 
 export const initCommand: CommandModule<GlobalArgs, InitArgs> = {
-  command: 'init',
-  describe: 'Create the catalog, or bring an older one up to date',
   builder: (y) =>
     withHelp(
       jsonOption(y).option('database', {

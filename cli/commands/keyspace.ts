@@ -2,7 +2,8 @@ import type { CommandModule } from 'yargs';
 import { Registry } from '../../topology/catalog/registry.js';
 import { KEY_TYPES, type KeyType, type Method } from '../../topology/key.js';
 import { tableId } from '../../topology/topology.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, withCatalog, withHelp } from '../command.js';
+import { actor, withCatalog } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 
 interface CreateArgs extends JsonArgs {
@@ -77,8 +78,6 @@ const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
 };
 
 export const keyspaceCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'keyspace',
-  describe: 'Keyspaces: create, list',
   builder: (y) =>
     withHelp(y.command(createCommand).command(listCommand).demandCommand(1, 'a command is needed: create or list'), [
       'keyspace create shop --key int8',

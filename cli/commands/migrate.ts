@@ -6,9 +6,10 @@ import {
   requestAbort,
   showMigration,
 } from '../../migrator/migration-store.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, parseId, withCatalog, withHelp } from '../command.js';
+import { actor, parseId, withCatalog } from '../command.js';
 import { EXIT } from '../failure.js';
 import { watchMigration } from '../migration-watch.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { progressLine, specText } from '../progress-line.js';
 
@@ -130,8 +131,6 @@ const acceptCommand: CommandModule<GlobalArgs, IdArgs> = {
 };
 
 export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'migrate',
-  describe: 'Migrations: list, show, watch, abort, accept',
   builder: (y) =>
     withHelp(
       y

@@ -9,7 +9,8 @@ import { renderText } from '../../planner/report/text.js';
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { ConflictError, UsageError } from '../../topology/errors.js';
 import type { KeyspaceName } from '../../topology/topology.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, parseId, withCatalog, withHelp } from '../command.js';
+import { actor, parseId, withCatalog } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { specText } from '../progress-line.js';
 
@@ -152,8 +153,6 @@ const rejectCommand: CommandModule<GlobalArgs, IdArgs> = {
 };
 
 export const planCommand: CommandModule<GlobalArgs, PlanArgs> = {
-  command: 'plan',
-  describe: 'Forecast, and say what to change and at what cost; changes nothing. Or: list, show, approve, reject',
   builder: (y) =>
     withHelp(
       jsonOption(y)

@@ -1,7 +1,7 @@
 import type { Argv, CommandModule } from 'yargs';
 import { UsageError } from '../../topology/errors.js';
-import { type GlobalArgs, withHelp } from '../command.js';
 import { inheritedSockets } from '../inherited-sockets.js';
+import { type GlobalArgs, withHelp } from '../options.js';
 import { PARTS, type Part } from '../parts.js';
 import { aborted, trapSignals } from '../signals.js';
 
@@ -15,8 +15,6 @@ interface ServeArgs extends GlobalArgs {
 const MAX_WORKERS = 64;
 
 export const serveCommand: CommandModule<GlobalArgs, ServeArgs> = {
-  command: 'serve',
-  describe: 'Run proxy, planner and migrator for your own servers, until SIGTERM or SIGINT',
   builder: (y) =>
     withHelp(
       y

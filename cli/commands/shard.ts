@@ -1,10 +1,12 @@
 import type { CommandModule } from 'yargs';
 import { Registry } from '../../topology/catalog/registry.js';
-import { checkUrl, redactUrl } from '../../topology/connection.js';
+import { checkUrl } from '../../topology/check-url.js';
+import { redactUrl } from '../../topology/connection.js';
 import { copyRoles } from '../../topology/roles.js';
 import type { ShardName } from '../../topology/topology.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, warn, withCatalog, withHelp } from '../command.js';
+import { actor, warn, withCatalog } from '../command.js';
 import { withPassword } from '../config.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 
 interface AddArgs extends JsonArgs {
@@ -123,8 +125,6 @@ const removeCommand: CommandModule<GlobalArgs, RemoveArgs> = {
 };
 
 export const shardCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'shard',
-  describe: 'Shards: add, list, remove',
   builder: (y) =>
     withHelp(
       y

@@ -4,7 +4,8 @@ import { UsageError } from '../../topology/errors.js';
 import { parseTableName } from '../../topology/table-name.js';
 import { tableId } from '../../topology/topology.js';
 import { parseColumns } from '../columns.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, warn, withCatalog, withHelp } from '../command.js';
+import { actor, warn, withCatalog } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 
 interface AddArgs extends JsonArgs {
@@ -86,8 +87,6 @@ const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
 };
 
 export const tableCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'table',
-  describe: 'Tables: add, list',
   builder: (y) =>
     withHelp(y.command(addCommand).command(listCommand).demandCommand(1, 'a command is needed: add or list'), [
       'table add orders --keyspace shop --key tenant_id',

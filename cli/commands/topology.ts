@@ -2,7 +2,8 @@ import type { CommandModule } from 'yargs';
 import { redactUrl } from '../../topology/connection.js';
 import { positionToJson } from '../../topology/key-codec.js';
 import { type Topology, tableId } from '../../topology/topology.js';
-import { type GlobalArgs, type JsonArgs, jsonOption, withCatalog, withHelp } from '../command.js';
+import { withCatalog } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 
 const showCommand: CommandModule<GlobalArgs, JsonArgs> = {
@@ -18,8 +19,6 @@ const showCommand: CommandModule<GlobalArgs, JsonArgs> = {
 };
 
 export const topologyCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'topology',
-  describe: 'Shards, keyspaces, tables and ranges',
   builder: (y) => withHelp(y.command(showCommand).demandCommand(1, 'a command is needed: show'), ['topology show', '']),
   handler: () => undefined,
 };

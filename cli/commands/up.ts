@@ -1,6 +1,6 @@
 import type { CommandModule } from 'yargs';
-import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../command.js';
 import { createLogger } from '../logger.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { printJson, printLine } from '../output.js';
 import { aborted, trapSignals } from '../signals.js';
 
@@ -11,8 +11,6 @@ interface UpArgs extends JsonArgs {
 }
 
 export const upCommand: CommandModule<GlobalArgs, UpArgs> = {
-  command: 'up',
-  describe: 'Run a whole cluster on this machine for development, PostgreSQL included, until SIGTERM or SIGINT',
   builder: (y) =>
     withHelp(
       jsonOption(y)

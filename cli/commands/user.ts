@@ -3,7 +3,8 @@ import type { CommandModule } from 'yargs';
 import { makeVerifier, parseVerifier } from '../../proxy/wire/scram.js';
 import { LoginUsers } from '../../topology/catalog/login-users.js';
 import { UsageError } from '../../topology/errors.js';
-import { actor, type GlobalArgs, type JsonArgs, jsonOption, withCatalog, withHelp } from '../command.js';
+import { actor, withCatalog } from '../command.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 
 interface AddArgs extends JsonArgs {
@@ -94,8 +95,6 @@ const removeCommand: CommandModule<GlobalArgs, RemoveArgs> = {
 };
 
 export const userCommand: CommandModule<GlobalArgs, GlobalArgs> = {
-  command: 'user',
-  describe: 'Users of the proxy whose passwords are in the catalog: add, list, remove',
   builder: (y) =>
     withHelp(
       y

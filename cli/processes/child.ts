@@ -1,10 +1,10 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import type { Socket } from 'node:net';
-import type { AdminAnswer, AdminRequest, ShutdownMode } from '../../proxy/admin/siblings.js';
+import type { AdminAnswer, AdminRequest, Holds, ShutdownMode } from '../../proxy/admin/siblings.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import { EXIT, type Failure, ReportedFailure } from '../failure.js';
-import type { ServeSettings, ToChild } from './messages.js';
+import type { ServeSettings, Shared, ToChild } from './messages.js';
 import {
   CHILD_COMMAND,
   type FromChild,
@@ -83,8 +83,12 @@ export class Child implements Receiver {
     return this.#serving;
   }
 
-  go(listen: ListenOptions, workers: number): void {
-    this.#tell({ kind: 'go', listen, workers });
+  go(listen: ListenOptions, workers: number, shared: Shared): void {
+    this.#tell({ kind: 'go', listen, workers, shared });
+  }
+
+  hold(holds: Holds): void {
+    this.#tell({ kind: 'hold', holds });
   }
 
   give(socket: Socket): Promise<boolean> {

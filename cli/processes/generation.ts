@@ -3,7 +3,7 @@ import type { ShutdownMode } from '../../proxy/admin/siblings.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import { failureOf } from '../failure.js';
 import type { Child } from './child.js';
-import type { Plan } from './messages.js';
+import type { Plan, Shared } from './messages.js';
 
 /** The first replacement for a process that has died comes after this time, each further one after twice as long. */
 const FIRST_PAUSE_MS = 100;
@@ -14,6 +14,8 @@ const STEADY_MS = 30_000;
 export interface GenerationOptions {
   /** Starts the process that is to be number `index` of those that serve clients, or, with null, the one for the other parts. */
   readonly fork: (index: number | null) => Child;
+  /** What its processes are to have in common, as it is at the moment. */
+  readonly shared: () => Shared;
   /** Whether there are other parts. */
   readonly others: boolean;
   /** The processes that can be given clients are others now. */
@@ -67,7 +69,7 @@ export class Generation {
     const { workers } = this.plan;
     for (let index = 1; index < workers; index++) this.#add(index);
     if (this.#options.others) this.#add(null);
-    for (const { child } of this.#places) child.go(listen, workers);
+    for (const { child } of this.#places) child.go(listen, workers, this.#options.shared());
     await Promise.all(this.#places.map(({ child }) => child.ready));
   }
 
@@ -141,7 +143,7 @@ export class Generation {
     const child = this.#options.fork(place.index);
     place.child = child;
     this.#watch(place);
-    child.go(this.#listen as ListenOptions, this.plan.workers);
+    child.go(this.#listen as ListenOptions, this.plan.workers, this.#options.shared());
     child.ready.then(
       () => this.#options.onChange(),
       (error: unknown) => {

@@ -1,4 +1,4 @@
-import type { AdminAnswer, AdminRequest, ShutdownMode } from '../../proxy/admin/siblings.js';
+import type { AdminAnswer, AdminRequest, Holds, ShutdownMode } from '../../proxy/admin/siblings.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import type { Failure } from '../failure.js';
@@ -8,7 +8,7 @@ import type { Part } from '../parts.js';
  * A parent may have to do with children of newer code, and refuses those whose messages it would not understand. Raised with every
  * change of the messages.
  */
-export const PROTOCOL = 1;
+export const PROTOCOL = 2;
 
 /** The hidden command that such a child runs. */
 export const CHILD_COMMAND = 'serve-process';
@@ -36,10 +36,20 @@ export type Role =
   | { readonly kind: 'proxy'; readonly slot: number; readonly index: number }
   | { readonly kind: 'others'; readonly parts: readonly Part[] };
 
+/** What all that serve clients have in common. */
+export interface Shared {
+  /** See ProxyOptions. */
+  readonly ticketSecret: Uint8Array;
+  /** null: nothing has ever been held. */
+  readonly holds: Holds | null;
+}
+
 export type ToChild =
   | { readonly kind: 'start'; readonly settings: ServeSettings; readonly role: Role }
   /** The parent listens there, and so many processes share the clients: start. */
-  | { readonly kind: 'go'; readonly listen: ListenOptions; readonly workers: number }
+  | { readonly kind: 'go'; readonly listen: ListenOptions; readonly workers: number; readonly shared: Shared }
+  /** To one that has been told to go and is not ready yet: what is held has changed. */
+  | { readonly kind: 'hold'; readonly holds: Holds }
   /** With a client's socket. */
   | { readonly kind: 'client' }
   | { readonly kind: 'reload'; readonly id: number }
@@ -65,6 +75,8 @@ export type FromChild =
 export type FromProxy =
   | { readonly kind: 'cancel'; readonly slot: number; readonly key: CancelKey }
   | { readonly kind: 'askSiblings'; readonly id: number; readonly request: AdminRequest }
+  /** What is held there now. */
+  | { readonly kind: 'remember'; readonly holds: Holds }
   | { readonly kind: 'askReload'; readonly id: number }
   | { readonly kind: 'askShutdown'; readonly mode: ShutdownMode };
 

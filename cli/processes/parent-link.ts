@@ -1,4 +1,11 @@
-import type { AdminAnswer, AdminRequest, ProcessControl, ShutdownMode, Siblings } from '../../proxy/admin/siblings.js';
+import type {
+  AdminAnswer,
+  AdminRequest,
+  Holds,
+  ProcessControl,
+  ShutdownMode,
+  Siblings,
+} from '../../proxy/admin/siblings.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import { type Failure, ReportedFailure } from '../failure.js';
 import type { FromChild } from './messages.js';
@@ -24,6 +31,10 @@ export class ParentLink implements Siblings, ProcessControl {
 
   cancel(slot: number, key: CancelKey): void {
     this.#tell({ kind: 'cancel', slot, key });
+  }
+
+  remember(holds: Holds): void {
+    this.#tell({ kind: 'remember', holds });
   }
 
   reload(): Promise<void> {

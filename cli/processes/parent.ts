@@ -1,5 +1,6 @@
+import { randomBytes } from 'node:crypto';
 import type { Logger } from 'pino';
-import type { AdminAnswer, ShutdownMode } from '../../proxy/admin/siblings.js';
+import type { AdminAnswer, Holds, ShutdownMode } from '../../proxy/admin/siblings.js';
 import { PROCESS_SLOTS } from '../../proxy/clients.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import { Listener } from '../../proxy/listener/listener.js';
@@ -20,6 +21,8 @@ export interface ParentOptions {
   readonly inherited: readonly number[];
 }
 
+const TICKET_SECRET_BYTES = 32;
+
 interface OpenListener {
   readonly wanted: ListenOptions;
   readonly listener: Listener;
@@ -36,6 +39,8 @@ export class Parent {
   readonly #spread = new Spread();
   readonly #bySlot = new Map<number, Child>();
   #lastSlot = -1;
+  /** What administrators have had paused or disabled: processes come and go, that stays. */
+  #holds: Holds | null = null;
   #logger: Logger;
   #open: OpenListener | null = null;
   #current: Generation | null = null;
@@ -117,7 +122,9 @@ export class Parent {
   }
 
   async #renew(): Promise<void> {
+    const ticketSecret = randomBytes(TICKET_SECRET_BYTES);
     const generation: Generation = new Generation({
+      shared: () => ({ ticketSecret, holds: this.#holds }),
       fork: (index) => this.#fork(index),
       others: this.#options.parts.some((part) => part !== 'proxy'),
       onChange: () => {
@@ -265,6 +272,11 @@ export class Parent {
         child.answers(message.id, answers);
         return;
       }
+      case 'remember':
+        this.#holds = message.holds;
+        // Those that are ready have been asked to do it themselves.
+        for (const other of this.#bySlot.values()) if (!other.serving) other.hold(message.holds);
+        return;
       case 'askReload':
         child.result(message.id, await this.reload());
         return;

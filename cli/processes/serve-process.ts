@@ -1,4 +1,5 @@
 import type { Socket } from 'node:net';
+import type { Holds } from '../../proxy/admin/siblings.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import { readConfig, warn } from '../command.js';
 import type { Config } from '../config.js';
@@ -44,6 +45,8 @@ class ServeProcess {
   /** As in the file. */
   #config: Config | null = null;
   #services: Services | null = null;
+  /** What is to be paused and disabled from the start. */
+  #holds: Holds | null = null;
   #stopping = false;
 
   constructor(tell: (message: FromChild) => void, over: () => void) {
@@ -60,7 +63,12 @@ class ServeProcess {
         this.#begin();
         return;
       case 'go':
-        void this.#start(message.listen, message.workers);
+        this.#holds = message.shared.holds;
+        void this.#start(message.listen, message.workers, Buffer.from(message.shared.ticketSecret));
+        return;
+      case 'hold':
+        this.#holds = message.holds;
+        this.#services?.proxy?.hold(message.holds);
         return;
       case 'client':
         this.#accept(socket);
@@ -112,7 +120,7 @@ class ServeProcess {
     }
   }
 
-  async #start(listen: ListenOptions, workers: number): Promise<void> {
+  async #start(listen: ListenOptions, workers: number, ticketSecret: Buffer): Promise<void> {
     const config = this.#config;
     if (config === null) return;
     this.#workers = workers;
@@ -122,9 +130,12 @@ class ServeProcess {
       const services = await startServices(this.#own(config, listen), {
         only: role.kind === 'proxy' ? ['proxy'] : role.parts,
         logger: createLogger(levelOf(config, this.#settings)),
-        ...(role.kind === 'proxy' ? { behind: { slot: role.slot, siblings: this.#link, control: this.#link } } : {}),
+        ...(role.kind === 'proxy'
+          ? { behind: { slot: role.slot, siblings: this.#link, control: this.#link, ticketSecret } }
+          : {}),
       });
       this.#services = services;
+      if (this.#holds !== null) services.proxy?.hold(this.#holds);
       if (this.#stopping) {
         await services.stop('now', 0);
         return;

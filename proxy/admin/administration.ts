@@ -5,6 +5,9 @@ import type { ProcessState } from './process-state.js';
 import type { AdminAnswer, AdminRequest } from './siblings.js';
 import { viewOf } from './views.js';
 
+/** Commands that change what is held. */
+const HOLDING: ReadonlySet<string> = new Set(['pause', 'resume', 'kill', 'disable', 'enable']);
+
 /** What an administrator can see of one process, and do to it. */
 export class Administration {
   readonly state: ProcessState;
@@ -18,7 +21,9 @@ export class Administration {
     const { slot } = this.state;
     try {
       if (request.kind === 'show') return { kind: 'rows', slot, rows: await viewOf(request.view).rows(this.state) };
-      return { kind: 'done', slot, left: this.#carryOut(request.command, request.arguments[0] ?? null) };
+      const left = this.#carryOut(request.command, request.arguments[0] ?? null);
+      if (HOLDING.has(request.command)) this.state.held(this.state.pools.holds);
+      return { kind: 'done', slot, left };
     } catch (error) {
       const { sqlstate, message, hint, detail } = fieldsOfError(error);
       return {

@@ -179,7 +179,7 @@ function serverRow(
     local.address,
     local.port,
     time(ago(backend.connectedAt)),
-    backend.requestedAt === 0 ? null : time(ago(backend.requestedAt)),
+    time(ago(backend.requestedAt === 0 ? backend.connectedAt : backend.requestedAt)),
     0,
     0,
     closeNeeded ? 1 : 0,

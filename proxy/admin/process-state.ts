@@ -8,6 +8,7 @@ import type { Router } from '../router/router.js';
 import { Activity } from '../session/activity.js';
 import type { TemplateStats } from '../telemetry/template-stats.js';
 import type { AdminSession } from './session.js';
+import type { Holds } from './siblings.js';
 
 /** One line of SHOW CONFIG. Never a secret. */
 export interface ConfigEntry {
@@ -51,6 +52,8 @@ export interface ProcessState {
   /** Numbers the server connections, each for as long as it lives. */
   readonly ids: ServerIds;
   readonly averages: () => readonly number[];
+  /** To be told when what is paused or disabled has changed. */
+  readonly held: (holds: Holds) => void;
 }
 
 const SLOT_BITS = 24;

@@ -31,12 +31,22 @@ export type AdminAnswer =
   /** Written by `Siblings.ask` for a process that did not answer in time: it is left out, and named in a notice. */
   | { readonly kind: 'silent'; readonly slot: number };
 
+/** What PAUSE, KILL and DISABLE hold until RESUME and ENABLE. Plain JSON. */
+export interface Holds {
+  readonly disabled: boolean;
+  /** Shards that are new, too. */
+  readonly all: boolean;
+  readonly shards: Readonly<Record<string, boolean>>;
+}
+
 /** The other processes that share this proxy's port. */
 export interface Siblings {
   /** Asks every other living process. Never rejects: one that does not answer in time is `silent`. */
   ask(request: AdminRequest): Promise<readonly AdminAnswer[]>;
   /** Hands a cancel request to the process that has the client. Nobody is told what came of it. */
   cancel(slot: number, key: CancelKey): void;
+  /** What a process that takes the place of one of them is to hold from its start. */
+  remember(holds: Holds): void;
 }
 
 export type ShutdownMode = 'now' | 'wait_for_servers' | 'wait_for_clients';

@@ -157,9 +157,11 @@ class Authentication {
     const { auth } = this.#login;
     if (auth === null) throw this.#noPassword('a password');
     if ('md5' in auth) throw this.#notEnough('a SCRAM proof', 'an md5 hash');
-    const endPoint = offered.includes('SCRAM-SHA-256-PLUS') ? (this.#login.tls?.endPoint ?? null) : null;
-    this.#scram = new ScramClient(auth, undefined, endPoint);
-    return encodeSaslInitialResponse(endPoint === null ? 'SCRAM-SHA-256' : 'SCRAM-SHA-256-PLUS', this.#scram.first());
+    const endPoint = this.#login.tls?.endPoint ?? null;
+    const isOffered = offered.includes('SCRAM-SHA-256-PLUS');
+    this.#scram = new ScramClient(auth, undefined, endPoint !== null && !isOffered ? 'not offered' : endPoint);
+    const mechanism = endPoint !== null && isOffered ? 'SCRAM-SHA-256-PLUS' : 'SCRAM-SHA-256';
+    return encodeSaslInitialResponse(mechanism, this.#scram.first());
   }
 
   #exchange(): ScramClient {

@@ -1,4 +1,4 @@
-import { constants, X509Certificate } from 'node:crypto';
+import { constants, createHash, hkdfSync, randomBytes, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import {
@@ -35,6 +35,9 @@ export interface TlsOptions {
 /** What PostgreSQL's clients name in the ALPN extension (PG_ALPN_PROTOCOL in pqcomm.h). */
 const ALPN_PROTOCOL = 'postgresql';
 
+/** As Node wants them: https://nodejs.org/api/tls.html#serversetticketkeyskeys */
+const TICKET_KEY_BYTES = 48;
+
 /** The handshake failed, or the client's certificate is no good. Nothing more can be said to it. */
 export class TlsHandshakeError extends ConnectionLostError {}
 
@@ -58,17 +61,22 @@ interface Loaded {
   readonly pending: Map<string, Pending>;
 }
 
-/** Takes accepted connections to TLS. Sessions are resumed by tickets, until the next reload. */
+/** Takes accepted connections to TLS. Sessions are resumed by tickets, until other files are loaded. */
 export class TlsServer {
   readonly #options: TlsOptions;
   readonly #logger: Logger;
+  readonly #ticketSecret: Buffer;
   #loaded: Loaded;
 
-  /** @throws ForeshardError F0000 when a file is missing, unfit or readable by others */
-  constructor(options: TlsOptions, logger: Logger) {
+  /**
+   * @param ticketSecret shared by the processes that resume each other's sessions
+   * @throws ForeshardError F0000 when a file is missing, unfit or readable by others
+   */
+  constructor(options: TlsOptions, logger: Logger, ticketSecret: Buffer = randomBytes(32)) {
     this.#options = options;
     this.#logger = logger;
-    this.#loaded = load(options);
+    this.#ticketSecret = ticketSecret;
+    this.#loaded = load(options, ticketSecret);
   }
 
   /** Over TCP nobody comes in without TLS. */
@@ -81,7 +89,7 @@ export class TlsServer {
    * @throws ForeshardError F0000 when a file is missing, unfit or readable by others
    */
   prepareReload(): () => void {
-    const loaded = load(this.#options);
+    const loaded = load(this.#options, this.#ticketSecret);
     return () => {
       this.#loaded = loaded;
       this.#logger.info({ certificate: this.#options.certFile }, 'TLS certificate loaded');
@@ -117,15 +125,17 @@ export class TlsServer {
   }
 }
 
-function load(options: TlsOptions): Loaded {
+function load(options: TlsOptions, ticketSecret: Buffer): Loaded {
   const { certFile, caFile, ciphers } = options;
   checkKeyFile(options.keyFile, 'Check proxy.tls.keyFile.');
   const certificate = read(certFile, 'server certificate');
+  const key = read(options.keyFile, 'private key');
+  const roots = caFile === undefined ? null : read(caFile, 'root certificate');
   const settings: NodeTlsOptions = {
     cert: certificate,
-    key: read(options.keyFile, 'private key'),
+    key,
     ...(options.keyPassphrase === undefined ? {} : { passphrase: options.keyPassphrase }),
-    ...(caFile === undefined ? {} : { ca: read(caFile, 'root certificate') }),
+    ...(roots === null ? {} : { ca: roots }),
     minVersion: options.minVersion ?? 'TLSv1.2',
     ...(ciphers === undefined ? {} : { ciphers }),
     honorCipherOrder: true,
@@ -133,6 +143,7 @@ function load(options: TlsOptions): Loaded {
     secureOptions: constants.SSL_OP_NO_RENEGOTIATION | constants.SSL_OP_NO_COMPRESSION,
     // Tickets of another service with the same certificate are no good here.
     sessionIdContext: 'foreshard',
+    ticketKeys: ticketKeys(ticketSecret, [certificate, key, roots ?? Buffer.alloc(0)]),
     ALPNProtocols: [ALPN_PROTOCOL],
     requestCert: caFile !== undefined,
     // A client without one is let through to authentication; one that cannot be verified is refused below.
@@ -163,6 +174,15 @@ function load(options: TlsOptions): Loaded {
     socket.destroy();
   });
   return { server, endPoint, asksForCertificate: caFile !== undefined, pending };
+}
+
+/** What a client has shown to one set of files is not to be taken over by another, whose roots may be fewer. */
+function ticketKeys(secret: Buffer, files: readonly Buffer[]): Buffer {
+  const sizes = Buffer.from(files.map((file) => `${file.length} `).join(''));
+  const salt = createHash('sha256')
+    .update(Buffer.concat([sizes, ...files]))
+    .digest();
+  return Buffer.from(hkdfSync('sha256', secret, salt, 'foreshard session tickets', TICKET_KEY_BYTES));
 }
 
 const text = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -273,27 +273,33 @@ function printable(c: string): string {
 /** What a client proves itself with: a password, or the keys recovered from a client's own exchange with us. */
 export type ScramSecret = { readonly password: string } | { readonly keys: ScramKeys };
 
+/**
+ * tls-server-end-point of the server's certificate, for SCRAM-SHA-256-PLUS; `not offered`: we could bind, but the server does not
+ * offer it, which it is told, so that it finds out who has taken its offer away; null: there is nothing to bind to.
+ */
+export type ScramBinding = Buffer | 'not offered' | null;
+
 /** The client's half of one exchange: `first`, `final`, then `verify`. */
 export class ScramClient {
   readonly #secret: ScramSecret;
   readonly #clientNonce: string;
-  readonly #serverEndPoint: Buffer | null;
+  readonly #binding: ScramBinding;
   #authMessage: Buffer | null = null;
   #serverKey: Buffer | null = null;
 
-  /** @param serverEndPoint tls-server-end-point of the server's certificate, for SCRAM-SHA-256-PLUS */
   constructor(
     secret: ScramSecret,
     clientNonce: string = randomBytes(NONCE_BYTES).toString('base64'),
-    serverEndPoint: Buffer | null = null,
+    binding: ScramBinding = null,
   ) {
     this.#secret = secret;
     this.#clientNonce = clientNonce;
-    this.#serverEndPoint = serverEndPoint;
+    this.#binding = binding;
   }
 
   get #gs2Header(): string {
-    return this.#serverEndPoint === null ? 'n,,' : END_POINT_HEADER;
+    if (this.#binding === null) return 'n,,';
+    return this.#binding === 'not offered' ? 'y,,' : END_POINT_HEADER;
   }
 
   get #firstBare(): string {
@@ -319,7 +325,8 @@ export class ScramClient {
       throw new ProtocolError(`the server asks for ${iterations} SCRAM iterations, the limit is ${MAX_ITERATIONS}`);
     const keys =
       'keys' in this.#secret ? this.#secret.keys : await deriveScramKeys(this.#secret.password, salt, iterations);
-    const binding = Buffer.concat([Buffer.from(this.#gs2Header), this.#serverEndPoint ?? Buffer.alloc(0)]);
+    const endPoint = this.#binding instanceof Buffer ? this.#binding : Buffer.alloc(0);
+    const binding = Buffer.concat([Buffer.from(this.#gs2Header), endPoint]);
     const withoutProof = `c=${binding.toString('base64')},r=${nonce}`;
     const authMessage = Buffer.from(`${this.#firstBare},${text},${withoutProof}`, 'latin1');
     const proof = xor(keys.clientKey, hmac(sha256(keys.clientKey), authMessage));

@@ -1,10 +1,11 @@
+import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
-import { buildCli, type CliResult, cli } from './run-cli.js';
+import { buildCli, CLI, type CliResult, cli } from './run-cli.js';
 import { temporaryDirectory } from './temporary-directory.js';
 
 let one: EmbeddedCluster;
@@ -108,6 +109,26 @@ describe('the command line itself', () => {
 
   it('suggests the command that was meant', async () => {
     expectFailure(await cli(['topolgy']), 2, /did you mean topology\?/);
+  });
+
+  it('is there without a driver or a parser of anything: help, and what the parent of serve consists of', () => {
+    const load = (modules: string) => `
+      const { createRequire } = await import('node:module');
+      process.on('exit', () => console.log(
+        Object.keys(createRequire(${JSON.stringify(CLI)}).cache).map((path) => path.split('/node_modules/').pop().split('/')[0]).join(' ')));
+      ${modules}`;
+    for (const modules of [
+      `process.argv = ['node', ${JSON.stringify(CLI)}, '--help']; await import(${JSON.stringify(CLI)});`,
+      `for (const part of ['commands/serve', 'processes/parent'])
+         await import(${JSON.stringify(dirname(CLI))} + '/' + part + '.js');`,
+    ]) {
+      const ran = spawnSync(process.execPath, ['--input-type=module', '-e', load(modules)], { encoding: 'utf8' });
+      expect([ran.status, ran.stderr]).toEqual([0, '']);
+      const packages = new Set(ran.stdout.trim().split('\n').at(-1)?.split(' '));
+      for (const heavy of ['pg', 'libpg-query', 'zod', 'yaml']) expect(packages).not.toContain(heavy);
+      // Of what is loaded there is some: the parent's log, or the help's.
+      expect(packages.size).toBeGreaterThan(0);
+    }
   });
 
   it('prints a completion script, and completes', async () => {

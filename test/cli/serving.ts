@@ -137,7 +137,7 @@ export class ServeProcesses {
 
   get port(): number {
     const ready = this.lines.find(({ msg }) => msg === 'ready');
-    return Number(/:(\d+)$/.exec(String(ready?.listen))?.[1]);
+    return Number(/:(\d+)(?=,|$)/.exec(String(ready?.listen))?.[1]);
   }
 
   get url(): string {

@@ -1,5 +1,6 @@
 import pg from 'pg';
-import { checkUrl, errorCode, explainConnectError, redactUrl } from '../connection.js';
+import { checkUrl } from '../check-url.js';
+import { errorCode, explainConnectError, redactUrl } from '../connection.js';
 import { CatalogUnavailableError, ForeshardError } from '../errors.js';
 import type { Topology } from '../topology.js';
 import { currentSchemaVersion } from './schema.js';

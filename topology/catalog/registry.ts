@@ -1,4 +1,5 @@
-import { checkUrl, errorCode, redactUrl } from '../connection.js';
+import { checkUrl } from '../check-url.js';
+import { errorCode, redactUrl } from '../connection.js';
 import { ForeshardError, UsageError } from '../errors.js';
 import { KEY_TYPES, type KeyType, type Method } from '../key.js';
 import {

@@ -160,6 +160,8 @@ describe.skipIf(!hasOpenssl)('TLS towards servers', () => {
 
   describe('somebody in the middle, with a certificate of their own', () => {
     let middle: Server;
+    /** Takes the offer of channel binding out of what the server says. */
+    let strips = false;
     beforeAll(async () => {
       const { cert, key } = authority.issue('middle', '/CN=localhost', { names: 'DNS:localhost' });
       const secureContext = createSecureContext({ cert: readFileSync(cert), key: readFileSync(key) });
@@ -172,7 +174,7 @@ describe.skipIf(!hasOpenssl)('TLS towards servers', () => {
           upstream.once('data', () => {
             const outer = connectTls({ socket: upstream, rejectUnauthorized: false });
             inner.pipe(outer);
-            outer.pipe(inner);
+            outer.on('data', (chunk: Buffer) => inner.write(strips ? withoutPlus(chunk) : chunk));
             outer.on('error', () => inner.destroy());
           });
           inner.on('error', () => upstream.destroy());
@@ -192,5 +194,23 @@ describe.skipIf(!hasOpenssl)('TLS towards servers', () => {
         message: expect.stringContaining('SCRAM channel binding check failed'),
       });
     });
+
+    test('is found out when it says that the server offers none', async () => {
+      const { port } = middle.address() as AddressInfo;
+      strips = true;
+      await expect(encrypted(secured, 'sslmode=require', '127.0.0.1', port)).rejects.toMatchObject({
+        message: expect.stringContaining('SCRAM channel binding negotiation error'),
+      });
+    });
   });
 });
+
+/** AuthenticationSASL, which comes alone, with SCRAM-SHA-256 as the only mechanism. */
+function withoutPlus(chunk: Buffer): Buffer {
+  const plus = Buffer.from('SCRAM-SHA-256-PLUS\0');
+  const at = chunk.indexOf(plus);
+  if (at < 0) return chunk;
+  const rest = Buffer.concat([chunk.subarray(0, at), chunk.subarray(at + plus.length)]);
+  rest.writeInt32BE(rest.length - 1, 1);
+  return rest;
+}

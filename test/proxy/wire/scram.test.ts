@@ -59,6 +59,16 @@ describe('our client and our server', () => {
     );
   });
 
+  test('a client that could bind and was not offered it says so: true to a server that cannot, and an attack to one that can', async () => {
+    const verifier = parseVerifier(await makeVerifier('pw', randomBytes(16), 2));
+    const client = () => new ScramClient({ password: 'pw' }, undefined, 'not offered');
+    expect(client().first().toString()).toMatch(/^y,,n=,r=/);
+    expect(await exchange(client(), new ScramServer('u', verifier, SECRET))).toBe(true);
+    await expect(exchange(client(), new ScramServer('u', verifier, SECRET, { tls: true }))).rejects.toThrow(
+      'SCRAM channel binding negotiation error',
+    );
+  });
+
   test('an unknown user is asked like any other, the same each time, and fails', async () => {
     const saltOf = (user: string): string | undefined =>
       /s=([^,]+)/.exec(new ScramServer(user, null, SECRET).first(Buffer.from('n,,n=,r=abc')).toString())?.[1];
