@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -8,6 +9,9 @@ import { Sharded, startProxy } from '../support/sharded.js';
 import { findTools, run } from '../support/tools.js';
 
 const tools = findTools();
+
+const hasIpv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === '::1'));
+if (!hasIpv6) process.stderr.write('skipped: this machine has no address ::1\n');
 
 /** How clients prove who they are, and that nobody is in the middle, over TLS as it is. */
 describe.skipIf(!hasOpenssl)('authentication over TLS', () => {
@@ -151,6 +155,111 @@ describe.skipIf(!hasOpenssl)('authentication over TLS', () => {
         },
         files,
       );
+    });
+
+    const RSA = ['-newkey', 'rsa:2048'];
+    const PSS = ['-sigopt', 'rsa_padding_mode:pss', '-sigopt', 'rsa_pss_saltlen:digest'];
+    it.each<[string, readonly string[], string | null, readonly string[]]>([
+      ['RSA', RSA, 'sha256', []],
+      ['RSA-PSS', RSA, 'sha256', PSS],
+      ['RSA-PSS', RSA, 'sha384', PSS],
+      ['RSA-PSS', RSA, 'sha512', PSS],
+    ])('binds the channel of a certificate signed with %s (%#)', async (_name, newKey, digest, signing) => {
+      const other = new CertificateAuthority('another root', newKey);
+      const files = other.issue('server', '/CN=localhost', { names: 'DNS:localhost', digest, signing });
+      await withProxy(
+        {},
+        async (port) => {
+          const outcome = await psql(port, 'secret', 'sslmode=require sslrootcert=none channel_binding=require');
+          expect(outcome).toEqual({ code: 0, stdout: 'app\n', stderr: '' });
+        },
+        files,
+      );
+    });
+
+    it('is not offered to bind to a certificate signed with Ed25519, which has no hash for it', async () => {
+      const other = new CertificateAuthority('another root', ['-newkey', 'ed25519']);
+      const files = other.issue('server', '/CN=localhost', { names: 'DNS:localhost', digest: null });
+      await withProxy(
+        {},
+        async (port) => {
+          const settings = 'sslmode=require sslrootcert=none channel_binding=';
+          expect(await psql(port, 'secret', `${settings}prefer`)).toEqual({ code: 0, stdout: 'app\n', stderr: '' });
+          expect((await psql(port, 'secret', `${settings}require`)).stderr).toContain(
+            'channel binding is required, but server did not offer an authentication method that supports channel binding',
+          );
+        },
+        files,
+      );
+    });
+
+    it('looks at the certificate as its sslmode says', async () => {
+      const stranger = new CertificateAuthority('somebody else').root.cert;
+      const port = s.proxy.port;
+      const ok = { code: 0, stdout: 'app\n', stderr: '' };
+      for (const mode of ['require', 'verify-ca', 'verify-full'])
+        expect(await psql(port, 'secret', `sslmode=${mode}`)).toEqual(ok);
+      for (const mode of ['verify-ca', 'verify-full'])
+        expect((await psql(port, 'secret', `sslmode=${mode} sslrootcert=${stranger}`)).stderr).toContain(
+          'certificate verify failed',
+        );
+      const elsewhere = authority.issue('elsewhere', '/CN=elsewhere', { names: 'DNS:elsewhere' });
+      await withProxy(
+        {},
+        async (other) => {
+          expect(await psql(other, 'secret', 'sslmode=verify-ca')).toEqual(ok);
+          expect((await psql(other, 'secret', 'sslmode=verify-full')).stderr).toContain(
+            'does not match host name "localhost"',
+          );
+        },
+        elsewhere,
+      );
+    });
+
+    it.skipIf(!hasIpv6)('shows a certificate, and is judged by encryption and address, IPv6 included', async () => {
+      const { cert, key } = authority.issue('psql', '/CN=app');
+      const proxy = await startProxy(s.catalog, {
+        splitAt: null,
+        tls: { ...tlsOf(server), keyFile: authority.encrypt(server.key, 'open sesame'), keyPassphrase: 'open sesame' },
+        listen: { host: ['127.0.0.1', '::1'] },
+        auth: {
+          method: 'reject',
+          users: new Map(),
+          hba: [
+            'hostssl all all ::1/128 cert',
+            'hostssl all all 127.0.0.1/32 scram-sha-256',
+            'hostnossl all all ::1/128 scram-sha-256',
+          ],
+        },
+        serverPasswords: new Map([['app', 'secret']]),
+      });
+      try {
+        const ok = { code: 0, stdout: 'app\n', stderr: '' };
+        const on = (address: string, settings: string) => psql(proxy.port, 'secret', `hostaddr=${address} ${settings}`);
+        expect(await on('::1', `sslcert=${cert} sslkey=${key}`)).toEqual(ok);
+        expect((await on('::1', '')).stderr).toContain('connection requires a valid client certificate');
+        expect(await on('127.0.0.1', '')).toEqual(ok);
+        expect(await on('::1', 'sslmode=disable')).toEqual(ok);
+        expect((await on('127.0.0.1', 'sslmode=disable')).stderr).toContain(
+          'no pg_hba.conf entry for host "127.0.0.1", user "app", database "shop", no encryption',
+        );
+      } finally {
+        await proxy.close();
+      }
+    });
+
+    it('does not come in without TLS where it is required', async () => {
+      const proxy = await startProxy(s.catalog, { splitAt: null, tls: { ...tlsOf(server), mode: 'require' } });
+      try {
+        const { code, stderr } = await psql(proxy.port, 'secret', 'sslmode=disable');
+        expect(code).toBe(2);
+        expect(stderr).toMatch(/no pg_hba.conf entry .* no encryption\nHINT: .*sslmode=require/);
+        // As with hostssl alone in pg_hba.conf, libpq tries again with what it was not asked for.
+        for (const mode of ['allow', 'prefer', 'require'])
+          expect((await psql(proxy.port, 'secret', `sslmode=${mode}`)).stdout).toBe('app\n');
+      } finally {
+        await proxy.close();
+      }
     });
 
     it('without binding, or without SCRAM, as it likes', async () => {

@@ -26,14 +26,16 @@ export class CertificateAuthority {
   readonly dir: string;
   readonly root: Certificate;
 
-  constructor(name = 'Foreshard test root') {
+  /** @param newKey of its own key, which is what signs: arguments of `openssl req` */
+  constructor(name = 'Foreshard test root', newKey: readonly string[] = EC_KEY) {
     this.dir = mkdtempSync(join(tmpdir(), 'foreshard-tls-'));
     afterAll(() => rmSync(this.dir, { recursive: true, force: true }));
     this.root = this.#paths('root');
     this.#openssl(
       'req',
       '-x509',
-      ...NEW_KEY,
+      ...newKey,
+      '-nodes',
       '-keyout',
       this.root.key,
       '-out',
@@ -45,11 +47,16 @@ export class CertificateAuthority {
     );
   }
 
-  /** Signs a certificate. `subject` as `/O=x/CN=y`; `digest`: of its signature. */
+  /** Signs a certificate. `subject` as `/O=x/CN=y`; `digest`: of its signature, null where the key allows no choice. */
   issue(
     file: string,
     subject: string,
-    options: { readonly names?: string; readonly digest?: string } = {},
+    options: {
+      readonly names?: string;
+      readonly digest?: string | null;
+      /** More arguments of `openssl x509`. */
+      readonly signing?: readonly string[];
+    } = {},
   ): Certificate {
     const { cert, key } = this.#paths(file);
     const request = join(this.dir, `${file}.csr`);
@@ -63,7 +70,8 @@ export class CertificateAuthority {
       '-new',
       '-utf8',
       '-multivalue-rdn',
-      ...NEW_KEY,
+      ...EC_KEY,
+      '-nodes',
       '-keyout',
       key,
       '-out',
@@ -73,10 +81,19 @@ export class CertificateAuthority {
     );
     this.#openssl(
       ...['x509', '-req', '-in', request, '-CA', this.root.cert, '-CAkey', this.root.key, '-CAcreateserial'],
-      ...['-out', cert, '-days', '2', '-extfile', extensions, `-${options.digest ?? 'sha256'}`],
+      ...['-out', cert, '-days', '2', '-extfile', extensions, ...(options.signing ?? [])],
+      ...(options.digest === null ? [] : [`-${options.digest ?? 'sha256'}`]),
     );
     chmodSync(key, 0o600);
     return { cert, key };
+  }
+
+  /** The same key, encrypted. @returns its file */
+  encrypt(key: string, passphrase: string): string {
+    const encrypted = `${key}.encrypted`;
+    this.#openssl('pkey', '-in', key, '-aes256', '-passout', `pass:${passphrase}`, '-out', encrypted);
+    chmodSync(encrypted, 0o600);
+    return encrypted;
   }
 
   /** The subject of a certificate as OpenSSL, and PostgreSQL with it, writes it in the style of RFC 2253. */
@@ -96,4 +113,4 @@ export class CertificateAuthority {
   }
 }
 
-const NEW_KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+const EC_KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'];
