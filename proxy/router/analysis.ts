@@ -5,6 +5,7 @@ import { type Literals, qualifiedName, walk } from './ast.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
+import { reachOf } from './reach.js';
 import type { Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -51,6 +52,8 @@ export class Analysis {
   readonly referenceWrites = new Map<string, TableName>();
   /** Reads or writes tables that only the home shard has. */
   home = false;
+  /** Has something that is exact at home only (a function that uses the home shard's own tables, TABLESAMPLE): the refusal if sharded or reference tables are used too. */
+  atHomeOnly: Refusal | null = null;
   /** The first thing that cannot be understood well enough to be exact on several shards. */
   refusal: Refusal | null = null;
   writes = false;
@@ -162,7 +165,7 @@ export class Analysis {
       const reference = registry.reference(relation) as ReferenceTable;
       const set = role === 'write' ? this.referenceWrites : this.referenceReads;
       set.set(`${reference.schema}.${reference.table}`, { schema: reference.schema, table: reference.table });
-    } else this.#other(relation, name);
+    } else this.#other(relation, name, role);
     const entry: Entry = {
       name: node.alias?.aliasname ?? name,
       schema: node.alias ? null : (relation?.schema ?? null),
@@ -178,25 +181,32 @@ export class Analysis {
     this.#seen.add(node);
   }
 
-  #other(relation: Relation | null, name: string): void {
+  #other(relation: Relation | null, name: string, role: TableRole): void {
     this.home = true;
     if (relation === null) return;
     const system =
       relation.schema === 'pg_catalog' ||
       relation.schema === 'information_schema' ||
       relation.schema.startsWith('pg_toast');
-    const { registry } = this.context;
+    const { registry, metadata } = this.context;
     const parent = relation.parents.find((p) => registry.sharded(p) !== null || registry.reference(p) !== null);
     if (parent)
       this.refuse(
         `"${name}" is a part of "${parent.table}", and parts of a sharded table cannot be used directly on several shards`,
         `Use "${parent.table}" itself.`,
       );
-    else if (!system && (relation.kind === 'v' || relation.kind === 'm' || relation.kind === 'f'))
-      this.refuse(
-        `"${name}" is a ${relation.kind === 'v' ? 'view' : relation.kind === 'm' ? 'materialized view' : 'foreign table'}, which is not supported over several shards yet`,
-        'Use the tables themselves.',
-      );
+    else if (!system && reachOf(metadata, registry).relation(relation, role === 'write' ? 'change' : 'read')) {
+      const view = { v: 'view', m: 'materialized view', f: 'foreign table' }[relation.kind];
+      if (view)
+        this.refuse(
+          `"${name}" is a ${view} that may use more than the home shard has, which is not supported over several shards yet`,
+          'Use the tables themselves.',
+        );
+      else
+        this.refuse(
+          `"${name}" has triggers, rules, policies, foreign keys or other parts that may reach beyond the home shard, which is not supported over several shards yet`,
+        );
+    }
   }
 
   /** Judges a call. */
@@ -206,6 +216,9 @@ export class Analysis {
     if (name === 'pg_notify') this.notifies = true;
     if (name === 'pg_listening_channels') this.showsChannels = true;
     if (call.over) this.blockFanOut('window functions over several shards are not supported yet', PIN_HINT);
+    // With three arguments it only computes; with two it runs a query that is a text.
+    if (name === 'ts_rewrite' && call.args?.length === 3 && this.context.metadata.functionsNamed(name).length === 0)
+      return;
     switch (found.kind) {
       case 'immutable':
         return;
@@ -236,15 +249,22 @@ export class Analysis {
         if (found.prior) this.asksSequences = true;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
-      case 'unknown':
+      case 'unknown': {
         this.writes = true;
         this.#userCall(schema, name);
-        this.refuse(
-          `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
-          this.context.metadata.userFunction(schema, name, this.context.searchPath) === null
-            ? 'Ask each shard directly.'
-            : 'Declare it IMMUTABLE if it only computes from its arguments.',
-        );
+        const { metadata, registry, searchPath } = this.context;
+        const user = metadata.userFunction(schema, name, searchPath);
+        const refusal: Refusal = {
+          sqlstate: '0A000',
+          message: `function ${schema === null ? '' : `${schema}.`}${name}() may read or change anything, so it cannot be used while data is on several shards`,
+          hint:
+            user === null ? 'Ask each shard directly.' : 'Declare it IMMUTABLE if it only computes from its arguments.',
+        };
+        if (user !== null && !reachOf(metadata, registry).function(name)) {
+          this.home = true;
+          this.atHomeOnly ??= refusal;
+        } else this.refusal ??= refusal;
+      }
     }
   }
 

@@ -2,7 +2,8 @@ import type { Metadata } from './metadata.js';
 
 /**
  * What the router knows of PostgreSQL's own functions, by name. The names are those of 15 to 18; "immutable" means that
- * every overload in pg_catalog is. A function that is in no list is taken for one that may do anything.
+ * every overload in pg_catalog is. Of a function that is in no list the catalog of the home shard says whether it only computes
+ * ({@link Metadata.builtin}); one that is volatile is taken for one that may do anything.
  */
 const words = (text: string): ReadonlySet<string> => new Set(text.trim().split(/\s+/));
 
@@ -78,7 +79,7 @@ const ANYWHERE_PINS = words('set_config setseed pg_backend_pid');
 
 /** They act, but only on what the home shard keeps for everybody, or on the transaction. */
 const HOME_ACTIONS = words(`
-pg_export_snapshot lo_open lo_close lo_creat lo_create lo_lseek lo_lseek64 lo_tell lo_tell64 lo_truncate lo_truncate64 loread lowrite
+pg_export_snapshot lo_open lo_close lo_creat lo_create lo_lseek lo_lseek64 lo_tell lo_tell64 lo_truncate lo_truncate64 loread lowrite lo_get lo_put lo_from_bytea lo_unlink
 pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared`);
 
 /** They act on the transaction, or tell of the session, wherever it runs. */
@@ -121,9 +122,9 @@ export function classifyFunction(
     }
     if (user !== null && schema !== null) return { kind: 'immutable' };
     if (schema !== null) return { kind: 'unknown' };
-    if (user !== null && !isBuiltin(name)) return { kind: 'immutable' };
+    if (user !== null && metadata.builtin(name) === null && !isBuiltin(name)) return { kind: 'immutable' };
   }
-  return classifyBuiltin(name);
+  return classifyBuiltin(name, metadata);
 }
 
 function isBuiltin(name: string): boolean {
@@ -140,7 +141,7 @@ function isBuiltin(name: string): boolean {
   );
 }
 
-function classifyBuiltin(name: string): FunctionClass {
+export function classifyBuiltin(name: string, metadata: Metadata): FunctionClass {
   if (IMMUTABLE.has(name)) return { kind: 'immutable' };
   if (STABLE.has(name)) return { kind: 'stable' };
   if (AGGREGATES.has(name)) return { kind: 'aggregate' };
@@ -160,5 +161,14 @@ function classifyBuiltin(name: string): FunctionClass {
     )
   )
     return { kind: 'catalog' };
-  return { kind: 'unknown' };
+  switch (metadata.builtin(name)) {
+    case 'pure':
+      return { kind: 'immutable' };
+    case 'stable':
+      return { kind: 'stable' };
+    case 'catalog':
+      return { kind: 'catalog' };
+    default:
+      return { kind: 'unknown' };
+  }
 }

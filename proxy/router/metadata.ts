@@ -22,7 +22,25 @@ export interface Metadata {
   mayKeepSettings(block: string): boolean;
   /** Operators that are not PostgreSQL's own and whose function is not immutable, by name. */
   readonly volatileOperators: ReadonlySet<string>;
+  /** What PostgreSQL's catalog says of all its own functions of this name; null if it has none. */
+  builtin(name: string): BuiltinFunction | null;
+  /** Every relation, by {@link tableId}. */
+  readonly relations: ReadonlyMap<string, Relation>;
+  /** Functions that are not PostgreSQL's own, by name: one fact for each schema. */
+  functionsNamed(name: string): readonly UserFunction[];
+  /** The names of all functions that are not PostgreSQL's own. */
+  readonly functionNames: Iterable<string>;
+  /** Whether the text of some function has one of these words (lower case). */
+  namedInFunctions(words: ReadonlySet<string>): boolean;
+  /** Functions that run with DDL: those of event triggers. */
+  readonly eventTriggers: readonly string[];
 }
+
+/**
+ * `pure`: the same for the same arguments everywhere. `stable`: no side effect, and what it reads is the session's or the moment's.
+ * `catalog`: no side effect, but it may read the catalogs, or is about object identifiers, which differ between shards. `other`: may do anything.
+ */
+export type BuiltinFunction = 'pure' | 'stable' | 'catalog' | 'other';
 
 export interface Relation extends TableName {
   /** pg_class.relkind; `?` when only the topology knows it. */
@@ -33,6 +51,16 @@ export interface Relation extends TableName {
   readonly parents: readonly TableName[];
   /** Defaults of its columns, or checks of its rows, call currval or lastval. */
   readonly asksSequences?: true;
+  /** What reading it reads too: tables below it, those of its view or rules and policies; for an index its table. */
+  readonly reads: readonly TableName[];
+  /** What changing it may change too: tables whose foreign keys point to it. */
+  readonly writes: readonly TableName[];
+  /** What changing it looks at: tables that its foreign keys point to; the table that owns a sequence. */
+  readonly checks: readonly TableName[];
+  /** Functions, not PostgreSQL's own, that reading it runs: of views, rules, policies. */
+  readonly calls: readonly string[];
+  /** Functions that changing it runs: of triggers, defaults, constraints, indexes. */
+  readonly fires: readonly string[];
 }
 
 export interface UserFunction {
@@ -43,6 +71,10 @@ export interface UserFunction {
   readonly stateful: boolean;
   /** So for SET, RESET or set_config that last longer than the transaction. */
   readonly keepsSettings: boolean;
+  /** Some overload is in a language that is not read here, or is no plain function. */
+  readonly opaque: boolean;
+  /** The texts of all overloads, with their arguments' defaults. */
+  readonly body: string;
 }
 
 export interface MetadataJson {
@@ -61,17 +93,41 @@ export interface MetadataJson {
     native: boolean;
     stateful?: boolean;
     keepsSettings?: boolean;
+    opaque?: boolean;
+    body?: string;
   }[];
   readonly operators: readonly string[];
+  /** From one relation to another. */
+  readonly edges?: readonly {
+    schema: string;
+    table: string;
+    kind: 'reads' | 'writes' | 'checks';
+    to: readonly [string, string];
+  }[];
+  /** From a relation to a function, by name. */
+  readonly runs?: readonly { schema: string; table: string; kind: 'calls' | 'fires'; name: string }[];
+  /** Expressions and queries of relations, because no catalog says which of PostgreSQL's own functions they call. */
+  readonly definitions?: readonly { schema: string; table: string; kind: 'calls' | 'fires'; text: string }[];
+  readonly builtins?: Readonly<Record<string, BuiltinFunction>>;
+  readonly eventTriggers?: readonly string[];
 }
 
 const EMPTY: MetadataJson = { relations: [], functions: [], operators: [] };
+
+const NOTHING = { reads: [], writes: [], checks: [], calls: [], fires: [] };
+
+/** A relation that only the topology tells of. */
+function unknownRelation(table: TableName): Relation {
+  return { ...table, kind: '?', columns: null, parents: [], ...NOTHING };
+}
 
 class Snapshot implements Metadata {
   readonly version: string;
   readonly json: MetadataJson;
   readonly volatileOperators: ReadonlySet<string>;
+  readonly eventTriggers: readonly string[];
   readonly #relations = new Map<string, Relation>();
+  readonly #builtins: ReadonlyMap<string, BuiltinFunction>;
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
   readonly #settingFunctions: string[] = [];
 
@@ -79,6 +135,20 @@ class Snapshot implements Metadata {
     this.version = version;
     this.json = row;
     this.volatileOperators = new Set(row.operators);
+    this.eventTriggers = row.eventTriggers ?? [];
+    this.#builtins = new Map(Object.entries(row.builtins ?? {}));
+    const edges = new Map<string, { [K in keyof typeof NOTHING]: Relation[K][number][] }>();
+    const edgesOf = (of: TableName) => {
+      const id = tableId(of);
+      const all = edges.get(id) ?? { reads: [], writes: [], checks: [], calls: [], fires: [] };
+      edges.set(id, all);
+      return all;
+    };
+    for (const e of row.edges ?? []) edgesOf(e)[e.kind].push({ schema: e.to[0], table: e.to[1] });
+    for (const r of row.runs ?? []) edgesOf(r)[r.kind].push(r.name);
+    for (const d of row.definitions ?? [])
+      for (const word of new Set(d.text.match(/[a-z_][a-z0-9_]*/g) ?? []))
+        if (this.#builtins.has(word)) edgesOf(d)[d.kind].push(word);
     for (const r of row.relations) {
       this.#relations.set(tableId(r), {
         schema: r.schema,
@@ -87,17 +157,14 @@ class Snapshot implements Metadata {
         columns: r.columns,
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
         ...(r.asks ? { asksSequences: true as const } : {}),
+        ...(edges.get(tableId(r)) ?? NOTHING),
       });
     }
     for (const f of row.functions) {
       const all = this.#functions.get(f.name) ?? [];
-      const fact = {
-        immutable: f.immutable,
-        native: f.native,
-        stateful: f.stateful ?? false,
-        keepsSettings: f.keepsSettings ?? false,
-      };
-      all.push({ schema: f.schema, fact });
+      const { schema, immutable, native, stateful = false, keepsSettings = false, opaque = true, body = '' } = f;
+      const fact = { immutable, native, stateful, keepsSettings, opaque, body };
+      all.push({ schema, fact });
       this.#functions.set(f.name, all);
       if (fact.keepsSettings) this.#settingFunctions.push(f.name.toLowerCase());
     }
@@ -113,7 +180,7 @@ class Snapshot implements Metadata {
       const table: TableName = { schema: candidate, table: name };
       const found = this.#relations.get(tableId(table));
       if (found) return found;
-      if (exists?.(table)) return { ...table, kind: '?', columns: null, parents: [] };
+      if (exists?.(table)) return unknownRelation(table);
     }
     return null;
   }
@@ -128,6 +195,8 @@ class Snapshot implements Metadata {
       native: seen.every((f) => f.fact.native),
       stateful: seen.some((f) => f.fact.stateful),
       keepsSettings: seen.some((f) => f.fact.keepsSettings),
+      opaque: seen.some((f) => f.fact.opaque),
+      body: seen.map((f) => f.fact.body).join('\n'),
     };
   }
 
@@ -135,6 +204,29 @@ class Snapshot implements Metadata {
     if (SETS.test(block) || CALLS_SET_CONFIG.test(block.replace(SETS_LOCALLY, ''))) return true;
     const lower = block.toLowerCase();
     return this.#settingFunctions.some((name) => lower.includes(name));
+  }
+
+  get relations(): ReadonlyMap<string, Relation> {
+    return this.#relations;
+  }
+
+  functionsNamed(name: string): readonly UserFunction[] {
+    return (this.#functions.get(name) ?? []).map((f) => f.fact);
+  }
+
+  get functionNames(): Iterable<string> {
+    return this.#functions.keys();
+  }
+
+  namedInFunctions(words: ReadonlySet<string>): boolean {
+    for (const all of this.#functions.values())
+      for (const { fact } of all)
+        if ((fact.body.toLowerCase().match(/[^\s"'.,;()[\]]+/g) ?? []).some((w) => words.has(w))) return true;
+    return false;
+  }
+
+  builtin(name: string): BuiltinFunction | null {
+    return this.#builtins.get(name) ?? null;
   }
 }
 
@@ -171,11 +263,39 @@ setting AS (
   UNION SELECT b.oid, b.proname FROM setting s JOIN bodies b ON position(s.proname IN b.body) > 0),
 asking AS (
   SELECT adrelid AS oid FROM pg_attrdef WHERE pg_get_expr(adbin, adrelid) ~ '\\m(currval|lastval)\\('
-  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND pg_get_expr(conbin, conrelid) ~ '\\m(currval|lastval)\\(')
+  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND pg_get_expr(conbin, conrelid) ~ '\\m(currval|lastval)\\('),
+depends AS MATERIALIZED (
+  SELECT r.ev_class AS rel, 'reads' AS kind, d.refclassid, d.refobjid
+  FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+  UNION SELECT p.polrelid, 'reads', d.refclassid, d.refobjid
+  FROM pg_policy p JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+  UNION SELECT i.inhparent, 'reads', 'pg_class'::regclass, i.inhrelid FROM pg_inherits i
+  UNION SELECT i.indexrelid, 'reads', 'pg_class'::regclass, i.indrelid FROM pg_index i
+  UNION SELECT c.confrelid, 'writes', 'pg_class'::regclass, c.conrelid FROM pg_constraint c WHERE c.contype = 'f'
+  UNION SELECT c.conrelid, 'checks', 'pg_class'::regclass, c.confrelid FROM pg_constraint c WHERE c.contype = 'f'
+  UNION SELECT d.objid, 'checks', d.refclassid, d.refobjid
+  FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+  WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+  UNION SELECT t.tgrelid, 'writes', 'pg_proc'::regclass, t.tgfoid FROM pg_trigger t WHERE NOT t.tgisinternal
+  UNION SELECT t.tgrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_trigger t JOIN pg_depend d ON d.classid = 'pg_trigger'::regclass AND d.objid = t.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  WHERE NOT t.tgisinternal
+  UNION SELECT a.adrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_attrdef a JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  UNION SELECT c.conrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_constraint c JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  WHERE c.conrelid <> 0
+  UNION SELECT i.indrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_index i JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)),
+about AS (
+  SELECT n.nspname AS schema, c.relname AS name, d.kind, d.refclassid, d.refobjid
+  FROM depends d JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)'
+    AND NOT (d.refclassid = 'pg_class'::regclass AND d.refobjid = d.rel))
 SELECT jsonb_build_object(
   'relations', (SELECT coalesce(jsonb_agg(jsonb_build_object(
       'schema', n.nspname, 'table', c.relname, 'kind', c.relkind,
-      'columns', CASE WHEN n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast') THEN '[]'::jsonb ELSE
+      'columns', CASE WHEN c.relkind IN ('i', 'I') OR n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast') THEN '[]'::jsonb ELSE
         (SELECT coalesce(jsonb_agg(a.attname ORDER BY a.attnum), '[]'::jsonb)
          FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END,
@@ -187,16 +307,51 @@ SELECT jsonb_build_object(
       || CASE WHEN asking.oid IS NULL THEN '{}'::jsonb ELSE '{"asks": true}'::jsonb END
     ORDER BY n.nspname, c.relname), '[]'::jsonb)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN asking ON asking.oid = c.oid
-    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
+    WHERE (c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') OR (c.relkind IN ('i', 'I') AND n.nspname <> 'pg_catalog')) AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
-      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings) ORDER BY schema, name), '[]'::jsonb)
+      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings,
+      'opaque', opaque, 'body', body) ORDER BY schema, name), '[]'::jsonb)
     FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(l.lanname IN ('c', 'internal')) AS native,
-                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings
+                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings,
+                 bool_or(l.lanname NOT IN ('sql', 'plpgsql') OR p.prokind NOT IN ('f', 'p')) AS opaque,
+                 coalesce(string_agg(CASE WHEN l.lanname IN ('sql', 'plpgsql') AND p.prokind IN ('f', 'p')
+                   THEN concat_ws(E'\\n', pg_get_function_arguments(p.oid), coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)) END, E'\\n' ORDER BY p.oid), '') AS body
           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_temp_' GROUP BY 1, 2) f),
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)
     FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace LEFT JOIN pg_proc p ON p.oid = o.oprcode
-    WHERE n.nspname <> 'pg_catalog' AND p.provolatile IS DISTINCT FROM 'i')
+    WHERE n.nspname <> 'pg_catalog' AND p.provolatile IS DISTINCT FROM 'i'),
+  'edges', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', a.schema, 'table', a.name, 'kind', a.kind,
+      'to', jsonb_build_array(n.nspname, c.relname)) ORDER BY a.schema, a.name, a.kind, n.nspname, c.relname), '[]'::jsonb)
+    FROM about a JOIN pg_class c ON a.refclassid = 'pg_class'::regclass AND c.oid = a.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')),
+  'runs', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('schema', a.schema, 'table', a.name,
+      'kind', CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END, 'name', p.proname)), '[]'::jsonb)
+    FROM about a LEFT JOIN pg_operator o ON a.refclassid = 'pg_operator'::regclass AND o.oid = a.refobjid
+      JOIN pg_proc p ON p.oid = CASE WHEN a.refclassid = 'pg_proc'::regclass THEN a.refobjid ELSE o.oprcode::oid END
+      JOIN pg_namespace n ON n.oid = p.pronamespace),
+  'definitions', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', n.nspname, 'table', c.relname, 'kind', d.kind, 'text', d.text)
+      ORDER BY n.nspname, c.relname, d.kind, d.text), '[]'::jsonb)
+    FROM (SELECT r.ev_class AS rel, 'calls' AS kind, CASE r.rulename WHEN '_RETURN' THEN pg_get_viewdef(r.ev_class) ELSE pg_get_ruledef(r.oid) END AS text FROM pg_rewrite r
+          UNION ALL SELECT p.polrelid, 'calls', concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)) FROM pg_policy p
+          UNION ALL SELECT a.adrelid, 'fires', pg_get_expr(a.adbin, a.adrelid) FROM pg_attrdef a
+          UNION ALL SELECT k.conrelid, 'fires', pg_get_expr(k.conbin, k.conrelid) FROM pg_constraint k WHERE k.contype = 'c' AND k.conrelid <> 0
+          UNION ALL SELECT t.tgrelid, 'fires', CASE WHEN t.tgqual IS NULL THEN p.proname::text ELSE concat(p.proname, ' ', pg_get_triggerdef(t.oid)) END
+            FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal) d
+      JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)' AND d.text IS NOT NULL),
+  'eventTriggers', (SELECT coalesce(jsonb_agg(p.proname ORDER BY p.proname), '[]'::jsonb)
+    FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D'),
+  'builtins', (SELECT jsonb_object_agg(name, CASE WHEN other THEN 'other' WHEN about_objects THEN 'catalog' WHEN pure THEN 'pure' ELSE 'stable' END)
+    FROM (SELECT p.proname AS name,
+                 bool_or(p.provolatile = 'v' OR p.prokind <> 'f' OR l.lanname NOT IN ('internal', 'sql')) AS other,
+                 bool_or(EXISTS (SELECT FROM unnest(coalesce(p.proallargtypes, p.proargtypes::oid[]) || p.prorettype) AS u(t)
+                   WHERE format_type(u.t, NULL) ~ '^(oid|oidvector|reg\\w+|internal|cstring|aclitem|xid8?|cid|tid|pg_snapshot|txid_snapshot|pg_node_tree)(\\[\\])?$'))
+                   OR bool_or(l.lanname <> 'internal' AND p.provolatile <> 'i') OR p.proname ~ '^(pg_|has_|txid_)' AND bool_or(p.provolatile <> 'i') AS about_objects,
+                 bool_and(p.provolatile = 'i' AND NOT p.proretset AND NOT EXISTS (SELECT FROM unnest(p.proargtypes::oid[] || p.prorettype) AS u(t)
+                   WHERE format_type(u.t, NULL) ~ '^(any|record$|any\\w*enum|anyrange|anymultirange|anyarray|anycompat)')) AS pure
+          FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+          WHERE p.pronamespace = 'pg_catalog'::regnamespace GROUP BY p.proname) b)
 )::text AS metadata`;
 
 /** A snapshot from its JSON form; the form of {@link loadMetadata}'s query. */

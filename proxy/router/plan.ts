@@ -53,6 +53,8 @@ function tellsProcessId({ whereClause: _, ...rest }: SelectStmt): boolean {
 
 function targetOf(a: Analysis, command: string, select: SelectStmt | null, statement: Node): Target {
   if (a.refusal) return { kind: 'sole', refusal: a.refusal };
+  if (a.atHomeOnly && a.occurrences.length + a.referenceReads.size + a.referenceWrites.size > 0)
+    return { kind: 'sole', refusal: a.atHomeOnly };
   const referenceReads = [...a.referenceReads.values()];
   const referenceWrites = [...a.referenceWrites.values()];
   if (a.occurrences.length === 0)

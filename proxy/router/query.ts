@@ -107,7 +107,7 @@ function fromItem(a: Analysis, item: Node, seen: Level, ctes: Ctes | null): Pick
     };
   }
   if ('RangeTableSample' in item) {
-    a.refuse('TABLESAMPLE over several shards is not supported');
+    a.atHomeOnly ??= { sqlstate: '0A000', message: 'TABLESAMPLE over several shards is not supported' };
     analyzeExpression(a, [item.RangeTableSample.args, item.RangeTableSample.repeatable], seen, ctes);
     const relation = item.RangeTableSample.relation;
     return relation ? fromItem(a, relation, seen, ctes) : { entries: [], merged: new Map() };

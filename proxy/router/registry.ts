@@ -14,6 +14,8 @@ export interface Registry {
   sharded(table: TableName): ShardedTable | null;
   reference(table: TableName): ReferenceTable | null;
   keyTypes(table: ShardedTable): readonly KeyType[];
+  /** The names, without schema, of all sharded and reference tables. */
+  readonly names: ReadonlySet<string>;
 }
 
 /** What it is made of. */
@@ -28,6 +30,7 @@ export function registryOf(topology: Registered): Registry {
       signature: signatureOf(topology),
       sharded: (table) => topology.shardedTables.get(tableId(table)) ?? null,
       reference: (table) => topology.referenceTables.get(tableId(table)) ?? null,
+      names: new Set([...topology.shardedTables.values(), ...topology.referenceTables.values()].map((t) => t.table)),
       keyTypes: (table) => topology.keyspaces.get(table.keyspace)?.keyTypes ?? [],
     };
     registries.set(topology, registry);

@@ -21,6 +21,8 @@ export interface StatementPlan {
   readonly unsureOfState?: true;
   /** Shows prepared statements, or uses one in a way that cannot be put in other words. */
   readonly showsPrepared?: true;
+  /** The plan depends on the literals of the text, so that it is not the template's. */
+  readonly ofLiterals?: true;
   /** Calls pg_notify. */
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */

@@ -151,7 +151,8 @@ export class Router {
         ordinals: ordinalsOf(plans),
         plainStatements: !lexer.sawAtomic && lexer.statementCount === plans.length && !garbledNames,
       };
-      if (this.#isKept && !garbledNames) this.#scope(session).set(template.text, template);
+      if (this.#isKept && !garbledNames && !plans.some((p) => p.ofLiterals))
+        this.#scope(session).set(template.text, template);
     }
     const statements = template.plainStatements
       ? this.#statements(template)

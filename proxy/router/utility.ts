@@ -1,9 +1,12 @@
-import type { ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt } from 'libpg-query';
+import type { DoStmt, ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt, ViewStmt } from 'libpg-query';
 import type { KeyType } from '../../topology/key.js';
 import { KEY_TYPE_OID } from '../../topology/key-codec.js';
 import type { Context } from './analysis.js';
-import { plainType, qualifiedName, sourceOf, walk } from './ast.js';
+import { plainType, qualifiedName, sourceOf } from './ast.js';
 import { commandTag } from './command-tag.js';
+import { beyondHome } from './home-ddl.js';
+import { HomeObjects } from './home-objects.js';
+import { reachOf } from './reach.js';
 import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
 
 type Planner = (statement: Node, context: Context) => StatementPlan;
@@ -117,15 +120,16 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
         relation ? [relation] : [],
         context,
         is_from ? 'COPY FROM' : 'COPY TO',
+        is_from ? 'change' : 'read',
         is_from ? 'Use INSERT with the rows of one key at a time.' : 'Use COPY (SELECT … WHERE key = …) TO.',
       ),
       is_from && known?.asksSequences ? { asksSequences: 'defaults' } : {},
     );
   }
   if ('TruncateStmt' in statement)
-    return make('write', tablesTarget(rangeVars(statement.TruncateStmt.relations), context, 'TRUNCATE'));
+    return make('write', tablesTarget(rangeVars(statement.TruncateStmt.relations), context, 'TRUNCATE', 'change'));
   if ('LockStmt' in statement)
-    return make('write', tablesTarget(rangeVars(statement.LockStmt.relations), context, 'LOCK TABLE'));
+    return make('write', tablesTarget(rangeVars(statement.LockStmt.relations), context, 'LOCK TABLE', 'change'));
 
   if ('CreateStmt' in statement && statement.CreateStmt.relation?.relpersistence === 't')
     return temporary([statement.CreateStmt.relation], statement, context, make);
@@ -133,7 +137,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     return temporary([statement.CreateSeqStmt.sequence], statement, context, make);
   if ('ViewStmt' in statement && statement.ViewStmt.view?.relpersistence === 't') {
     const inner = statement.ViewStmt.query && plan(statement.ViewStmt.query, context);
-    if (inner?.target.kind !== 'any')
+    if (inner?.target.kind !== 'any' || usesReference(inner.target))
       return make('ddl', sole('a temporary view of sharded tables'), { pin: 'temporary view' });
     return temporary([statement.ViewStmt.view], null, context, make);
   }
@@ -145,7 +149,22 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
         pin: into.table.relpersistence === 't' ? 'temporary table' : null,
       });
     const inner = into.query && plan(into.query, context);
-    if (into.table.relpersistence !== 't') return make('ddl', sole(command));
+    if (into.table.relpersistence !== 't') {
+      const name = new HomeObjects(context);
+      name.newName(into.table.relname ?? '');
+      name.existing(into.table);
+      name.eventTriggers();
+      // What is refreshed later must be the home shard's alone; a table is filled now.
+      const later = 'CreateTableAsStmt' in statement && statement.CreateTableAsStmt.objtype === 'OBJECT_MATVIEW';
+      if (inner?.target.kind !== 'any' || name.problem !== null || (later && usesReference(inner.target)))
+        return make(
+          'ddl',
+          sole(
+            `${command} ${inner?.target.kind === 'any' ? `with ${name.problem ?? 'reference tables'}` : 'from sharded tables'}`,
+          ),
+        );
+      return make('ddl', { ...inner.target, homeOnly: true }, { pin: inner.pin, ...traits(inner) });
+    }
     if (inner?.target.kind !== 'any')
       return make('write', sole(`${command} from sharded tables`), { pin: 'temporary table' });
     return {
@@ -154,27 +173,59 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     };
   }
   // Functions, types and the like have no other way to be temporary than their schema.
-  if (usesTemporarySchema(statement, context)) {
+  if (usesTemporarySchema(statement, context) && !changesOnly(statement)) {
     const created = 'CreateStmt' in statement ? statement.CreateStmt.relation : undefined;
     if (created) return temporary([created], statement, context, make);
     return make('ddl', sole(command, 'DDL over several shards comes with a later version.'), {
       pin: 'temporary table',
     });
   }
-  if ('DoStmt' in statement)
-    return make('write', sole('DO', 'Run its statements one by one.'), { unsureOfState: true });
+  const beyond = 'ViewStmt' in statement ? beyondView(statement, context, plan) : beyondHome(statement, context);
+  if (beyond !== null) {
+    const maintenance = 'VacuumStmt' in statement || 'ReindexStmt' in statement || 'ClusterStmt' in statement;
+    const kind = maintenance ? 'write' : 'ddl';
+    if (beyond === '') return make(kind, AT_HOME);
+    return make(
+      kind,
+      sole(
+        `${command} with ${beyond}, which is not the home shard's alone,`,
+        maintenance ? 'Run it on each shard directly.' : 'DDL over several shards comes with a later version.',
+      ),
+    );
+  }
+  if ('DoStmt' in statement) {
+    const atHome = doesNothingElsewhere(statement.DoStmt, context);
+    return make('write', atHome ? AT_HOME : sole('DO', 'Run its statements one by one.'), {
+      unsureOfState: true,
+      // Its text is a literal.
+      ofLiterals: true,
+    });
+  }
   if ('CallStmt' in statement) {
+    const objects = new HomeObjects(context);
+    objects.everything({ FuncCall: statement.CallStmt.funccall });
     const { schema, name } = qualifiedName(statement.CallStmt.funccall?.funcname);
     const procedure = context.metadata.userFunction(schema, name, context.searchPath);
-    return make('write', sole('CALL', 'Run its statements one by one.'), {
+    return make('write', objects.problem === null ? AT_HOME : sole('CALL', 'Run its statements one by one.'), {
       unsureOfState: true,
       pin: procedure?.keepsSettings ? SETTINGS_OF_FUNCTION : null,
     });
   }
-  if ('VacuumStmt' in statement) return make('utility', sole(command, 'Run it on each shard directly.'));
-  if ('ReindexStmt' in statement || 'ClusterStmt' in statement)
+  if ('VacuumStmt' in statement || 'ReindexStmt' in statement || 'ClusterStmt' in statement)
     return make('utility', sole(command, 'Run it on each shard directly.'));
   return make('ddl', sole(command, 'DDL over several shards comes with a later version.'));
+}
+
+/** DO in PL/pgSQL whose text, as far as it can be read, only uses what the home shard has for itself. */
+function doesNothingElsewhere({ args }: DoStmt, { metadata, registry }: Context): boolean {
+  let body: string | null = null;
+  for (const arg of args ?? []) {
+    if (!('DefElem' in arg) || !arg.DefElem.arg || !('String' in arg.DefElem.arg)) return false;
+    const value = arg.DefElem.arg.String.sval ?? '';
+    if (arg.DefElem.defname === 'as') body = value;
+    else if (arg.DefElem.defname !== 'language' || value !== 'plpgsql') return false;
+  }
+  return body !== null && !reachOf(metadata, registry).body(body);
 }
 
 type Make = (kind: StatementPlan['kind'], target: Target, more?: Partial<StatementPlan>) => StatementPlan;
@@ -263,6 +314,30 @@ function usesHome(target: Target): boolean {
   return target.kind === 'any' ? target.homeOnly : target.kind !== 'sole' && target.home === true;
 }
 
+function usesReference(target: Target): boolean {
+  return target.kind === 'any' && target.referenceReads.length + target.referenceWrites.length > 0;
+}
+
+/** What else the session must know of a query that is part of a statement. */
+function traits(inner: StatementPlan): Partial<StatementPlan> {
+  return {
+    ...(inner.asksSequences ? { asksSequences: inner.asksSequences } : {}),
+    ...(inner.unsureOfState ? { unsureOfState: true as const } : {}),
+    ...(inner.showsPrepared ? { showsPrepared: true as const } : {}),
+    ...(inner.notifies ? { notifies: true as const } : {}),
+    ...(inner.showsChannels ? { showsChannels: true as const } : {}),
+  };
+}
+
+/** A view is the home shard's when its query is. */
+function beyondView(statement: Node & { ViewStmt: ViewStmt }, context: Context, plan: Planner): string | null {
+  const beyond = beyondHome(statement, context);
+  if (beyond !== '') return beyond;
+  const { query } = statement.ViewStmt;
+  const target = query && plan(query, context).target;
+  return target?.kind === 'any' && !usesReference(target) ? '' : 'its query';
+}
+
 /** Types that keys may have; what another name stands for nobody here knows. */
 function typeOids(types: readonly Node[] | undefined): number[] {
   return (types ?? []).map((node) => {
@@ -286,45 +361,41 @@ function withoutFanOut(target: Target, what: string): Target {
 }
 
 /** Statements on whole tables: at home if only the home shard has them. */
-function tablesTarget(tables: readonly RangeVar[], context: Context, what: string, hint?: string): Target {
-  return tables.every((t) => isPlainHomeTable(t, context)) && tables.length > 0
+function tablesTarget(
+  tables: readonly RangeVar[],
+  context: Context,
+  what: string,
+  use: 'read' | 'change',
+  hint?: string,
+): Target {
+  const objects = new HomeObjects(context);
+  for (const table of tables) objects.existing(table, use);
+  return objects.problem === null && tables.length > 0
     ? AT_HOME
     : sole(`${what} of sharded tables, reference tables or views`, hint);
 }
 
-function isPlainHomeTable(table: RangeVar, context: Context): boolean {
-  const { registry, metadata, searchPath } = context;
-  const known = (t: { schema: string; table: string }) =>
-    registry.sharded(t) !== null || registry.reference(t) !== null;
-  const relation = metadata.resolveRelation(table.schemaname ?? null, table.relname ?? '', searchPath, known);
-  if (relation === null) return true;
-  return !known(relation) && !relation.parents.some(known) && !['v', 'm', 'f', 'p', '?'].includes(relation.kind);
-}
-
 /** A temporary object lives on the session's own connection, at home; one that hides a sharded table would mislead the router. */
 function temporary(tables: readonly RangeVar[], statement: Node | null, context: Context, make: Make): StatementPlan {
-  const { registry, metadata, searchPath } = context;
-  const known = (t: { schema: string; table: string }) =>
-    registry.sharded(t) !== null || registry.reference(t) !== null;
-  for (const table of tables) {
-    const hidden = metadata.resolveRelation(null, table.relname ?? '', searchPath, known);
-    if (hidden && known(hidden))
-      return make(
-        'ddl',
-        sole(`a temporary table named like the sharded or reference table "${hidden.table}"`, 'Give it another name.'),
-        { pin: 'temporary table' },
-      );
-  }
-  let others = false;
-  walk(statement, {
-    rangeVar: (t) => {
-      if (!tables.includes(t) && !isPlainHomeTable(t, context)) others = true;
-    },
-  });
-  return make('ddl', others ? sole('a temporary table that refers to sharded or reference tables') : AT_HOME, {
+  const more = {
     pin: 'temporary table',
     ...(statement !== null && dropsAtCommit(statement) ? { unsureOfState: true as const } : {}),
-  });
+  };
+  // Whatever the path is now: it may be another one while the table is there.
+  const hiding = tables.find((t) => context.registry.names.has(t.relname ?? ''));
+  if (hiding)
+    return make(
+      'ddl',
+      sole(`a temporary table named like the sharded or reference table "${hiding.relname}"`, 'Give it another name.'),
+      more,
+    );
+  const others = new HomeObjects(context);
+  others.everything(statement);
+  return make(
+    'ddl',
+    others.problem === null ? AT_HOME : sole('a temporary table that refers to sharded or reference tables'),
+    more,
+  );
 }
 
 /** CREATE TABLE AS and SELECT INTO. */
@@ -342,6 +413,13 @@ function intoOf(statement: Node): { readonly table: RangeVar; readonly query: No
 
 function dropsAtCommit(statement: Node): boolean {
   return /"(oncommit|onCommit)":"ONCOMMIT_DROP"/.test(JSON.stringify(statement));
+}
+
+/** It makes nothing that could be temporary and is not already. */
+function changesOnly(statement: Node): boolean {
+  return /^(Drop|AlterTable|Rename|AlterSeq|Index|Comment|Grant|Vacuum|Reindex|Cluster|CreateTrig)Stmt$/.test(
+    Object.keys(statement)[0] ?? '',
+  );
 }
 
 /** Whether something may be created in the session's temporary schema. */

@@ -157,8 +157,8 @@ describeShop<DrizzleShop>(
       'db.update(orders) without a key': ({ db }) => db.update(orders).set({ note: 'all' }),
       'db.delete(orders) without a key': ({ db }) => db.delete(orders).where(eq(orders.note, 'order 1 of 7')),
       'migrate(db) with DDL to do': async ({ db }) => {
-        await db.execute(sql`CREATE TABLE notes (id serial)`);
-        await db.execute(sql`DROP TABLE notes`);
+        await db.execute(sql`ALTER TABLE orders ADD COLUMN extra int`);
+        await db.execute(sql`ALTER TABLE orders DROP COLUMN extra`);
       },
     },
     also(place, shop) {

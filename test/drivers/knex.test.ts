@@ -131,9 +131,9 @@ describeShop<KnexShop>(
       return { ...shopOf(db), db, close: () => db.destroy() };
     },
     refused: {
-      "db.schema.createTable('notes', …)": async ({ db }) => {
-        await db.schema.createTable('notes', (t) => t.increments());
-        await db.schema.dropTable('notes');
+      "db.schema.alterTable('orders', …)": async ({ db }) => {
+        await db.schema.alterTable('orders', (t) => t.integer('extra'));
+        await db.schema.alterTable('orders', (t) => t.dropColumn('extra'));
       },
       "db('orders').orderBy('placed')": ({ db }) => db('orders').orderBy('placed'),
       "db('orders').first()": ({ db }) => db('orders').first(),

@@ -238,9 +238,9 @@ describeShop<KyselyShop>(
       return { ...shopOf(db), db, close: () => db.destroy() };
     },
     refused: {
-      "db.schema.createTable('notes')": async ({ db }) => {
-        await db.schema.createTable('notes').addColumn('id', 'serial').execute();
-        await db.schema.dropTable('notes').execute();
+      "db.schema.alterTable('orders')": async ({ db }) => {
+        await db.schema.alterTable('orders').addColumn('extra', 'integer').execute();
+        await db.schema.alterTable('orders').dropColumn('extra').execute();
       },
       "selectFrom('orders').orderBy('placed')": ({ db }) => all(db).orderBy('placed').execute(),
       "selectFrom('orders').limit(1)": ({ db }) => all(db).limit(1).execute(),

@@ -192,8 +192,8 @@ describeShop<MikroShop>(
     },
     refused: {
       'orm.schema.execute(DDL)': async ({ orm }) => {
-        await orm.schema.execute('create table notes (id int)');
-        await orm.schema.execute('drop table notes');
+        await orm.schema.execute('alter table orders add column extra int');
+        await orm.schema.execute('alter table orders drop column extra');
       },
       'em.find(Order, {}, { orderBy })': ({ orm }) => orm.em.fork().find(OrderSchema, {}, { orderBy: { placed: 1 } }),
       'em.findOne(Order, { note })': ({ orm }) => orm.em.fork().findOne(OrderSchema, { note: 'order 1 of 7' }),

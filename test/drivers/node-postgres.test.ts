@@ -172,7 +172,7 @@ describeShop<PgShop>(
       return { ...shopOf(pool as unknown as Db), pool, close: () => pool.end() };
     },
     refused: {
-      'CREATE TABLE …': texts('BEGIN', 'CREATE TABLE notes (id int)'),
+      'ALTER TABLE orders …': texts('BEGIN', 'ALTER TABLE orders ADD COLUMN extra int'),
       'SELECT … FROM orders ORDER BY placed': texts('SELECT * FROM orders ORDER BY placed'),
       'SELECT … FROM orders LIMIT 1': texts('SELECT * FROM orders LIMIT 1'),
       'SELECT count(*) FROM orders': texts('SELECT count(*) FROM orders'),

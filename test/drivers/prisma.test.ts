@@ -114,9 +114,9 @@ describeShop<PrismaShop>(
         prisma.$transaction(
           [7n, 107n].map((tenantId) => prisma.tenant.updateMany({ where: { tenantId }, data: { plan: null } })),
         ),
-      'prisma.$executeRaw: CREATE TABLE': async ({ prisma }) => {
-        await prisma.$executeRaw`CREATE TABLE notes (id int)`;
-        await prisma.$executeRaw`DROP TABLE notes`;
+      'prisma.$executeRaw: ALTER TABLE orders': async ({ prisma }) => {
+        await prisma.$executeRaw`ALTER TABLE orders ADD COLUMN extra int`;
+        await prisma.$executeRaw`ALTER TABLE orders DROP COLUMN extra`;
       },
     },
     also(place, shop) {

@@ -193,11 +193,11 @@ describeShop<TypeOrmShop>(
       return { ...shopOf(source.manager), source, close: () => source.destroy() };
     },
     refused: {
-      'queryRunner.createTable(…)': async ({ source }) => {
+      "queryRunner.addColumn('orders', …)": async ({ source }) => {
         const runner = source.createQueryRunner();
         try {
-          await runner.createTable(new Table({ name: 'notes', columns: [{ name: 'id', type: 'int' }] }));
-          await runner.dropTable('notes');
+          await runner.addColumn('orders', new TableColumn({ name: 'extra', type: 'int', isNullable: true }));
+          await runner.dropColumn('orders', 'extra');
         } finally {
           await runner.release();
         }

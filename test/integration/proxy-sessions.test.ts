@@ -87,7 +87,7 @@ describe('routing', () => {
       'DELETE FROM tenants',
       `INSERT INTO tenants (tenant_id, name) VALUES (5, 'a'), (155, 'b')`,
       `INSERT INTO countries VALUES ('de', 'Germany')`,
-      'CREATE TABLE x (a int)',
+      'ALTER TABLE tenants ADD COLUMN a int',
     ])
       expect([sql, await sqlstate(c.query(sql))]).toEqual([sql, '0A000']);
     expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 2 }]);

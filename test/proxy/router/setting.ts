@@ -118,6 +118,15 @@ const relation = (
   parents,
 });
 
+const body = (name: string, text: string) => ({
+  schema: 'public',
+  name,
+  immutable: false,
+  native: false,
+  opaque: false,
+  body: text,
+});
+
 const METADATA: MetadataJson = {
   relations: [
     relation('public', 'tenants', 'r', ['id', 'name', 'country']),
@@ -135,6 +144,16 @@ const METADATA: MetadataJson = {
     relation('public', 'paid_orders', 'v', ['tenant_id', 'id']),
     relation('public', 'totals', 'm', ['tenant_id', 'total']),
     relation('public', 'orders_part', 'r', ['tenant_id', 'id'], [['public', 'orders']]),
+    relation('public', 'setting_names', 'v', ['name']),
+    relation('public', 'audited', 'r', ['x']),
+    relation('public', 'tenant_notes', 'r', ['tenant_id']),
+    relation('public', 'kinds', 'r', ['kind']),
+    relation('public', 'family', 'r', ['x']),
+    relation('public', 'sized', 'v', ['bytes']),
+    relation('public', 'orders_pkey', 'i', []),
+    relation('public', 'settings_pkey', 'i', []),
+    relation('public', 'orders_id_seq', 'S', []),
+    relation('public', 'invoice', 'S', []),
     relation('pg_catalog', 'pg_class', 'r', []),
     relation('pg_catalog', 'pg_namespace', 'r', []),
     relation('information_schema', 'tables', 'v', []),
@@ -143,8 +162,45 @@ const METADATA: MetadataJson = {
     { schema: 'public', name: 'tax', immutable: true, native: false },
     { schema: 'public', name: 'tenant_total', immutable: false, native: false },
     { schema: 'public', name: 'uuid_generate_v4', immutable: false, native: true },
+    body('set_value', "BEGIN UPDATE settings SET value = 'x'; PERFORM read_value(); RETURN now(); END"),
+    body('read_value', 'SELECT value FROM settings; /* calls set_value() */'),
+    body('circle', 'SELECT set_value(), leads_out()'),
+    body('leads_out', 'SELECT circle(), count(*) FROM public."orders"'),
+    body('through_view', 'SELECT * FROM paid_orders'),
+    body('through_trigger', 'INSERT INTO audited VALUES (1)'),
+    body('dynamic', "BEGIN EXECUTE 'SELECT 1'; END"),
+    body('sets', 'BEGIN\n  SET work_mem = 100; END'),
+    body('sizes', "SELECT pg_relation_size('settings')"),
+    body('escaped', 'SELECT * FROM U&"\\006frders"'),
+    body('audit', 'BEGIN INSERT INTO Orders VALUES (1); RETURN NEW; END'),
+    body('stamp', 'BEGIN NEW.x := 1; RETURN NEW; END'),
+    { schema: 'public', name: 'in_c', immutable: false, native: true, opaque: true },
   ],
   operators: ['<#>'],
+  edges: [
+    { schema: 'public', table: 'paid_orders', kind: 'reads', to: ['public', 'orders'] },
+    { schema: 'public', table: 'totals', kind: 'reads', to: ['public', 'paid_orders'] },
+    { schema: 'public', table: 'setting_names', kind: 'reads', to: ['public', 'settings'] },
+    { schema: 'public', table: 'tenant_notes', kind: 'checks', to: ['public', 'tenants'] },
+    { schema: 'public', table: 'kinds', kind: 'writes', to: ['public', 'items'] },
+    { schema: 'public', table: 'items', kind: 'checks', to: ['public', 'kinds'] },
+    { schema: 'public', table: 'family', kind: 'reads', to: ['public', 'orders'] },
+    { schema: 'public', table: 'orders_pkey', kind: 'reads', to: ['public', 'orders'] },
+    { schema: 'public', table: 'settings_pkey', kind: 'reads', to: ['public', 'settings'] },
+    { schema: 'public', table: 'orders_id_seq', kind: 'checks', to: ['public', 'orders'] },
+  ],
+  runs: [{ schema: 'public', table: 'audited', kind: 'fires', name: 'audit' }],
+  definitions: [{ schema: 'public', table: 'sized', kind: 'calls', text: "SELECT pg_relation_size('x')" }],
+  builtins: {
+    now: 'stable',
+    count: 'other',
+    nummultirange: 'pure',
+    textanycat: 'stable',
+    pg_filenode_relation: 'catalog',
+    pg_relation_size: 'other',
+    pg_switch_wal: 'other',
+    table_to_xml: 'catalog',
+  },
 };
 
 export function makeRouter(topology: () => Topology, reader?: TextReader): Router {

@@ -1,0 +1,175 @@
+import { type TableName, tableId } from '../../topology/topology.js';
+import { classifyBuiltin } from './functions.js';
+import type { Metadata, Relation, UserFunction } from './metadata.js';
+import type { Registry } from './registry.js';
+
+/** What a statement does with a relation: a change runs its triggers and follows its foreign keys, too. */
+export type Use = 'read' | 'change';
+
+/**
+ * Words in the body of a function that make it one whose doings nobody can foresee: statements made of text, changes of what
+ * there is, numbers of the connection's own, settings on which the meaning of names depends.
+ */
+const UNFORESEEN: ReadonlySet<string> = new Set(
+  `execute prepare create alter drop grant revoke cascade copy import security reassign refresh reindex load discard call
+  commit rollback currval lastval search_path set_config reset dblink pg_temp`.split(/\s+/),
+);
+
+/** SET as a statement: how a session's settings are would not be known any more. */
+const SETS = /(^|;|\$|'|\b(begin|then|else|loop|atomic)\b)\s*set\b/i;
+
+const reaches = new WeakMap<Metadata, WeakMap<Registry, Reach>>();
+
+/** What follows from one state of the schema for one set of declared tables. */
+export function reachOf(metadata: Metadata, registry: Registry): Reach {
+  let byRegistry = reaches.get(metadata);
+  if (!byRegistry) {
+    byRegistry = new WeakMap();
+    reaches.set(metadata, byRegistry);
+  }
+  let reach = byRegistry.get(registry);
+  if (!reach) {
+    reach = new Reach(metadata, registry);
+    byRegistry.set(registry, reach);
+  }
+  return reach;
+}
+
+/**
+ * Whether something of the home shard's own may reach sharded or reference tables behind the statement's back: through
+ * views, rules, triggers, foreign keys, policies and the bodies of functions. Errs towards yes: a body counts as soon as
+ * it has a word that is a declared table's name anywhere, be it in a comment.
+ */
+export class Reach {
+  readonly #metadata: Metadata;
+  readonly #registry: Registry;
+  readonly #functions = new Map<string, boolean>();
+  readonly #relations = new Map<string, boolean>();
+  #byName: Map<string, Relation[]> | null = null;
+
+  constructor(metadata: Metadata, registry: Registry) {
+    this.#metadata = metadata;
+    this.#registry = registry;
+  }
+
+  declared(table: TableName): boolean {
+    return this.#registry.sharded(table) !== null || this.#registry.reference(table) !== null;
+  }
+
+  /** Whether using the relation so may reach declared tables, or do what nobody can foresee. */
+  relation(start: Relation, use: Use): boolean {
+    const id = `${use} ${tableId(start)}`;
+    const known = this.#relations.get(id);
+    if (known !== undefined) return known;
+    // Innocent until found otherwise: views, rules and functions may lead to one another in a circle.
+    this.#relations.set(id, false);
+    if (!this.#search(start, use)) return false;
+    this.#forgetInnocence();
+    this.#relations.set(id, true);
+    return true;
+  }
+
+  #search(start: Relation, use: Use): boolean {
+    const seen = new Map<string, Relation>([[tableId(start), start]]);
+    for (const r of seen.values()) {
+      if (this.declared(r) || r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
+      if (r.calls.some((f) => this.function(f))) return true;
+      if (use === 'change' && (r.fires.some((f) => this.function(f)) || r.checks.some((t) => this.declared(t))))
+        return true;
+      for (const next of use === 'change' ? [...r.reads, ...r.writes] : r.reads) {
+        const found = this.#metadata.relations.get(tableId(next));
+        if (found) seen.set(tableId(found), found);
+        else if (this.declared(next)) return true;
+      }
+    }
+    return false;
+  }
+
+  /** Whether dropping the relation with CASCADE may take something of a declared table with it, or a function. */
+  cascade(start: Relation): boolean {
+    const seen = new Map<string, Relation>([[tableId(start), start]]);
+    const words = new Set<string>();
+    for (const r of seen.values()) {
+      if (this.declared(r)) return true;
+      words.add(r.table.toLowerCase());
+      for (const other of this.#metadata.relations.values())
+        for (const to of [...other.reads, ...other.checks, ...other.parents])
+          if (to.table === r.table && to.schema === r.schema) seen.set(tableId(other), other);
+    }
+    // A function whose arguments or body have the table's row type would go on this shard only.
+    return this.#metadata.namedInFunctions(words);
+  }
+
+  /** Whether some function of this name that is not PostgreSQL's own may; one of PostgreSQL's when it may do anything. */
+  function(name: string): boolean {
+    const known = this.#functions.get(name);
+    if (known !== undefined) return known;
+    this.#functions.set(name, false);
+    const user = this.#metadata.functionsNamed(name);
+    const builtin = this.#metadata.builtin(name);
+    const bad =
+      (user.length === 0 && builtin === null) ||
+      user.some((f) => this.#unsafe(f)) ||
+      (builtin !== null && classifyBuiltin(name, this.#metadata).kind === 'unknown' && !TRIGGER_FUNCTIONS.has(name));
+    if (!bad) return false;
+    this.#forgetInnocence();
+    this.#functions.set(name, true);
+    return true;
+  }
+
+  /** What was found innocent may have leant on what is not. (Whatever is being judged right now leads to it, and will be found so.) */
+  #forgetInnocence(): void {
+    for (const map of [this.#functions, this.#relations]) for (const [key, found] of map) if (!found) map.delete(key);
+  }
+
+  #unsafe(f: UserFunction): boolean {
+    return !f.immutable && (f.opaque || this.body(f.body));
+  }
+
+  /** Whether a body in SQL or PL/pgSQL may reach declared tables, or do what nobody can foresee. */
+  body(text: string): boolean {
+    const lower = text.toLowerCase();
+    // Names written with escapes, and those that are no words, are looked for as they are.
+    if (/u&["']/.test(lower)) return true;
+    const bare = lower.replace(/--[^\n]*/g, ' ').replace(/\/\*[\s\S]*?\*\//g, ' ');
+    if (SETS.test(lower) || SETS.test(bare)) return true;
+    for (const op of this.#metadata.volatileOperators) if (lower.includes(op)) return true;
+    const words = new Set(lower.match(WORD) ?? []);
+    for (const name of this.#registry.names) if (mentions(lower, words, name)) return true;
+    for (const word of words) if (UNFORESEEN.has(word)) return true;
+    for (const [name, all] of this.#named())
+      if (mentions(lower, words, name) && all.some((r) => this.relation(r, 'change'))) return true;
+    for (const name of this.#metadata.functionNames)
+      if (mentions(lower, words, name) && this.function(name)) return true;
+    for (const word of words)
+      if (this.#metadata.builtin(word) !== null && classifyBuiltin(word, this.#metadata).kind === 'unknown')
+        return true;
+    return false;
+  }
+
+  /** The relations of user's schemas, by name. */
+  #named(): Map<string, Relation[]> {
+    if (this.#byName) return this.#byName;
+    const byName = new Map<string, Relation[]>();
+    for (const r of this.#metadata.relations.values()) {
+      if (r.schema === 'pg_catalog' || r.schema === 'information_schema' || r.kind === 'i' || r.kind === 'I') continue;
+      byName.set(r.table, [...(byName.get(r.table) ?? []), r]);
+    }
+    this.#byName = byName;
+    return byName;
+  }
+}
+
+/** They only look at the row they are called for. */
+export const TRIGGER_FUNCTIONS: ReadonlySet<string> = new Set([
+  'suppress_redundant_updates_trigger',
+  'tsvector_update_trigger',
+  'tsvector_update_trigger_column',
+]);
+
+const WORD = /[\p{L}\p{N}_]+/gu;
+
+function mentions(lower: string, words: ReadonlySet<string>, name: string): boolean {
+  const n = name.toLowerCase();
+  return /^[\p{L}\p{N}_]+$/u.test(n) ? words.has(n) : lower.includes(n.replaceAll('"', '""')) || lower.includes(n);
+}
