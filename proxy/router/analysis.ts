@@ -270,7 +270,9 @@ export class Analysis {
 
   #userCall(schema: string | null, name: string): void {
     const user = this.context.metadata.userFunction(schema, name, this.context.searchPath);
-    if (user?.stateful) this.unsureOfState = true;
+    // One that is not known may have been made a moment ago.
+    const unknown = user === null && schema !== 'pg_catalog' && !name.startsWith('pg_');
+    if (unknown || user?.stateful) this.unsureOfState = true;
     if (user?.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
   }
 

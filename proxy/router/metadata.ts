@@ -244,6 +244,8 @@ const SETS_LOCALLY = /set_config\s*\([^()]*,\s*true\s*\)/gi;
 const CALLS_SET_CONFIG = /\bset_config\b/i;
 
 /**
+ * currval and lastval are 1575 and 2559 in pg_proc.dat; pg_get_expr would fail for a table that is dropped meanwhile.
+ *
  * One query, one row. System catalogs and information_schema are in it as relations without columns: they are never
  * sharded, and the lists would be long.
  */
@@ -262,8 +264,8 @@ setting AS (
     OR regexp_replace(body, 'set_config\\s*\\([^()]*,\\s*true\\s*\\)', '', 'gi') ~* '\\mset_config\\M'
   UNION SELECT b.oid, b.proname FROM setting s JOIN bodies b ON position(s.proname IN b.body) > 0),
 asking AS (
-  SELECT adrelid AS oid FROM pg_attrdef WHERE pg_get_expr(adbin, adrelid) ~ '\\m(currval|lastval)\\('
-  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND pg_get_expr(conbin, conrelid) ~ '\\m(currval|lastval)\\('),
+  SELECT adrelid AS oid FROM pg_attrdef WHERE adbin::text ~ ':funcid (1575|2559)\\M'
+  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND conbin::text ~ ':funcid (1575|2559)\\M'),
 depends AS MATERIALIZED (
   SELECT r.ev_class AS rel, 'reads' AS kind, d.refclassid, d.refobjid
   FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid

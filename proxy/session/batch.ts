@@ -183,8 +183,7 @@ export class BatchReader {
   undo(items: readonly Item[]): void {
     for (const item of [...items].reverse()) {
       if (item.type === 'close-statement') this.#statements.restore(item.name, item.statement);
-      else if (item.type === 'parse' && this.#statements.is(item.name, item.statement))
-        this.#statements.forget(item.name);
+      else if (item.type === 'parse') this.#statements.undo(item.name, item.statement, false);
     }
   }
 }

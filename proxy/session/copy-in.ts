@@ -10,6 +10,7 @@ export class CopyIn {
   /** Bytes that the server has yet to get of the CopyData sent last. */
   #remaining = 0;
   #full = false;
+  #syncs = 0;
 
   get active(): boolean {
     return this.#active;
@@ -22,6 +23,7 @@ export class CopyIn {
 
   begin(): void {
     this.#active = true;
+    this.#syncs = 0;
   }
 
   /**
@@ -29,8 +31,11 @@ export class CopyIn {
    * in its own words.
    */
   forward(backend: Backend | null, type: number, frame: Buffer, remaining: number): void {
-    // Ignored by PostgreSQL too, "for the convenience of libpq".
+    // Ignored by PostgreSQL too, "for the convenience of libpq"; but not once it has failed.
+    if (type === FRONTEND.Sync) this.#syncs += 1;
     if (type === FRONTEND.Sync || type === FRONTEND.Flush) return;
+    // One with data behind it is taken for one that was ignored.
+    this.#syncs = 0;
     this.#remaining = remaining;
     if (backend?.sendRaw(frame) === false) this.#full = true;
     if (type !== FRONTEND.CopyData) this.end(backend);
@@ -42,6 +47,13 @@ export class CopyIn {
     for (; this.#remaining > 0; this.#remaining -= FILLER.length) backend?.sendRaw(FILLER.subarray(0, this.#remaining));
     this.#remaining = 0;
     this.#full = false;
+  }
+
+  /** The server has failed: Syncs that came instead of the end of the data, and are to be answered. */
+  takeSyncs(): number {
+    const syncs = this.#active ? this.#syncs : 0;
+    this.#syncs = 0;
+    return syncs;
   }
 
   /** The server takes more again. */

@@ -27,6 +27,11 @@ export interface ClientStatement {
   readonly source: { readonly text: Buffer; readonly before: number } | null;
   /** It is more than a Parse that has yet to be sent. */
   made: boolean;
+  /** The unnamed statement before it, as long as the server may yet skip its Parse. */
+  replaced: ClientStatement | null;
+  /** Its Parse was not done: it was never there. */
+  undone: boolean;
+  released: boolean;
 }
 
 /** What a client must know of a result to read its rows, from a RowDescription or NoData. Object ids differ from shard to shard. */

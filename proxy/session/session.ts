@@ -13,7 +13,7 @@ import {
   ServerError,
 } from '../wire/error-response.js';
 import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
-import { decodeParse, decodeQuery, encodeQuery } from '../wire/frontend.js';
+import { decodeParse, decodeQuery, encodeQuery, SYNC } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { Activity } from './activity.js';
@@ -43,6 +43,9 @@ const OVERDUE = 'canceling statement due to statement timeout';
 const CLOGGED_BYTES = 256 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
+
+/** A Sync that was read before it was known that it would be answered. */
+const SYNC_AGAIN: Incoming = { type: FRONTEND.Sync, frame: SYNC, remaining: 0 };
 
 /** What a message costs in the inbox besides its bytes: a million of the smallest must not take more than a few large ones. */
 const INCOMING_BYTES = 256;
@@ -524,7 +527,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         break;
       }
       this.#inbox.shift();
-      this.#inboxBytes -= next.frame.length + INCOMING_BYTES;
+      if (next !== SYNC_AGAIN) this.#inboxBytes -= next.frame.length + INCOMING_BYTES;
       let work: Promise<void> | null;
       try {
         work = this.#process(next);
@@ -676,6 +679,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
     // Said before it can have seen anything: the end of a connection that was idle. The loss follows.
     if (backend.untouched) return;
+    for (let n = this.#copyIn.takeSyncs(); n > 0; n--) this.#inbox.unshift(SYNC_AGAIN);
     this.#copyIn.end(this.lease.backend);
     this.#pumpLater();
     this.#units.unitFailed = true;

@@ -37,10 +37,21 @@ export class ClientStatements {
     const analyzed = this.analyze(sql);
     if (analyzed.statements.length > 1 && !analyzed.syntaxError)
       throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
-    this.forget(name);
+    // The unnamed one comes back if this Parse is skipped.
+    const replaced = this.take(name);
     const content = this.#services.contents.acquire(sql, oids);
     const { current } = this.#lookup;
-    const statement: ClientStatement = { content, analyzed, lookup: current, told: null, source: null, made: false };
+    const statement: ClientStatement = {
+      content,
+      analyzed,
+      lookup: current,
+      told: null,
+      source: null,
+      made: false,
+      replaced,
+      undone: false,
+      released: false,
+    };
     this.#byName.set(name, statement);
     return statement;
   }
@@ -59,7 +70,17 @@ export class ClientStatements {
     const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd));
     const { current } = this.#lookup;
     const source = { text: Buffer.from(written.text), before: written.before };
-    return { content, analyzed: this.analyze(content.sql), lookup: current, told: null, source, made: true };
+    return {
+      content,
+      analyzed: this.analyze(content.sql),
+      lookup: current,
+      told: null,
+      source,
+      made: true,
+      replaced: null,
+      undone: false,
+      released: false,
+    };
   }
 
   /** Those that servers have been told of, but the unnamed one. */
@@ -117,6 +138,32 @@ export class ClientStatements {
     statement.lookup = current;
   }
 
+  /** The Parse of the statement has been done: what was there before it is gone. */
+  parsed(statement: ClientStatement): void {
+    const { replaced } = statement;
+    statement.replaced = null;
+    if (replaced !== null) this.release(replaced);
+  }
+
+  /** The Parse of `statement` has not been done. `failed`: the server has begun with it, and so given up the unnamed one before. */
+  undo(name: string, statement: ClientStatement, failed: boolean): void {
+    if (failed) this.parsed(statement);
+    if (statement.undone) return;
+    statement.undone = true;
+    if (statement.released) this.parsed(statement);
+    if (!this.is(name, statement)) return; // whatever took its place looks behind it
+    let before = statement.replaced;
+    statement.replaced = null;
+    this.forget(name);
+    while (before?.undone) {
+      const undone = before;
+      before = undone.replaced;
+      undone.replaced = null;
+      this.release(undone);
+    }
+    this.restore(name, before);
+  }
+
   /** DEALLOCATE. @returns whether there was such a statement. */
   forget(name: string): boolean {
     const statement = this.take(name);
@@ -135,6 +182,8 @@ export class ClientStatements {
   /** Nobody uses it any more. */
   release(statement: ClientStatement): void {
     this.#services.contents.release(statement.content);
+    statement.released = true;
+    if (statement.undone) this.parsed(statement);
   }
 
   /** A Close was not carried out: an error came before it. */

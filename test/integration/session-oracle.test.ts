@@ -1,6 +1,9 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { B, type Conversation, CS, DP, DS, E, Oracle, P, Q, S } from '../support/oracle.js';
+import { MessageBuilder } from '../../proxy/wire/message-builder.js';
+import { FRONTEND } from '../../proxy/wire/message-types.js';
+import { B, type Conversation, CS, DP, DS, E, H, Oracle, P, Q, S } from '../support/oracle.js';
 
+const data = (text: string) => new MessageBuilder(FRONTEND.CopyData).bytes(Buffer.from(text)).finish();
 const run = (sql: string) => [P('', sql), B('', ''), E('')];
 const OPTIONS = { options: '-c work_mem=5MB -c my.own=given -c search_path=public,pg_catalog -c DateStyle=German' };
 
@@ -381,6 +384,43 @@ const BY_NAME: readonly Conversation[] = [
   },
 ];
 
+const UNNAMED: readonly Conversation[] = [
+  {
+    name: 'the unnamed statement when a Parse is skipped or fails',
+    steps: [
+      ['Z', P('', 'SELECT 1'), S],
+      ['Z', P('x', 'SELECT nothing'), P('', 'SELECT 2'), S],
+      ['Z', B('', ''), E(''), S],
+      ['Z', P('x', 'SELECT nothing'), P('', 'SELECT 2'), P('', 'SELECT 3'), S],
+      ['Z', DS(''), B('', ''), E(''), S],
+      ['Z', P('', 'SELECT 4'), P('', 'SELECT nothing'), P('', 'SELECT 5'), S],
+      ['Z', B('', ''), E(''), S],
+      ['Z', P('', 'SELECT 6'), S],
+      ['Z', P('', 'SELECT nothing'), S],
+      ['Z', B('', ''), E(''), S],
+      ['Z', P('', 'SELECT 7'), P('x', 'SELECT nothing'), P('', 'SELECT 8'), S],
+      ['Z', B('', ''), E(''), S],
+      ['Z', Q('SELECT 9')],
+      ['Z', B('', ''), E(''), S],
+    ],
+  },
+  {
+    name: 'Sync in the middle of data when the server has failed',
+    sole: true,
+    steps: [
+      ['G', P('', 'COPY orders FROM STDIN'), B('', ''), E(''), H],
+      ['EZ', data('bad\n'), S],
+      ['Z', Q('SELECT 1')],
+      ['G', Q('COPY orders FROM STDIN')],
+      ['EZZ', data('bad\n'), S],
+      ['Z', Q('SELECT 2')],
+      ['G', P('', 'COPY orders FROM STDIN'), B('', ''), E(''), H],
+      ['EZ', data('1\t4\tx\n'), S, data('bad\n'), S],
+      ['Z', Q('SELECT 3')],
+    ],
+  },
+];
+
 const PLANS: readonly Conversation[] = [
   {
     name: 'a Parse of what is prepared already, in a failed transaction',
@@ -424,7 +464,7 @@ beforeAll(async () => {
 });
 afterAll(() => oracle.stop());
 
-const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...BY_NAME, ...PLANS];
+const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...BY_NAME, ...UNNAMED, ...PLANS];
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
   it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));

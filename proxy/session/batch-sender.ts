@@ -1,0 +1,238 @@
+import type { Backend } from '../backend/backend.js';
+import {
+  CLOSE_COMPLETE,
+  decodeCommandComplete,
+  encodeCommandComplete,
+  PARSE_COMPLETE,
+  rowsOfTag,
+} from '../wire/backend.js';
+import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import { encodeBind, encodeClose, encodeDescribe, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
+import type { BatchReader, Bound, Item } from './batch.js';
+import type { ClientSession } from './client-session.js';
+import { FAILED } from './lease.js';
+import { LARGE_MESSAGE_BYTES } from './message-budget.js';
+import type { Execution } from './placement.js';
+import { type ClientStatement, shapeOf } from './prepared.js';
+import { ServerStatements } from './server-statements.js';
+import { errorAsWritten } from './sql-statements.js';
+import { type ClientStatements, protocolName } from './statements.js';
+import type { Units } from './units.js';
+
+/** No such statement: bound to make a server fail its transaction, so that the client's is really the state it was told. */
+const FAILING_BIND = encodeBind({
+  portal: '',
+  statement: 'foreshard_refused',
+  formats: [],
+  values: [],
+  resultFormats: [],
+});
+
+/** Says a batch to a server connection, and follows what it does to the session. */
+export class BatchSender {
+  readonly #session: ClientSession;
+  readonly #units: Units;
+  readonly #statements: ClientStatements;
+  readonly #reader: BatchReader;
+  readonly #names: ServerStatements;
+
+  constructor(session: ClientSession, units: Units, statements: ClientStatements, reader: BatchReader) {
+    this.#session = session;
+    this.#units = units;
+    this.#statements = statements;
+    this.#reader = reader;
+    this.#names = new ServerStatements(session, statements);
+  }
+
+  send(backend: Backend, items: readonly Item[]): void {
+    const session = this.#session;
+    const { lease } = session;
+    for (const item of items) {
+      switch (item.type) {
+        case 'parse':
+          this.#parse(backend, item);
+          lease.unsynced = true;
+          break;
+        case 'bind': {
+          const { portal } = item.bind;
+          const name = this.#names.toBind(backend, item);
+          const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
+          backend.send(data, {
+            kind: 'bind',
+            internal: false,
+            // Not the item: it has the values, which may be large.
+            undo: () => this.#reader.forgetPortal(portal),
+          });
+          if (item.frame.length > LARGE_MESSAGE_BYTES) this.#reader.forgetValues(portal);
+          lease.unsynced = true;
+          lease.unsyncedDirty = true;
+          // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.
+          if (item.bind.portal !== '' && lease.transaction !== null) lease.transaction.clean = false;
+          break;
+        }
+        case 'describe-statement': {
+          const name = this.#names.toDescribe(backend, item);
+          const replied = this.#noteShape(backend, item.statement);
+          backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false, replied });
+          lease.unsynced = true;
+          break;
+        }
+        case 'describe-portal':
+          backend.send(item.frame, {
+            kind: 'describe',
+            internal: false,
+            replied: this.#noteShape(backend, item.statement),
+          });
+          lease.unsynced = true;
+          break;
+        case 'execute':
+          this.#execute(backend, item.frame, item.bound);
+          lease.unsynced = true;
+          lease.unsyncedDirty = true;
+          // Suspended, it has no CommandComplete that would say that something was done.
+          if (item.maxRows !== 0 && lease.transaction !== null) lease.transaction.clean = false;
+          break;
+        case 'close-statement':
+          if (backend.byName) lease.unsynced = true;
+          backend.send(backend.byName ? encodeClose('statement', item.name) : null, {
+            ...(backend.byName ? { kind: 'close' } : { kind: 'local', bytes: CLOSE_COMPLETE }),
+            internal: false,
+            done: () => item.statement !== null && this.#statements.release(item.statement),
+            undo: () => this.#statements.restore(item.name, item.statement),
+          });
+          break;
+        case 'close-portal':
+          this.#reader.forgetPortal(item.name);
+          backend.send(item.frame, { kind: 'close', internal: false });
+          lease.unsynced = true;
+          break;
+        case 'flush':
+          backend.sendRaw(item.frame);
+          break;
+        case 'sync':
+          lease.unsynced = false;
+          lease.unsyncedDirty = false;
+          session.expectReady();
+          this.#names.closeUnused(backend);
+          backend.send(item.frame, { kind: 'sync', internal: false });
+          break;
+      }
+    }
+  }
+
+  #parse(backend: Backend, item: Item & { type: 'parse' }): void {
+    const { content } = item.statement;
+    const undo = () => this.#statements.undo(item.name, item.statement, false);
+    if (item.name === '') {
+      backend.unnamed = content;
+      this.#session.activity.serverParses += 1;
+      backend.send(item.frame, {
+        kind: 'parse',
+        internal: false,
+        done: () => this.#statements.parsed(item.statement),
+        failed: () => this.#statements.undo('', item.statement, true),
+        undo: () => {
+          backend.unnamed = null;
+          undo();
+        },
+      });
+      return;
+    }
+    item.statement.made = true;
+    if (backend.byName) {
+      this.#session.activity.serverParses += 1;
+      backend.send(item.frame, { kind: 'parse', internal: false, undo });
+      return;
+    }
+    const known = backend.prepared.get(content);
+    // In a failed transaction only the server knows what it still takes.
+    if (known !== undefined && backend.status === FAILED) backend.toClose.push(known);
+    else if (known !== undefined) {
+      backend.send(null, { kind: 'local', internal: false, bytes: PARSE_COMPLETE, undo });
+      return;
+    }
+    const name = this.#names.newName(backend, content);
+    this.#session.activity.serverParses += 1;
+    backend.send(rewriteParseName(item.frame, name), {
+      kind: 'parse',
+      internal: false,
+      undo: () => {
+        backend.prepared.delete(content);
+        undo();
+      },
+    });
+  }
+
+  #execute(backend: Backend, frame: Buffer, bound: Bound | null): void {
+    const session = this.#session;
+    const effect = bound?.statement.analyzed.statements[0]?.plan.effect;
+    const spoken = bound?.spoken ?? null;
+    const deallocated = effect?.kind === 'deallocate' ? effect.name : null;
+    if (deallocated !== null && !backend.byName && this.#statements.knows(deallocated)) {
+      // The server knows it by another name, and other clients may use it there.
+      const name = protocolName(deallocated);
+      const done = () => this.#statements.forget(name);
+      backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
+      return;
+    }
+    this.#noteSent(bound);
+    const { lookup } = session;
+    if (bound !== null && lookup.mayChange(bound.execution.analyzed, 0)) lookup.sent();
+    const started = performance.now();
+    backend.send(frame, {
+      kind: 'execute',
+      internal: false,
+      completed: (reply, empty) => {
+        if (empty || bound === null) return;
+        const { analyzed } = bound.execution;
+        lookup.done(analyzed, 0);
+        const statement = analyzed.statements[0];
+        const tag = decodeCommandComplete(reply);
+        const itself: Execution = { analyzed: bound.statement.analyzed, index: 0, params: null, lookup: null };
+        this.#units.completed(effect?.kind === 'execute' && effect.form !== 'execute' ? itself : bound.execution, tag);
+        if (spoken !== null) bound.sql?.done(0, backend, spoken);
+        if (deallocated !== null) this.#statements.forget(protocolName(deallocated));
+        session.services.load.record({
+          template: analyzed.template,
+          shard: backend.shard,
+          touches: bound.touches(),
+          write: statement?.plan.kind === 'write',
+          rows: rowsOfTag(tag) ?? 0,
+          bytes: session.bytesForwarded,
+          ms: performance.now() - started,
+        });
+        session.bytesForwarded = 0;
+      },
+      tell: (type, reply) =>
+        type === BACKEND.ErrorResponse && spoken !== null ? errorAsWritten(reply, spoken.sent, spoken) : reply,
+    });
+    for (const own of spoken?.rewrites[0]?.after ?? []) this.#names.say(backend, own);
+    if (effect?.kind === 'set' && effect.reset)
+      for (const sql of session.settings.afterReset(effect.name, effect.local)) this.#names.say(backend, { sql });
+    if (effect?.kind === 'discard-all')
+      for (const sql of session.settings.afterReset(null)) this.#names.say(backend, { sql });
+  }
+
+  #noteShape(backend: Backend, statement: ClientStatement | null): (type: number, frame: Buffer) => void {
+    return (type, frame) => {
+      if (type === BACKEND.ParameterDescription || statement === null) return;
+      const shape = shapeOf(type, frame);
+      statement.told = { shape, version: this.#session.services.contents.version };
+      if (backend.prepared.has(statement.content)) backend.shapes.set(statement.content, shape);
+    };
+  }
+
+  #noteSent(bound: Bound | null): void {
+    if (bound === null) this.#units.sent(null);
+    else for (const { plan } of bound.statement.analyzed.statements) this.#units.sent(plan);
+  }
+
+  /** Makes the server fail where our error stands in the batch: what came before is undone, what follows is skipped. */
+  poison(backend: Backend, error: ErrorFields): void {
+    const { lease } = this.#session;
+    lease.unsynced = true;
+    lease.unsyncedDirty = true;
+    backend.send(FAILING_BIND, { kind: 'bind', internal: false, replacement: encodeErrorResponse(error) });
+  }
+}
