@@ -15,11 +15,10 @@ const PROBED = [
   PREPARED_INSIDE,
 ] as const;
 
-/** One letter for each; then how many statements have names of ours, and the settings that have been made. The temporary schema is there for good once it was used; what is in it is not. */
+/** One letter for each; then how many statements have names of ours, and the settings that have been made. The temporary schema is there for good once it was used; what is in it depends on it, as on every schema (pg_namespace is 2615). */
 const PROBE = encodeQuery(`
 SELECT pg_catalog.concat(
- EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = s UNION ALL SELECT FROM pg_catalog.pg_proc WHERE pronamespace = s
-  UNION ALL SELECT FROM pg_catalog.pg_type WHERE typnamespace = s),
+ EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 2615 AND refobjid = s),
  EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),
  EXISTS (SELECT FROM pg_catalog.pg_cursors),
  EXISTS (SELECT FROM pg_catalog.pg_listening_channels()),

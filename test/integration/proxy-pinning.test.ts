@@ -73,6 +73,7 @@ describe('one shard, a pool of two', () => {
       'DROP FUNCTION pg_temp.f()',
     ],
     ['CREATE TYPE pg_temp.e AS ENUM ()', 'temporary table', 'DROP TYPE pg_temp.e'],
+    ['CREATE COLLATION pg_temp.c FROM "C"', 'temporary table', 'DROP COLLATION pg_temp.c'],
     ['SELECT pg_advisory_lock(5)', 'session advisory lock', 'SELECT pg_advisory_unlock(5)'],
     ['SELECT 1 WHERE pg_try_advisory_lock_shared(5)', 'session advisory lock', 'SELECT pg_advisory_unlock_all()'],
     ['DECLARE c CURSOR WITH HOLD FOR SELECT 1', 'WITH HOLD cursor', 'CLOSE c'],
