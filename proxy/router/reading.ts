@@ -9,7 +9,7 @@ export interface Reading {
   /** Of each statement. */
   readonly plans: readonly StatementPlan[];
   /** Byte offsets of each statement's start and end. */
-  readonly places: readonly number[];
+  readonly places: Uint32Array;
   /** Names in it may not be what they seem: the text is in an encoding that is not UTF-8. */
   readonly garbledNames: boolean;
 }
@@ -29,7 +29,7 @@ export function readText(text: Buffer, context: Omit<Context, 'literals'>): Read
       const plan = planStatement(node, { ...context, literals });
       return mayShow && SHOWS_PREPARED.test(JSON.stringify(node)) ? { ...plan, showsPrepared: true as const } : plan;
     }),
-    places: statements.flatMap(({ start, end }) => [start, end]),
+    places: Uint32Array.from(statements.flatMap(({ start, end }) => [start, end])),
     garbledNames,
   };
 }

@@ -14,7 +14,7 @@ import type { ClientSession } from './client-session.js';
 import { FAILED } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution } from './placement.js';
-import { type ClientStatement, shapeOf } from './prepared.js';
+import { type ClientStatement, shapeFor } from './prepared.js';
 import { ServerStatements } from './server-statements.js';
 import { errorAsWritten } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
@@ -217,7 +217,7 @@ export class BatchSender {
   #noteShape(backend: Backend, statement: ClientStatement | null): (type: number, frame: Buffer) => void {
     return (type, frame) => {
       if (type === BACKEND.ParameterDescription || statement === null) return;
-      const shape = shapeOf(type, frame);
+      const shape = shapeFor(statement.content, type, frame);
       statement.told = { shape, version: this.#session.services.contents.version };
       if (backend.prepared.has(statement.content)) backend.shapes.set(statement.content, shape);
     };

@@ -196,9 +196,11 @@ export class ExtendedProtocol {
 
   /** As the simple protocol does: one statement, from its Bind (or Parse) to the Sync, that needs no server. */
   #answerAlone(items: readonly Item[]): boolean {
-    if (!ALONE.test(items.map((item) => item.type).join(' '))) return false;
     const bind = items.find((item) => item.type === 'bind');
-    if (bind === undefined || bind.bind.portal !== '' || bind.bind.values.length > 0) return false;
+    // Most statements do nothing of the kind, and are not looked at further.
+    if (bind === undefined || (bind.statement.analyzed.statements[0]?.plan.effect ?? null) === null) return false;
+    if (!ALONE.test(items.map((item) => item.type).join(' '))) return false;
+    if (bind.bind.portal !== '' || bind.bind.values.length > 0) return false;
     for (const item of items) {
       if (item.type === 'parse' && item.statement !== bind.statement) return false;
       if (item.type === 'describe-portal' && decodeDescribe(item.frame).name !== '') return false;

@@ -11,6 +11,8 @@ export interface PreparedContent {
   readonly definition: Buffer | null;
   /** Clients' statements and portals that use it. */
   users: number;
+  /** The RowDescription that came last, and its shape: nearly always the next one is the same. */
+  described: { readonly frame: Buffer; readonly shape: string } | null;
   readonly key: string;
 }
 
@@ -40,6 +42,14 @@ export function shapeOf(type: number, frame: Buffer): string {
   return decodeRowDescription(frame)
     .map((f) => [f.name, f.typeOid < FIRST_NORMAL_OBJECT_ID ? f.typeOid : '', f.typeLength, f.typeModifier].join('\0'))
     .join('\x01');
+}
+
+/** As `shapeOf`, for drivers that have every execution described. */
+export function shapeFor(content: PreparedContent, type: number, frame: Buffer): string {
+  if (type !== BACKEND.RowDescription) return '';
+  if (content.described?.frame.equals(frame) !== true)
+    content.described = { frame: Buffer.from(frame), shape: shapeOf(type, frame) };
+  return content.described.shape;
 }
 
 /** FirstNormalObjectId in PostgreSQL's transam.h: from here on types are the database's own. */
@@ -73,6 +83,7 @@ export class PreparedContents {
         oids,
         definition: definition === null ? null : Buffer.from(definition),
         users: 0,
+        described: null,
         key,
       };
       this.#byKey.set(key, content);
