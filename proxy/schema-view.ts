@@ -5,6 +5,9 @@ import { ForeshardError } from '../topology/errors.js';
 import type { LiveTopology } from './live-topology.js';
 import { type Metadata, MetadataCache } from './router/metadata.js';
 
+/** A client's DDL is held up so long at most, until the schema is read again: the statements behind it are for what it has made. */
+const REREAD_PATIENCE_MS = 250;
+
 /** What the router knows of the database: the home shard's schema, read with a connection of our own and kept for a while. */
 export class SchemaView {
   readonly #live: LiveTopology;
@@ -41,9 +44,16 @@ export class SchemaView {
     return this.#cache.current();
   }
 
-  /** DDL has passed through. */
-  changed(): void {
+  /** DDL has passed through. Resolves when it is known what it has made, or when that takes too long to wait for. Never rejects. */
+  async changed(): Promise<void> {
     this.#cache.drop();
+    let timer: NodeJS.Timeout | undefined;
+    const enough = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, REREAD_PATIENCE_MS);
+    });
+    // Whoever looks next tries again, and logs what is wrong.
+    await Promise.race([this.#cache.load().catch(() => undefined), enough]);
+    clearTimeout(timer);
   }
 
   async close(): Promise<void> {

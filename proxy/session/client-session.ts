@@ -30,8 +30,8 @@ export interface SessionServices {
   readonly holdTimeoutMs: number;
   /** Shared by all clients of the process. */
   readonly largeMessages: MessageBudget;
-  /** To be called after DDL, so that what the router knows of the schema is read again. */
-  readonly schemaChanged: () => void;
+  /** To be called when DDL is committed, so that what the router knows of the schema is read again. Resolves when it is, or has taken too long. */
+  readonly schemaChanged: () => Promise<void>;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
   /** The connections that listen for all clients. */

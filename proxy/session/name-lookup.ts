@@ -94,12 +94,14 @@ export class NameLookup {
   mayChange(analyzed: Analyzed, index: number): boolean {
     const statement = analyzed.statements[index];
     if (statement === undefined) return false;
-    const { effect, kind, target } = statement.plan;
+    const { effect, kind, target, unsureOfState } = statement.plan;
     switch (effect?.kind) {
       case undefined:
       case 'set-config':
         // A call of set_config is always planned as a write.
-        return target.kind === 'sole' || (kind === 'write' && this.#setsByCall(analyzed, index));
+        return (
+          target.kind === 'sole' || unsureOfState === true || (kind === 'write' && this.#setsByCall(analyzed, index))
+        );
       case 'set':
         return effect.name === null || SETTINGS.has(effect.name.toLowerCase());
       case 'discard-all':

@@ -29,6 +29,8 @@ export class Units {
   #discarded = false;
   /** The schema was changed in the transaction under way. */
   #ddl = false;
+  /** Resolves when the router knows what DDL has made; it is told at the end of its transaction. */
+  #schema: Promise<void> | null = null;
   /** Settings given a value that is not known here. */
   readonly #toAsk = new Set<string>();
 
@@ -132,7 +134,6 @@ export class Units {
     this.#lastTag = tag;
     const { effect } = plan;
     if (plan.kind === 'ddl') {
-      services.schemaChanged();
       services.contents.schemaChanged();
       this.#ddl = true;
     }
@@ -211,7 +212,10 @@ export class Units {
     this.unitFailed = false;
     if (status !== IDLE) return;
     // Now others see it too.
-    if (this.#ddl) this.#session.services.contents.schemaChanged();
+    if (this.#ddl) {
+      this.#session.services.contents.schemaChanged();
+      this.#schema = this.#session.services.schemaChanged();
+    }
     this.#ddl = false;
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
@@ -234,10 +238,13 @@ export class Units {
     if (status === FAILED) this.#toAsk.clear();
     // What a failed transaction has set, its end takes back, and then it is asked for.
     const path = pathUnsure && status !== FAILED;
-    if (this.#toAsk.size === 0 && !discarded && !path) return null;
+    const schema = this.#schema;
+    this.#schema = null;
+    if (this.#toAsk.size === 0 && !discarded && !path) return schema;
     const names = [...this.#toAsk];
     this.#toAsk.clear();
-    return this.#settle(backend, names, discarded, path);
+    const settled = this.#settle(backend, names, discarded, path);
+    return schema === null ? settled : settled.then(() => schema);
   }
 
   async #settle(backend: Backend, names: readonly string[], discarded: boolean, path: boolean): Promise<void> {

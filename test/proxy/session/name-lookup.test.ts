@@ -35,7 +35,7 @@ describe('what may have changed the path, so that servers which do not report it
       `SELECT set_config('search_path', 'x', true)`,
       `SELECT set_config(name, 'x', true) FROM x`,
       'DISCARD ALL',
-      'DO $$BEGIN END$$',
+      'DO $$BEGIN SET search_path = x; END$$',
     ])
       expect([sql, mayChange(sql)]).toEqual([sql, true]);
     for (const sql of [`SELECT set_config('my.x', 'y', true)`, 'SET LOCAL work_mem = 64', 'SELECT 1', 'COMMIT'])
