@@ -162,7 +162,7 @@ SELECT 1; SELECT nonsense; SELECT 2;
 SELECT 1 \; SELECT 1/0 \; SELECT 3;
 \set VERBOSITY sqlstate
 SELECT 1/0;`,
-  'prepares, executes and forgets': String.raw`PREPARE q (int) AS SELECT name FROM customers WHERE id = $1;
+  'prepares, executes and forgets': `PREPARE q (int) AS SELECT name FROM customers WHERE id = $1;
 EXECUTE q(3);
 EXECUTE q(4);
 EXPLAIN (COSTS off) EXECUTE q(5);
@@ -213,7 +213,7 @@ SELECT sum(i) FROM mine;
 \d mine
 DISCARD ALL;
 SELECT * FROM mine;`,
-  'knows what its sequences gave': String.raw`SELECT nextval('customers_id_seq') > 0;
+  'knows what its sequences gave': `SELECT nextval('customers_id_seq') > 0;
 SELECT currval('customers_id_seq') = lastval();
 INSERT INTO customers (name) VALUES ('by sequence');
 SELECT lastval() = currval('customers_id_seq');

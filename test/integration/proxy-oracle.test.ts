@@ -26,7 +26,7 @@ const TENANTS = 'SELECT name FROM tenants WHERE tenant_id = 150';
 
 function withBody(type: string, body: string): Buffer {
   const frame = Buffer.alloc(5 + body.length);
-  frame.write(type + '\0\0\0\0' + body, 'latin1');
+  frame.write(`${type}\0\0\0\0${body}`, 'latin1');
   frame.writeInt32BE(4 + body.length, 1);
   return frame;
 }

@@ -302,7 +302,8 @@ describe('start-up packets', () => {
     ['0', null],
   ])('replication=%s', (value, replication) =>
     withPeer(async (peer) => {
-      await peer.login({ user: 'ann', parameters: { replication: value } });
+      method = 'scram-sha-256'; // trust alone lets no replication client in
+      await peer.login({ user: 'ann', password: PASSWORD, parameters: { replication: value } });
       expect(startups).toMatchObject([{ replication }]);
     }),
   );
