@@ -2,6 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
+import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
@@ -445,6 +446,11 @@ export class InternalStatementError extends Error {
     this.name = 'InternalStatementError';
     this.frame = frame;
   }
+}
+
+/** The server's own error, if `error` is that of an internal statement; else `error` itself. */
+export function asServerError(error: unknown): unknown {
+  return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
 }
 
 function endsReply(kind: Expectation['kind'], type: number): boolean {

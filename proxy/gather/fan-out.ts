@@ -79,7 +79,7 @@ export class FanOut implements BackendOwner, SpreadRun {
         const backend = await this.#acquire(shard, signal);
         backend.attach(this);
         this.#backends.push(backend);
-        if (!(await this.#session.lease.adopt(backend))) return false;
+        if (!(await this.#session.lease.serverSettings.adopt(backend))) return false;
       }
       if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
       signal.throwIfAborted(); // the client may have gone or canceled after the last connection was there

@@ -1,15 +1,11 @@
 import type { Logger } from 'pino';
-import { ForeshardError } from '../../topology/errors.js';
 import { type ShardName, soleShard, type Topology } from '../../topology/topology.js';
-import type { Backend, BackendOwner } from '../backend/backend.js';
-import { InternalStatementError } from '../backend/backend.js';
+import { asServerError, type Backend, type BackendOwner } from '../backend/backend.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
-import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
+import { SETTINGS_OF_FUNCTION } from '../router/route.js';
 import type { Router } from '../router/router.js';
-import { encodeParameterStatus } from '../wire/backend.js';
-import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Activity } from './activity.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
@@ -17,10 +13,12 @@ import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
-import { place, planOf, stillOn } from './placement.js';
+import { firstThat, place, planOf, stillOn } from './placement.js';
 import { queueNotice } from './queue-notice.js';
-import { mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
-import { ahead, areAlike, difference, fromScratch, type SessionSettings, type SettingMap } from './settings.js';
+import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
+import { asksSequences, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
+import { ServerSettings } from './server-settings.js';
+import type { SessionSettings } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
@@ -55,20 +53,6 @@ export interface LeaseContext {
 /** What came of getting ready. */
 export type Prepared = Exclude<Placement, { kind: 'refused' }> | { readonly kind: 'again' };
 
-/** Getting ready again this often in a row means that shards disagree on what names mean. */
-const AGAIN = 10;
-
-/** To be called before getting ready once more, `times` having done so already. @throws RefusedError beyond what can be a coincidence. */
-export function checkAgain(times: number): void {
-  if (times < AGAIN) return;
-  throw new RefusedError('0A000', 'the shards do not agree on search_path or client_encoding for this user', {
-    hint: 'Make the same ALTER ROLE … SET and ALTER DATABASE … SET on every shard.',
-  });
-}
-
-/** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
-export class RefusedError extends ForeshardError {}
-
 /**
  * Keeps the one server connection a client has at a time: takes it when there is something to run, moves a
  * transaction that has done nothing yet to the shard its first real statement needs, and gives it back.
@@ -81,6 +65,8 @@ export class Lease {
   /** Why the connection must stay. */
   readonly pinning: Pinning;
   readonly sequences: Sequences;
+  /** Gives server connections this client's settings. */
+  readonly serverSettings: ServerSettings;
   /** Extended-protocol messages were sent for which no Sync has followed. */
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
@@ -93,6 +79,7 @@ export class Lease {
     this.#seen = context.live.current;
     this.pinning = new Pinning(context.pinned, context.settings);
     this.sequences = new Sequences(context.id);
+    this.serverSettings = new ServerSettings(context.settings, context.lookup, context.tellClient);
   }
 
   /** Why the connection must stay, or null. */
@@ -144,7 +131,7 @@ export class Lease {
         this.#checkFanOut();
         return placement;
       }
-      const asksThem = firstThat(executions, asks) >= 0;
+      const asksThem = firstThat(executions, asksSequences) >= 0;
       if (asksThem) this.#returnToSequences(placement.shards);
       const shard = this.#choose(placement.shards);
       if (this.backend === null || this.backend.shard !== shard) {
@@ -154,13 +141,15 @@ export class Lease {
       if (
         this.backend.settings !== this.#context.settings.current &&
         !this.#begun &&
-        !this.#hasSettings(this.backend)
+        !this.serverSettings.has(this.backend)
       ) {
         // What functions have changed is nowhere but there.
         if (this.pinning.has(SETTINGS_OF_FUNCTION)) this.backend.settings = this.#context.settings.current;
-        else if (await this.#unlessDead(this.backend, (backend) => this.applySettings(backend))) continue;
+        else if (await this.#unlessDead(this.backend, (backend) => this.serverSettings.apply(backend))) continue;
       }
-      if (asksThem && (await this.#readySequences(this.backend, executions))) continue;
+      if (asksThem && this.transaction?.draws !== true) {
+        if (await this.sequences.prepare(this.backend, executions, this.unsynced)) continue;
+      }
       const first = this.#context.listening.prepare(this.backend, executions, this.#begun);
       if (first !== null) {
         await first.catch((error: unknown) => {
@@ -180,7 +169,8 @@ export class Lease {
         });
         continue;
       }
-      if (!this.#context.lookup.agrees(this.backend.connection.parameters)) this.tellParameters(this.backend);
+      if (!this.#context.lookup.agrees(this.backend.connection.parameters))
+        this.serverSettings.tellParameters(this.backend);
       const { current } = this.#context.lookup;
       if (executions.some((e) => e.lookup !== null && e.lookup !== current)) return { kind: 'again' };
       this.transaction ??= new Transaction();
@@ -189,14 +179,6 @@ export class Lease {
       this.#sending(this.backend, executions);
       return placement;
     }
-  }
-
-  /** Whether the connection's settings are this client's: those of clients that logged in alike are, without being the same object. */
-  #hasSettings(backend: Backend): boolean {
-    const { current } = this.#context.settings;
-    if (backend.settings === null || !areAlike(backend.settings, current)) return false;
-    backend.settings = current;
-    return true;
   }
 
   #seesNames(executions: readonly Execution[]): boolean {
@@ -338,51 +320,21 @@ export class Lease {
     this.backend = place;
   }
 
-  /** @returns whether something was done and the map may have changed. @throws RefusedError when the answer could be another's */
-  async #readySequences(backend: Backend, executions: readonly Execution[]): Promise<boolean> {
-    const { sequences } = this;
-    if (sequences.place === backend || this.transaction?.draws) return false;
-    // Drawn in this very Query or batch, behind a clean start.
-    const draws = firstThat(executions, mayDraw);
-    if (draws >= 0 && draws < firstThat(executions, asks) && !this.unsynced) return false;
-    // Defaults mostly draw what they then ask for; if not, the server says that there is none.
-    const fresh = sequences.place === 'anywhere' || firstThat(executions, asksItself) < 0;
-    if (fresh && !this.unsynced) {
-      if (backend.sequencesOf === null) return false;
-      await sequences.clean(backend);
-      return true;
-    }
-    throw new RefusedError(
-      '0A000',
-      'currval() and lastval() depend on the server connection that drew the number, and this session has used others since, or others have used it',
-      {
-        hint: 'Use RETURNING, or run both statements in one transaction. While one shard has everything, sessions of this user keep their connection from now on, so that the next ones are answered.',
-      },
-    );
-  }
-
   #checkFanOut(): void {
     if (this.pinned !== null && this.pinning.soft && !this.#begun) {
       this.pinning.clear();
       this.releaseIfIdle();
     }
     if (this.backend === null && this.transaction === null) return;
-    const what =
-      this.pinned === null ? 'inside a transaction block or an open batch' : `in this session (${this.pinned})`;
     if (this.backend !== null && !this.#begun && this.pinned === null) return;
-    throw new RefusedError('0A000', `a statement for several shards cannot run ${what} yet`, {
-      hint: 'Give the statement a key, or run it on its own.',
-    });
+    throw fanOutRefused(this.pinned);
   }
 
   /** After a flip, a transaction whose rows have moved away cannot go on. */
   #checkStale(topology: Topology): void {
     if (topology === this.#seen) return;
     this.#seen = topology;
-    if (this.isStale(topology))
-      throw new RefusedError('40001', 'the range of this transaction has moved to another shard', {
-        hint: 'Retry the transaction.',
-      });
+    if (this.isStale(topology)) throw transactionMoved();
   }
 
   async #waitForChange(signal: AbortSignal, since: number): Promise<void> {
@@ -415,34 +367,13 @@ export class Lease {
     const from = this.backend;
     if (from !== null) {
       if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
-      if (this.pinned !== null)
-        throw new RefusedError(
-          '0A000',
-          `the session keeps its connection to shard "${from.shard}" (${this.pinned}), and this statement belongs to shard "${shard}"`,
-          {
-            hint: 'Use another session for it.',
-          },
-        );
       const open = from.status !== IDLE;
-      if (open && this.transaction !== null && !this.transaction.clean)
-        throw new RefusedError(
-          '0A000',
-          `the transaction runs on shard "${from.shard}", and this statement belongs to shard "${shard}"`,
-          {
-            hint: 'Keep each transaction to the keys of one shard.',
-          },
-        );
-      if (this.unsynced) {
-        if (this.unsyncedDirty)
-          throw new RefusedError(
-            '0A000',
-            `the batch runs on shard "${from.shard}", and this statement belongs to shard "${shard}"`,
-            {
-              hint: 'Send a Sync between statements for keys of different shards.',
-            },
-          );
-        await this.#finishBatch(from);
-      }
+      checkMove(from.shard, shard, {
+        pinned: this.pinned,
+        transaction: open && this.transaction !== null && !this.transaction.clean,
+        batch: this.unsynced && this.unsyncedDirty,
+      });
+      if (this.unsynced) await this.#finishBatch(from);
       if (open) await this.#rollBack(from);
       this.#giveBack();
       if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
@@ -479,75 +410,6 @@ export class Lease {
     });
   }
 
-  /**
-   * Gives a connection taken for a statement on several shards this client's settings.
-   * @returns whether names mean there what they meant to the proxy; if not, the client is told what they mean.
-   */
-  async adopt(backend: Backend): Promise<boolean> {
-    const { lookup, settings } = this.#context;
-    const before = lookup.current;
-    if (backend.settings !== settings.current) await this.applySettings(backend);
-    if (!lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
-    return lookup.current === before;
-  }
-
-  /**
-   * Gives the connection this client's settings and tells the client what they are.
-   * @returns whether the server had to be asked.
-   * @throws ServerError as the server says it, when one of them cannot be
-   */
-  async applySettings(backend: Backend): Promise<boolean> {
-    const { current } = this.#context.settings;
-    const before = backend.settings;
-    const sql = before === null ? fromScratch(current) : difference(before, current);
-    backend.settings = current;
-    if (sql.length === 0) return false;
-    try {
-      try {
-        await this.#say(backend, before, sql);
-      } catch (error) {
-        if (before === null || !(error instanceof InternalStatementError)) throw error;
-        await this.#say(backend, null, fromScratch(current));
-      }
-      await backend.refreshSearchPath();
-    } catch (error) {
-      backend.settings = null;
-      throw asServerError(error);
-    }
-    this.tellParameters(backend);
-    return true;
-  }
-
-  /** Says statements that change settings, whatever time-out was in force before. */
-  async #say(backend: Backend, before: SettingMap | null, sql: readonly string[]): Promise<void> {
-    const first = ahead(before);
-    for (let times = 0; ; times++) {
-      try {
-        // Not waited for: both go in one packet.
-        const reset = first === null ? null : backend.runInternal(settingsQuery([first]));
-        const rest = backend.runInternal(settingsQuery(sql));
-        const [a, b] = await Promise.allSettled([reset, rest]);
-        if (a.status === 'rejected') throw a.reason;
-        if (b.status === 'rejected') throw b.reason;
-        return;
-      } catch (error) {
-        // A time-out of a millisecond may cut even the statement that takes it back.
-        if (first === null || times >= TIMED_OUT || !isTimedOut(error)) throw error;
-      }
-    }
-  }
-
-  /** Tells the client the parameters that differ from what it was told last. */
-  tellParameters(backend: Backend): void {
-    const { lookup, tellClient } = this.#context;
-    const { parameters, reportsSearchPath } = backend.connection;
-    for (const [name, value] of parameters) {
-      if (lookup.known.get(name) === value) continue;
-      lookup.learn(name, value);
-      if (name !== 'search_path' || reportsSearchPath) tellClient(encodeParameterStatus(name, value));
-    }
-  }
-
   async #open(backend: Backend, transaction: Transaction): Promise<void> {
     try {
       for (const text of transaction.prelude) await backend.runInternal(encodeQuery(text));
@@ -557,34 +419,6 @@ export class Lease {
     }
     transaction.deferred = false;
     // SET LOCAL is among what was done again; and each shard has its own defaults.
-    this.tellParameters(backend);
+    this.serverSettings.tellParameters(backend);
   }
-}
-
-/** Statements of ours that another client's statement_timeout may cut in a row. */
-const TIMED_OUT = 50;
-
-function isTimedOut(error: unknown): boolean {
-  return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate === '57014';
-}
-
-/** Statements kept as byte strings. */
-function settingsQuery(sql: readonly string[]): Buffer {
-  return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
-}
-
-/** Where the first statement of this kind stands; -1: there is none. */
-function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) => boolean): number {
-  return executions.findIndex((e) => {
-    const plan = planOf(e);
-    return plan !== null && is(plan);
-  });
-}
-
-const asks = (plan: StatementPlan): boolean => plan.asksSequences !== undefined;
-const asksItself = (plan: StatementPlan): boolean => plan.asksSequences === 'itself';
-
-/** The server's own error, if it was one. */
-export function asServerError(error: unknown): unknown {
-  return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
 }

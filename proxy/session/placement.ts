@@ -39,6 +39,14 @@ export function planOf(execution: Execution): StatementPlan | null {
   return execution.analyzed.statements[execution.index]?.plan ?? null;
 }
 
+/** Where the first statement of this kind stands; -1: there is none. */
+export function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) => boolean): number {
+  return executions.findIndex((e) => {
+    const plan = planOf(e);
+    return plan !== null && is(plan);
+  });
+}
+
 /** Pure: where all of `executions` can run together. None at all: on any shard, home first. */
 export function place(executions: readonly Execution[], router: Router, topology: Topology): Placement {
   let shards: readonly ShardName[] | null = null;

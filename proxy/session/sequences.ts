@@ -1,7 +1,8 @@
 import type { Backend } from '../backend/backend.js';
 import type { StatementPlan } from '../router/route.js';
 import { encodeQuery } from '../wire/frontend.js';
-import { type Execution, planOf } from './placement.js';
+import { type Execution, firstThat, planOf } from './placement.js';
+import { RefusedError } from './refusals.js';
 
 const DISCARD_SEQUENCES = encodeQuery('DISCARD SEQUENCES');
 
@@ -49,6 +50,33 @@ export class Sequences {
     backend.sequencesOf = null;
   }
 
+  /**
+   * To be called before statements that ask are sent, unless their transaction has drawn there itself; `unsynced`: a batch is open.
+   * @returns whether the connection had to be asked for something
+   * @throws RefusedError when the answer could be another's
+   */
+  async prepare(backend: Backend, executions: readonly Execution[], unsynced: boolean): Promise<boolean> {
+    const { place } = this;
+    if (place === backend) return false;
+    // Drawn in this very Query or batch, behind a clean start.
+    const draws = firstThat(executions, mayDraw);
+    if (draws >= 0 && draws < firstThat(executions, asksSequences) && !unsynced) return false;
+    // Defaults mostly draw what they then ask for; if not, the server says that there is none.
+    const fresh = place === 'anywhere' || firstThat(executions, asksItself) < 0;
+    if (fresh && !unsynced) {
+      if (backend.sequencesOf === null) return false;
+      await this.clean(backend);
+      return true;
+    }
+    throw new RefusedError(
+      '0A000',
+      'currval() and lastval() depend on the server connection that drew the number, and this session has used others since, or others have used it',
+      {
+        hint: 'Use RETURNING, or run both statements in one transaction. While one shard has everything, sessions of this user keep their connection from now on, so that the next ones are answered.',
+      },
+    );
+  }
+
   /** The statements go to this connection now. */
   sending(backend: Backend, executions: readonly Execution[]): void {
     for (const execution of executions) {
@@ -70,6 +98,13 @@ export class Sequences {
     this.#drawn = null;
   }
 }
+
+/** Whether the statement asks for currval or lastval, itself or by a default. */
+export function asksSequences(plan: StatementPlan): boolean {
+  return plan.asksSequences !== undefined;
+}
+
+const asksItself = (plan: StatementPlan): boolean => plan.asksSequences === 'itself';
 
 /** Whether the statement is likely to draw a number. */
 export function mayDraw(plan: StatementPlan): boolean {

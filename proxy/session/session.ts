@@ -198,7 +198,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   async greet(): Promise<void> {
     const { lease } = this;
     await lease.prepare([], this.wait);
-    if (lease.backend) lease.tellParameters(lease.backend);
+    if (lease.backend) lease.serverSettings.tellParameters(lease.backend);
     lease.releaseIfIdle();
     this.#wait = null;
   }
@@ -794,7 +794,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   #tellParameters(backend: Backend): void {
     this.#parametersReported = false;
     try {
-      this.lease.tellParameters(backend);
+      this.lease.serverSettings.tellParameters(backend);
     } catch (error) {
       // What the client says from here on could not be read safely.
       this.close(error);

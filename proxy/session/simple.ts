@@ -1,14 +1,15 @@
 import { soleShard } from '../../topology/topology.js';
-import type { Backend, Expectation } from '../backend/backend.js';
+import { asServerError, type Backend, type Expectation } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { decodeQuery, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { ClientSession } from './client-session.js';
-import { asServerError, checkAgain, FAILED, IDLE, type Prepared, RefusedError } from './lease.js';
+import { FAILED, IDLE, type Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
+import { checkAgain, RefusedError } from './refusals.js';
 import { type Rewrite, SentText } from './sent-text.js';
 import { errorAsWritten, type Spoken, SqlStatements } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';

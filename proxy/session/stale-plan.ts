@@ -1,9 +1,9 @@
-import { type Backend, InternalStatementError } from '../backend/backend.js';
+import { asServerError, type Backend, InternalStatementError } from '../backend/backend.js';
 import { decodeErrorFields, type ErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeDescribe, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { Item } from './batch.js';
-import { asServerError, FAILED, IDLE } from './lease.js';
+import { FAILED, IDLE } from './lease.js';
 import { type PreparedContent, shapeOf } from './prepared.js';
 import { prepareSql } from './sql-statements.js';
 

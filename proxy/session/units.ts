@@ -5,8 +5,9 @@ import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js'
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
-import { FAILED, IDLE, RefusedError } from './lease.js';
+import { FAILED, IDLE } from './lease.js';
 import type { Execution } from './placement.js';
+import { RefusedError } from './refusals.js';
 import { isRelative, NO_SETTINGS, setConfig } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
@@ -257,7 +258,7 @@ export class Units {
     }
     if (!discarded) return;
     try {
-      await lease.applySettings(backend);
+      await lease.serverSettings.apply(backend);
     } catch (error) {
       if (backend.lost !== null) throw error;
       // The next statement tries again, and is told.

@@ -1,0 +1,60 @@
+import { ForeshardError } from '../../topology/errors.js';
+import type { ShardName } from '../../topology/topology.js';
+
+/** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
+export class RefusedError extends ForeshardError {}
+
+/** Getting ready again this often in a row means that shards disagree on what names mean. */
+const AGAIN = 10;
+
+/** To be called before getting ready once more, `times` having done so already. @throws RefusedError beyond what can be a coincidence. */
+export function checkAgain(times: number): void {
+  if (times < AGAIN) return;
+  throw new RefusedError('0A000', 'the shards do not agree on search_path or client_encoding for this user', {
+    hint: 'Make the same ALTER ROLE … SET and ALTER DATABASE … SET on every shard.',
+  });
+}
+
+/** What ties a session to its server connection. */
+export interface Ties {
+  /** Why it is pinned; null: it is not. */
+  readonly pinned: string | null;
+  /** Its transaction has done something there. */
+  readonly transaction: boolean;
+  /** Its open batch has done something there. */
+  readonly batch: boolean;
+}
+
+/** @throws RefusedError when a statement that belongs to `to` would have the session leave what it has at `from` */
+export function checkMove(from: ShardName, to: ShardName, ties: Ties): void {
+  const belongs = `this statement belongs to shard "${to}"`;
+  if (ties.pinned !== null)
+    throw new RefusedError(
+      '0A000',
+      `the session keeps its connection to shard "${from}" (${ties.pinned}), and ${belongs}`,
+      { hint: 'Use another session for it.' },
+    );
+  if (ties.transaction)
+    throw new RefusedError('0A000', `the transaction runs on shard "${from}", and ${belongs}`, {
+      hint: 'Keep each transaction to the keys of one shard.',
+    });
+  if (ties.batch)
+    throw new RefusedError('0A000', `the batch runs on shard "${from}", and ${belongs}`, {
+      hint: 'Send a Sync between statements for keys of different shards.',
+    });
+}
+
+/** A statement for several shards, where one server connection has to stay. `pinned`: why the session is, or null. */
+export function fanOutRefused(pinned: string | null): RefusedError {
+  const where = pinned === null ? 'inside a transaction block or an open batch' : `in this session (${pinned})`;
+  return new RefusedError('0A000', `a statement for several shards cannot run ${where} yet`, {
+    hint: 'Give the statement a key, or run it on its own.',
+  });
+}
+
+/** After a flip: what the open transaction touches has left its shard. */
+export function transactionMoved(): RefusedError {
+  return new RefusedError('40001', 'the range of this transaction has moved to another shard', {
+    hint: 'Retry the transaction.',
+  });
+}

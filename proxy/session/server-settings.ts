@@ -1,0 +1,107 @@
+import { asServerError, type Backend, InternalStatementError } from '../backend/backend.js';
+import { encodeParameterStatus } from '../wire/backend.js';
+import { decodeErrorFields } from '../wire/error-response.js';
+import { encodeQuery } from '../wire/frontend.js';
+import type { NameLookup } from './name-lookup.js';
+import { ahead, areAlike, difference, fromScratch, type SessionSettings, type SettingMap } from './settings.js';
+
+/** Statements of ours that another client's statement_timeout may cut in a row. */
+const TIMED_OUT = 50;
+
+/** Gives server connections one client's settings, and tells the client the parameters that result. */
+export class ServerSettings {
+  readonly #settings: SessionSettings;
+  readonly #lookup: NameLookup;
+  readonly #tellClient: (frame: Buffer) => void;
+
+  constructor(settings: SessionSettings, lookup: NameLookup, tellClient: (frame: Buffer) => void) {
+    this.#settings = settings;
+    this.#lookup = lookup;
+    this.#tellClient = tellClient;
+  }
+
+  /** Whether the connection's settings are this client's: those of clients that logged in alike are, without being the same object. */
+  has(backend: Backend): boolean {
+    const { current } = this.#settings;
+    if (backend.settings === null || !areAlike(backend.settings, current)) return false;
+    backend.settings = current;
+    return true;
+  }
+
+  /**
+   * Gives a connection taken for a statement on several shards this client's settings.
+   * @returns whether names mean there what they meant to the proxy; if not, the client is told what they mean.
+   */
+  async adopt(backend: Backend): Promise<boolean> {
+    const before = this.#lookup.current;
+    if (backend.settings !== this.#settings.current) await this.apply(backend);
+    if (!this.#lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
+    return this.#lookup.current === before;
+  }
+
+  /**
+   * Gives the connection this client's settings and tells the client what they are.
+   * @returns whether the server had to be asked.
+   * @throws ServerError as the server says it, when one of them cannot be
+   */
+  async apply(backend: Backend): Promise<boolean> {
+    const { current } = this.#settings;
+    const before = backend.settings;
+    const sql = before === null ? fromScratch(current) : difference(before, current);
+    backend.settings = current;
+    if (sql.length === 0) return false;
+    try {
+      try {
+        await say(backend, before, sql);
+      } catch (error) {
+        if (before === null || !(error instanceof InternalStatementError)) throw error;
+        await say(backend, null, fromScratch(current));
+      }
+      await backend.refreshSearchPath();
+    } catch (error) {
+      backend.settings = null;
+      throw asServerError(error);
+    }
+    this.tellParameters(backend);
+    return true;
+  }
+
+  /** Tells the client the parameters that differ from what it was told last. */
+  tellParameters(backend: Backend): void {
+    const lookup = this.#lookup;
+    const { parameters, reportsSearchPath } = backend.connection;
+    for (const [name, value] of parameters) {
+      if (lookup.known.get(name) === value) continue;
+      lookup.learn(name, value);
+      if (name !== 'search_path' || reportsSearchPath) this.#tellClient(encodeParameterStatus(name, value));
+    }
+  }
+}
+
+/** Says statements that change settings, whatever time-out was in force before. */
+async function say(backend: Backend, before: SettingMap | null, sql: readonly string[]): Promise<void> {
+  const first = ahead(before);
+  for (let times = 0; ; times++) {
+    try {
+      // Not waited for: both go in one packet.
+      const reset = first === null ? null : backend.runInternal(settingsQuery([first]));
+      const rest = backend.runInternal(settingsQuery(sql));
+      const [a, b] = await Promise.allSettled([reset, rest]);
+      if (a.status === 'rejected') throw a.reason;
+      if (b.status === 'rejected') throw b.reason;
+      return;
+    } catch (error) {
+      // A time-out of a millisecond may cut even the statement that takes it back.
+      if (first === null || times >= TIMED_OUT || !isTimedOut(error)) throw error;
+    }
+  }
+}
+
+function isTimedOut(error: unknown): boolean {
+  return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate === '57014';
+}
+
+/** Statements kept as byte strings. */
+function settingsQuery(sql: readonly string[]): Buffer {
+  return encodeQuery(Buffer.from(sql.join('; '), 'latin1'));
+}
