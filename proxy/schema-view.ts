@@ -2,6 +2,7 @@ import { loadModule } from 'libpg-query';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
+import { soleShard } from '../topology/topology.js';
 import type { LiveTopology } from './live-topology.js';
 import { type Metadata, MetadataCache } from './router/metadata.js';
 
@@ -44,15 +45,20 @@ export class SchemaView {
     return this.#cache.current();
   }
 
-  /** DDL has passed through. Resolves when it is known what it has made, or when that takes too long to wait for. Never rejects. */
+  /**
+   * DDL has been committed. Resolves when it is known what it has made, or when that takes too long to wait for; at once while one
+   * shard has everything, where no answer depends on it. Never rejects.
+   */
   async changed(): Promise<void> {
     this.#cache.drop();
+    const read = this.#cache.load().catch(() => undefined);
+    if (soleShard(this.#live.current) !== null) return;
     let timer: NodeJS.Timeout | undefined;
     const enough = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, REREAD_PATIENCE_MS);
     });
     // Whoever looks next tries again, and logs what is wrong.
-    await Promise.race([this.#cache.load().catch(() => undefined), enough]);
+    await Promise.race([read, enough]);
     clearTimeout(timer);
   }
 

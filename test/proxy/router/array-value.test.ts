@@ -14,7 +14,7 @@ beforeAll(async () => {
 afterAll(() => client?.end());
 
 const strings = (elements: readonly (Buffer | null)[] | null | undefined) =>
-  elements?.map((e) => e?.toString('utf8')) ?? null;
+  elements?.map((e) => e?.toString('utf8') ?? null) ?? null;
 
 /** What PostgreSQL finds in it: null when it says that it is no array, or one of several dimensions. */
 async function asServerReads(text: string): Promise<(string | null)[] | null> {
@@ -105,7 +105,7 @@ describe('an array in binary form', () => {
     const { rows } = await client.query<{ bytes: Buffer }>(`SELECT array_send(${sql}) AS bytes`);
     const found = elementsOfBinary(rows[0]?.bytes as Buffer);
     expect(found?.oid).toBe(oid);
-    expect(found?.elements?.map((e) => e?.toString('hex'))).toEqual(elements);
+    expect(found?.elements?.map((e) => e?.toString('hex') ?? null)).toEqual(elements);
   });
 
   it('is not read when it has several dimensions, or another length than it says', async () => {

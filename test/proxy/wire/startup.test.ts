@@ -303,7 +303,11 @@ describe('start-up packets', () => {
   ])('replication=%s', (value, replication) =>
     withPeer(async (peer) => {
       method = 'scram-sha-256'; // trust alone lets no replication client in
-      await peer.login({ user: 'ann', password: PASSWORD, parameters: { replication: value } });
+      try {
+        await peer.login({ user: 'ann', password: PASSWORD, parameters: { replication: value } });
+      } finally {
+        method = 'trust';
+      }
       expect(startups).toMatchObject([{ replication }]);
     }),
   );
