@@ -1,7 +1,6 @@
 import type { Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
-import { SILENT_OWNER } from '../backend/silent-owner.js';
 import { LISTENS_ITSELF } from '../router/route.js';
 import { LONG_TEXT_BYTES } from '../router/router.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
@@ -12,18 +11,17 @@ import {
   fieldsOfError,
   ServerError,
 } from '../wire/error-response.js';
-import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
-import { decodeParse, decodeQuery, encodeQuery, SYNC } from '../wire/frontend.js';
+import { decodeParse, decodeQuery } from '../wire/frontend.js';
 import { GatheredWriter } from '../wire/gathered-writer.js';
 import { BACKEND, FRONTEND } from '../wire/message-types.js';
 import { Activity } from './activity.js';
 import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
-import { LargeMessages } from './large-messages.js';
+import { leaveServer } from './farewell.js';
+import { Inbox, type Incoming } from './inbox.js';
 import { IDLE, Lease } from './lease.js';
 import { Listening, type ListeningClient } from './listening.js';
-import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
@@ -35,8 +33,6 @@ import { type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
 import { Wait } from './wait.js';
 
-/** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
-const INBOX_BYTES = 1024 * 1024;
 /** PostgreSQL's words for its statement_timeout. */
 const OVERDUE = 'canceling statement due to statement timeout';
 /** Sent and not read by the client: notifications wait. */
@@ -44,22 +40,7 @@ const CLOGGED_BYTES = 256 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
 
-/** A Sync that was read before it was known that it would be answered. */
-const SYNC_AGAIN: Incoming = { type: FRONTEND.Sync, frame: SYNC, remaining: 0 };
-
-/** What a message costs in the inbox besides its bytes: a million of the smallest must not take more than a few large ones. */
-const INCOMING_BYTES = 256;
 const NO_BYTES = Buffer.alloc(0);
-
-interface Incoming {
-  readonly type: number;
-  /** A whole message, or, of CopyData, a piece of one. */
-  readonly frame: Buffer;
-  /** Bytes of a CopyData that follow in other pieces. */
-  readonly remaining: number;
-  /** It was too large to be held, and is no more: its size. */
-  readonly refused?: number;
-}
 
 /**
  * One client after its login. Reads its messages in order, hands each Query or batch to its protocol, and forwards what
@@ -87,10 +68,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   readonly #simple: SimpleProtocol;
   readonly #socket: Socket;
   readonly #out: GatheredWriter;
-  readonly #scanner: FrameScanner;
-  readonly #large: LargeMessages;
-  #inbox: Incoming[] = [];
-  #inboxBytes = 0;
+  readonly #inbox: Inbox;
   /** Something asynchronous is under way for the messages before. */
   #busy = false;
   /** A ReadyForQuery is owed to the client. */
@@ -168,17 +146,11 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.#units = new Units(this, this.#statements);
     this.#simple = new SimpleProtocol(this, this.#units, this.#statements);
     this.#extended = new ExtendedProtocol(this, this.#units, this.#statements);
-    this.#scanner = new FrameScanner(
-      {
-        onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
-        onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
-        admit: (_type, size) => this.#large.admit(size),
-        onRefused: (type, size) => this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size }),
-      },
-      clientFrames(),
-      LARGE_MESSAGE_BYTES,
-    );
-    this.#large = new LargeMessages(this.services.largeMessages, () => this.#admitted());
+    this.#inbox = new Inbox(options.socket, this.services.largeMessages, {
+      mayRead: () => !this.#closed && !this.#copyIn.full,
+      arrived: () => this.pump(),
+      failed: (error) => this.close(error),
+    });
   }
 
   /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
@@ -217,7 +189,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
       this.#fanOut === null &&
       !this.#busy &&
       !this.#awaitingReady &&
-      this.#inbox.length === 0
+      this.#inbox.next === undefined
     );
   }
 
@@ -239,7 +211,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 
   get phase(): 'active' | 'idle' | 'idle in transaction' {
     const { backend, transaction } = this.lease;
-    if (this.working || this.#scanner.isWaiting || (backend !== null && !backend.quiet)) return 'active';
+    if (this.working || this.#inbox.isWaiting || (backend !== null && !backend.quiet)) return 'active';
     const open = backend === null ? transaction?.deferred === true : backend.status !== IDLE || this.lease.unsynced;
     return open ? 'idle in transaction' : 'idle';
   }
@@ -339,7 +311,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.activity.answeredAt = Date.now();
     this.answers += 1;
     this.#unseen = null;
-    this.#large.done();
+    this.#inbox.large.done();
     if (status === IDLE) this.transactions += 1;
     this.#overdue = false;
   }
@@ -425,7 +397,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
     this.lease.backend?.connection.resume();
     this.#extended.close();
     this.listening.close();
-    this.#large.close();
+    this.#inbox.close();
     void this.#leave();
     this.#onEnd();
   }
@@ -437,39 +409,12 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   async #leave(): Promise<void> {
     const { lease } = this;
     if (this.#busy) return; // whoever is busy comes here when done
-    const backend = lease.backend;
-    if (backend === null) {
-      lease.transaction = null;
-      this.services.live.released();
-      return;
-    }
-    backend.attach(SILENT_OWNER);
-    if (lease.pinning.soft) lease.pinning.clear();
-    if (backend.lost === null && backend.quiet && !lease.unsynced && lease.pinned === null && backend.status !== IDLE) {
-      try {
-        await backend.runInternal(encodeQuery('ROLLBACK'));
-      } catch (error) {
-        this.services.logger.debug({ err: error }, 'rollback for a client that has gone failed');
-        lease.discard();
-        return;
-      }
-    }
-    // Without its Sync a batch is still open: only closing the connection undoes it.
-    if (backend.reusable && lease.pinned === null && !lease.unsynced) {
-      backend.settings = null;
-      lease.releaseIfIdle();
-      return;
-    }
-    if (backend.lost === null && !backend.quiet)
-      await backend.connection.cancel().catch((e: unknown) => {
-        this.services.logger.debug({ err: e }, 'cancel for a client that has gone failed');
-      });
-    lease.discard();
+    await leaveServer(lease, this.services);
   }
 
   /** The client's socket has ended. What came before a goodbye is still carried out, as PostgreSQL does. */
   #clientLeft(): void {
-    if (this.#closed || !this.#inbox.some((m) => m.type === FRONTEND.Terminate)) {
+    if (this.#closed || !this.#inbox.has(FRONTEND.Terminate)) {
       this.close();
       return;
     }
@@ -480,42 +425,13 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   #read(chunk: Buffer): void {
     if (this.#closed) return;
     this.activity.received += chunk.length;
-    try {
-      this.#scanner.push(chunk);
-    } catch (error) {
-      this.close(error);
-      return;
-    }
-    if (this.#inboxBytes > INBOX_BYTES || this.#scanner.isWaiting) this.#socket.pause();
-    this.pump();
-  }
-
-  /** There is room now for the large message that the client has begun to send. */
-  #admitted(): void {
-    if (this.#closed) return;
-    try {
-      this.#scanner.resume();
-    } catch (error) {
-      this.close(error);
-      return;
-    }
-    this.pump();
-  }
-
-  /** Whether the client's socket should be read. */
-  get #mayRead(): boolean {
-    return !this.#closed && !this.#copyIn.full && !this.#scanner.isWaiting;
-  }
-
-  #receive(message: Incoming): void {
-    this.#inbox.push(message);
-    this.#inboxBytes += message.frame.length + INCOMING_BYTES;
+    this.#inbox.read(chunk);
   }
 
   /** Looks at the next messages, as far as they may be looked at now. */
   pump(): void {
     while (!this.#busy && !this.#closed) {
-      const next = this.#inbox[0];
+      const { next } = this.#inbox;
       if (next === undefined) {
         // What has come of an unfinished batch waits for its Sync or Flush.
         break;
@@ -527,7 +443,6 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         break;
       }
       this.#inbox.shift();
-      if (next !== SYNC_AGAIN) this.#inboxBytes -= next.frame.length + INCOMING_BYTES;
       let work: Promise<void> | null;
       try {
         work = this.#process(next);
@@ -539,7 +454,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
         this.#follow(work);
       }
     }
-    if (this.#inboxBytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && this.#mayRead) this.#socket.resume();
+    this.#inbox.resumeBelowHalf();
   }
 
   #follow(work: Promise<void>): void {
@@ -577,13 +492,13 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
 
   /** Something of an unfinished batch is answered: messages that wait for that may be looked at when the reply is done with. */
   #pumpLater(): void {
-    if (this.#inbox.length > 0 && !this.#awaitingReady) queueMicrotask(() => this.pump());
+    if (this.#inbox.next !== undefined && !this.#awaitingReady) queueMicrotask(() => this.pump());
   }
 
   #process(message: Incoming): Promise<void> | null {
     const { type, frame, refused } = message;
     this.activity.message(type);
-    this.#large.process(frame.length);
+    this.#inbox.large.process(frame.length);
     if (refused !== undefined) return this.#refuseLarge(type, refused);
     return this.#readAhead(message) ?? this.#carryOut(message);
   }
@@ -632,7 +547,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   /** A message too large to be held has been read and dropped: the client learns it in its turn. */
   #refuseLarge(type: number, size: number): Promise<void> | null {
     if (this.#extended.skipping) return null;
-    return this.#refuse(type, this.#large.refusal(size));
+    return this.#refuse(type, this.#inbox.large.refusal(size));
   }
 
   /** The client gets an error in place of what its message asks for. */
@@ -679,7 +594,7 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
     // Said before it can have seen anything: the end of a connection that was idle. The loss follows.
     if (backend.untouched) return;
-    for (let n = this.#copyIn.takeSyncs(); n > 0; n--) this.#inbox.unshift(SYNC_AGAIN);
+    for (let n = this.#copyIn.takeSyncs(); n > 0; n--) this.#inbox.syncAgain();
     this.#copyIn.end(this.lease.backend);
     this.#pumpLater();
     this.#units.unitFailed = true;
@@ -810,8 +725,8 @@ export class Session implements BackendOwner, ClientSession, TimedSession {
   onWritable(): void {
     this.#copyIn.drained();
     // What a batch has sent so far is not kept here; what is sent alone may have to be sent again.
-    if (!this.gate.active && !this.#awaitingReady) this.#large.done();
-    if (this.#inboxBytes <= INBOX_BYTES && this.#mayRead) this.#socket.resume();
+    if (!this.gate.active && !this.#awaitingReady) this.#inbox.large.done();
+    this.#inbox.resume();
     this.pump();
   }
 

@@ -1,0 +1,138 @@
+import type { Socket } from 'node:net';
+import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
+import { SYNC } from '../wire/frontend.js';
+import { FRONTEND } from '../wire/message-types.js';
+import { LargeMessages } from './large-messages.js';
+import { LARGE_MESSAGE_BYTES, type MessageBudget } from './message-budget.js';
+
+/** Client messages not yet looked at beyond this many bytes: the client's socket is not read. */
+const INBOX_BYTES = 1024 * 1024;
+
+/** What a message costs besides its bytes: a million of the smallest must not take more than a few large ones. */
+const INCOMING_BYTES = 256;
+const NO_BYTES = Buffer.alloc(0);
+
+export interface Incoming {
+  readonly type: number;
+  /** A whole message, or, of CopyData, a piece of one. */
+  readonly frame: Buffer;
+  /** Bytes of a CopyData that follow in other pieces. */
+  readonly remaining: number;
+  /** It was too large to be held, and is no more: its size. */
+  readonly refused?: number;
+}
+
+/** A Sync that was read before it was known that it would be answered. */
+const SYNC_AGAIN: Incoming = { type: FRONTEND.Sync, frame: SYNC, remaining: 0 };
+
+/** Whose inbox it is. */
+export interface InboxOwner {
+  /** Whether the socket may be read, as far as the owner is concerned. */
+  readonly mayRead: () => boolean;
+  /** Messages may have come. */
+  readonly arrived: () => void;
+  /** What the client sends has lost its frame. */
+  readonly failed: (error: unknown) => void;
+}
+
+/** What a client has sent and nobody has looked at yet, in order. Keeps the socket from being read while that is too much. */
+export class Inbox {
+  /** What the client has of the budget for large messages. */
+  readonly large: LargeMessages;
+  readonly #socket: Socket;
+  readonly #owner: InboxOwner;
+  readonly #scanner: FrameScanner;
+  readonly #messages: Incoming[] = [];
+  #bytes = 0;
+  #closed = false;
+
+  constructor(socket: Socket, budget: MessageBudget, owner: InboxOwner) {
+    this.#socket = socket;
+    this.#owner = owner;
+    this.large = new LargeMessages(budget, () => this.#admitted());
+    this.#scanner = new FrameScanner(
+      {
+        onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
+        onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
+        admit: (_type, size) => this.large.admit(size),
+        onRefused: (type, size) => this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size }),
+      },
+      clientFrames(),
+      LARGE_MESSAGE_BYTES,
+    );
+  }
+
+  /** The message to be looked at next. */
+  get next(): Incoming | undefined {
+    return this.#messages[0];
+  }
+
+  /** A large message has begun to come, and waits for room. */
+  get isWaiting(): boolean {
+    return this.#scanner.isWaiting;
+  }
+
+  has(type: number): boolean {
+    return this.#messages.some((message) => message.type === type);
+  }
+
+  /** Takes bytes from the socket. */
+  read(chunk: Buffer): void {
+    try {
+      this.#scanner.push(chunk);
+    } catch (error) {
+      this.#owner.failed(error);
+      return;
+    }
+    if (this.#bytes > INBOX_BYTES || this.#scanner.isWaiting) this.#socket.pause();
+    this.#owner.arrived();
+  }
+
+  /** The next message is looked at now. */
+  shift(): void {
+    const message = this.#messages.shift();
+    if (message !== undefined && message !== SYNC_AGAIN) this.#bytes -= message.frame.length + INCOMING_BYTES;
+  }
+
+  /** Puts a Sync that was taken before in front of all others. */
+  syncAgain(): void {
+    this.#messages.unshift(SYNC_AGAIN);
+  }
+
+  /** Has the socket read again, if nothing is against it. */
+  resume(): void {
+    if (this.#bytes <= INBOX_BYTES && this.#mayRead) this.#socket.resume();
+  }
+
+  /** Has a socket that was paused read again once half of what is here has been looked at. */
+  resumeBelowHalf(): void {
+    if (this.#bytes <= INBOX_BYTES / 2 && this.#socket.isPaused() && this.#mayRead) this.#socket.resume();
+  }
+
+  /** Gives back what was granted for large messages. */
+  close(): void {
+    this.#closed = true;
+    this.large.close();
+  }
+
+  get #mayRead(): boolean {
+    return this.#owner.mayRead() && !this.#scanner.isWaiting;
+  }
+
+  #receive(message: Incoming): void {
+    this.#messages.push(message);
+    this.#bytes += message.frame.length + INCOMING_BYTES;
+  }
+
+  /** There is room now for the large message that the client has begun to send. */
+  #admitted(): void {
+    if (this.#closed) return;
+    try {
+      this.#scanner.resume();
+    } catch (error) {
+      this.#owner.failed(error);
+      return;
+    }
+    this.#owner.arrived();
+  }
+}
