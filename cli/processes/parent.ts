@@ -103,9 +103,10 @@ export class Parent {
 
   /** Ends everything; `ended` says when it has come to pass. May be called again, with another mode. */
   stop(mode: ShutdownMode): void {
+    this.#closeListener();
+    // Whoever reads this finds the port closed.
     if (!this.#stopping) this.#logger.info({ mode }, 'stopping');
     this.#stopping = true;
-    this.#closeListener();
     this.#spread.close();
     const generations = this.#generations();
     for (const generation of generations) generation.stop(mode, 0);
