@@ -15,6 +15,13 @@ export const hasOpenssl: boolean = (() => {
   }
 })();
 
+const made: string[] = [];
+
+// Here, because a hook that is added while a test runs is never called.
+afterAll(() => {
+  for (const dir of made.splice(0)) rmSync(dir, { recursive: true, force: true });
+});
+
 /** A key and its certificate, as PEM files. */
 export interface Certificate {
   readonly cert: string;
@@ -29,7 +36,7 @@ export class CertificateAuthority {
   /** @param newKey of its own key, which is what signs: arguments of `openssl req` */
   constructor(name = 'Foreshard test root', newKey: readonly string[] = EC_KEY) {
     this.dir = mkdtempSync(join(tmpdir(), 'foreshard-tls-'));
-    afterAll(() => rmSync(this.dir, { recursive: true, force: true }));
+    made.push(this.dir);
     this.root = this.#paths('root');
     this.#openssl(
       'req',
