@@ -120,8 +120,6 @@ describeShop<PrismaShop>(
       },
     },
     also(place, shop) {
-      it.skip('prisma migrate: its schema engine is a program that is not on npm, only downloaded', () => undefined);
-
       it('reads a tenant with its orders', async () => {
         const [, tenantId] = TENANTS;
         await shop().addTenants([tenant(tenantId)]);
