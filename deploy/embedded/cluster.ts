@@ -233,11 +233,7 @@ class Launcher {
   async #launch(port: number): Promise<HeldProcess | undefined> {
     const { data, home, runAs } = this.home;
     const user = findUser(data);
-    if (user !== undefined) {
-      throw new EmbeddedError(`the data in "${data}" is in use by another server (process ${user})`, {
-        hint: 'stop that server first, or use another directory',
-      });
-    }
+    if (user !== undefined) throw inUse(data, user);
     if (existsSync(this.logFile)) renameSync(this.logFile, `${this.logFile}.1`);
     const args = ['-D', data, '-p', String(port)];
     args.push('-c', `config_file=${join(home, 'postgresql.conf')}`, '-c', `hba_file=${join(home, 'pg_hba.conf')}`);
@@ -263,6 +259,9 @@ class Launcher {
       if (server.exit !== undefined) {
         const log = sizeOf(this.logFile) === 0 ? '' : readFileSync(this.logFile, 'utf8');
         if (/Address already in use/.test(log)) return false;
+        // Another start of the same directory came between our look and the server's own, which is what decides.
+        const user = findUser(this.home.data);
+        if (user !== undefined) throw inUse(this.home.data, user);
         throw new EmbeddedError('the PostgreSQL server did not start', { detail: log.trim().slice(-2000) });
       }
       if (performance.now() > deadline) {
@@ -276,6 +275,12 @@ class Launcher {
     }
     return true;
   }
+}
+
+function inUse(data: string, user: number): EmbeddedError {
+  return new EmbeddedError(`the data in "${data}" is in use by another server (process ${user})`, {
+    hint: 'stop that server first, or use another directory',
+  });
 }
 
 function portTaken(port: number): EmbeddedError {
