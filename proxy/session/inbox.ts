@@ -99,6 +99,11 @@ export class Inbox {
     this.#messages.unshift(SYNC_AGAIN);
   }
 
+  /** Has the socket not be read until `resume`. */
+  pause(): void {
+    this.#socket.pause();
+  }
+
   /** Has the socket read again, if nothing is against it. */
   resume(): void {
     if (this.#bytes <= INBOX_BYTES && this.#mayRead) this.#socket.resume();

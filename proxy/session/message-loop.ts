@@ -1,0 +1,201 @@
+import { LONG_TEXT_BYTES } from '../router/router.js';
+import { FRONTEND } from '../wire/message-types.js';
+import type { ClientOutput } from './client-output.js';
+import type { ClientSession } from './client-session.js';
+import type { CopyIn } from './copy-in.js';
+import type { ExtendedProtocol } from './extended.js';
+import type { Inbox, Incoming } from './inbox.js';
+import { readAhead, unlessAborted } from './long-text.js';
+import type { SimpleProtocol } from './simple.js';
+import type { ClientStatements } from './statements.js';
+import type { Units } from './units.js';
+
+const NO_BYTES = Buffer.alloc(0);
+
+/** Whose messages they are. */
+export interface LoopOwner extends ClientSession {
+  readonly id: number;
+  readonly closed: boolean;
+  /** What `wait` was for is over. */
+  endWait(): void;
+  /** Tells the client what it listens to, if it is idle. */
+  notify(): void;
+  /** It was closed while something was under way, which is done now. */
+  leave(): void;
+}
+
+/** What of a session its messages have to do with. */
+export interface LoopParts {
+  readonly owner: LoopOwner;
+  readonly inbox: Inbox;
+  readonly output: ClientOutput;
+  readonly copyIn: CopyIn;
+  readonly statements: ClientStatements;
+  readonly units: Units;
+  readonly simple: SimpleProtocol;
+  readonly extended: ExtendedProtocol;
+}
+
+/**
+ * Takes the client's messages in order and hands each Query or batch to its protocol. At most one Query or one Sync is answered
+ * at a time; what the client pipelines behind waits in the inbox.
+ */
+export class MessageLoop {
+  /** A ReadyForQuery is owed to the client. */
+  awaitingReady = false;
+  /** A cancel request is on its way, which is meant for nothing that comes after. */
+  canceling = false;
+
+  readonly #owner: LoopOwner;
+  readonly #inbox: Inbox;
+  readonly #output: ClientOutput;
+  readonly #copyIn: CopyIn;
+  readonly #statements: ClientStatements;
+  readonly #units: Units;
+  readonly #simple: SimpleProtocol;
+  readonly #extended: ExtendedProtocol;
+  #busy = false;
+
+  constructor(parts: LoopParts) {
+    this.#owner = parts.owner;
+    this.#inbox = parts.inbox;
+    this.#output = parts.output;
+    this.#copyIn = parts.copyIn;
+    this.#statements = parts.statements;
+    this.#units = parts.units;
+    this.#simple = parts.simple;
+    this.#extended = parts.extended;
+  }
+
+  /** Something asynchronous is under way for the messages before. */
+  get busy(): boolean {
+    return this.#busy;
+  }
+
+  /** Looks at the next messages, as far as they may be looked at now. */
+  pump(): void {
+    while (!this.#busy && !this.#owner.closed) {
+      const { next } = this.#inbox;
+      if (next === undefined) break; // what has come of an unfinished batch waits for its Sync or Flush
+      if (!this.#mayProcess(next.type)) break;
+      const open = endsBatch(next.type) ? this.#extended.sendOpenBatch() : null;
+      if (open !== null) {
+        this.follow(open);
+        break;
+      }
+      this.#inbox.shift();
+      let work: Promise<void> | null;
+      try {
+        work = this.#process(next);
+      } catch (error) {
+        this.#owner.close(error);
+        return;
+      }
+      if (work !== null) this.follow(work);
+    }
+    this.#inbox.resumeBelowHalf();
+  }
+
+  /** Looks at no other message before `work` is done. */
+  follow(work: Promise<void>): void {
+    this.#busy = true;
+    work.then(
+      () => this.#resume(),
+      (error: unknown) => {
+        this.#busy = false;
+        if (this.#owner.closed) this.#owner.leave();
+        else this.#owner.close(error);
+      },
+    );
+  }
+
+  #resume(): void {
+    this.#busy = false;
+    this.#owner.endWait();
+    // The client went away while a connection was being fetched for it.
+    if (this.#owner.closed) this.#owner.leave();
+    else {
+      this.pump();
+      this.#owner.notify();
+    }
+  }
+
+  #mayProcess(type: number): boolean {
+    if (this.#copyIn.active) return true;
+    if (this.awaitingReady || this.canceling) return false;
+    // Somebody does not read: the client its answers, or the server what was sent without a Sync.
+    if (this.#output.full && type !== FRONTEND.Terminate) return false;
+    const { lease } = this.#owner;
+    if (lease.unsynced && lease.backend?.connection.isFull === true) return false;
+    // Whether they are skipped, or belong to a COPY, is known when what was asked before is answered.
+    return !waitsForReplies(type) || !lease.unsynced || (lease.backend?.quiet ?? true);
+  }
+
+  #process(message: Incoming): Promise<void> | null {
+    const { type, frame, refused } = message;
+    this.#owner.activity.message(type);
+    this.#inbox.large.process(frame.length);
+    if (refused !== undefined) return this.#refuseLarge(type, refused);
+    return this.#readAhead(message) ?? this.#carryOut(message);
+  }
+
+  /** Has a long text read in another thread, and then carries the message out. Null: there is no need. */
+  #readAhead(message: Incoming): Promise<void> | null {
+    if (message.frame.length <= LONG_TEXT_BYTES || this.#copyIn.active || this.#extended.skipping) return null;
+    const reading = readAhead(message, this.#statements);
+    if (reading === null) return null;
+    return unlessAborted(reading, this.#owner.wait.signal).then(
+      async () => {
+        if (!this.#owner.closed) await this.#carryOut(message);
+      },
+      async (error: unknown) => {
+        if (!this.#owner.closed) await this.#refuse(message.type, error as Error);
+      },
+    );
+  }
+
+  #carryOut(message: Incoming): Promise<void> | null {
+    const { type, frame } = message;
+    if (this.#copyIn.active && type !== FRONTEND.Terminate) {
+      this.#copyIn.forward(this.#owner.lease.backend, type, frame, message.remaining);
+      if (this.#copyIn.full) this.#inbox.pause();
+      return null;
+    }
+    switch (type) {
+      case FRONTEND.Query:
+        return this.#extended.skipping ? null : this.#simple.query(frame);
+      case FRONTEND.FunctionCall:
+        return this.#extended.skipping ? null : this.#simple.functionCall(frame);
+      case FRONTEND.CopyData:
+      case FRONTEND.CopyDone:
+      case FRONTEND.CopyFail:
+        return null; // ignored outside of COPY, as PostgreSQL does: an error may have ended it early
+      case FRONTEND.Terminate:
+        this.#owner.close();
+        return null;
+      default:
+        return this.#extended.receive(type, frame);
+    }
+  }
+
+  /** A message too large to be held has been read and dropped: the client learns it in its turn. */
+  #refuseLarge(type: number, size: number): Promise<void> | null {
+    if (this.#extended.skipping) return null;
+    return this.#refuse(type, this.#inbox.large.refusal(size));
+  }
+
+  /** The client gets an error in place of what its message asks for. */
+  #refuse(type: number, error: Error): Promise<void> | null {
+    if (type === FRONTEND.Query || type === FRONTEND.FunctionCall) return this.#units.fail(error);
+    return this.#extended.receive(type, NO_BYTES, error);
+  }
+}
+
+/** Whether messages of a batch must have reached the server before this one is looked at. */
+function endsBatch(type: number): boolean {
+  return type === FRONTEND.Query || type === FRONTEND.FunctionCall || type === FRONTEND.CopyData;
+}
+
+function waitsForReplies(type: number): boolean {
+  return endsBatch(type) || type === FRONTEND.CopyDone || type === FRONTEND.CopyFail;
+}
