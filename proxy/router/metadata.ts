@@ -22,6 +22,8 @@ export interface Metadata {
   mayKeepSettings(block: string): boolean;
   /** Operators that are not PostgreSQL's own and whose function is not immutable, by name. */
   readonly volatileOperators: ReadonlySet<string>;
+  /** There are casts that are not PostgreSQL's own and whose function is volatile. */
+  readonly volatileCasts: boolean;
   /** What PostgreSQL's catalog says of all its own functions of this name; null if it has none. */
   builtin(name: string): BuiltinFunction | null;
   /** Every relation, by {@link tableId}. */
@@ -65,6 +67,8 @@ export interface Relation extends TableName {
 
 export interface UserFunction {
   readonly immutable: boolean;
+  /** So are all overloads, or at least STABLE; sets of rows included. */
+  readonly stable: boolean;
   /** All overloads are written in C or internal: they cannot read tables unseen, if they are on the list. */
   readonly native: boolean;
   /** The text of one, or of one that it calls, has words of what stays with a session: temporary objects, advisory locks, LISTEN … */
@@ -90,6 +94,7 @@ export interface MetadataJson {
     schema: string;
     name: string;
     immutable: boolean;
+    stable?: boolean;
     native: boolean;
     stateful?: boolean;
     keepsSettings?: boolean;
@@ -97,6 +102,7 @@ export interface MetadataJson {
     body?: string;
   }[];
   readonly operators: readonly string[];
+  readonly volatileCasts?: boolean;
   /** From one relation to another. */
   readonly edges?: readonly {
     schema: string;
@@ -125,6 +131,7 @@ class Snapshot implements Metadata {
   readonly version: string;
   readonly json: MetadataJson;
   readonly volatileOperators: ReadonlySet<string>;
+  readonly volatileCasts: boolean;
   readonly eventTriggers: readonly string[];
   readonly #relations = new Map<string, Relation>();
   readonly #builtins: ReadonlyMap<string, BuiltinFunction>;
@@ -135,6 +142,7 @@ class Snapshot implements Metadata {
     this.version = version;
     this.json = row;
     this.volatileOperators = new Set(row.operators);
+    this.volatileCasts = row.volatileCasts ?? false;
     this.eventTriggers = row.eventTriggers ?? [];
     this.#builtins = new Map(Object.entries(row.builtins ?? {}));
     const edges = new Map<string, { [K in keyof typeof NOTHING]: Relation[K][number][] }>();
@@ -162,8 +170,9 @@ class Snapshot implements Metadata {
     }
     for (const f of row.functions) {
       const all = this.#functions.get(f.name) ?? [];
-      const { schema, immutable, native, stateful = false, keepsSettings = false, opaque = true, body = '' } = f;
-      const fact = { immutable, native, stateful, keepsSettings, opaque, body };
+      const { schema, immutable, native, stable = false, stateful = false, keepsSettings = false } = f;
+      const { opaque = true, body = '' } = f;
+      const fact = { immutable, stable, native, stateful, keepsSettings, opaque, body };
       all.push({ schema, fact });
       this.#functions.set(f.name, all);
       if (fact.keepsSettings) this.#settingFunctions.push(f.name.toLowerCase());
@@ -192,6 +201,7 @@ class Snapshot implements Metadata {
     if (seen.length === 0) return null;
     return {
       immutable: seen.every((f) => f.fact.immutable),
+      stable: seen.every((f) => f.fact.stable),
       native: seen.every((f) => f.fact.native),
       stateful: seen.some((f) => f.fact.stateful),
       keepsSettings: seen.some((f) => f.fact.keepsSettings),
@@ -311,9 +321,10 @@ SELECT jsonb_build_object(
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN asking ON asking.oid = c.oid
     WHERE (c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') OR (c.relkind IN ('i', 'I') AND n.nspname <> 'pg_catalog')) AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
-      'schema', schema, 'name', name, 'immutable', immutable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings,
+      'schema', schema, 'name', name, 'immutable', immutable, 'stable', stable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings,
       'opaque', opaque, 'body', body) ORDER BY schema, name), '[]'::jsonb)
-    FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(l.lanname IN ('c', 'internal')) AS native,
+    FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(p.provolatile <> 'v' AND p.prokind = 'f') AS stable,
+                 bool_and(l.lanname IN ('c', 'internal')) AS native,
                  bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings,
                  bool_or(l.lanname NOT IN ('sql', 'plpgsql') OR p.prokind NOT IN ('f', 'p')) AS opaque,
                  coalesce(string_agg(CASE WHEN l.lanname IN ('sql', 'plpgsql') AND p.prokind IN ('f', 'p')
@@ -323,6 +334,8 @@ SELECT jsonb_build_object(
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)
     FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace LEFT JOIN pg_proc p ON p.oid = o.oprcode
     WHERE n.nspname <> 'pg_catalog' AND p.provolatile IS DISTINCT FROM 'i'),
+  'volatileCasts', EXISTS (SELECT FROM pg_cast k JOIN pg_proc p ON p.oid = k.castfunc
+    WHERE p.pronamespace <> 'pg_catalog'::regnamespace AND p.provolatile = 'v'),
   'edges', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', a.schema, 'table', a.name, 'kind', a.kind,
       'to', jsonb_build_array(n.nspname, c.relname)) ORDER BY a.schema, a.name, a.kind, n.nspname, c.relname), '[]'::jsonb)
     FROM about a JOIN pg_class c ON a.refclassid = 'pg_class'::regclass AND c.oid = a.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace

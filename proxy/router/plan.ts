@@ -5,6 +5,7 @@ import type { KeyspaceName } from '../../topology/topology.js';
 import { Analysis, type Context } from './analysis.js';
 import { walk } from './ast.js';
 import { hintFor, keyNames, spreadOfSelect } from './fan-out.js';
+import { isLaneSafe } from './lane-safety.js';
 import { analyzeStatement } from './modify.js';
 import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
 import { setConfigCalls } from './set-config.js';
@@ -43,7 +44,14 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
+    ...(select !== null && leavesNothing(a) && isLaneSafe(statement, context) ? { laneSafe: true as const } : {}),
   };
+}
+
+/** Nothing was found that it does to the session. (A function that is only STABLE counts as a write elsewhere.) */
+function leavesNothing(a: Analysis): boolean {
+  const { pin, sequence, asksSequences, unsureOfState, notifies, showsChannels } = a;
+  return pin === null && !sequence && !asksSequences && !unsureOfState && !notifies && !showsChannels;
 }
 
 /** Whether the server's process id may get out of the statement: a condition, as in a look at pg_stat_activity, does not tell it. */

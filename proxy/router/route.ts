@@ -27,6 +27,8 @@ export interface StatementPlan {
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */
   readonly showsChannels?: true;
+  /** It may share a server connection with other clients' reads ({@link isLaneSafe}). */
+  readonly laneSafe?: true;
 }
 
 /** The reason for which a session is pinned whose server connection listens for it. */
