@@ -151,7 +151,8 @@ export class Pools {
     as: string | null,
     parameters: Readonly<Record<string, string>> = {},
   ): Promise<ServerConnection> {
-    return ServerConnection.connect(this.serverOptions(name, as, parameters));
+    // Whatever role or server have: a connection is idle for clients that are not, and for none at all.
+    return ServerConnection.connect(this.serverOptions(name, as, { idle_session_timeout: '0', ...parameters }));
   }
 
   /** How to log in to a shard, as the user of its URL with null. @throws ForeshardError 08001 */

@@ -288,6 +288,7 @@ export class ProxyServer {
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         largeMessages: this.largeMessages,
         schemaChanged: () => schema.changed(),
+        noteTimeout: (ms) => this.#timeouts.note(ms),
         pool: (shard) => this.pools.get(shard, user),
         notifications: this.#notifications,
         pins: this.pins,

@@ -1,6 +1,7 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend, BackendOwner } from '../backend/backend.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
+import { giveBack } from '../session/give-back.js';
 import type { Footprint, Placement } from '../session/placement.js';
 import { queueNotice } from '../session/queue-notice.js';
 import {
@@ -87,7 +88,7 @@ export class FanOut implements BackendOwner, SpreadRun {
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      for (const backend of this.#backends) services.pool(backend.shard).release(backend);
+      for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
     }
   }
 

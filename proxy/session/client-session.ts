@@ -36,6 +36,8 @@ export interface SessionServices {
   readonly pool: (shard: ShardName) => Pool;
   /** The connections that listen for all clients. */
   readonly notifications: Notifications;
+  /** Carries out time-outs: of this length there is one now. ms */
+  readonly noteTimeout: (ms: number) => void;
   /** How often sessions were pinned, and why. */
   readonly pins: PinCounts;
   /** Whether sessions of this user have asked for currval or lastval before. */
@@ -81,6 +83,8 @@ export interface ClientSession {
   ifStale(again: (() => Promise<void>) | null): void;
   /** What to do when the server is lost before anything of the Query or batch has been given to the kernel; null: that is an error. */
   ifUnseen(again: (() => Promise<void>) | null): void;
+  /** The client has set a time-out. */
+  boundsChanged(): void;
   /** Waits for the notifications that PostgreSQL would send before it is ready again, outside of a transaction. */
   settled(): Promise<void>;
   /** The server owes a ReadyForQuery that is for the client. */

@@ -9,6 +9,7 @@ import type { Router } from '../router/router.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import type { Activity } from './activity.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
+import { giveBack } from './give-back.js';
 import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import { Pinning } from './pinning.js';
@@ -208,7 +209,7 @@ export class Lease {
     this.transaction = null;
     if (this.pinned === null) {
       this.backend = null;
-      this.#context.pool(backend.shard).release(backend);
+      giveBack(backend, this.#context.pool(backend.shard));
     }
     this.#context.live.released();
   }
@@ -257,7 +258,7 @@ export class Lease {
       if (this.pinned === null) {
         this.backend = null;
         this.#context.listening.left(backend);
-        this.#context.pool(backend.shard).release(backend);
+        giveBack(backend, this.#context.pool(backend.shard));
       }
     }
     this.transaction = null;
@@ -360,7 +361,7 @@ export class Lease {
     const backend = this.backend as Backend;
     this.backend = null;
     this.#context.listening.left(backend);
-    this.#context.pool(backend.shard).release(backend);
+    giveBack(backend, this.#context.pool(backend.shard));
   }
 
   async #moveTo(shard: ShardName, wait: Wait): Promise<void> {

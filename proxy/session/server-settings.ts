@@ -79,7 +79,7 @@ export class ServerSettings {
 }
 
 /** Says statements that change settings, whatever time-out was in force before. */
-async function say(backend: Backend, before: SettingMap | null, sql: readonly string[]): Promise<void> {
+export async function say(backend: Backend, before: SettingMap | null, sql: readonly string[]): Promise<void> {
   const first = ahead(before);
   for (let times = 0; ; times++) {
     try {

@@ -21,7 +21,7 @@ import { OVERDUE, ServerReplies } from './server-replies.js';
 import { SessionSettings } from './settings.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
-import { type TimedSession, Watch } from './time-outs.js';
+import { type Bounds, boundsOf, type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
 import { Wait } from './wait.js';
 
@@ -134,6 +134,7 @@ export class Session implements LoopOwner, TimedSession {
   /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
   start(): void {
     const socket = this.#socket;
+    this.boundsChanged();
     socket.on('data', (chunk: Buffer) => this.#read(chunk));
     socket.on('end', () => this.#clientLeft());
     socket.on('error', (error) => this.services.logger.debug({ err: error, session: this.id }, 'client socket'));
@@ -205,6 +206,14 @@ export class Session implements LoopOwner, TimedSession {
     if (this.working || this.#inbox.isWaiting || (backend !== null && !backend.quiet)) return 'active';
     const open = backend === null ? transaction?.deferred === true : backend.status !== IDLE || this.lease.unsynced;
     return open ? 'idle in transaction' : 'idle';
+  }
+
+  get bounds(): Bounds {
+    return boundsOf(this.settings);
+  }
+
+  boundsChanged(): void {
+    for (const ms of Object.values(this.bounds)) if (ms > 0) this.services.noteTimeout(ms);
   }
 
   /** Aborted when the client goes away or cancels while its statement waits for something in the proxy. */

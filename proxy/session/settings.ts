@@ -4,6 +4,8 @@ import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
 interface Setting {
   /** The statement that makes it so, without a semicolon; a byte string, as the client sent it. */
   readonly sql: string;
+  /** What it is, where that is known without a server. */
+  readonly value?: string;
 }
 
 /** Settings by lower-case name, the one changed last at the end. Maps are replaced, never changed. */
@@ -18,6 +20,12 @@ const IDENTITY: readonly string[] = ['session_authorization', 'role'];
 /** It would cut the exchange of settings itself: no longer in force before, and in force again last. */
 const STATEMENT_TIMEOUT = 'statement_timeout';
 
+/** They bound what a server process may do, or how long it may do nothing: not to be left behind on a connection that nobody has. */
+const BOUNDS: readonly string[] = ['idle_session_timeout', 'transaction_timeout'];
+
+/** Time-outs that the proxy carries out while the client has no server connection. */
+export const TIMEOUTS = ['idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'] as const;
+
 /** map_old_guc_names in PostgreSQL's guc.c */
 const OLD_NAMES: Readonly<Record<string, string>> = { sort_mem: 'work_mem', vacuum_mem: 'maintenance_work_mem' };
 
@@ -30,6 +38,11 @@ function settingName(name: string): string {
 /** Whether what a value makes of the setting depends on what it was before: DateStyle is a style and an order, given together or alone. */
 export function isRelative(name: string): boolean {
   return settingName(name) === 'datestyle';
+}
+
+/** Whether the value is needed here, in the server's words, whichever way it was set. */
+export function isAsked(name: string): boolean {
+  return isRelative(name) || (TIMEOUTS as readonly string[]).includes(settingName(name));
 }
 
 /** A statement, as a byte string, that gives a setting a value as the start-up packet does: one string, lists not quoted once more. */
@@ -77,6 +90,21 @@ export function difference(from: SettingMap, to: SettingMap): string[] {
   return sql;
 }
 
+/**
+ * How a connection with the settings `from` (null: not known) is made fit to be nobody's: the statements, and the settings that it has then. Null:
+ * it is. What the next client would change anyway is left as it is.
+ */
+export function forNobody(
+  from: SettingMap | null,
+): { readonly sql: readonly string[]; readonly to: SettingMap } | null {
+  if (from === null) return { sql: fromScratch(NO_SETTINGS), to: NO_SETTINGS };
+  const left = BOUNDS.filter((name) => from.has(name));
+  if (left.length === 0) return null;
+  const to = new Map(from);
+  for (const name of left) to.delete(name);
+  return { sql: left.map((name) => `RESET ${name}`), to };
+}
+
 /** Whether two have the same settings in the same order. */
 export function areAlike(a: SettingMap, b: SettingMap): boolean {
   if (a === b) return true;
@@ -113,7 +141,7 @@ export class SessionSettings {
     const values = new Map<string, string>();
     for (const [name, value] of startup) {
       values.set(settingName(name), value);
-      base.set(settingName(name), { sql: setConfig(name, value) });
+      base.set(settingName(name), { sql: setConfig(name, value), value });
     }
     this.#startup = values;
     this.#base = base;
@@ -129,6 +157,11 @@ export class SessionSettings {
     return sql === undefined ? undefined : Buffer.from(sql, 'latin1').toString('utf8');
   }
 
+  /** What it is, as far as that is known without a server. */
+  value(name: string): string | undefined {
+    return this.#current.get(name)?.value;
+  }
+
   /**
    * What has to follow RESET on a server connection, which goes back to the server's own value: statements that bring the value of
    * the client's login back. `name` null: RESET ALL.
@@ -142,13 +175,23 @@ export class SessionSettings {
     });
   }
 
+  /** Gives it this value, of which the server has said or will say that it takes it. */
+  setValue(name: string, value: string): void {
+    this.#set(name, { sql: setConfig(name, value), value });
+  }
+
+  /** It is what this statement, a byte string, makes of it. */
   set(name: string, sql: string): void {
+    this.#set(name, { sql });
+  }
+
+  #set(name: string, setting: Setting): void {
     const key = settingName(name);
     const next = new Map(this.#current);
     // Deleted first, so that the order is that of the last change: SET ROLE after SET SESSION AUTHORIZATION stays after it.
     next.delete(key);
     if (key === 'session_authorization') next.delete('role'); // which it takes back
-    next.set(key, { sql });
+    next.set(key, setting);
     this.#current = next;
   }
 

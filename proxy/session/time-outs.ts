@@ -1,4 +1,5 @@
 import { ForeshardError } from '../../topology/errors.js';
+import type { SessionSettings, TIMEOUTS } from './settings.js';
 
 /** How long clients may take for what. ms; 0: for ever. */
 export interface SessionTimeouts {
@@ -12,12 +13,44 @@ export interface SessionTimeouts {
   readonly transactionTimeoutMs?: number;
 }
 
+/**
+ * What the client has set for itself (idle_session_timeout and the like). ms; 0: nothing. The server has them in force too while
+ * it works for the client, but it does not know of a client that is idle without a server connection.
+ */
+export interface Bounds {
+  readonly idleMs: number;
+  readonly idleInTransactionMs: number;
+  readonly transactionMs: number;
+}
+
+const NO_BOUNDS: Bounds = { idleMs: 0, idleInTransactionMs: 0, transactionMs: 0 };
+
+/** The time-outs among a client's settings. */
+export function boundsOf(settings: SessionSettings): Bounds {
+  if (settings.current.size === 0) return NO_BOUNDS;
+  const ms = (name: (typeof TIMEOUTS)[number]) => millisecondsOf(settings.value(name) ?? '0');
+  return {
+    idleMs: ms('idle_session_timeout'),
+    idleInTransactionMs: ms('idle_in_transaction_session_timeout'),
+    transactionMs: ms('transaction_timeout'),
+  };
+}
+
+const UNITS: Readonly<Record<string, number>> = { us: 0.001, '': 1, ms: 1, s: 1e3, min: 6e4, h: 36e5, d: 864e5 };
+
+/** A time-out in PostgreSQL's notation; 0 for what is none. */
+function millisecondsOf(value: string): number {
+  const [, number, unit = ''] = /^\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?\s*$/.exec(value) ?? [];
+  return number === undefined ? 0 : Math.round(Number(number) * (UNITS[unit] as number));
+}
+
 /** A client, as far as its time-outs are concerned. */
 export interface TimedSession {
   readonly phase: 'active' | 'idle' | 'idle in transaction';
   /** Change whenever the client has been told that the proxy is ready for more, and whenever its transaction has ended. */
   readonly answers: number;
   readonly transactions: number;
+  readonly bounds: Bounds;
   readonly watch: Watch;
   /** Ends the session with a FATAL error. */
   close(error: ForeshardError): void;
@@ -48,6 +81,8 @@ export class TimeoutSweep {
   readonly #sessions: () => Iterable<TimedSession>;
   #timeouts: Required<SessionTimeouts> = OFF;
   #timer: NodeJS.Timeout | null = null;
+  /** The shortest that some client has set for itself; 0: none has. */
+  #shortest = 0;
 
   constructor(sessions: () => Iterable<TimedSession>, timeouts: SessionTimeouts) {
     this.#sessions = sessions;
@@ -55,10 +90,22 @@ export class TimeoutSweep {
   }
 
   reload(timeouts: SessionTimeouts): void {
-    this.close();
     this.#timeouts = { ...OFF, ...timeouts };
+    this.#start();
+  }
+
+  /** A client has set a time-out for itself. ms */
+  note(ms: number): void {
+    if (this.#shortest > 0 && this.#shortest <= ms) return;
+    this.#shortest = ms;
+    this.#start();
+  }
+
+  #start(): void {
+    this.close();
     const { queryTimeoutMs, idleTimeoutMs, idleInTransactionTimeoutMs, transactionTimeoutMs } = this.#timeouts;
-    const set = [queryTimeoutMs, idleTimeoutMs, idleInTransactionTimeoutMs, transactionTimeoutMs].filter((t) => t > 0);
+    const all = [queryTimeoutMs, idleTimeoutMs, idleInTransactionTimeoutMs, transactionTimeoutMs, this.#shortest];
+    const set = all.filter((t) => t > 0);
     if (set.length === 0) return;
     const pause = Math.min(COARSEST_MS, Math.max(FINEST_MS, Math.min(...set) / 4));
     this.#timer = setInterval(() => this.#look(performance.now()), pause);
@@ -91,15 +138,19 @@ export class TimeoutSweep {
 
   #act(session: TimedSession, ms: number, transactionMs: number): void {
     const { queryTimeoutMs, idleTimeoutMs, idleInTransactionTimeoutMs, transactionTimeoutMs } = this.#timeouts;
-    const passed = (limit: number, time: number) => limit > 0 && time >= limit;
+    const own = this.#shortest > 0 ? session.bounds : NO_BOUNDS;
+    const passed = (time: number, limit: number, ofClient = 0) =>
+      (limit > 0 && time >= limit) || (ofClient > 0 && time >= ofClient);
     const { phase, watch } = session;
-    if (phase !== 'idle' && passed(transactionTimeoutMs, transactionMs))
+    const waits = phase === 'idle in transaction';
+    // What a client has set for a transaction bounds its statements on the server.
+    if (phase !== 'idle' && passed(transactionMs, transactionTimeoutMs, waits ? own.transactionMs : 0))
       session.close(new ForeshardError('25P04', 'terminating connection due to transaction timeout'));
-    else if (phase === 'idle' && passed(idleTimeoutMs, ms))
+    else if (phase === 'idle' && passed(ms, idleTimeoutMs, own.idleMs))
       session.close(new ForeshardError('57P05', 'terminating connection due to idle-session timeout'));
-    else if (phase === 'idle in transaction' && passed(idleInTransactionTimeoutMs, ms))
+    else if (waits && passed(ms, idleInTransactionTimeoutMs, own.idleInTransactionMs))
       session.close(new ForeshardError('25P03', 'terminating connection due to idle-in-transaction timeout'));
-    else if (phase === 'active' && !watch.overdue && passed(queryTimeoutMs, ms)) {
+    else if (phase === 'active' && !watch.overdue && passed(ms, queryTimeoutMs)) {
       watch.overdue = true;
       session.cancelOverdue();
     }

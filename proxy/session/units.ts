@@ -8,7 +8,7 @@ import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE } from './lease.js';
 import type { Execution } from './placement.js';
 import { RefusedError } from './refusals.js';
-import { isRelative, NO_SETTINGS, setConfig } from './settings.js';
+import { isAsked, NO_SETTINGS, TIMEOUTS } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
 
@@ -167,13 +167,13 @@ export class Units {
         if (!effect.reset && text !== null && effect.name !== null) settings.set(effect.name, text.toString('latin1'));
         else if (effect.name === null) settings.resetAll();
         else settings.reset(effect.name);
-        if (!effect.reset && effect.name !== null) this.#askIfRelative(effect.name);
+        if (!effect.reset && effect.name !== null) this.#askIfNeeded(effect.name);
         return;
       case 'set-many':
         this.#settingsTouched = true;
         for (const { name, value } of effect.settings) {
-          settings.set(name, setConfig(name, value));
-          this.#askIfRelative(name);
+          settings.setValue(name, value);
+          this.#askIfNeeded(name);
         }
         return;
       case 'set-config':
@@ -202,8 +202,8 @@ export class Units {
     }
   }
 
-  #askIfRelative(name: string): void {
-    if (isRelative(name)) this.#toAsk.add(name);
+  #askIfNeeded(name: string): void {
+    if (isAsked(name)) this.#toAsk.add(name);
   }
 
   /** The server is ready for the next Query or batch. */
@@ -253,9 +253,10 @@ export class Units {
     if (path) await backend.refreshSearchPath();
     for (const name of names) {
       const value = await backend.value(encodeQuery(`SELECT pg_catalog.current_setting(${quoteLiteral(name)}, true)`));
-      if (value !== null) settings.set(name, setConfig(name, value));
+      if (value !== null) settings.setValue(name, value);
       if (backend.status === IDLE) backend.settings = settings.current;
     }
+    if (TIMEOUTS.some((name) => names.some((n) => n.toLowerCase() === name))) this.#session.boundsChanged();
     if (!discarded) return;
     try {
       await lease.serverSettings.apply(backend);
@@ -275,9 +276,9 @@ export class Units {
       return;
     }
     const value = call.value === null ? undefined : readText(call.value, values);
-    if (value === undefined || isRelative(name.toString('utf8'))) this.#toAsk.add(name.toString('utf8'));
+    if (value === undefined || isAsked(name.toString('utf8'))) this.#toAsk.add(name.toString('utf8'));
     else if (value === null) settings.reset(name.toString('utf8'));
-    else settings.set(name.toString('utf8'), setConfig(name.toString('utf8'), value.toString('utf8')));
+    else settings.setValue(name.toString('utf8'), value.toString('utf8'));
   }
 
   /** The statement could not run: the client gets the error, and an open transaction fails for real. */

@@ -457,6 +457,62 @@ const PLANS: readonly Conversation[] = [
   },
 ];
 
+/** A session that is to end by itself: nothing else is said. */
+const TIMEOUTS: readonly Conversation[] = [
+  { name: 'idle_session_timeout', sole: true, steps: [['Z.', Q(`SET idle_session_timeout = '100ms'`)]] },
+  {
+    name: 'idle_session_timeout of the login',
+    startup: { options: '-c idle_session_timeout=0.1s' },
+    steps: [['Z.', Q('SHOW idle_session_timeout')]],
+  },
+  {
+    name: 'idle_session_timeout by set_config, after a transaction that it does not bound',
+    steps: [
+      ['Z', ...run('BEGIN'), ...run(`SELECT set_config('idle_session_timeout', '0.05' || 's', false)`), S],
+      ['Z', Q('SELECT pg_sleep(0.1)')],
+      ['Z.', Q('COMMIT')],
+    ],
+  },
+  {
+    name: 'idle_session_timeout that is taken back',
+    steps: [
+      ['Z', Q(`BEGIN; SET idle_session_timeout = '10ms'`)],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('SET idle_session_timeout = 20; RESET ALL; SHOW idle_session_timeout')],
+      ['Z', Q('SELECT pg_sleep(0.1)')],
+    ],
+  },
+  {
+    name: 'idle_in_transaction_session_timeout, when nothing has been done yet',
+    steps: [
+      ['Z', Q(`SET idle_in_transaction_session_timeout = '100ms'`)],
+      ['Z.', Q('BEGIN')],
+    ],
+  },
+  {
+    name: 'idle_in_transaction_session_timeout',
+    steps: [
+      ['Z', Q(`SET idle_in_transaction_session_timeout = '100ms'`)],
+      ['Z', Q('BEGIN')],
+      ['Z.', Q('SELECT name FROM tenants WHERE tenant_id = 150')],
+    ],
+  },
+  {
+    name: 'transaction_timeout, when nothing has been done yet',
+    steps: [
+      ['Z', Q(`SET transaction_timeout = '100ms'`)],
+      ['Z.', Q('BEGIN')],
+    ],
+  },
+  {
+    name: 'transaction_timeout',
+    steps: [
+      ['Z', Q(`SET transaction_timeout = '100ms'`)],
+      ['.', Q('BEGIN; SELECT pg_sleep(60)')],
+    ],
+  },
+];
+
 let oracle: Oracle;
 
 beforeAll(async () => {
@@ -464,7 +520,7 @@ beforeAll(async () => {
 });
 afterAll(() => oracle.stop());
 
-const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...BY_NAME, ...UNNAMED, ...PLANS];
+const CONVERSATIONS = [...SETTINGS, ...STATEMENTS, ...BY_NAME, ...UNNAMED, ...PLANS, ...TIMEOUTS];
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
   it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false, true));

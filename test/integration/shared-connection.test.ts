@@ -51,6 +51,33 @@ describe('two clients that share one server connection', () => {
     await b.end();
   });
 
+  it('are ended by their own time-outs, and the connection they share is not', async () => {
+    const a = await s.connect();
+    const b = await s.connect();
+    const process = await pid(b);
+    const ended = new Promise<Error>((resolve) => a.on('error', resolve));
+    await a.query(`SET idle_session_timeout = '50ms'`);
+    expect(await ended).toMatchObject({ code: '57P05', message: 'terminating connection due to idle-session timeout' });
+    expect((await b.query('SHOW idle_session_timeout')).rows).toEqual([{ idle_session_timeout: '0' }]);
+    expect(await pid(b)).toBe(process);
+    await b.end();
+  });
+
+  it('are not bound by each other’s transaction_timeout', async () => {
+    const b = await s.connect();
+    const process = await pid(b);
+    const { rows } = await b.query('SHOW server_version_num');
+    if (Number(rows[0]?.server_version_num) < 170_000) return b.end(); // has none
+    const c = await s.connect({ options: '-c transaction_timeout=100' });
+    for (let i = 0; i < 2; i++) {
+      expect((await c.query('SHOW transaction_timeout')).rows).toEqual([{ transaction_timeout: '100ms' }]);
+      await b.query('SELECT pg_sleep(0.2)');
+    }
+    expect(await pid(b)).toBe(process);
+    await b.end();
+    await c.end();
+  });
+
   it('keep both halves of DateStyle, though each is set alone', async () => {
     const a = await s.connect({ options: '-c datestyle=postgres' });
     const b = await s.connect();
