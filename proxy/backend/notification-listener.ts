@@ -164,9 +164,13 @@ export class NotificationListener {
     );
   }
 
+  /** Nobody listens here any more; whoever waits for a barrier is told that there is nothing left to hear. */
   close(): void {
     this.#connection.terminate();
     this.#end();
+    const error = new ForeshardError('08006', `the listening connection to shard "${this.shard}" has been closed`);
+    // Answers that still come are dropped: a client that notifies while the last listener leaves would wait for ever.
+    for (const answer of this.#answers.splice(0)) answer.reject(error);
   }
 
   #passed(number: number): void {
