@@ -1,8 +1,10 @@
-import type { SelectStmt } from 'libpg-query';
+import type { Node, SelectStmt } from 'libpg-query';
+import { KEY_TYPES, type KeyType } from '../../topology/key.js';
+import { sameFamily } from '../../topology/key-codec.js';
 import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
-import { qualifiedName, strings, walk } from './ast.js';
+import { qualifiedName, sourceOf, strings, walk } from './ast.js';
 import type { Variable } from './pins.js';
-import type { Refusal, Spread } from './route.js';
+import type { KeyColumnSource, Refusal, Spread } from './route.js';
 
 /** Node kinds whose value depends on nothing but the row and the parameters (functions and operators are judged by name). */
 const PLAIN = new Set([
@@ -41,15 +43,43 @@ const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoi
  */
 export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
   const refusal = blocker(a, select);
-  return refusal === null ? { kind: 'fanout' } : { kind: 'refused', refusal };
+  if (refusal !== null) return { kind: 'refused', refusal };
+  const limit = cutBy(a, select, select.limitCount);
+  const offset = cutBy(a, select, select.limitOffset);
+  return limit === null && offset === null
+    ? { kind: 'fanout' }
+    : { kind: 'fanout', uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') } };
 }
 
-function blocker(a: Analysis, s: SelectStmt): Refusal | null {
-  const no = (what: string): Refusal => ({
+/** Where the number of rows to leave out, or to stop at, comes from; null: there is none (LIMIT ALL is NULL). */
+function cutBy(a: Analysis, select: SelectStmt, count: Node | undefined): KeyColumnSource | null {
+  const source = sourceOf(count, a.context.literals);
+  if (source?.kind !== 'param') return source;
+  // As keys: in binary form only where its type can come from nowhere else.
+  let uses = 0;
+  walk(select, { param: (n) => (uses += n === source.number ? 1 : 0) });
+  return uses > 1 ? { ...source, shared: true } : source;
+}
+
+/** Whether LIMIT or OFFSET may be seen, at execution, to leave every row in. */
+function mayBeUncut(a: Analysis, clause: 'limit' | 'offset', count: Node | undefined): boolean {
+  if (count === undefined || ('A_Const' in count && count.A_Const.isnull)) return true;
+  const source = sourceOf(count, a.context.literals);
+  // The number of a LIMIT cuts, whichever it is.
+  if (source === null || (clause === 'limit' && source.kind === 'literal')) return false;
+  return source.castType === null || castFits('int8', source.castType);
+}
+
+function notSupported(a: Analysis, what: string): Refusal {
+  return {
     sqlstate: '0A000',
     message: `${what} over several shards is not supported yet`,
     hint: hintFor(a),
-  });
+  };
+}
+
+function blocker(a: Analysis, s: SelectStmt): Refusal | null {
+  const no = (what: string) => notSupported(a, what);
   if (s.op !== undefined && s.op !== 'SETOP_NONE') return no('UNION, INTERSECT and EXCEPT');
   if (s.withClause) return no('WITH');
   if (s.intoClause) return no('SELECT INTO');
@@ -59,7 +89,7 @@ function blocker(a: Analysis, s: SelectStmt): Refusal | null {
   if (s.distinctClause) return no('DISTINCT');
   if (s.windowClause) return no('WINDOW');
   if (s.sortClause) return no('ORDER BY');
-  if (s.limitCount || s.limitOffset) return no('LIMIT or OFFSET');
+  if (!mayBeUncut(a, 'limit', s.limitCount) || !mayBeUncut(a, 'offset', s.limitOffset)) return no('LIMIT or OFFSET');
   if (a.noFanOut) return { hint: hintFor(a), ...a.noFanOut };
   if (a.writes || a.pin !== null) return no('a SELECT with side effects');
   if (a.home) return no('joining tables that only the home shard has');
@@ -111,6 +141,12 @@ function colocated(a: Analysis): boolean {
 function follows(a: Analysis, root: Occurrence, o: Occurrence): boolean {
   if (root === o) return true;
   return root.variables.every((v, i) => a.pins.reach(v).has(o.variables[i] as Variable));
+}
+
+/** Whether a value cast to this type can be compared with a key column of `type` by value. */
+export function castFits(type: KeyType, cast: string): boolean {
+  const known: readonly string[] = KEY_TYPES;
+  return known.includes(cast) && sameFamily(type, cast as KeyType);
 }
 
 export function keyNames(a: Analysis): string {

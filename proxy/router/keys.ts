@@ -129,6 +129,12 @@ function readColumn(type: KeyType, source: KeyColumnSource, values: Values): Col
   return found(decodeText(type, value));
 }
 
+/** Whether the value of LIMIT or OFFSET surely leaves every row in: NULL, or as an OFFSET zero. */
+export function leavesAll(source: KeyColumnSource, clause: 'limit' | 'offset', values: Values): boolean {
+  const count = readColumn('int8', source, values);
+  return count === 'null' || (clause === 'offset' && count !== null && count.value === 0n);
+}
+
 function isString(token: LiteralToken): boolean {
   return token.kind === 'string' || token.kind === 'estring' || token.kind === 'dollar';
 }

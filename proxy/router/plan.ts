@@ -1,10 +1,9 @@
 import type { Node, SelectStmt } from 'libpg-query';
-import { KEY_TYPES, type KeyType } from '../../topology/key.js';
-import { sameFamily } from '../../topology/key-codec.js';
+import type { KeyType } from '../../topology/key.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { Analysis, type Context } from './analysis.js';
 import { walk } from './ast.js';
-import { hintFor, keyNames, spreadOfSelect } from './fan-out.js';
+import { castFits, hintFor, keyNames, spreadOfSelect } from './fan-out.js';
 import { isLaneSafe } from './lane-safety.js';
 import { analyzeStatement } from './modify.js';
 import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
@@ -183,11 +182,6 @@ function usable(
       if (type === undefined || (cast && !castFits(type, cast))) return null;
     }
   return keys.map((key) => key.map(mark));
-}
-
-function castFits(type: KeyType, cast: string): boolean {
-  const known: readonly string[] = KEY_TYPES;
-  return known.includes(cast) && sameFamily(type, cast as KeyType);
 }
 
 /**

@@ -11,7 +11,7 @@ import {
   type Topology,
   tableId,
 } from '../../topology/topology.js';
-import { readKeys, type Values } from './keys.js';
+import { leavesAll, readKeys, type Values } from './keys.js';
 import type { KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
 
 type KeysTarget = Extract<Target, { kind: 'keys' }>;
@@ -33,7 +33,7 @@ export function routeExecution(plan: StatementPlan, values: Values, topology: To
   const writes = plan.kind === 'write' || plan.kind === 'ddl' || (target.kind === 'sole' && plan.kind !== 'read');
   if (target.kind === 'keys') return routeKeys(target, values, topology, writes, known.shard);
   if (target.kind === 'any') return routeAny(target, topology, writes);
-  if (target.kind === 'unpinned') return routeUnpinned(target, topology, writes, known.shard, null);
+  if (target.kind === 'unpinned') return routeUnpinned(target, values, topology, writes, known.shard, null);
   const touches = [...topology.keyspaces.keys()].map((keyspace) => ({ keyspace, position: null }));
   if (known.shard === null)
     return refused(target.refusal, 'it is not understood well enough to be exact on several shards');
@@ -100,7 +100,7 @@ function routeKeys(
     const reason = 'a value given for the sharding key is not surely of its type';
     const spread: Spread = target.inserts || writes ? { kind: 'refused', refusal: UNSURE_KEY } : target.spread;
     const keyspaces = [target.keyspace, ...(target.also ?? []).map((o) => o.keyspace)];
-    return routeUnpinned({ ...target, kind: 'unpinned', keyspaces, spread }, topology, writes, sole, reason);
+    return routeUnpinned({ ...target, kind: 'unpinned', keyspaces, spread }, values, topology, writes, sole, reason);
   }
   if (isNull && target.inserts)
     return refused(
@@ -159,8 +159,8 @@ function routeKeys(
       why: touches.length === 1 && range ? wordsFor(range) : `all its keys are on shard ${shard}`,
     };
   }
-  if (target.spread.kind === 'refused')
-    return refused(target.spread.refusal, `its keys are on shards ${[...shards].join(', ')}`);
+  const refusal = refusalOf(target.spread, values);
+  if (refusal) return refused(refusal, `its keys are on shards ${[...shards].join(', ')}`);
   return {
     kind: 'fanout',
     shards: [...shards],
@@ -173,6 +173,7 @@ function routeKeys(
 
 function routeUnpinned(
   target: UnpinnedTarget,
+  values: Values,
   topology: Topology,
   writes: boolean,
   sole: ShardName | null,
@@ -209,7 +210,8 @@ function routeUnpinned(
       why: `all of its keyspace is on shard ${shards[0]}`,
     };
   }
-  if (target.spread.kind === 'refused') return refused(target.spread.refusal, why);
+  const refusal = refusalOf(target.spread, values);
+  if (refusal) return refused(refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);
   if (missing) return refused(missing, 'a reference table has no copy there');
   return { kind: 'fanout', shards, touches, writes: false, writesReference: false, why };
@@ -267,6 +269,16 @@ const NO_COMMON_SHARD: Refusal = {
   message: 'no shard has all the tables of this statement',
   hint: 'Make the small ones reference tables.',
 };
+
+/** Why the answer is not the union of the shards' answers; null: it is. */
+function refusalOf(spread: Spread, values: Values): Refusal | null {
+  if (spread.kind === 'refused') return spread.refusal;
+  if (spread.uncut === undefined) return null;
+  const { limit, offset, refusal } = spread.uncut;
+  const uncut =
+    (limit === null || leavesAll(limit, 'limit', values)) && (offset === null || leavesAll(offset, 'offset', values));
+  return uncut ? null : refusal;
+}
 
 function refused(refusal: Refusal, why: string): Route {
   return { kind: 'refused', refusal, why };

@@ -79,7 +79,17 @@ export type Target =
   | { readonly kind: 'sole'; readonly refusal: Refusal };
 
 /** What may be done when the keys are on several shards. */
-export type Spread = { readonly kind: 'fanout' } | { readonly kind: 'refused'; readonly refusal: Refusal };
+export type Spread =
+  | {
+      readonly kind: 'fanout';
+      /** Only when these values leave every row in: zero or NULL as an OFFSET, NULL as a LIMIT. Else the refusal. */
+      readonly uncut?: {
+        readonly limit: KeyColumnSource | null;
+        readonly offset: KeyColumnSource | null;
+        readonly refusal: Refusal;
+      };
+    }
+  | { readonly kind: 'refused'; readonly refusal: Refusal };
 
 export interface Refusal {
   /** 0A000 unless PostgreSQL has a better one. */

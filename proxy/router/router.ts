@@ -84,6 +84,9 @@ export class Router {
   readonly #failures = new TemplateCache<true>(FAILURES);
   /** What was read ahead, by the memory that the text is in. */
   readonly #ahead = new WeakMap<ArrayBufferLike, Ahead>();
+  /** What was looked at last: as long as these are the same objects, nothing has changed. */
+  #topology: Topology | null = null;
+  #schema: Metadata | null = null;
   #signature = '';
   #metadata = '';
 
@@ -131,7 +134,7 @@ export class Router {
         this.#statements(template),
         this.#keyLiterals(template),
         session,
-        this.#signature,
+        this.#scopes,
       );
     }
     this.counters.misses++;
@@ -160,13 +163,18 @@ export class Router {
           plan,
           ...trimmed(text, places[2 * i] as number, places[2 * i + 1] as number),
         }));
-    return new AnalyzedText(template, text, statements, this.#keyLiterals(template), session, this.#signature);
+    return new AnalyzedText(template, text, statements, this.#keyLiterals(template), session, this.#scopes);
   }
 
   /** Plans depend on which tables are sharded and on the schema. */
   #forgetOutdated(): void {
-    const { signature } = registryOf(this.#options.topology());
-    const { version } = this.#options.metadata();
+    const topology = this.#options.topology();
+    const metadata = this.#options.metadata();
+    if (topology === this.#topology && metadata === this.#schema) return;
+    this.#topology = topology;
+    this.#schema = metadata;
+    const { signature } = registryOf(topology);
+    const { version } = metadata;
     if (signature === this.#signature && version === this.#metadata) return;
     this.#scopes = new Map();
     this.#signature = signature;
@@ -203,18 +211,23 @@ export class Router {
     return ahead.scope === this.#scopes && ahead.session === session ? ahead.reading : undefined;
   }
 
+  /** Whether the same tables are sharded, and the schema is the same, as when the text was analysed: else it is to be analysed again. */
+  isCurrent(analyzed: Analyzed): boolean {
+    this.#forgetOutdated();
+    return !(analyzed instanceof AnalyzedText) || analyzed.world === this.#scopes;
+  }
+
   /**
-   * Where one execution of a statement goes at this topology. Pure but for one case: if other tables are sharded now
-   * than when the text was analysed, it is analysed again.
+   * Where one execution of a statement goes at this topology. Pure but for one case: if other tables are sharded now than when the
+   * text was analysed, or the schema is another one, it is analysed again.
    */
   route(analyzed: Analyzed, statementIndex: number, params: BoundParams | null, topology: Topology): Route {
     let from = analyzed;
-    if (
-      analyzed instanceof AnalyzedText &&
-      analyzed.signature !== registryOf(topology).signature &&
-      this.#signature !== analyzed.signature
-    )
-      from = analyzed.again ??= this.analyze(analyzed.text, analyzed.session);
+    if (analyzed instanceof AnalyzedText && !this.isCurrent(analyzed)) {
+      if (analyzed.again === undefined || !this.isCurrent(analyzed.again))
+        analyzed.again = this.analyze(analyzed.text, analyzed.session);
+      from = analyzed.again;
+    }
     const statement = from.statements[statementIndex];
     if (!statement) throw new RangeError(`statement ${statementIndex} of ${from.statements.length}`);
     const literal =
@@ -246,12 +259,12 @@ export class Router {
   }
 
   #tooLong(text: Buffer, session: SessionNames): Analyzed {
-    return new AnalyzedText(TOO_LONG, text, wholeText(text), [], session, this.#signature);
+    return new AnalyzedText(TOO_LONG, text, wholeText(text), [], session, this.#scopes);
   }
 
   #broken(text: Buffer, session: SessionNames): Analyzed {
     this.counters.syntaxErrors++;
-    return new AnalyzedText(BROKEN, text, [], [], session, this.#signature);
+    return new AnalyzedText(BROKEN, text, [], [], session, this.#scopes);
   }
 
   #scope(session: SessionNames): TemplateCache<Template> {
@@ -288,7 +301,7 @@ export class Router {
 class AnalyzedText implements Analyzed {
   readonly template: string;
   readonly syntaxError: boolean;
-  /** The same text, analysed after the registry changed. */
+  /** The same text, analysed after the world changed. */
   again: Analyzed | undefined;
   readonly #template: Template;
   readonly #keyLiterals: readonly LiteralToken[];
@@ -300,7 +313,8 @@ class AnalyzedText implements Analyzed {
     readonly statements: readonly AnalyzedStatement[],
     keyLiterals: readonly LiteralToken[],
     readonly session: SessionNames,
-    readonly signature: string,
+    /** Another object when plans made before are out of date. */
+    readonly world: object,
   ) {
     this.#template = template;
     this.template = template.text;
@@ -365,11 +379,16 @@ function ordinalsOf(plans: readonly StatementPlan[]): number[] {
   const add = (keys: readonly KeySource[]) => {
     for (const key of keys) for (const source of key) if (source.kind === 'literal') ordinals.add(source.ordinal);
   };
-  for (const { target } of plans)
+  for (const { target } of plans) {
     if (target.kind === 'keys') {
       add(target.keys);
       for (const other of target.also ?? []) add(other.keys);
     }
+    if ((target.kind === 'keys' || target.kind === 'unpinned') && target.spread.kind === 'fanout') {
+      const { limit = null, offset = null } = target.spread.uncut ?? {};
+      add([[limit, offset].filter((s) => s !== null)]);
+    }
+  }
   return [...ordinals].sort((x, y) => x - y);
 }
 

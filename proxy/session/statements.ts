@@ -127,10 +127,10 @@ export class ClientStatements {
     return statement;
   }
 
-  /** Analyses the statement again if names mean something else by now, as PostgreSQL will. */
+  /** Analyses the statement again if names mean something else by now, as PostgreSQL will, or the schema or the registry has changed. */
   #refresh(statement: ClientStatement): void {
     const { current } = this.#lookup;
-    if (statement.lookup === current) return;
+    if (statement.lookup === current && this.#services.router.isCurrent(statement.analyzed)) return;
     // The text stays in the encoding that it was sent in.
     const encoding = statement.lookup.names.encoding ?? current.names.encoding;
     const names = { ...current.names, ...(encoding === undefined ? {} : { encoding }) };

@@ -11,8 +11,6 @@ export interface Driver<C extends ConnectedShop> {
   connect(url: string): Promise<C>;
   /** Its statements that several shards refuse, by what REFUSALS calls them. */
   readonly refused: Readonly<Record<string, (shop: C) => Promise<unknown>>>;
-  /** It cannot even read by a list of keys of several shards. */
-  readonly listsOfKeysRefused?: true;
   /** What only it has. */
   readonly also?: (place: () => Place, shop: () => C) => void;
 }
@@ -99,10 +97,6 @@ export function describeShop<T extends ConnectedShop>(driver: Driver<T>, refusal
     it('finds rows by a list of keys, wherever they are', async () => {
       await addTenants(shop);
       expect(await shop.tenantsAmong([C])).toEqual([tenant(C)]);
-      if (place.several && driver.listsOfKeysRefused) {
-        expect(sqlstate(await caught(shop.tenantsAmong(TENANTS)))).toBe('0A000');
-        return;
-      }
       const found = await shop.tenantsAmong([...TENANTS, 8n]);
       expect([...found].sort((x, y) => Number(x.tenantId - y.tenantId))).toEqual(TENANTS.map((id) => tenant(id)));
     });

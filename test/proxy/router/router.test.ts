@@ -1,7 +1,9 @@
 import { loadModule } from 'libpg-query';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { parseMetadata } from '../../../proxy/router/metadata.js';
+import { Router } from '../../../proxy/router/router.js';
 import { ROUTES } from './routes.js';
-import { makeRouter, SESSION, soleTopology, spreadTopology, summary, texts } from './setting.js';
+import { METADATA, makeRouter, SESSION, soleTopology, spreadTopology, summary, texts } from './setting.js';
 
 beforeAll(() => loadModule());
 
@@ -225,6 +227,30 @@ describe('the template cache', () => {
     expect(summary(through.route(analyzed, 0, null, now))).toBe('b');
   });
 
+  it('plans anew when only the schema has changed', () => {
+    const before = parseMetadata(JSON.stringify(METADATA));
+    const after = parseMetadata(
+      JSON.stringify({
+        ...METADATA,
+        functions: METADATA.functions.map((f) => (f.name === 'tax' ? { ...f, immutable: false } : f)),
+      }),
+    );
+    let now = before;
+    const through = new Router({ topology: () => spread, metadata: () => now });
+    const sql = Buffer.from('SELECT tax(total) FROM orders WHERE tenant_id IN (150, 250)');
+    const analyzed = through.analyze(sql, SESSION);
+    const there = () => summary(through.route(analyzed, 0, null, spread));
+    expect(there()).toBe('fanout b c');
+    now = after;
+    expect(through.isCurrent(analyzed)).toBe(false);
+    expect(there()).toMatch(/^refused 0A000: function tax\(\)/);
+    expect(there()).toMatch(/^refused 0A000: function tax\(\)/);
+    expect(through.counters.parses).toBe(2);
+    now = before;
+    expect(there()).toBe('fanout b c');
+    expect(through.isCurrent(through.analyze(sql, SESSION))).toBe(true);
+  });
+
   it('keeps its plans over a flip', () => {
     const through = makeRouter(() => spread);
     const analyzed = through.analyze(Buffer.from('SELECT * FROM orders WHERE tenant_id = 150'), SESSION);
@@ -331,6 +357,18 @@ describe('parameters', () => {
     expect(at('SELECT count(*) FROM orders WHERE tenant_id = $1::float8', [], [0], [Buffer.from('150')])).toMatch(
       /^refused/,
     );
+  });
+
+  it('takes an OFFSET of zero for none, in binary too', () => {
+    const sql = 'SELECT * FROM orders OFFSET $1';
+    expect(at(sql, [], [1], [int8(0n)])).toBe('fanout a b c');
+    expect(at(sql, [20], [1], [int8(0n)])).toBe('fanout a b c');
+    expect(at(sql, [23], [1], [Buffer.alloc(4)])).toBe('fanout a b c');
+    expect(at(sql, [], [1], [int8(1n)])).toMatch(/^refused 0A000: LIMIT or OFFSET/);
+    expect(at(sql, [701], [1], [Buffer.alloc(8)])).toMatch(/^refused/); // float8
+    // The server may have taken it for something else there.
+    expect(at('SELECT * FROM orders WHERE total = $1 OFFSET $1', [], [1], [int8(0n)])).toMatch(/^refused/);
+    expect(at('SELECT * FROM orders WHERE total = $1 OFFSET $1', [23], [1], [Buffer.alloc(4)])).toBe('fanout a b c');
   });
 
   it('does not guess the type of one that is used elsewhere too', () => {

@@ -127,7 +127,7 @@ const body = (name: string, text: string) => ({
   body: text,
 });
 
-const METADATA: MetadataJson = {
+export const METADATA: MetadataJson = {
   relations: [
     relation('public', 'tenants', 'r', ['id', 'name', 'country']),
     relation('public', 'orders', 'r', ['tenant_id', 'id', 'note', 'total', 'country', 'placed_at']),
