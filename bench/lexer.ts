@@ -74,6 +74,7 @@ const topology: Topology = {
   shardedTables: new Map(shop.tables.map((t) => [`public.${t.table}`, t])),
   referenceTables: new Map(),
   holds: [],
+  schemaGeneration: 0n,
 };
 const params = { oids: [], formats: [0, 0], values: [Buffer.from('42'), Buffer.from('7')] };
 const session = { searchPath: ['public'], user: 'app' };

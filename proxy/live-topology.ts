@@ -16,6 +16,8 @@ export interface LiveTopologyOptions {
   readonly logger: Logger;
   /** Whether any transaction or statement in progress touches what the hold covers. */
   readonly inUse: (hold: Hold) => boolean;
+  /** Whether what is known of the schema is enough to route by, at the current topology. */
+  readonly schemaReady: () => boolean;
   /** Whether anything in progress was placed by an older epoch on a shard that no longer owns what it touches. */
   readonly stale: (topology: Topology) => boolean;
 }
@@ -49,6 +51,7 @@ export class LiveTopology {
   #leaseUntil = 0;
   #listeners = new Set<() => void>();
   readonly #onNewEpoch: (() => void)[] = [];
+  readonly #onApplied: (() => void)[] = [];
   #renewTimer: NodeJS.Timeout | null = null;
   #holdTimer: NodeJS.Timeout | null = null;
   #reloading: Promise<void> | null = null;
@@ -72,6 +75,7 @@ export class LiveTopology {
       listen: options.listen,
       ttlMs: options.leaseTtlMs,
       epochAcked: live.#current.epoch,
+      schemaHeard: live.#current.schemaGeneration,
     });
     live.#watch = await options.catalog.watch(() => void live.reload());
     // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
@@ -90,6 +94,11 @@ export class LiveTopology {
     return performance.now() < this.#leaseUntil;
   }
 
+  /** Whether statements may be routed by what is known of the schema; those of a transaction that is under way go on with it. */
+  get schemaReady(): boolean {
+    return this.#options.schemaReady();
+  }
+
   /** Whether something with this footprint may start now. `own`: what the same transaction already touches, which a hold waits for. */
   admits(footprint: Footprint, own: Footprint | null): boolean {
     if (!this.mayServe) return false;
@@ -105,7 +114,17 @@ export class LiveTopology {
     this.#onNewEpoch.push(listener);
   }
 
-  /** Resolves at the next change of epoch, holds or lease. Rejects with the signal's reason. */
+  /** Calls `listener` whenever the catalog has been read, before anything is placed by it. */
+  onApplied(listener: () => void): void {
+    this.#onApplied.push(listener);
+  }
+
+  /** Something else that statements wait for has come. */
+  wake(): void {
+    this.#notify();
+  }
+
+  /** Resolves at the next change of epoch, holds, lease or schema. Rejects with the signal's reason. */
   changed(signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       if (signal.aborted) {
@@ -169,6 +188,7 @@ export class LiveTopology {
   #apply(topology: Topology): void {
     if (this.#closed || topology.epoch < this.#current.epoch) return;
     const changed = topology.epoch !== this.#current.epoch;
+    const newSchema = topology.schemaGeneration !== this.#current.schemaGeneration;
     if (changed)
       this.#options.logger.info({ epoch: String(topology.epoch), before: String(this.#current.epoch) }, 'new epoch');
     this.#current = topology;
@@ -180,13 +200,12 @@ export class LiveTopology {
     }
     this.#holds = holds;
     this.#scheduleHoldEnd();
+    for (const listener of this.#onApplied) listener();
     this.#acknowledge();
     this.#notify();
-    // Migrators wait for this before they remove rows from the source.
-    if (changed) {
-      void this.#renew();
-      for (const listener of this.#onNewEpoch) listener();
-    }
+    // Migrators wait for this before they remove rows from the source, and DDL before its client is told.
+    if (changed || newSchema) void this.#renew();
+    if (changed) for (const listener of this.#onNewEpoch) listener();
   }
 
   #acknowledge(): void {
@@ -240,11 +259,15 @@ export class LiveTopology {
       // Rows of a range that has left are only removed when every proxy has acknowledged the epoch.
       if (!this.#options.stale(this.#current)) this.#epochAcked = this.#current.epoch;
       const asked = performance.now();
-      const remaining = await this.#leases.renew(this.id, leaseTtlMs, this.#epochAcked);
-      if (remaining === null) {
+      const epochAcked = this.#epochAcked;
+      const facts = { ttlMs: leaseTtlMs, epochAcked, schemaHeard: this.#current.schemaGeneration };
+      const renewed = await this.#leases.renew(this.id, facts);
+      // The word of it may have been lost on its way, and this proxy would go on with a schema from before.
+      if (renewed !== null && renewed.schemaGeneration > this.#current.schemaGeneration) void this.reload();
+      if (renewed === null) {
         // The lease had ended, and others may have moved on without us. From the moment of the registration they wait for us
         // again, so what is loaded after it is safe to serve.
-        await this.#leases.register({ id: this.id, name, listen, ttlMs: leaseTtlMs, epochAcked: this.#epochAcked });
+        await this.#leases.register({ id: this.id, name, listen, ...facts });
         for (const live of this.#holds.values()) live.acked = false;
         this.#apply(await this.#options.catalog.loadTopology());
         logger.info('the lease had ended and is back');
@@ -271,7 +294,11 @@ export function holdCovers(hold: Hold, footprint: Footprint): boolean {
 }
 
 /** What a client is told when it has waited too long for a range on the move or for the catalog. */
-export function holdTimeout(mayServe: boolean, waitedMs: number): ForeshardError {
+export function holdTimeout({ mayServe, schemaReady }: LiveTopology, waitedMs: number): ForeshardError {
+  if (mayServe && !schemaReady)
+    return new ForeshardError('57P03', 'the schema of the home shard has changed and cannot be read', {
+      hint: 'The log of the proxy says why; statements go on as soon as it can.',
+    });
   return mayServe
     ? new ForeshardError(
         '57P03',

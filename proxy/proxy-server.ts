@@ -134,6 +134,7 @@ export class ProxyServer {
   static async start(options: ProxyOptions): Promise<ProxyServer> {
     const tls = options.tls === undefined ? null : new TlsServer(options.tls, options.logger, options.ticketSecret);
     let live: LiveTopology | null = null;
+    let schema: SchemaView | null = null;
     // First: with a mistake in the rules nobody is to connect.
     const authentication = await Authentication.start(options.auth, {
       catalog: options.catalog,
@@ -151,16 +152,23 @@ export class ProxyServer {
         leaseTtlMs: options.lease.ttlMs,
         logger: options.logger,
         inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
+        schemaReady: () => schema?.ready ?? true,
         stale: (topology) => [...clients].some((c) => c.session.lease.isStale(topology)),
       });
       const started = live;
-      const schema = await SchemaView.start(started, options.logger);
+      const view = await SchemaView.start({
+        live,
+        catalog: options.catalog,
+        leaseTtlMs: options.lease.ttlMs,
+        logger: options.logger,
+      });
+      schema = view;
       const router = new Router({
         topology: () => started.current,
-        metadata: () => schema.current,
+        metadata: () => view.current,
         reader: new TextReader(),
       });
-      const proxy = new ProxyServer(options, { listener, tls, live, router, schema, clients, authentication });
+      const proxy = new ProxyServer(options, { listener, tls, live, router, schema: view, clients, authentication });
       await proxy.#flusher.start();
       listener.open((accepted) => proxy.#login.accept(accepted));
       return proxy;
@@ -168,6 +176,7 @@ export class ProxyServer {
       void listener.stop();
       listener.destroyAll();
       await live?.close();
+      await schema?.close();
       await authentication.close();
       throw error;
     }

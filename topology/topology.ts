@@ -68,6 +68,8 @@ export interface Hold extends Interval {
 /** Shards, keyspaces, ranges and replicas at one epoch. Immutable: a change makes a new one. */
 export interface Topology {
   readonly epoch: Epoch;
+  /** Grows with every DDL that is committed through a proxy, and with every declaration of a table. */
+  readonly schemaGeneration: bigint;
   /** The database name that clients connect to. */
   readonly database: string;
   readonly shards: ReadonlyMap<ShardName, Shard>;

@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import NodeCache from 'node-cache';
 import type pg from 'pg';
 import { type TableName, tableId } from '../../topology/topology.js';
 
@@ -7,8 +6,8 @@ import { type TableName, tableId } from '../../topology/topology.js';
 export interface Metadata {
   /** Changes exactly when something in the snapshot does. */
   readonly version: string;
-  /** The snapshot as plain data. */
-  readonly json: MetadataJson;
+  /** The snapshot as JSON: the form that {@link parseMetadata} reads. */
+  readonly json: string;
   /** The relation that PostgreSQL would find under this name (pg_catalog first, as PostgreSQL has it), or null. `exists` tells of tables known from elsewhere. */
   resolveRelation(
     schema: string | null,
@@ -118,8 +117,6 @@ export interface MetadataJson {
   readonly eventTriggers?: readonly string[];
 }
 
-const EMPTY: MetadataJson = { relations: [], functions: [], operators: [] };
-
 const NOTHING = { reads: [], writes: [], checks: [], calls: [], fires: [] };
 
 /** A relation that only the topology tells of. */
@@ -129,7 +126,7 @@ function unknownRelation(table: TableName): Relation {
 
 class Snapshot implements Metadata {
   readonly version: string;
-  readonly json: MetadataJson;
+  readonly json: string;
   readonly volatileOperators: ReadonlySet<string>;
   readonly volatileCasts: boolean;
   readonly eventTriggers: readonly string[];
@@ -138,9 +135,10 @@ class Snapshot implements Metadata {
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
   readonly #settingFunctions: string[] = [];
 
-  constructor(row: MetadataJson, version: string) {
+  constructor(json: string, version: string) {
+    const row = JSON.parse(json) as MetadataJson;
     this.version = version;
-    this.json = row;
+    this.json = json;
     this.volatileOperators = new Set(row.operators);
     this.volatileCasts = row.volatileCasts ?? false;
     this.eventTriggers = row.eventTriggers ?? [];
@@ -246,7 +244,7 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 }
 
 /** Nothing known: every table that the topology does not name is taken for one of the home shard's. */
-export const EMPTY_METADATA: Metadata = new Snapshot(EMPTY, 'empty');
+export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions":[],"operators":[]}', 'empty');
 
 /** SET or RESET where a statement begins, in a body or in a string that is executed; SET in an UPDATE stands elsewhere. The same in SQL below. */
 const SETS = /(^|[;$'"(]|\b(begin|then|else|loop)\b|\*\/|--[^\n]*\n)\s*(set|reset)\s+(?!local\b)/i;
@@ -371,72 +369,54 @@ SELECT jsonb_build_object(
 
 /** A snapshot from its JSON form; the form of {@link loadMetadata}'s query. */
 export function parseMetadata(json: string): Metadata {
-  return new Snapshot(JSON.parse(json) as MetadataJson, createHash('sha1').update(json).digest('hex'));
+  return new Snapshot(json, versionOf(json));
 }
 
-/** A snapshot from its plain data. */
-export function metadataOf(json: MetadataJson, version: string): Metadata {
-  return new Snapshot(json, version);
+function versionOf(json: string): string {
+  return createHash('sha1').update(json).digest('hex');
 }
 
-/** Reads a snapshot from a server, in one query. */
-export async function loadMetadata(pool: pg.Pool): Promise<Metadata> {
+/** Reads a snapshot from a server, in one query. @param last what comes back if nothing is different */
+export async function loadMetadata(pool: pg.Pool, last: Metadata = EMPTY_METADATA): Promise<Metadata> {
   const { rows } = await pool.query<{ metadata: string }>(QUERY);
   const row = rows[0];
   if (row === undefined) throw new Error('the metadata query gave no row');
-  return parseMetadata(row.metadata);
+  const version = versionOf(row.metadata);
+  return version === last.version ? last : new Snapshot(row.metadata, version);
 }
 
-/** How long a snapshot is taken for fresh. Changes made through the proxy drop it at once ({@link MetadataCache.drop}). */
-const METADATA_LIFETIME_SECONDS = 60;
-
 /**
- * The home shard's metadata, kept for a while. {@link current} never waits: until a fresh snapshot has arrived, the last one
- * serves. Tables and views made behind the proxy's back are therefore seen within the lifetime.
+ * The same as long as nothing has changed of what {@link loadMetadata} reads, and much cheaper: of each catalog how many rows there are,
+ * and the sum of the transactions that have written them. Whoever changes a row writes it anew; only VACUUM and ANALYZE
+ * do not. pg_depend needs no look: what depends is written with it. Temporary tables come and go, and are not read.
  */
-export class MetadataCache {
-  readonly #pool: () => pg.Pool;
-  readonly #fresh = new NodeCache({ stdTTL: METADATA_LIFETIME_SECONDS, checkperiod: 0, useClones: false });
-  readonly #onError: (error: unknown) => void;
-  #last: Metadata = EMPTY_METADATA;
-  #loading: Promise<Metadata> | null = null;
-  #again = false;
+const SIGNATURE = `
+WITH temporary AS MATERIALIZED (SELECT oid FROM pg_class WHERE relpersistence = 't')
+SELECT concat_ws(' ', ${[
+  ['pg_class', 'oid'],
+  ['pg_attribute', 'attnum > 0 AND attrelid'],
+  ['pg_attrdef', 'adrelid'],
+  ['pg_constraint', 'conrelid'],
+  ['pg_inherits', 'inhrelid'],
+  ['pg_policy', 'polrelid'],
+  ['pg_rewrite', 'ev_class'],
+  ['pg_sequence', 'seqrelid'],
+  ['pg_trigger', 'tgrelid'],
+  ['pg_event_trigger', 'oid'],
+  ['pg_namespace', `nspname !~ '^pg_' AND oid`],
+  ['pg_operator', 'oid'],
+  ['pg_proc', 'oid'],
+]
+  .map(
+    ([catalog, of]) =>
+      `(SELECT concat(count(*), ':', sum(xmin::text::bigint)) FROM ${catalog} WHERE ${of} NOT IN (SELECT oid FROM temporary))`,
+  )
+  .join(',\n')}) AS signature`;
 
-  /** `pool`: connections to the home shard, asked anew each time because home may move. `onError` hears of loads that failed in the background. */
-  constructor(pool: () => pg.Pool, onError: (error: unknown) => void) {
-    this.#pool = pool;
-    this.#onError = onError;
-  }
-
-  /** The newest snapshot there is; starts loading a fresh one if it is old. */
-  current(): Metadata {
-    if (!this.#fresh.has('metadata') && this.#loading === null) this.load().catch(this.#onError);
-    return this.#last;
-  }
-
-  /** A snapshot that is fresh now; waits for it if need be. For the start, and after DDL. */
-  async load(): Promise<Metadata> {
-    const fresh = this.#fresh.get<Metadata>('metadata');
-    if (fresh) return fresh;
-    this.#loading ??= this.#read().finally(() => {
-      this.#loading = null;
-    });
-    return this.#loading;
-  }
-
-  async #read(): Promise<Metadata> {
-    do {
-      this.#again = false;
-      const loaded = await loadMetadata(this.#pool());
-      if (loaded.version !== this.#last.version) this.#last = loaded;
-    } while (this.#again); // dropped while it was being read: it may be from before the change
-    this.#fresh.set('metadata', this.#last);
-    return this.#last;
-  }
-
-  /** Something changed (DDL passed through): the next look loads again. */
-  drop(): void {
-    this.#again = true;
-    this.#fresh.del('metadata');
-  }
+/** See {@link loadMetadata}: to be asked before it. */
+export async function schemaSignature(pool: pg.Pool): Promise<string> {
+  const { rows } = await pool.query<{ signature: string }>(SIGNATURE);
+  const row = rows[0];
+  if (row === undefined) throw new Error('the signature query gave no row');
+  return row.signature;
 }

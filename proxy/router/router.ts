@@ -19,7 +19,7 @@ import type { TextReader } from './text-reader.js';
 export interface RouterOptions {
   /** The topology of now: which tables are sharded. */
   readonly topology: () => Topology;
-  /** The metadata of now ({@link MetadataCache.current}). */
+  /** The metadata of now. */
   readonly metadata: () => Metadata;
   /** Templates kept, per search path. Default: 5,000. */
   readonly templates?: number;

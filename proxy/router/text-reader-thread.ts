@@ -1,7 +1,7 @@
 /** Runs in a thread of its own: reads the texts that a TextReader sends. */
 import { parentPort } from 'node:worker_threads';
 import { loadModule } from 'libpg-query';
-import { EMPTY_METADATA, type Metadata, metadataOf } from './metadata.js';
+import { EMPTY_METADATA, type Metadata, parseMetadata } from './metadata.js';
 import { type Reading, readText } from './reading.js';
 import { type Registry, registryOf } from './registry.js';
 import type { StatementPlan } from './route.js';
@@ -30,7 +30,7 @@ port.on('message', (request: ReadRequest) => {
   const { id, searchPath, world } = request;
   if (world !== null) {
     registry = registryOf(world.topology);
-    metadata = metadataOf(world.metadata, '');
+    metadata = parseMetadata(world.metadata);
   }
   let reading: Reading | null | 'too large';
   try {

@@ -1,6 +1,6 @@
 import { Worker } from 'node:worker_threads';
 import type { Topology } from '../../topology/topology.js';
-import type { Metadata, MetadataJson } from './metadata.js';
+import type { Metadata } from './metadata.js';
 import type { Reading } from './reading.js';
 import { registryOf } from './registry.js';
 
@@ -15,7 +15,8 @@ export interface ReadFor {
 /** What the other thread knows, until it is told anew. */
 export interface World {
   readonly topology: ReadFor['topology'];
-  readonly metadata: MetadataJson;
+  /** Its JSON. */
+  readonly metadata: string;
 }
 
 export interface ReadRequest {

@@ -30,7 +30,7 @@ export interface SessionServices {
   readonly holdTimeoutMs: number;
   /** Shared by all clients of the process. */
   readonly largeMessages: MessageBudget;
-  /** To be called when DDL is committed, so that what the router knows of the schema is read again. Resolves when it is, or has taken too long. */
+  /** To be called when DDL is committed. Resolves when no proxy routes by the schema from before any more. */
   readonly schemaChanged: () => Promise<void>;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;

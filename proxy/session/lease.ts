@@ -114,6 +114,10 @@ export class Lease {
       wait.throwIfAborted();
       const topology = live.current;
       this.#checkStale(topology);
+      if (!unheld && !this.#begun && !live.schemaReady) {
+        await this.#waitForChange(wait.signal, since);
+        continue;
+      }
       const placement = place(executions, router, topology);
       if (placement.kind === 'refused') {
         const { sqlstate, message, hint } = placement.refusal;
@@ -343,7 +347,7 @@ export class Lease {
     const waited = performance.now() - since;
     const timeout = new AbortController();
     const timer = setTimeout(
-      () => timeout.abort(holdTimeout(live.mayServe, holdTimeoutMs)),
+      () => timeout.abort(holdTimeout(live, holdTimeoutMs)),
       Math.max(0, holdTimeoutMs - waited),
     );
     // A lease between nothing and a statement would keep a connection from others while it waits.

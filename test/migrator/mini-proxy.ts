@@ -41,6 +41,7 @@ export class MiniProxy {
       listen: 'none',
       ttlMs: TTL_MS,
       epochAcked: 0n as Topology['epoch'],
+      schemaHeard: 0n,
     });
     await proxy.#reload();
     proxy.#watch = await proxy.#catalog.watch(() => void proxy.#reload().catch(() => undefined));
@@ -134,7 +135,11 @@ export class MiniProxy {
   async #renew(): Promise<void> {
     while (!this.#closing) {
       const oldest = [...this.#inFlight].reduce((e, w) => (w.epoch < e ? w.epoch : e), this.#topology.epoch as bigint);
-      await this.#lease.renew(this.#id, TTL_MS, oldest as Topology['epoch']);
+      await this.#lease.renew(this.#id, {
+        ttlMs: TTL_MS,
+        epochAcked: oldest as Topology['epoch'],
+        schemaHeard: this.#topology.schemaGeneration,
+      });
       await delay(100);
     }
   }

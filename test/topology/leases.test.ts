@@ -10,11 +10,13 @@ import {
   ProxyLeases,
 } from '../../topology/catalog/leases.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
+import { raiseSchemaGeneration, schemaHeardByAll } from '../../topology/catalog/schema-generation.js';
 import type { Epoch, Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 
 const HOUR_MS = 3_600_000;
+const FIRST = { ttlMs: HOUR_MS, epochAcked: 1n as Epoch, schemaHeard: 0n };
 
 let catalog: Catalog;
 let leases: ProxyLeases;
@@ -43,7 +45,14 @@ afterAll(async () => {
 
 async function register(ttlMs = HOUR_MS, epochAcked = 1n): Promise<string> {
   const id = randomUUID();
-  await leases.register({ id, name: `proxy ${id}`, listen: '127.0.0.1:6432', ttlMs, epochAcked: epochAcked as Epoch });
+  await leases.register({
+    id,
+    name: `proxy ${id}`,
+    listen: '127.0.0.1:6432',
+    ttlMs,
+    epochAcked: epochAcked as Epoch,
+    schemaHeard: 0n,
+  });
   return id;
 }
 
@@ -80,11 +89,11 @@ describe('a hold', () => {
     const proxy = await register(1);
     await waitFor(async () => (await waiting(id)).length === 0, { what: 'the lease to end' });
     expect(await leases.ackHold(id, proxy)).toBe(false);
-    expect(await leases.renew(proxy, HOUR_MS, 1n as Epoch)).toBeNull();
+    expect(await leases.renew(proxy, FIRST)).toBeNull();
 
-    await leases.register({ id: proxy, name: 'p', listen: 'l', ttlMs: HOUR_MS, epochAcked: 1n as Epoch });
+    await leases.register({ id: proxy, name: 'p', listen: 'l', ...FIRST });
     expect(await leases.ackHold(id, proxy)).toBe(true);
-    await leases.register({ id: proxy, name: 'p', listen: 'l', ttlMs: HOUR_MS, epochAcked: 1n as Epoch });
+    await leases.register({ id: proxy, name: 'p', listen: 'l', ...FIRST });
     expect(await waiting(id)).toEqual([proxy]);
   });
 
@@ -108,16 +117,35 @@ describe('an epoch', () => {
     const [a, b] = [await register(), await register()];
     const epoch = 5n as Epoch;
     expect(await epochAckedByAll(catalog.pool, epoch)).toBe(false);
-    const remaining = await leases.renew(a, 10_000, epoch);
+    const renewed = await leases.renew(a, { ttlMs: 10_000, epochAcked: epoch, schemaHeard: 0n });
+    const remaining = renewed?.remainingMs;
     expect(remaining).toBeGreaterThan(5000);
     expect(remaining).toBeLessThanOrEqual(10_000);
     expect(await epochAckedByAll(catalog.pool, epoch)).toBe(false);
-    await leases.renew(a, HOUR_MS, 4n as Epoch);
-    await leases.renew(b, HOUR_MS, 6n as Epoch);
+    await leases.renew(a, { ...FIRST, epochAcked: 4n as Epoch });
+    await leases.renew(b, { ...FIRST, epochAcked: 6n as Epoch });
     expect(await epochAckedByAll(catalog.pool, epoch)).toBe(true);
     expect((await liveProxies(catalog.pool)).map((p) => p.epochAcked).sort()).toEqual([5n, 6n]);
     await leases.unregister(a);
     await leases.unregister(b);
     expect(await epochAckedByAll(catalog.pool, 99n as Epoch)).toBe(true);
+  });
+});
+
+describe('a generation of the schema', () => {
+  it('is heard by all when every live proxy has said so, and those that come know it; a renewal says which one there is', async () => {
+    const [a, b] = [await register(), await register()];
+    const generation = await raiseSchemaGeneration(catalog.pool);
+    expect((await catalog.loadTopology()).schemaGeneration).toBe(generation);
+    expect((await leases.renew(a, { ...FIRST, schemaHeard: generation - 1n }))?.schemaGeneration).toBe(generation);
+    expect(await schemaHeardByAll(catalog.pool, generation)).toBe(false);
+    await leases.renew(a, { ...FIRST, schemaHeard: generation });
+    expect(await schemaHeardByAll(catalog.pool, generation)).toBe(false);
+    await leases.renew(b, { ...FIRST, schemaHeard: generation + 1n });
+    expect(await schemaHeardByAll(catalog.pool, generation)).toBe(true);
+    expect(await schemaHeardByAll(catalog.pool, generation + 1n)).toBe(false);
+    await leases.unregister(a);
+    expect(await schemaHeardByAll(catalog.pool, generation + 1n)).toBe(true);
+    await leases.unregister(b);
   });
 });

@@ -14,6 +14,22 @@ export interface ProxyIdentity {
   readonly listen: string;
 }
 
+/** What a proxy says of itself with its lease. */
+export interface LeaseFacts {
+  readonly ttlMs: number;
+  /** No statement placed by an earlier epoch is running any more. */
+  readonly epochAcked: Epoch;
+  /** It has heard of this generation of the schema. */
+  readonly schemaHeard: bigint;
+}
+
+export interface RenewedLease {
+  /** By the catalog's clock. */
+  readonly remainingMs: number;
+  /** The catalog's, now. */
+  readonly schemaGeneration: bigint;
+}
+
 /** A proxy whose lease has not ended. */
 export interface LiveProxy extends ProxyIdentity {
   readonly epochAcked: Epoch;
@@ -60,14 +76,14 @@ export class ProxyLeases {
   }
 
   /** Starts a lease: from here on every flip waits for this proxy. What an earlier lease of it acknowledged is void. */
-  async register(proxy: ProxyIdentity & { readonly ttlMs: number; readonly epochAcked: Epoch }): Promise<void> {
+  async register(proxy: ProxyIdentity & LeaseFacts): Promise<void> {
     await this.#pool.query(
       timedQuery(
         `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1)
-       INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
-       VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 ms', $5)
-       ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, epoch_acked = excluded.epoch_acked`,
-        [proxy.id, proxy.name, proxy.listen, proxy.ttlMs, proxy.epochAcked.toString()],
+       INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked, schema_heard)
+       VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 ms', $5, $6)
+       ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, epoch_acked = excluded.epoch_acked, schema_heard = excluded.schema_heard`,
+        [proxy.id, proxy.name, proxy.listen, proxy.ttlMs, proxy.epochAcked.toString(), proxy.schemaHeard.toString()],
       ),
     );
     // Proxies that never said goodbye need not be kept for ever.
@@ -77,20 +93,23 @@ export class ProxyLeases {
   }
 
   /**
-   * Lengthens a lease, and acknowledges an epoch: no statement placed by an earlier one is running any more.
-   * @returns ms it lasts by the catalog's clock, or null when it had ended: stop serving, register and load again
+   * Lengthens a lease, and acknowledges an epoch and a generation of the schema.
+   * @returns null when it had ended: stop serving, register and load again
    */
-  async renew(proxyId: string, ttlMs: number, epochAcked: Epoch): Promise<number | null> {
-    const { rows } = await this.#pool.query<{ remainingMs: number }>(
+  async renew(proxyId: string, { ttlMs, epochAcked, schemaHeard }: LeaseFacts): Promise<RenewedLease | null> {
+    const { rows } = await this.#pool.query<{ remainingMs: number; schemaGeneration: string }>(
       timedQuery(
         `UPDATE foreshard.proxy
-          SET lease_until = clock_timestamp() + $2 * interval '1 ms', epoch_acked = greatest(epoch_acked, $3)
+          SET lease_until = clock_timestamp() + $2 * interval '1 ms', epoch_acked = greatest(epoch_acked, $3),
+              schema_heard = greatest(schema_heard, $4)
         WHERE id = $1 AND lease_until > clock_timestamp()
-        RETURNING (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs"`,
-        [proxyId, ttlMs, epochAcked.toString()],
+        RETURNING (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs",
+                  (SELECT schema_generation::text FROM foreshard.meta) AS "schemaGeneration"`,
+        [proxyId, ttlMs, epochAcked.toString(), schemaHeard.toString()],
       ),
     );
-    return rows[0]?.remainingMs ?? null;
+    const row = rows[0];
+    return row === undefined ? null : { remainingMs: row.remainingMs, schemaGeneration: BigInt(row.schemaGeneration) };
   }
 
   /** Ends a lease at once: nobody waits for a proxy that has stopped serving. */

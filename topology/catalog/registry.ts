@@ -14,6 +14,7 @@ import {
 } from '../topology.js';
 import type { Catalog } from './catalog.js';
 import { audit, type CatalogClient, inCatalogTransaction, raiseEpoch } from './change.js';
+import { raiseSchemaGeneration } from './schema-generation.js';
 import { checkNewShard } from './shard-check.js';
 import { checkReferenceTable, checkShardedTable } from './table-check.js';
 
@@ -254,6 +255,8 @@ export class Registry {
   async #change(checked: Topology, work: (client: CatalogClient) => Promise<void>): Promise<void> {
     await inCatalogTransaction(this.#catalog.pool, async (client) => {
       await raiseEpoch(client, checked.epoch);
+      // Tables are made on the shards directly, with whatever depends on them, before they are declared.
+      await raiseSchemaGeneration(client);
       await work(client);
     });
   }

@@ -19,7 +19,7 @@ import { timedQuery } from './timed-query.js';
 
 /** One statement, hence one snapshot. Every bigint travels as text: JSON numbers would lose digits. */
 const READ_TOPOLOGY = `
-SELECT m.epoch::text, m.database,
+SELECT m.epoch::text, m.schema_generation::text AS "schemaGeneration", m.database,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('name', s.name, 'url', s.url, 'home', s.home,
             'capacity', s.capacity_ms_per_second) ORDER BY s.name), '[]') FROM foreshard.shard s) AS shards,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('name', k.name, 'method', k.method, 'keyTypes', k.key_types)
@@ -40,6 +40,7 @@ FROM foreshard.meta m`;
 
 interface Row {
   epoch: string;
+  schemaGeneration: string;
   database: string;
   shards: { name: string; url: string; home: boolean; capacity: number | null }[];
   keyspaces: { name: string; method: Method; keyTypes: KeyType[] }[];
@@ -103,6 +104,7 @@ function buildTopology(row: Row): Topology {
 
   return {
     epoch: BigInt(row.epoch) as Epoch,
+    schemaGeneration: BigInt(row.schemaGeneration),
     database: row.database,
     shards,
     // Before the first shard is added there is no home; the empty name matches no shard.

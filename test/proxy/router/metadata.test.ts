@@ -1,6 +1,6 @@
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { EMPTY_METADATA, loadMetadata, MetadataCache } from '../../../proxy/router/metadata.js';
+import { loadMetadata, schemaSignature } from '../../../proxy/router/metadata.js';
 import { startTestCluster } from '../../support/cluster.js';
 
 let pool: pg.Pool;
@@ -64,22 +64,58 @@ describe('metadata of a server', () => {
   });
 });
 
-describe('the metadata cache', () => {
-  it('serves the last snapshot until it is dropped, and has the same version while nothing changes', async () => {
-    const cache = new MetadataCache(
-      () => pool,
-      (error) => expect.unreachable(String(error)),
-    );
-    expect(cache.current()).toBe(EMPTY_METADATA);
-    const first = await cache.load();
-    expect(cache.current()).toBe(first);
-    await pool.query('CREATE TABLE later (x int)');
-    expect((await cache.load()).resolveRelation(null, 'later', ['public'])).toBeNull();
-    cache.drop();
-    const second = await cache.load();
-    expect(second.resolveRelation(null, 'later', ['public'])).not.toBeNull();
-    expect(second.version).not.toBe(first.version);
-    cache.drop();
-    expect(await cache.load()).toBe(second);
+describe('the signature', () => {
+  /** Each changes what is read, or how it is judged. */
+  it.each([
+    'CREATE TABLE later (x int DEFAULT 1)',
+    'ALTER TABLE later RENAME x TO y',
+    'ALTER TABLE later ALTER y SET DEFAULT 2',
+    'ALTER TABLE later ADD CHECK (y > 0)',
+    'CREATE VIEW seen AS SELECT y FROM later',
+    'CREATE OR REPLACE VIEW seen AS SELECT y FROM later WHERE y > now()::text::int',
+    'CREATE SEQUENCE loose',
+    'ALTER SEQUENCE loose OWNED BY later.y',
+    'CREATE INDEX ON later (y)',
+    'CREATE TABLE below () INHERITS (later)',
+    'ALTER TABLE below NO INHERIT later',
+    'CREATE POLICY p ON later USING (y > 1)',
+    'ALTER POLICY p ON later USING (y > 2)',
+    'CREATE RULE r AS ON INSERT TO below DO ALSO DELETE FROM later',
+    'CREATE FUNCTION fresh() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$',
+    'CREATE OR REPLACE FUNCTION fresh() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN OLD; END $$',
+    'CREATE TRIGGER t BEFORE INSERT ON later FOR EACH ROW EXECUTE FUNCTION fresh()',
+    'DROP TRIGGER t ON later',
+    'CREATE SCHEMA elsewhere',
+    'ALTER TABLE later SET SCHEMA elsewhere',
+    'ALTER TABLE elsewhere.later DROP COLUMN y CASCADE',
+    'DROP SCHEMA elsewhere CASCADE',
+  ])('changes with %s', async (ddl) => {
+    const before = await schemaSignature(pool);
+    await pool.query(ddl);
+    expect(await schemaSignature(pool)).not.toBe(before);
   });
+
+  it('stays while only rows, statistics and temporary tables change', async () => {
+    await pool.query('CREATE TABLE filled (x int PRIMARY KEY)');
+    const before = await schemaSignature(pool);
+    const { version } = await loadMetadata(pool);
+    const client = await pool.connect();
+    await client.query('CREATE TEMP TABLE mine (x serial PRIMARY KEY, y int CHECK (y > 0) DEFAULT 1)');
+    await client.query('INSERT INTO filled SELECT generate_series(1, 1000)');
+    await client.query('VACUUM ANALYZE');
+    expect(await schemaSignature(pool)).toBe(before);
+    await client.query('DROP TABLE mine');
+    client.release();
+    expect(await schemaSignature(pool)).toBe(before);
+    expect((await loadMetadata(pool)).version).toBe(version);
+  });
+});
+
+it('is the same object while nothing changes', async () => {
+  const first = await loadMetadata(pool);
+  expect(await loadMetadata(pool, first)).toBe(first);
+  await pool.query('CREATE TABLE one_more (x int)');
+  const second = await loadMetadata(pool, first);
+  expect(second.version).not.toBe(first.version);
+  expect(second.resolveRelation(null, 'one_more', ['public'])).not.toBeNull();
 });
