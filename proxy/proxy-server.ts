@@ -296,7 +296,7 @@ export class ProxyServer {
         logger,
         holdTimeoutMs: this.#options.limits.holdTimeoutMs,
         largeMessages: this.largeMessages,
-        schemaChanged: () => schema.changed(),
+        schemaChanged: (matters) => schema.changed(matters),
         noteTimeout: (ms) => this.#timeouts.note(ms),
         pool: (shard) => this.pools.get(shard, user),
         notifications: this.#notifications,

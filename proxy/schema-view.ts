@@ -19,6 +19,8 @@ const SHARE = 1 / 200;
 const LONG_READING_MS = 200;
 /** After one that has failed. */
 const RETRY_MS = 500;
+/** How long DDL is held up at most while one shard has everything, when answers depend on what it has made even so. */
+const READING_PATIENCE_MS = 5_000;
 
 export interface SchemaViewOptions {
   readonly live: LiveTopology;
@@ -97,15 +99,17 @@ export class SchemaView {
 
   /**
    * One of our clients has committed DDL. Resolves when no proxy routes by the schema from before any more; at once while one shard
-   * has everything. Never rejects.
+   * has everything, unless `matters`: then when this proxy knows what was made. Never rejects.
    */
-  async changed(): Promise<void> {
+  async changed(matters: boolean): Promise<void> {
     this.#changes += 1;
     this.#judge();
-    this.#lookSoon();
     const { live, leaseTtlMs, logger } = this.#options;
     const announced = this.#announcements.run();
-    if (soleShard(live.current) !== null) return;
+    const sole = soleShard(live.current) !== null;
+    if (sole && matters) return this.#readInTime();
+    this.#lookSoon();
+    if (sole) return;
     // By then a proxy that has not heard of it has lost its lease, or we have lost ours.
     const patience = new AbortController();
     const enough = delay(2 * leaseTtlMs, false, { signal: patience.signal }).catch(() => false);
@@ -113,6 +117,15 @@ export class SchemaView {
     if (!(await Promise.race([heard, enough])))
       logger.warn('could not tell all proxies of a change of the schema in time; they find it by themselves');
     patience.abort();
+  }
+
+  async #readInTime(): Promise<void> {
+    const patience = new AbortController();
+    const enough = delay(READING_PATIENCE_MS, undefined, { signal: patience.signal });
+    // One that fails is tried again, and told of, by the looks that come of themselves.
+    await Promise.race([this.#looks.run(), enough]).catch(() => this.#lookSoon());
+    patience.abort();
+    await enough.catch(() => undefined);
   }
 
   async close(): Promise<void> {

@@ -64,6 +64,8 @@ export class Analysis {
   /** So do defaults of columns, or checks, of a table that is written. */
   defaultsAsk = false;
   unsureOfState = false;
+  /** Something runs unseen that executes texts. */
+  executesText = false;
   readonly setConfigCalls: FuncCall[] = [];
   notifies = false;
   showsChannels = false;
@@ -146,6 +148,8 @@ export class Analysis {
     const keys = new Map<string, Variable>();
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
+    if (relation) for (const f of relation.calls) this.#runs(f);
+    if (relation && role === 'write') for (const f of relation.fires) this.#runs(f);
     if (sharded) {
       occurrence = {
         table: sharded,
@@ -274,6 +278,17 @@ export class Analysis {
     const unknown = user === null && schema !== 'pg_catalog' && !name.startsWith('pg_');
     if (unknown || user?.stateful) this.unsureOfState = true;
     if (user?.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
+    if (user?.executes) this.executesText = true;
+    // It mostly draws itself what it then asks for.
+    if (user?.asksSequences) this.defaultsAsk = true;
+  }
+
+  /** A function of this name runs behind the statement: of a trigger, a default, a view. */
+  #runs(name: string): void {
+    for (const f of this.context.metadata.functionsNamed(name)) {
+      if (f.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
+      if (f.executes) this.executesText = true;
+    }
   }
 
   /** Whether every table named anywhere in the statement was understood. */

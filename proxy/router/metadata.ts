@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type pg from 'pg';
 import { type TableName, tableId } from '../../topology/topology.js';
+import { SettingFunctions } from './function-settings.js';
 
 /** What the router must know of the database beyond the catalog: a snapshot, immutable, so that planning is pure. */
 export interface Metadata {
@@ -72,8 +73,12 @@ export interface UserFunction {
   readonly native: boolean;
   /** The text of one, or of one that it calls, has words of what stays with a session: temporary objects, advisory locks, LISTEN … */
   readonly stateful: boolean;
-  /** So for SET, RESET or set_config that last longer than the transaction. */
+  /** It, or one that it calls, may change settings for longer than the transaction. */
   readonly keepsSettings: boolean;
+  /** So for currval or lastval. */
+  readonly asksSequences: boolean;
+  /** It, or one that it calls, executes texts that are made when it runs. */
+  readonly executes: boolean;
   /** Some overload is in a language that is not read here, or is no plain function. */
   readonly opaque: boolean;
   /** The texts of all overloads, with their arguments' defaults. */
@@ -97,6 +102,7 @@ export interface MetadataJson {
     native: boolean;
     stateful?: boolean;
     keepsSettings?: boolean;
+    asks?: boolean;
     opaque?: boolean;
     body?: string;
   }[];
@@ -133,7 +139,7 @@ class Snapshot implements Metadata {
   readonly #relations = new Map<string, Relation>();
   readonly #builtins: ReadonlyMap<string, BuiltinFunction>;
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
-  readonly #settingFunctions: string[] = [];
+  readonly #settings: SettingFunctions;
 
   constructor(json: string, version: string) {
     const row = JSON.parse(json) as MetadataJson;
@@ -155,6 +161,7 @@ class Snapshot implements Metadata {
     for (const d of row.definitions ?? [])
       for (const word of new Set(d.text.match(/[a-z_][a-z0-9_]*/g) ?? []))
         if (this.#builtins.has(word)) edgesOf(d)[d.kind].push(word);
+    const asking = new Set(['currval', 'lastval', ...row.functions.filter((f) => f.asks).map((f) => f.name)]);
     for (const r of row.relations) {
       this.#relations.set(tableId(r), {
         schema: r.schema,
@@ -162,18 +169,34 @@ class Snapshot implements Metadata {
         kind: r.kind,
         columns: r.columns,
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
-        ...(r.asks ? { asksSequences: true as const } : {}),
+        ...(r.asks || edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
       });
     }
+    const settings = new SettingFunctions(row.functions);
+    this.#settings = settings;
     for (const f of row.functions) {
       const all = this.#functions.get(f.name) ?? [];
-      const { schema, immutable, native, stable = false, stateful = false, keepsSettings = false } = f;
+      const { schema, name, immutable, native, stable = false, stateful = false, asks = false } = f;
       const { opaque = true, body = '' } = f;
-      const fact = { immutable, stable, native, stateful, keepsSettings, opaque, body };
+      const fact = {
+        immutable,
+        stable,
+        native,
+        stateful,
+        asksSequences: asks,
+        opaque,
+        body,
+        // Judged when it is needed: texts have to be read for it.
+        get keepsSettings() {
+          return settings.keeps(name);
+        },
+        get executes() {
+          return settings.executes(name);
+        },
+      };
       all.push({ schema, fact });
-      this.#functions.set(f.name, all);
-      if (fact.keepsSettings) this.#settingFunctions.push(f.name.toLowerCase());
+      this.#functions.set(name, all);
     }
   }
 
@@ -203,15 +226,15 @@ class Snapshot implements Metadata {
       native: seen.every((f) => f.fact.native),
       stateful: seen.some((f) => f.fact.stateful),
       keepsSettings: seen.some((f) => f.fact.keepsSettings),
+      asksSequences: seen.some((f) => f.fact.asksSequences),
+      executes: seen.some((f) => f.fact.executes),
       opaque: seen.some((f) => f.fact.opaque),
       body: seen.map((f) => f.fact.body).join('\n'),
     };
   }
 
   mayKeepSettings(block: string): boolean {
-    if (SETS.test(block) || CALLS_SET_CONFIG.test(block.replace(SETS_LOCALLY, ''))) return true;
-    const lower = block.toLowerCase();
-    return this.#settingFunctions.some((name) => lower.includes(name));
+    return this.#settings.block(block);
   }
 
   get relations(): ReadonlyMap<string, Relation> {
@@ -246,11 +269,6 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 /** Nothing known: every table that the topology does not name is taken for one of the home shard's. */
 export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions":[],"operators":[]}', 'empty');
 
-/** SET or RESET where a statement begins, in a body or in a string that is executed; SET in an UPDATE stands elsewhere. The same in SQL below. */
-const SETS = /(^|[;$'"(]|\b(begin|then|else|loop)\b|\*\/|--[^\n]*\n)\s*(set|reset)\s+(?!local\b)/i;
-const SETS_LOCALLY = /set_config\s*\([^()]*,\s*true\s*\)/gi;
-const CALLS_SET_CONFIG = /\bset_config\b/i;
-
 /**
  * currval and lastval are 1575 and 2559 in pg_proc.dat; pg_get_expr would fail for a table that is dropped meanwhile.
  *
@@ -267,10 +285,11 @@ stateful AS (
   WHERE body ~* '\\m(temp|temporary|pg_temp|pg_(try_)?advisory_\\w+|listen|hold|execute|prepare|deallocate|discard|dblink\\w*)\\M'
   UNION SELECT b.oid, b.proname FROM stateful s JOIN bodies b ON position(s.proname IN b.body) > 0),
 setting AS (
-  SELECT oid, proname FROM bodies
-  WHERE body ~* '(^|[;$''"(]|\\m(begin|then|else|loop)\\M|\\*/|--[^\\n]*\\n)\\s*(set|reset)\\s+(?!local\\M)'
-    OR regexp_replace(body, 'set_config\\s*\\([^()]*,\\s*true\\s*\\)', '', 'gi') ~* '\\mset_config\\M'
+  SELECT oid, proname FROM bodies WHERE body ~* '\\m((set|reset)\\s|set_config\\M)'
   UNION SELECT b.oid, b.proname FROM setting s JOIN bodies b ON position(s.proname IN b.body) > 0),
+drawing AS (
+  SELECT oid, proname FROM bodies WHERE body ~* '\\m(currval|lastval)\\M'
+  UNION SELECT b.oid, b.proname FROM drawing s JOIN bodies b ON position(s.proname IN b.body) > 0),
 asking AS (
   SELECT adrelid AS oid FROM pg_attrdef WHERE adbin::text ~ ':funcid (1575|2559)\\M'
   UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND conbin::text ~ ':funcid (1575|2559)\\M'),
@@ -319,14 +338,14 @@ SELECT jsonb_build_object(
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN asking ON asking.oid = c.oid
     WHERE (c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') OR (c.relkind IN ('i', 'I') AND n.nspname <> 'pg_catalog')) AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
-      'schema', schema, 'name', name, 'immutable', immutable, 'stable', stable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings,
+      'schema', schema, 'name', name, 'immutable', immutable, 'stable', stable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings, 'asks', asks,
       'opaque', opaque, 'body', body) ORDER BY schema, name), '[]'::jsonb)
     FROM (SELECT n.nspname AS schema, p.proname AS name, bool_and(p.provolatile = 'i' AND p.prokind = 'f' AND NOT p.proretset) AS immutable, bool_and(p.provolatile <> 'v' AND p.prokind = 'f') AS stable,
                  bool_and(l.lanname IN ('c', 'internal')) AS native,
-                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings,
+                 bool_or(p.oid IN (SELECT oid FROM stateful)) AS stateful, bool_or(p.oid IN (SELECT oid FROM setting)) AS keeps_settings, bool_or(p.oid IN (SELECT oid FROM drawing)) AS asks,
                  bool_or(l.lanname NOT IN ('sql', 'plpgsql') OR p.prokind NOT IN ('f', 'p')) AS opaque,
                  coalesce(string_agg(CASE WHEN l.lanname IN ('sql', 'plpgsql') AND p.prokind IN ('f', 'p')
-                   THEN concat_ws(E'\\n', pg_get_function_arguments(p.oid), coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)) END, E'\\n' ORDER BY p.oid), '') AS body
+                   THEN concat_ws(E';\\n', pg_get_function_arguments(p.oid), coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)) END, E';\\n' ORDER BY p.oid), '') AS body
           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_temp_' GROUP BY 1, 2) f),
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)

@@ -2,7 +2,7 @@ import type { Node, SelectStmt } from 'libpg-query';
 import type { KeyType } from '../../topology/key.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { Analysis, type Context } from './analysis.js';
-import { walk } from './ast.js';
+import { qualifiedName, walk } from './ast.js';
 import { castFits, hintFor, keyNames, spreadOfSelect } from './fan-out.js';
 import { isLaneSafe } from './lane-safety.js';
 import { analyzeStatement } from './modify.js';
@@ -17,7 +17,21 @@ export function planStatement(statement: Node, context: Context): StatementPlan 
   if ('UpdateStmt' in statement) return planQuery(statement, 'UPDATE', context);
   if ('DeleteStmt' in statement) return planQuery(statement, 'DELETE', context);
   if ('MergeStmt' in statement) return planQuery(statement, 'MERGE', context);
-  return planUtility(statement, context, planStatement);
+  const plan = planUtility(statement, context, planStatement);
+  // What it makes (a default, a check) asks from the next statement on, before the schema is read again.
+  return plan.kind === 'ddl' && asksSequences(statement, context) ? { ...plan, asksSequences: 'defaults' } : plan;
+}
+
+/** Whether currval or lastval is called anywhere in it, or a function that calls them. */
+function asksSequences(statement: Node, { metadata }: Context): boolean {
+  let found = false;
+  walk(statement, {
+    func: (call) => {
+      const { name } = qualifiedName(call.funcname);
+      found ||= name === 'currval' || name === 'lastval' || metadata.functionsNamed(name).some((f) => f.asksSequences);
+    },
+  });
+  return found;
 }
 
 function planQuery(statement: Node, command: string, context: Context): StatementPlan {
@@ -41,6 +55,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
         ? { asksSequences: 'defaults' as const }
         : {}),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
+    ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
     ...(select !== null && leavesNothing(a) && isLaneSafe(statement, context) ? { laneSafe: true as const } : {}),
@@ -49,8 +64,17 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
 
 /** Nothing was found that it does to the session. (A function that is only STABLE counts as a write elsewhere.) */
 function leavesNothing(a: Analysis): boolean {
-  const { pin, sequence, asksSequences, unsureOfState, notifies, showsChannels } = a;
-  return pin === null && !sequence && !asksSequences && !unsureOfState && !notifies && !showsChannels;
+  const { pin, sequence, asksSequences, defaultsAsk, unsureOfState, executesText, notifies, showsChannels } = a;
+  return (
+    pin === null &&
+    !sequence &&
+    !asksSequences &&
+    !defaultsAsk &&
+    !unsureOfState &&
+    !executesText &&
+    !notifies &&
+    !showsChannels
+  );
 }
 
 /** Whether the server's process id may get out of the statement: a condition, as in a look at pg_stat_activity, does not tell it. */

@@ -19,6 +19,8 @@ export interface StatementPlan {
   readonly asksSequences?: 'itself' | 'defaults';
   /** What it leaves on its server connection (temporary objects, locks) is known only by asking that afterwards. */
   readonly unsureOfState?: true;
+  /** Something that it runs executes texts, which may have changed any setting. */
+  readonly executesText?: true;
   /** Shows prepared statements, or uses one in a way that cannot be put in other words. */
   readonly showsPrepared?: true;
   /** The plan depends on the literals of the text, so that it is not the template's. */

@@ -103,6 +103,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       // EXPLAIN CREATE TABLE AS EXECUTE
       ...(inner.effect?.kind === 'execute' ? { showsPrepared: true } : {}),
       ...(runs && inner.unsureOfState ? { unsureOfState: true } : {}),
+      ...(runs && inner.executesText ? { executesText: true } : {}),
     });
   }
   if ('CopyStmt' in statement) {
@@ -323,6 +324,7 @@ function traits(inner: StatementPlan): Partial<StatementPlan> {
   return {
     ...(inner.asksSequences ? { asksSequences: inner.asksSequences } : {}),
     ...(inner.unsureOfState ? { unsureOfState: true as const } : {}),
+    ...(inner.executesText ? { executesText: true as const } : {}),
     ...(inner.showsPrepared ? { showsPrepared: true as const } : {}),
     ...(inner.notifies ? { notifies: true as const } : {}),
     ...(inner.showsChannels ? { showsChannels: true as const } : {}),

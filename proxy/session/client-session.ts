@@ -30,8 +30,8 @@ export interface SessionServices {
   readonly holdTimeoutMs: number;
   /** Shared by all clients of the process. */
   readonly largeMessages: MessageBudget;
-  /** To be called when DDL is committed. Resolves when no proxy routes by the schema from before any more. */
-  readonly schemaChanged: () => Promise<void>;
+  /** To be called when DDL is committed. Resolves when no proxy routes by the schema from before any more; while one shard has everything, at once unless it `matters`. */
+  readonly schemaChanged: (matters: boolean) => Promise<void>;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
   /** The connections that listen for all clients. */

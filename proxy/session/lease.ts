@@ -4,6 +4,7 @@ import { asServerError, type Backend, type BackendOwner } from '../backend/backe
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
+import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION } from '../router/route.js';
 import type { Router } from '../router/router.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
@@ -73,6 +74,8 @@ export class Lease {
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
   #seen: Topology;
+  /** Texts that are not known here were executed on the connection. */
+  #settingsUnsure = false;
 
   constructor(context: LeaseContext, owner: BackendOwner) {
     this.#context = context;
@@ -213,9 +216,16 @@ export class Lease {
     this.transaction = null;
     if (this.pinned === null) {
       this.backend = null;
-      giveBack(backend, this.#context.pool(backend.shard));
+      this.#return(backend);
     }
     this.#context.live.released();
+  }
+
+  /** What has been set on it unseen must not get to the next client. */
+  #return(backend: Backend): void {
+    if (this.#settingsUnsure) backend.settings = null;
+    this.#settingsUnsure = false;
+    giveBack(backend, this.#context.pool(backend.shard));
   }
 
   /** The connection has died before anything was sent on it: forgets it, and nothing else. */
@@ -246,6 +256,7 @@ export class Lease {
     this.unsynced = false;
     this.unsyncedDirty = false;
     this.pinning.clear();
+    this.#settingsUnsure = false;
     if (backend) this.#context.pool(backend.shard).discard(backend);
     this.#context.live.released();
   }
@@ -262,7 +273,7 @@ export class Lease {
       if (this.pinned === null) {
         this.backend = null;
         this.#context.listening.left(backend);
-        giveBack(backend, this.#context.pool(backend.shard));
+        this.#return(backend);
       }
     }
     this.transaction = null;
@@ -309,7 +320,11 @@ export class Lease {
       const plan = planOf(execution);
       if (plan === null) continue;
       this.pinning.sending(plan);
-      if (plan.command === 'DO' && router.mayKeepSettings(execution.analyzed.text.toString('latin1')))
+      if (!plan.unsureOfState && !plan.executesText) continue;
+      // Which of PostgreSQL's settings a function has made the server tells, but not of custom ones.
+      this.#settingsUnsure = true;
+      const text = execution.analyzed.text.toString('latin1');
+      if (plan.command === 'DO' ? router.mayKeepSettings(text) : handsOverSettings(text, execution))
         this.pinning.add(SETTINGS_OF_FUNCTION);
     }
   }
@@ -365,7 +380,7 @@ export class Lease {
     const backend = this.backend as Backend;
     this.backend = null;
     this.#context.listening.left(backend);
-    giveBack(backend, this.#context.pool(backend.shard));
+    this.#return(backend);
   }
 
   async #moveTo(shard: ShardName, wait: Wait): Promise<void> {
@@ -426,4 +441,9 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.serverSettings.tellParameters(backend);
   }
+}
+
+/** Whether the statement hands a text that changes settings to what executes texts. */
+function handsOverSettings(text: string, { params }: Execution): boolean {
+  return saysSettings(text) || (params?.values.some((v) => v !== null && saysSettings(v.toString('latin1'))) ?? false);
 }

@@ -30,6 +30,8 @@ export class Units {
   #discarded = false;
   /** The schema was changed in the transaction under way. */
   #ddl = false;
+  /** So that what runs behind statements, and leaves something on a connection, is another from now on. */
+  #code = false;
   /** Resolves when the router knows what DDL has made; it is told at the end of its transaction. */
   #schema: Promise<void> | null = null;
   /** Settings given a value that is not known here. */
@@ -137,6 +139,7 @@ export class Units {
     if (plan.kind === 'ddl') {
       services.contents.schemaChanged();
       this.#ddl = true;
+      if (plan.asksSequences !== undefined || OF_CODE.test(plan.command)) this.#code = true;
     }
     lease.transaction?.note(effect, text, this.#harmless(plan, analyzed.text, lease.transaction));
     if (plan.command === 'DISCARD SEQUENCES') lease.sequences.discarded(lease.backend);
@@ -215,9 +218,10 @@ export class Units {
     // Now others see it too.
     if (this.#ddl) {
       this.#session.services.contents.schemaChanged();
-      this.#schema = this.#session.services.schemaChanged();
+      this.#schema = this.#session.services.schemaChanged(this.#code);
     }
     this.#ddl = false;
+    this.#code = false;
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
     this.#session.listening.ended(committed);
@@ -331,6 +335,9 @@ export class Units {
     return this.#session.settings.get('default_transaction_isolation') === undefined;
   }
 }
+
+/** DDL of functions, which the next statement may run. */
+const OF_CODE = /\b(FUNCTION|PROCEDURE|ROUTINE|TRIGGER)\b/;
 
 /** Texts that are not looked through. */
 const LONG = 64 * 1024;

@@ -40,6 +40,13 @@ CREATE SEQUENCE other;
 CREATE FUNCTION makes_temp() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE TEMP TABLE made (a int)'; END $$;
 CREATE FUNCTION calls_it() RETURNS void LANGUAGE sql AS $$ SELECT makes_temp() $$;
 CREATE FUNCTION hears() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'LISTEN inside'; END $$;
+CREATE FUNCTION runs(sql text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE sql; RETURN 1; END $$;
+CREATE FUNCTION tells() RETURNS int LANGUAGE plpgsql AS $$
+  BEGIN RAISE NOTICE 'SET x'; PERFORM set_config('my.y', lower(coalesce('A', 'b')), true); RETURN 1; END $$;
+CREATE TABLE marked (a int);
+CREATE FUNCTION marks() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN PERFORM set_config('my.mark', NEW.a::text, false); RETURN NEW; END $$;
+CREATE TRIGGER marking BEFORE INSERT ON marked FOR EACH ROW EXECUTE FUNCTION marks();
 CREATE FUNCTION clean() RETURNS int LANGUAGE sql VOLATILE AS $$ SELECT 1 $$`;
 
 describe('one shard, a pool of two', () => {
@@ -84,6 +91,8 @@ describe('one shard, a pool of two', () => {
     ['SELECT pg_backend_pid()', 'pg_backend_pid', 'DISCARD ALL'],
     ['SELECT setseed(0.5)', 'setseed', 'DISCARD ALL'],
     ['SELECT hears()', 'LISTEN in a function', 'DISCARD ALL'],
+    [`SELECT runs('SET my.x = 1')`, 'settings of a function', 'DISCARD ALL'],
+    ['INSERT INTO marked VALUES (1)', 'settings of a function', 'DISCARD ALL'],
   ])('%s pins (%s) until %s', async (begin, reason, end) => {
     const c = await connect();
     const before = s.proxy.pins.all.get(reason) ?? 0;
@@ -98,6 +107,9 @@ describe('one shard, a pool of two', () => {
 
   it.each([
     'SELECT clean()',
+    'SELECT tells()',
+    `SELECT runs('UPDATE marked SET a = 1')`,
+    `DO $$ BEGIN RAISE NOTICE 'SET x'; SET LOCAL my.x = 1; END $$`,
     'DO $$ BEGIN END $$',
     'SELECT pg_advisory_xact_lock(5)',
     'SELECT pg_advisory_unlock(5)',
@@ -127,6 +139,18 @@ describe('one shard, a pool of two', () => {
     await c.query('ROLLBACK');
     expect(pinned()).toEqual(['session advisory lock']);
     expect(await value(await connect(), 'SELECT pg_try_advisory_lock(6)')).toBe(false);
+  });
+
+  it('keeps what a text that was handed to a function has set, and what a trigger has', async () => {
+    const [a, b] = [await connect(), await connect()];
+    await a.query('SELECT runs($1)', [`SET my.own = 'of a'`]);
+    await a.query('INSERT INTO marked VALUES (5)');
+    for (let i = 0; i < 3; i++) {
+      expect(await value(a, 'SHOW my.own')).toBe('of a');
+      expect(await value(a, 'SHOW my.mark')).toBe('5');
+      expect(await value(b, `SELECT nullif(current_setting('my.own', true), '')`)).toBe(null);
+      expect(await value(b, `SELECT nullif(current_setting('my.mark', true), '')`)).toBe(null);
+    }
   });
 
   it('has what it keeps to itself', async () => {

@@ -78,6 +78,33 @@ describe('two clients that share one server connection', () => {
     await c.end();
   });
 
+  it('never see what a function of the other has set by a text that was put together', async () => {
+    const a = await s.connect();
+    const b = await s.connect();
+    await a.query(
+      `CREATE FUNCTION runs(sql text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE sql; RETURN 1; END $$;
+       CREATE TABLE watched (a int); CREATE FUNCTION watches() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN EXECUTE concat('S', 'ET my.row = ', quote_literal(NEW.a)); RETURN NEW; END $$;
+       CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION watches()`,
+    );
+    const seen = async (name: string) =>
+      (await b.query(`SELECT current_setting('my.${name}', true) AS v`)).rows[0]?.v as string | null;
+    const process = await pid(a);
+    for (const [name, sql] of [
+      ['direct', `SELECT runs('SE' || 'T my.direct = ''of a''')`],
+      ['block', `DO $$ BEGIN EXECUTE concat('SE', 'T my.block = ''of a'''); END $$`],
+      ['row', 'INSERT INTO watched VALUES (1)'],
+      ['failed', `BEGIN; SELECT runs('SE' || 'T my.failed = ''of a'''); COMMIT; SELECT 1/0`],
+    ] as const) {
+      await a.query(sql).catch((error: { code: string }) => expect(error.code).toBe('22012'));
+      expect(['', null], name).toContain(await seen(name));
+    }
+    expect(await pid(b)).toBe(process);
+    await a.query('DROP TABLE watched; DROP FUNCTION runs, watches');
+    await a.end();
+    await b.end();
+  });
+
   it('keep both halves of DateStyle, though each is set alone', async () => {
     const a = await s.connect({ options: '-c datestyle=postgres' });
     const b = await s.connect();
@@ -235,5 +262,37 @@ describe('two clients that share one server connection', () => {
     await a.end();
     await b.end();
     await c.end();
+  });
+});
+
+// Last: from here on sessions of this user keep their connections when they may have drawn numbers.
+describe('clients that use a connection one after the other', () => {
+  it('never get the other’s numbers from sequences by a default, a trigger or a function', async () => {
+    const as = async (...sql: string[]) => {
+      const client = await s.connect();
+      try {
+        for (const one of sql) await client.query(one);
+      } finally {
+        await client.end();
+      }
+    };
+    // Sessions of a user who has once asked keep their connections: each is gone before the next comes.
+    const none = async (...sql: string[]) => {
+      await as(`SELECT nextval('numbers')`);
+      await expect(as(...sql), sql.join()).rejects.toMatchObject({ code: '55000' });
+    };
+    await as('CREATE SEQUENCE numbers; CREATE TABLE plain (a int)');
+    const table = `CREATE TABLE asking (a int DEFAULT currval('numbers'))`;
+    await none(`${table}; INSERT INTO asking DEFAULT VALUES`);
+    await none(table, 'INSERT INTO asking DEFAULT VALUES');
+    await none('INSERT INTO asking DEFAULT VALUES');
+    await none(`CREATE FUNCTION asks() RETURNS bigint LANGUAGE sql AS 'SELECT lastval()'`, 'SELECT asks()');
+    await none(
+      `CREATE TABLE fires (a int); CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM asks(); RETURN NEW; END $$;
+       CREATE TRIGGER firing BEFORE INSERT ON fires FOR EACH ROW EXECUTE FUNCTION fire()`,
+      'INSERT INTO fires VALUES (1)',
+    );
+    await none('ALTER TABLE plain ALTER COLUMN a SET DEFAULT asks()', 'INSERT INTO plain DEFAULT VALUES');
+    await as('DROP TABLE plain, asking, fires; DROP FUNCTION fire, asks; DROP SEQUENCE numbers');
   });
 });
