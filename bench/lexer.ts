@@ -8,6 +8,7 @@ import { Lexer } from '../proxy/router/lexer.js';
 import { EMPTY_METADATA } from '../proxy/router/metadata.js';
 import { Router } from '../proxy/router/router.js';
 import type { Epoch, Keyspace, KeyspaceName, ShardedTable, ShardName, Topology } from '../topology/topology.js';
+import { compareContenders } from './measure.js';
 
 const STATEMENTS: readonly (readonly [name: string, sql: string])[] = [
   ['pgbench select', 'SELECT abalance FROM pgbench_accounts WHERE aid = 4711;'],
@@ -21,31 +22,8 @@ const STATEMENTS: readonly (readonly [name: string, sql: string])[] = [
     `INSERT INTO orders (tenant_id, id, note) VALUES ${Array.from({ length: 100 }, (_, i) => `(42, ${i}, 'note ${i}')`).join(', ')}`,
   ],
 ];
-const ROUNDS = 9;
-const ROUND_MS = 60;
-
-/** Median and spread of the time of one call, in µs, over rounds. */
-function measure(run: () => void): { median: number; low: number; high: number } {
-  const times: number[] = [];
-  for (let round = -2; round < ROUNDS; round++) {
-    let calls = 0;
-    const start = performance.now();
-    let now = start;
-    while (now - start < ROUND_MS) {
-      for (let i = 0; i < 20; i++) run();
-      calls += 20;
-      now = performance.now();
-    }
-    if (round >= 0) times.push(((now - start) * 1000) / calls);
-  }
-  times.sort((a, b) => a - b);
-  return { median: times[ROUNDS >> 1] as number, low: times[0] as number, high: times[ROUNDS - 1] as number };
-}
-
 await loadModule();
-console.log(
-  `${cpus()[0]?.model ?? 'unknown processor'}, ${cpus().length} cores; Node ${process.version}; medians of ${ROUNDS} rounds (lowest–highest), µs a call`,
-);
+console.log(`${cpus()[0]?.model ?? 'unknown processor'}, ${cpus().length} cores; Node ${process.version}`);
 const orders: ShardedTable = {
   schema: 'public',
   table: 'orders',
@@ -83,28 +61,25 @@ for (const [name, sql] of STATEMENTS) {
   const text = Buffer.from(sql);
   const lexer = new Lexer();
   const router = new Router({ topology: () => topology, metadata: () => EMPTY_METADATA });
-  const peers: readonly (readonly [string, () => void])[] = [
-    ['lexer, scan only', () => lexer.scan(text)],
-    [
-      'lexer, with the key',
-      () => {
+  compareContenders(`route: ${name}, ${text.length} bytes`, [
+    { contender: 'lexer, scan only', role: 'ours', run: () => lexer.scan(text) },
+    {
+      contender: 'lexer, with the key',
+      role: 'ours',
+      run: () => {
         lexer.scan(text);
         lexer.key();
       },
-    ],
-    [
-      'router, analyze and route',
-      () => {
+    },
+    {
+      contender: 'router, analyze and route',
+      role: 'ours',
+      run: () => {
         router.route(router.analyze(text, session), 0, params, topology);
       },
-    ],
-    ['libpg-query scan', () => scanSync(sql)],
-    ['libpg-query fingerprint', () => fingerprintSync(sql)],
-    ['libpg-query parse', () => parseSync(sql)],
-  ];
-  console.log(`\n${name} (${text.length} bytes)`);
-  for (const [peer, run] of peers) {
-    const { median, low, high } = measure(run);
-    console.log(`  ${peer.padEnd(28)}${median.toFixed(2).padStart(10)}  (${low.toFixed(2)}–${high.toFixed(2)})`);
-  }
+    },
+    { contender: 'libpg-query scan', role: 'other', run: () => scanSync(sql) },
+    { contender: 'libpg-query fingerprint', role: 'other', run: () => fingerprintSync(sql) },
+    { contender: 'libpg-query parse', role: 'reference', run: () => parseSync(sql) },
+  ]);
 }

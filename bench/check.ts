@@ -1,0 +1,75 @@
+/**
+ * Compares a run with the committed record of ratios and says what moved. Exit code 1 when a ratio fell by more than the noise.
+ * Run: npm run bench:check -- --help
+ */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import yargs from 'yargs';
+import { ForeshardError, UsageError } from '../topology/errors.js';
+import { renderComparison } from './results/comparison-text.js';
+import { ratiosOf } from './results/ratios.js';
+import { type BenchRecord, compare, EMPTY_RECORD, recordSchema, withRun } from './results/record.js';
+import { type Results, resultsSchema } from './results/results.js';
+import { bench } from './suite/bench.js';
+import { endWithSignals } from './suite/ending.js';
+import { ROOT } from './suite/machine.js';
+import { parseOptions } from './suite/options.js';
+
+const say = (text: string) => process.stderr.write(`${text}\n`);
+
+function readJson(file: string): unknown {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8'));
+  } catch (error) {
+    throw new UsageError(`${file} cannot be read: ${(error as Error).message}`);
+  }
+}
+
+function readResults(file: string): Results {
+  const parsed = resultsSchema.safeParse(readJson(file));
+  if (!parsed.success)
+    throw new UsageError(`${file} is not the JSON of a run: ${parsed.error.issues[0]?.path.join('.')}`);
+  return parsed.data;
+}
+
+function readRecord(file: string): BenchRecord {
+  if (!existsSync(file)) return EMPTY_RECORD;
+  const parsed = recordSchema.safeParse(readJson(file));
+  if (!parsed.success) throw new UsageError(`${file} is not a record: ${parsed.error.issues[0]?.path.join('.')}`);
+  return parsed.data;
+}
+
+async function main(): Promise<void> {
+  const given = await yargs(process.argv.slice(2))
+    .scriptName('npm run bench:check --')
+    .usage(
+      '$0 [FILE…]\n\nCompares runs (the JSON that npm run bench has written; without any, a new quick run) with the record of ratios.',
+    )
+    .option('record', { type: 'string', default: `${ROOT}bench/record.json`, describe: 'The record' })
+    .option('tolerance', { type: 'number', default: 5, describe: 'Changes up to so many per cent are always noise' })
+    .option('update', { type: 'boolean', default: false, describe: "Put the runs' ratios into the record" })
+    .strictOptions()
+    .version(false)
+    .parseAsync();
+  const record = readRecord(given.record);
+  const runs = given._.map((file) => readResults(String(file)));
+  if (runs.length === 0) {
+    const ending = endWithSignals();
+    const options = await parseOptions(['--quick']);
+    runs.push((await bench(options, say).finally(ending.end)).results);
+  }
+  if (given.update) {
+    writeFileSync(given.record, `${JSON.stringify(runs.reduce(withRun, record), null, 1)}\n`);
+    console.log(`written: ${given.record}`);
+    return;
+  }
+  const ratios = Object.assign({}, ...runs.map(ratiosOf));
+  const comparison = compare(record, ratios, given.tolerance / 100);
+  console.log(renderComparison(comparison));
+  if (comparison.changes.some(({ verdict }) => verdict === 'fell')) process.exitCode = 1;
+}
+
+main().catch((error: unknown) => {
+  const known = error instanceof ForeshardError ? error : null;
+  say(`bench: ${known?.message ?? (error as Error).stack}${known?.hint === undefined ? '' : `\nhint: ${known.hint}`}`);
+  process.exitCode = known?.sqlstate === '22023' ? 2 : 1;
+});
