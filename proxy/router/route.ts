@@ -191,7 +191,7 @@ export interface BoundParams {
   readonly oids: readonly number[];
   /** Format codes as in Bind, expanded to one per parameter: 0 text, 1 binary. */
   readonly formats: readonly number[];
-  /** null for SQL NULL. */
+  /** null for SQL NULL; missing, although there is a format: not known (yet). */
   readonly values: readonly (Buffer | null)[];
 }
 

@@ -55,16 +55,17 @@ export class BatchSender {
           lease.unsynced = true;
           break;
         case 'bind': {
+          const { frame, following } = item;
           const { portal } = item.bind;
           const name = this.#names.toBind(backend, item);
-          const data = name === item.bind.statement ? item.frame : rewriteBindStatement(item.frame, name);
+          const data = name === item.bind.statement ? frame : rewriteBindStatement(frame, name, following);
           backend.send(data, {
             kind: 'bind',
             internal: false,
             // Not the item: it has the values, which may be large.
             undo: () => this.#reader.forgetPortal(portal),
           });
-          if (item.frame.length > LARGE_MESSAGE_BYTES) this.#reader.forgetValues(portal);
+          if (frame.length > LARGE_MESSAGE_BYTES || following > 0) this.#reader.forgetValues(portal);
           lease.unsynced = true;
           lease.unsyncedDirty = true;
           // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.

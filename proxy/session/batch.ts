@@ -4,6 +4,7 @@ import {
   type BindMessage,
   checkEmpty,
   decodeBind,
+  decodeBindHead,
   decodeClose,
   decodeDescribe,
   decodeExecute,
@@ -22,6 +23,8 @@ export type Item =
   | {
       readonly type: 'bind';
       readonly frame: Buffer;
+      /** Bytes of it that come behind `frame`, and are sent on as they come. */
+      readonly following: number;
       readonly bind: BindMessage;
       readonly statement: ClientStatement;
       readonly execution: Execution;
@@ -41,6 +44,8 @@ export type Item =
 export interface Message {
   readonly type: number;
   readonly frame: Buffer;
+  /** Bytes of it that come behind `frame`; absent: none. Only of the last Bind of a batch. */
+  readonly following?: number;
   /** Why it cannot be carried out; `frame` is empty then. */
   readonly error?: Error;
 }
@@ -84,10 +89,10 @@ export class BatchReader {
     const lookup = this.#lookup;
     // What an earlier statement of the batch does to search_path is reported at its end.
     let changing = lookup.pending;
-    for (const [i, { type, frame, error }] of batch.entries()) {
+    for (const [i, { type, frame, following, error }] of batch.entries()) {
       try {
         if (error !== undefined) throw error;
-        const item = this.#readOne(type, frame, changing);
+        const item = this.#readOne(type, frame, following ?? 0, changing);
         if (item.type === 'bind') executions.push(item.execution);
         if (item.type === 'execute' && item.bound) changing ||= lookup.mayChange(item.bound.statement.analyzed, 0);
         items.push(item);
@@ -110,10 +115,10 @@ export class BatchReader {
     const bound = this.portals.get(portal);
     if (bound === undefined || bound.execution.params === null) return;
     const { params } = bound.execution;
-    bound.execution = { ...bound.execution, params: { ...params, values: params.values.map(() => null) } };
+    bound.execution = { ...bound.execution, params: { ...params, values: new Array(params.values.length) } };
   }
 
-  #readOne(type: number, frame: Buffer, changing: boolean): Item {
+  #readOne(type: number, frame: Buffer, following: number, changing: boolean): Item {
     switch (type) {
       case FRONTEND.Parse: {
         const { name, sql, oids } = decodeParse(frame);
@@ -121,7 +126,7 @@ export class BatchReader {
         return { type: 'parse', frame, name, statement };
       }
       case FRONTEND.Bind: {
-        const bind = decodeBind(frame);
+        const bind = (following > 0 ? decodeBindHead(frame) : null) ?? decodeBind(frame);
         const statement = this.#statements.get(bind.statement);
         const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
         const { analyzed } = statement;
@@ -136,6 +141,7 @@ export class BatchReader {
         const item: Item & { type: 'bind' } = {
           type: 'bind',
           frame,
+          following,
           bind,
           statement,
           execution,

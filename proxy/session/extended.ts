@@ -3,7 +3,7 @@ import { FanOut } from '../gather/fan-out.js';
 import type { Touch } from '../router/route.js';
 import { BIND_COMPLETE, CLOSE_COMPLETE, encodeCommandComplete, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
-import { decodeDescribe, encodeParse, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
+import { decodeBindHead, decodeDescribe, encodeParse, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { BatchReader, type Item, type Message, syncOf } from './batch.js';
 import { BatchSender } from './batch-sender.js';
@@ -19,6 +19,9 @@ import type { Units } from './units.js';
 
 /** A batch is sent on, without waiting for its Sync, when it has grown to this size. */
 const BATCH_BYTES = 256 * 1024;
+/** Where the rest of a message is to be sent whose beginning has been; `hold`: it is needed as a whole; `drop`: no more of it is. */
+export type Begun = Backend | 'hold' | 'drop';
+
 /** One statement from its Bind, or Parse, to the Sync. */
 const ALONE = /^(parse )?bind (describe-portal )?execute sync$/;
 
@@ -36,6 +39,8 @@ export class ExtendedProtocol {
   #skipping = false;
   /** Messages were sent without a Flush or Sync behind them: the server keeps its replies. */
   #unflushed = false;
+  /** What became of the large Bind that was begun last. */
+  #begun: Begun = 'drop';
 
   constructor(session: ClientSession, units: Units, statements: ClientStatements) {
     this.#session = session;
@@ -58,6 +63,23 @@ export class ExtendedProtocol {
       return null;
     this.#unflushed = type !== FRONTEND.Sync && type !== FRONTEND.Flush;
     return this.#dispatch(this.#takeBatch(), performance.now(), 0);
+  }
+
+  /**
+   * A large Bind begins with `head`, and `following` bytes of it are to come. What was sent before it and the head go to a server, if
+   * the head says where it belongs.
+   *
+   * @returns where the rest is to be sent; or that the whole message is needed (`hold`), or not at all (`drop`).
+   */
+  async begin(head: Buffer, following: number): Promise<Begun> {
+    if (decodeBindHead(head) === null) return 'hold';
+    const batch = [...this.#takeBatch(), { type: FRONTEND.Bind, frame: head, following }];
+    this.#unflushed = true;
+    this.#begun = 'drop';
+    await this.#dispatch(batch, performance.now(), 0);
+    const begun = this.#begun;
+    this.#begun = 'drop';
+    return begun;
   }
 
   /** Another kind of message follows: sends what waits for a Sync or Flush, so that its replies come. Null: nothing does. */
@@ -112,10 +134,12 @@ export class ExtendedProtocol {
         return;
       }
       if (placement.kind === 'fanout') {
+        if (this.#needsWhole(batch, items)) return;
         if (!(await this.#fanOut(items, placement, error))) await again();
         return;
       }
     } catch (e) {
+      if (e instanceof RefusedError && this.#needsWhole(batch, items)) return;
       this.#reader.undo(items);
       await this.#fail(this.#units.fieldsOf(e), sync ?? syncOf(items));
       return;
@@ -136,7 +160,7 @@ export class ExtendedProtocol {
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
     if (first) this.#units.beginUnit(backend);
-    const large = batch.some((message) => message.frame.length > LARGE_MESSAGE_BYTES);
+    const large = batch.some((message) => message.frame.length > LARGE_MESSAGE_BYTES || message.following);
     // A large batch without its Sync is let go of once it is sent: it could not be sent again.
     const kept = first && sync === null && (!large || items.at(-1)?.type === 'sync');
     session.ifStale(kept && rest.length === 0 && times === 0 ? again : null);
@@ -158,6 +182,8 @@ export class ExtendedProtocol {
       session.gate.close(again);
     this.#assignParts(items, placement.parts);
     this.#sender.send(backend, items);
+    const last = items.at(-1);
+    if (last?.type === 'bind' && last.following > 0) this.#begun = backend;
     if (rest.length > 0) {
       await answered(backend);
       if (lease.backend === backend) await this.#dispatch(rest, since, 0);
@@ -167,6 +193,17 @@ export class ExtendedProtocol {
     this.#sender.poison(backend, error);
     if (sync === null) this.#skipping = true;
     else this.#sender.send(backend, [sync]);
+  }
+
+  /** The batch ends with the head of a large Bind, which does not say enough: it is read again when the Bind is whole. */
+  #needsWhole(batch: readonly Message[], items: readonly Item[]): boolean {
+    if (!batch.at(-1)?.following) return false;
+    this.#reader.undo(items);
+    this.#batch = batch.slice(0, -1);
+    this.#batchBytes = this.#batch.reduce((bytes, message) => bytes + message.frame.length, 0);
+    this.#begun = 'hold';
+    this.#session.lease.releaseIfIdle();
+    return true;
   }
 
   /** Whether a Parse is answered by the proxy, before the server has said whether what follows can be done. */

@@ -12,12 +12,17 @@ const INBOX_BYTES = 1024 * 1024;
 const INCOMING_BYTES = 256;
 const NO_BYTES = Buffer.alloc(0);
 
+/** What of a large message is looked at before it is decided what becomes of it. */
+const HEAD_BYTES = 32 * 1024;
+
 export interface Incoming {
   readonly type: number;
-  /** A whole message, or, of CopyData, a piece of one. */
+  /** A whole message, or a piece of one that is streamed. */
   readonly frame: Buffer;
-  /** Bytes of a CopyData that follow in other pieces. */
+  /** Bytes of it that follow in other pieces. */
   readonly remaining: number;
+  /** The beginning of a large message; nothing comes behind it before it has been told what becomes of it. */
+  readonly head?: true;
   /** It was too large to be held, and is no more: its size. */
   readonly refused?: number;
 }
@@ -45,6 +50,11 @@ export class Inbox {
   readonly #messages: Incoming[] = [];
   #bytes = 0;
   #closed = false;
+  /** Size of a large message whose beginning is yet to come; 0: there is none. */
+  #beginning = 0;
+  /** The large message that the scanner asks about is to be held; is dropped. */
+  #hold = false;
+  #drop = false;
 
   constructor(socket: Socket, budget: MessageBudget, owner: InboxOwner) {
     this.#socket = socket;
@@ -54,8 +64,8 @@ export class Inbox {
       {
         onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
         onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
-        admit: (_type, size) => this.large.admit(size),
-        onRefused: (type, size) => this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size }),
+        admit: (type, size) => this.#admit(type, size),
+        onRefused: (type, size) => this.#refused(type, size),
       },
       clientFrames(),
       LARGE_MESSAGE_BYTES,
@@ -84,8 +94,26 @@ export class Inbox {
       this.#owner.failed(error);
       return;
     }
-    if (this.#bytes > INBOX_BYTES || this.#scanner.isWaiting) this.#socket.pause();
+    this.#showHead();
+    if (this.#bytes > INBOX_BYTES || this.#isHalted) this.#socket.pause();
     this.#owner.arrived();
+  }
+
+  /** The message whose head was looked at is to be held until it is whole, if there is room. */
+  hold(): void {
+    this.#hold = true;
+    this.#goOn(() => this.#scanner.resume());
+  }
+
+  /** Its head has been dealt with, and the rest of it comes in pieces. */
+  stream(): void {
+    this.#goOn(() => this.#scanner.stream());
+  }
+
+  /** Nothing is to be heard of it any more. */
+  drop(): void {
+    this.#drop = true;
+    this.#goOn(() => this.#scanner.resume());
   }
 
   /** The next message is looked at now. */
@@ -121,7 +149,49 @@ export class Inbox {
   }
 
   get #mayRead(): boolean {
-    return this.#owner.mayRead() && !this.#scanner.isWaiting;
+    return this.#owner.mayRead() && !this.#isHalted;
+  }
+
+  /** A large message has to wait, and enough of it is here. */
+  get #isHalted(): boolean {
+    return this.#scanner.isWaiting && this.#beginning === 0;
+  }
+
+  #admit(type: number, size: number): 'take' | 'wait' | 'refuse' {
+    if (type === FRONTEND.Bind || type === FRONTEND.FunctionCall) {
+      if (this.#drop) return 'refuse';
+      if (!this.#hold) {
+        this.#beginning = size;
+        return 'wait';
+      }
+    }
+    const answer = this.large.admit(size);
+    if (answer !== 'wait') this.#hold = false;
+    return answer;
+  }
+
+  #refused(type: number, size: number): void {
+    if (this.#drop) this.#drop = false;
+    else this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size });
+  }
+
+  #showHead(): void {
+    const { held } = this.#scanner;
+    if (this.#beginning === 0 || held === null || held.length < HEAD_BYTES) return;
+    const frame = held.subarray(0, this.#beginning);
+    this.#receive({ type: held[0] as number, frame, remaining: this.#beginning - frame.length, head: true });
+    this.#beginning = 0;
+  }
+
+  #goOn(work: () => void): void {
+    if (this.#closed) return;
+    try {
+      work();
+    } catch (error) {
+      this.#owner.failed(error);
+      return;
+    }
+    this.#showHead();
   }
 
   #receive(message: Incoming): void {
@@ -132,12 +202,7 @@ export class Inbox {
   /** There is room now for the large message that the client has begun to send. */
   #admitted(): void {
     if (this.#closed) return;
-    try {
-      this.#scanner.resume();
-    } catch (error) {
-      this.#owner.failed(error);
-      return;
-    }
+    this.#goOn(() => this.#scanner.resume());
     this.#owner.arrived();
   }
 }

@@ -3,9 +3,10 @@ import { FRONTEND } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { ClientSession } from './client-session.js';
 import type { CopyIn } from './copy-in.js';
-import type { ExtendedProtocol } from './extended.js';
+import type { Begun, ExtendedProtocol } from './extended.js';
 import type { Inbox, Incoming } from './inbox.js';
 import { readAhead, unlessAborted } from './long-text.js';
+import type { MessageStream } from './message-stream.js';
 import type { SimpleProtocol } from './simple.js';
 import type { ClientStatements } from './statements.js';
 import type { Units } from './units.js';
@@ -30,6 +31,7 @@ export interface LoopParts {
   readonly inbox: Inbox;
   readonly output: ClientOutput;
   readonly copyIn: CopyIn;
+  readonly stream: MessageStream;
   readonly statements: ClientStatements;
   readonly units: Units;
   readonly simple: SimpleProtocol;
@@ -50,6 +52,7 @@ export class MessageLoop {
   readonly #inbox: Inbox;
   readonly #output: ClientOutput;
   readonly #copyIn: CopyIn;
+  readonly #stream: MessageStream;
   readonly #statements: ClientStatements;
   readonly #units: Units;
   readonly #simple: SimpleProtocol;
@@ -61,6 +64,7 @@ export class MessageLoop {
     this.#inbox = parts.inbox;
     this.#output = parts.output;
     this.#copyIn = parts.copyIn;
+    this.#stream = parts.stream;
     this.#statements = parts.statements;
     this.#units = parts.units;
     this.#simple = parts.simple;
@@ -121,7 +125,7 @@ export class MessageLoop {
   }
 
   #mayProcess(type: number): boolean {
-    if (this.#copyIn.active) return true;
+    if (this.#copyIn.active || this.#stream.active) return true;
     if (this.awaitingReady || this.canceling) return false;
     // Somebody does not read: the client its answers, or the server what was sent without a Sync.
     if (this.#output.full && type !== FRONTEND.Terminate) return false;
@@ -133,10 +137,45 @@ export class MessageLoop {
 
   #process(message: Incoming): Promise<void> | null {
     const { type, frame, refused } = message;
+    if (this.#stream.active) {
+      this.#stream.forward(frame, message.remaining);
+      if (this.#stream.full) this.#inbox.pause();
+      return null;
+    }
+    if (message.head) return this.#begin(message);
     this.#owner.activity.message(type);
     this.#inbox.large.process(frame.length);
     if (refused !== undefined) return this.#refuseLarge(type, refused);
     return this.#readAhead(message) ?? this.#carryOut(message);
+  }
+
+  /** A large message has begun to come: is its beginning enough to send it on as it comes? */
+  #begin({ type, frame, remaining }: Incoming): Promise<void> | null {
+    if (this.#extended.skipping) {
+      this.#inbox.drop();
+      return null;
+    }
+    if (this.#copyIn.active || remaining === 0) {
+      this.#inbox.hold();
+      return null;
+    }
+    const begun: Promise<Begun> =
+      type === FRONTEND.Bind
+        ? this.#extended.begin(frame, remaining)
+        : this.#simple.functionCall(frame).then((backend) => backend ?? 'drop');
+    return begun.then((became) => {
+      if (became === 'hold') {
+        this.#inbox.hold();
+        return;
+      }
+      this.#owner.activity.message(type);
+      if (became === 'drop') {
+        this.#inbox.drop();
+        return;
+      }
+      this.#stream.begin(became);
+      this.#inbox.stream();
+    });
   }
 
   /** Has a long text read in another thread, and then carries the message out. Null: there is no need. */
@@ -165,7 +204,7 @@ export class MessageLoop {
       case FRONTEND.Query:
         return this.#extended.skipping ? null : this.#simple.query(frame);
       case FRONTEND.FunctionCall:
-        return this.#extended.skipping ? null : this.#simple.functionCall(frame);
+        return this.#extended.skipping ? null : this.#simple.functionCall(frame).then(() => undefined);
       case FRONTEND.CopyData:
       case FRONTEND.CopyDone:
       case FRONTEND.CopyFail:

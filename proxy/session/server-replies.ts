@@ -10,6 +10,7 @@ import type { ExtendedProtocol } from './extended.js';
 import type { Inbox } from './inbox.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
+import type { MessageStream } from './message-stream.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
@@ -23,6 +24,7 @@ export interface RepliesParts {
   readonly output: ClientOutput;
   readonly inbox: Inbox;
   readonly copyIn: CopyIn;
+  readonly stream: MessageStream;
   readonly units: Units;
   readonly extended: ExtendedProtocol;
 }
@@ -40,6 +42,7 @@ export class ServerReplies implements BackendOwner {
   readonly #output: ClientOutput;
   readonly #inbox: Inbox;
   readonly #copyIn: CopyIn;
+  readonly #stream: MessageStream;
   readonly #units: Units;
   readonly #extended: ExtendedProtocol;
   /** The server has reported parameters that the client has yet to be told. */
@@ -58,6 +61,7 @@ export class ServerReplies implements BackendOwner {
     this.#output = parts.output;
     this.#inbox = parts.inbox;
     this.#copyIn = parts.copyIn;
+    this.#stream = parts.stream;
     this.#units = parts.units;
     this.#extended = parts.extended;
   }
@@ -175,6 +179,7 @@ export class ServerReplies implements BackendOwner {
 
   onWritable(): void {
     this.#copyIn.drained();
+    this.#stream.drained();
     // What a batch has sent so far is not kept here; what is sent alone may have to be sent again.
     if (!this.#session.gate.active && !this.#loop.awaitingReady) this.#inbox.large.done();
     this.#inbox.resume();

@@ -14,6 +14,7 @@ import { IDLE, Lease } from './lease.js';
 import { Listening, type ListeningClient } from './listening.js';
 import { readAhead, unlessAborted } from './long-text.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
+import { MessageStream } from './message-stream.js';
 import { NameLookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
@@ -54,6 +55,7 @@ export class Session implements LoopOwner, TimedSession {
   readonly #loop: MessageLoop;
   readonly #replies: ServerReplies;
   readonly #copyIn = new CopyIn();
+  readonly #stream = new MessageStream();
   #closed = false;
   #wait: Wait | null = null;
   #fanOut: SpreadRun | null = null;
@@ -84,7 +86,7 @@ export class Session implements LoopOwner, TimedSession {
     const units = new Units(this, this.#statements);
     this.#extended = new ExtendedProtocol(this, units, this.#statements);
     this.#inbox = new Inbox(options.socket, this.services.largeMessages, {
-      mayRead: () => !this.#closed && !this.#copyIn.full,
+      mayRead: () => !this.#closed && !this.#copyIn.full && !this.#stream.full,
       arrived: () => this.#loop.pump(),
       failed: (error) => this.close(error),
     });
@@ -93,6 +95,7 @@ export class Session implements LoopOwner, TimedSession {
       inbox: this.#inbox,
       output: this.#output,
       copyIn: this.#copyIn,
+      stream: this.#stream,
       statements: this.#statements,
       units,
       simple: new SimpleProtocol(this, units, this.#statements),
@@ -104,6 +107,7 @@ export class Session implements LoopOwner, TimedSession {
       output: this.#output,
       inbox: this.#inbox,
       copyIn: this.#copyIn,
+      stream: this.#stream,
       units,
       extended: this.#extended,
     });
@@ -255,6 +259,11 @@ export class Session implements LoopOwner, TimedSession {
 
   /** The query time-out has passed. Nothing more is asked of the server until it has the request, which is meant for this alone. */
   cancelOverdue(): void {
+    // One that reads a message hears no cancel request either: it is asked again when it has it.
+    if (this.#stream.active) {
+      this.watch.overdue = false;
+      return;
+    }
     // A server that waits for its client to read hears no cancel request.
     if (this.#output.full) {
       this.close();

@@ -35,7 +35,8 @@ export class SimpleProtocol {
     return this.#run(frame, analyzed, performance.now(), 0);
   }
 
-  async functionCall(frame: Buffer): Promise<void> {
+  /** @returns where the rest of the message is to be sent, if it has one; null: nowhere, the client has been told why. */
+  async functionCall(frame: Buffer): Promise<Backend | null> {
     const session = this.#session;
     try {
       if (soleShard(session.services.live.current) === null)
@@ -45,16 +46,17 @@ export class SimpleProtocol {
       await session.lease.prepare([], session.wait);
     } catch (error) {
       await this.#units.fail(error);
-      return;
+      return null;
     }
     const backend = session.lease.backend as Backend;
     this.#units.beginUnit(backend);
     this.#units.sent(null);
     session.ifUnseen(null);
     session.expectReady();
-    session.listening.unknownRuns(session.lease.backend as Backend);
+    session.listening.unknownRuns(backend);
     this.#keepMixed();
     backend.send(frame, { kind: 'function', internal: false });
+    return backend;
   }
 
   async #run(frame: Buffer, analyzed: Analyzed, since: number, times: number): Promise<void> {

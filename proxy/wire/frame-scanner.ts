@@ -120,6 +120,22 @@ export class FrameScanner {
     return this.#held !== null;
   }
 
+  /** What has come since a message has to wait: its beginning, or more. Null: none has to. */
+  get held(): Buffer | null {
+    return this.#held;
+  }
+
+  /** Lets the message that had to wait go on in pieces: its bytes in `held` have been taken, the rest comes by `onPartial`. */
+  stream(): void {
+    const held = this.#held;
+    if (held === null) return;
+    this.#held = null;
+    const size = this.#sizeOf(held, 0);
+    this.#streamType = held[0] as number;
+    this.#streamRemaining = Math.max(0, size - held.length);
+    if (held.length > size) this.push(held.subarray(size));
+  }
+
   /** Asks again for the message that had to wait, and goes on with what has come behind it. */
   resume(): void {
     const held = this.#held;

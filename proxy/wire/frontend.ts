@@ -148,8 +148,8 @@ export function decodeParse(message: Buffer): ParseMessage {
   return { name, sql, oids };
 }
 
-export function decodeBind(message: Buffer): BindMessage {
-  const reader = new MessageReader(message);
+/** A Bind up to its first value. */
+function readBindStart(reader: MessageReader): { portal: string; statement: string; formats: number[] } {
   const portal = reader.name();
   const statement = reader.name();
   const given: number[] = [];
@@ -158,12 +158,40 @@ export function decodeBind(message: Buffer): BindMessage {
   // exec_bind_message in PostgreSQL's postgres.c: none (text), one for all, or one for each.
   if (given.length > 1 && given.length !== count)
     throw new ProtocolError(`bind message has ${given.length} parameter formats but ${count} parameters`);
-  const values: (Buffer | null)[] = [];
   const formats: number[] = [];
-  for (let i = 0; i < count; i++) {
+  for (let i = 0; i < count; i++) formats.push((given.length > 1 ? given[i] : given[0]) ?? 0);
+  return { portal, statement, formats };
+}
+
+/**
+ * The beginning of a Bind, as much as has come of it: what of its values is not there in whole is missing from `values`, and
+ * `resultFormats` is empty. Null: it breaks off before its first value, or is not valid.
+ */
+export function decodeBindHead(head: Buffer): BindMessage | null {
+  const reader = new MessageReader(head);
+  let start: ReturnType<typeof readBindStart>;
+  try {
+    start = readBindStart(reader);
+  } catch (error) {
+    if (error instanceof ProtocolError) return null;
+    throw error;
+  }
+  const values = new Array<Buffer | null>(start.formats.length);
+  for (let i = 0; i < values.length && reader.remaining >= 4; i++) {
+    const length = reader.int32();
+    if (length < -1 || length > reader.remaining) break;
+    values[i] = length === -1 ? null : reader.bytes(length);
+  }
+  return { ...start, values, resultFormats: [] };
+}
+
+export function decodeBind(message: Buffer): BindMessage {
+  const reader = new MessageReader(message);
+  const { portal, statement, formats } = readBindStart(reader);
+  const values: (Buffer | null)[] = [];
+  for (let i = 0; i < formats.length; i++) {
     const length = reader.int32();
     values.push(length === -1 ? null : reader.bytes(length));
-    formats.push((given.length > 1 ? given[i] : given[0]) ?? 0);
   }
   const resultFormats: number[] = [];
   for (let left = reader.uint16(); left > 0; left--) resultFormats.push(reader.int16());
@@ -202,14 +230,17 @@ export function checkEmpty(message: Buffer): void {
   new MessageReader(message).end();
 }
 
-/** The same Bind for another statement name; the parameters are not copied. Write the buffers one after the other. */
-export function rewriteBindStatement(message: Buffer, statement: string): Buffer[] {
+/**
+ * The same Bind for another statement name; the parameters are not copied. Write the buffers one after the other. `following`: bytes
+ * of it that come behind `message`.
+ */
+export function rewriteBindStatement(message: Buffer, statement: string, following: number = 0): Buffer[] {
   const reader = new MessageReader(message);
   const portal = reader.name();
   reader.cstring();
   const rest = reader.rest();
   const head = new MessageBuilder(FRONTEND.Bind, portal.length + statement.length + 2).name(portal).name(statement);
-  return [head.finish(rest.length), rest];
+  return [head.finish(rest.length + following), rest];
 }
 
 /** The same Parse for another statement name; the text is not copied. */

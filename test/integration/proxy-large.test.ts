@@ -52,7 +52,7 @@ describe('a message larger than all clients may have', () => {
     expect(error.hint).toContain('proxy.limits.largeMessageBytes');
     await peer.expect('Z');
     expect(types(await peer.until('Z'))).toBe('TDCZ');
-    peer.send(encodeParse('len', 'SELECT length($1::text)'), bind(BUDGET), encodeExecute(''), SYNC);
+    peer.send(encodeParse('len', 'SELECT length($1::text)'), encodeParse('', `SELECT '${'x'.repeat(BUDGET)}'`), SYNC);
     expect(types(await peer.until('Z'))).toBe('1EZ');
     peer.send(encodeParse('len', 'SELECT length($1::text)'), bind(3), encodeExecute(''), SYNC);
     // The statement that was parsed before the error is there, as on PostgreSQL.

@@ -240,6 +240,26 @@ describe('what drivers send is understood', () => {
     );
   });
 
+  test('the beginning of a Bind has the values that are there in whole', () => {
+    const values = [Buffer.from('one'), null, Buffer.alloc(0), Buffer.alloc(40, 'x'), Buffer.from('last')];
+    const message = serialize.bind({ portal: 'p', statement: 's', values });
+    const whole = frontend.decodeBind(message);
+    const known: number[] = [];
+    for (let end = 5; end < message.length; end++) {
+      const head = frontend.decodeBindHead(message.subarray(0, end));
+      if (head === null) {
+        expect(known).toEqual([]);
+        continue;
+      }
+      expect(head).toMatchObject({ portal: 'p', statement: 's', formats: whole.formats });
+      expect(head.values.length).toBe(values.length);
+      const there = values.findIndex((_, i) => !(i in head.values));
+      known.push(there < 0 ? values.length : there);
+      for (let i = 0; i < (known.at(-1) as number); i++) expect(head.values[i]).toEqual(whole.values[i]);
+    }
+    expect([...new Set(known)]).toEqual([0, 1, 2, 3, 4, 5]);
+  });
+
   test('Parse under another name', () => {
     const message = serialize.parse({ name: 'a', text: 'SELECT $1', types: [23] });
     expect(Buffer.concat(frontend.rewriteParseName(message, 'longer'))).toEqual(
