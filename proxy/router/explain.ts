@@ -1,9 +1,10 @@
 import type { KeyType } from '../../topology/key.js';
 import { encodeText } from '../../topology/key-codec.js';
 import type { KeyspaceName, ShardName, Topology } from '../../topology/topology.js';
+import type { SessionNames } from './analyzed-text.js';
 import { readKeys, type Values } from './keys.js';
 import type { Analyzed, BoundParams, KeyColumnSource, Refusal, Route, SessionEffect, StatementPlan } from './route.js';
-import type { Router, SessionNames } from './router.js';
+import type { Router } from './router.js';
 
 /** What the router makes of one statement: plain data. */
 export interface Explanation {

@@ -38,8 +38,8 @@ export interface Values {
   readonly foreignEncoding?: boolean;
 }
 
-/** Reads one key. Every doubt makes it unsure. */
-function readKey(keyspace: Keyspace, source: KeySource, values: Values): ReadKey {
+/** Reads one key, of which no column is an array. Every doubt makes it unsure. */
+export function readKey(keyspace: Keyspace, source: KeySource, values: Values): ReadKey {
   const key: KeyScalar[] = [];
   for (let i = 0; i < source.length; i++) {
     const scalar = readColumn(keyspace.keyTypes[i] as KeyType, source[i] as KeyColumnSource, values);
@@ -146,11 +146,17 @@ function readLiteral(
   castType: string | null,
   text: Buffer,
 ): KeyScalar | null {
+  if (token.kind === 'string' && !negated && isUnquoted(text, token))
+    return decodeText(type, text, token.start + 1, token.end - 1);
   if (isString(token)) {
     const bytes = negated ? null : stringBytes(token, text);
     return bytes && decodeText(type, bytes);
   }
   if (token.kind !== 'integer' && token.kind !== 'float') return null;
+  if (!negated && castType === null && isInteger(type)) {
+    const plain = decodeText(type, text, token.start, token.end);
+    if (plain !== null) return plain;
+  }
   const digits = text.toString('latin1', token.start, token.end).replaceAll('_', '');
   // A number with a point is numeric: compared with an integer it may be equal (5.0), stored into one it is rounded. Not followed.
   if (!/^(\d+|0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+)$/.test(digits)) return null;
@@ -167,6 +173,16 @@ function readLiteral(
     default:
       return null;
   }
+}
+
+function isInteger(type: KeyType): boolean {
+  return type === 'int8' || type === 'int4' || type === 'int2';
+}
+
+/** Whether the bytes between the quotes of '…' are the value. */
+function isUnquoted(text: Buffer, { start, end }: LiteralToken): boolean {
+  for (let i = start + 1; i < end - 1; i++) if (text[i] === 0x27) return false;
+  return true;
 }
 
 /** An integer cast to a narrower type than its own raises an error: PostgreSQL should say so. */

@@ -1,7 +1,17 @@
 import type { LiteralToken } from './route.js';
 
 /** Kinds of literals, by their code in {@link Lexer.literalKinds}. */
-const LITERAL_KINDS = ['string', 'estring', 'ustring', 'dollar', 'integer', 'float', 'bit', 'hex'] as const;
+const LITERAL_KINDS = [
+  'string',
+  'estring',
+  'ustring',
+  'dollar',
+  'integer',
+  'float',
+  'bit',
+  'hex',
+  'backslash',
+] as const;
 const STRING = 0;
 const ESTRING = 1;
 const USTRING = 2;
@@ -10,6 +20,7 @@ const INTEGER = 4;
 const FLOAT = 5;
 const BIT = 6;
 const HEX = 7;
+const BACKSLASH_STRING = 8;
 
 /** What a recorded token is; only for tests and tools (see {@link Lexer.scan}). */
 export type TokenKind = LiteralToken['kind'] | 'word' | 'quoted' | 'param' | 'operator' | 'other';
@@ -18,6 +29,26 @@ export interface Token {
   readonly start: number;
   readonly end: number;
 }
+
+/** Neighbours in a list, IN (…) or the rows of VALUES, that are the same but for their values: a template has the first one only. */
+export interface Run {
+  /** Rows of VALUES; else items of IN. */
+  readonly rows: boolean;
+  /** The first literal, and how many each item has. */
+  readonly literal: number;
+  readonly literalStride: number;
+  /** The number of the first parameter that the items bring, and how many each does. */
+  readonly param: number;
+  readonly paramStride: number;
+  /** Items, the first included. */
+  count: number;
+  /** What of the text the template does not have: from behind the first item to behind the last. */
+  readonly start: number;
+  end: number;
+}
+
+/** More runs than this in one text stay as they are: every parameter looks through them. */
+const MAX_RUNS = 64;
 
 // Character classes of scan.l, one bit each, looked up by byte.
 const SPACE = 1;
@@ -51,7 +82,9 @@ const LOWER = new Uint8Array(256);
 for (let c = 0; c < 256; c++) LOWER[c] = c >= 65 && c <= 90 ? c + 32 : c;
 
 /** What stands in the template for each kind of literal: one word per *grammar token*, so that a template fixes the parse tree's shape. */
-const PLACEHOLDERS = [':str', ':str', ':str', ':str', ':int', ':num', ':bit', ':hex'].map((s) => Buffer.from(s));
+const PLACEHOLDERS = [':str', ':str', ':str', ':str', ':int', ':num', ':bit', ':hex', ':str'].map((s) =>
+  Buffer.from(s),
+);
 
 const NEWLINE = 10;
 const RETURN = 13;
@@ -73,15 +106,26 @@ const LAST_UESCAPE = 3;
 /** No space after it: ( [ . and the N of N'…'. */
 const LAST_OPEN = 4;
 const LAST_OTHER = 5;
+/** The words that lists stand behind. */
+const LAST_IN = 6;
+const LAST_VALUES = 7;
+/** The parenthesis that ends a row of VALUES, and the comma behind it. */
+const LAST_ROW = 8;
+const LAST_ROW_COMMA = 9;
 
 /** NAMEDATALEN in PostgreSQL's pg_config_manual.h: an operator of this length is an error. */
 const NAMEDATALEN = 64;
 
 /**
- * PostgreSQL 18's scan.l by hand, in one pass over the bytes of a statement in UTF-8 or any other ASCII superset, with
- * standard_conforming_strings on. It makes two things and no garbage: the *template key* (tokens one after the other;
- * literals replaced by a word for their kind; comments dropped; unquoted words folded) and the places of the literals.
- * Two texts have the same key only if their tokens are the same but for the literals' values.
+ * PostgreSQL 18's scan.l by hand, in one pass over the bytes of a statement in UTF-8 or any other ASCII superset. It makes two
+ * things and no garbage: the *template key* (tokens one after the other; literals replaced by a word for their kind; comments
+ * dropped; unquoted words folded) and the places of the literals. Two texts have the same key only if their tokens are the same but
+ * for the literals' values and the lengths of lists.
+ *
+ * Lists are those of IN (…) and the rows of VALUES: of neighbours that are the same but for values only the first is in the key, the
+ * others are a {@link Run}. So that the numbers of parameters do not tell how long a list is, a parameter that has the next number
+ * is `$+`, and others count as if each run had one item only. Where that is not possible (numbers out of order, or a parameter of
+ * a list that is used elsewhere too) lists of parameters stay as they are.
  *
  * The arrays are reused: whoever wants to keep something copies it before the next scan.
  */
@@ -100,19 +144,67 @@ export class Lexer {
   readonly gaps: number[] = [];
   /** A byte above 0x7F occurs. */
   sawHighByte = false;
+  /** With standard_conforming_strings off: a plain string has a backslash in it. */
+  sawBackslash = false;
+  /** Items of lists that the key does not have, in the order of the text. */
+  readonly runs: Run[] = [];
   /** Filled only when asked for. */
   readonly tokens: Token[] = [];
 
-  #out = Buffer.allocUnsafe(4096);
+  #words = new Int32Array(1024);
+  #out = Buffer.from(this.#words.buffer);
   #length = 0;
   #last = LAST_NONE;
   #record = false;
+  #conforming = true;
+
+  /** The highest number of a parameter so far. */
+  #param = 0;
+  /** Numbers of parameters stay as they are from here on. */
+  #absolute = false;
+  /** They should have from the start. */
+  #conflict = false;
+
+  /** Depth of parentheses inside of which the items of the list at hand are; 0: there is none. */
+  #listDepth = 0;
+  #ofRows = false;
+  /** Parameters seen before the list. */
+  #listParam = 0;
+  /** The item at hand: where it begins in the key, literals and parameters seen before it. */
+  #itemStart = 0;
+  #itemLiteral = 0;
+  #itemParam = 0;
+  /** It uses a parameter of the list again. */
+  #itemEntangled = false;
+  /** The item before it, as it is in the key; no length: there is none. */
+  #priorStart = 0;
+  #priorEnd = 0;
+  #priorLiteral = 0;
+  #priorParam = 0;
+  #priorTextEnd = 0;
+  #priorInRun = false;
 
   /**
    * Scans a text. False if PostgreSQL's scanner would reject it (unterminated quote, junk after a number …).
-   * `record` also fills {@link tokens}, slowly.
+   * `record` also fills {@link tokens}, slowly. `conforming`: standard_conforming_strings.
    */
-  scan(text: Uint8Array, record = false): boolean {
+  scan(text: Uint8Array, record = false, conforming = true): boolean {
+    this.#conforming = conforming;
+    this.#absolute = false;
+    this.#begin(record);
+    if (this.#run(text)) return true;
+    if (!this.#conflict) return false;
+    this.#absolute = true;
+    this.#begin(record);
+    return this.#run(text);
+  }
+
+  #begin(record: boolean): void {
+    this.#conflict = false;
+    this.#param = 0;
+    this.#listDepth = 0;
+    this.runs.length = 0;
+    this.sawBackslash = false;
     this.literalCount = 0;
     this.statementCount = 0;
     this.sawAtomic = false;
@@ -122,7 +214,6 @@ export class Lexer {
     this.#last = LAST_NONE;
     this.#record = record;
     if (record) this.tokens.length = 0;
-    return this.#run(text);
   }
 
   /** The key of the text last scanned. */
@@ -135,12 +226,49 @@ export class Lexer {
     return this.#length;
   }
 
+  /** A hash of {@link key} (MurmurHash3, 32 bits). */
+  hash(seed: number): number {
+    const length = this.#length;
+    const words = this.#words;
+    const n = (length + 3) >> 2;
+    for (let i = length; i < n << 2; i++) this.#out[i] = 0;
+    let h = seed;
+    for (let i = 0; i < n; i++) {
+      let k = Math.imul(words[i] as number, 0xcc9e2d51);
+      k = Math.imul((k << 15) | (k >>> 17), 0x1b873593);
+      h ^= k;
+      h = (Math.imul((h << 13) | (h >>> 19), 5) + 0xe6546b64) | 0;
+    }
+    h ^= length;
+    h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+    h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+    return h ^ (h >>> 16);
+  }
+
+  /** The bytes of {@link key} in whole words, the last one filled up with zeros. To be asked behind {@link hash}. */
+  keyWords(): Int32Array {
+    return this.#words.slice(0, (this.#length + 3) >> 2);
+  }
+
+  /** Whether the key is the one of `length` bytes that `words` were of. To be asked behind {@link hash}. */
+  keyIs(words: Int32Array, length: number): boolean {
+    if (length !== this.#length) return false;
+    const mine = this.#words;
+    for (let i = 0; i < words.length; i++) if (words[i] !== mine[i]) return false;
+    return true;
+  }
+
   literal(i: number): LiteralToken {
-    return {
-      kind: LITERAL_KINDS[this.literalKinds[i] as number] as LiteralToken['kind'],
-      start: this.literalStarts[i] as number,
-      end: this.literalEnds[i] as number,
-    };
+    return tokenOf(this.literalKinds, this.literalStarts, this.literalEnds, i);
+  }
+
+  /** All literals, to be kept. */
+  allLiterals(): { at(ordinal: number): LiteralToken | undefined } {
+    const n = this.literalCount;
+    const kinds = this.literalKinds.slice(0, n);
+    const starts = this.literalStarts.slice(0, n);
+    const ends = this.literalEnds.slice(0, n);
+    return { at: (i) => (i < n ? tokenOf(kinds, starts, ends, i) : undefined) };
   }
 
   #run(text: Uint8Array): boolean {
@@ -200,9 +328,18 @@ export class Lexer {
           if (first >= 0) this.#statement(first, lastEnd);
           first = -1;
         }
-        if (c === 40) depth++;
-        else if (c === 41) depth--;
-        this.#punctuation(c, end - i, next);
+        if (c === 40) {
+          depth++;
+          this.#opens(depth);
+        } else if (c === 41) {
+          this.#closes(depth, lastEnd, end);
+          depth--;
+        } else if (c === 44) this.#comma(depth, lastEnd);
+        else {
+          // What is in brackets or behind a semicolon is not looked through for items.
+          if ((c === 91 && !this.#ofRows) || c === 59) this.#listDepth = 0;
+          this.#punctuation(c, end - i, next);
+        }
         if (this.#record) this.#recordToken(end - i > 1 || c === 58 ? 'operator' : 'other', i, end);
         i = end;
         if (c !== 59 || depth > 0) {
@@ -241,6 +378,8 @@ export class Lexer {
   /** The rest of a quoted literal from `i`, behind its opening quote. Its end, or -1. */
   #quoted(text: Uint8Array, i: number, start: number, kind: number): number {
     const n = text.length;
+    // With standard_conforming_strings off, plain strings are as E'…' (xqstart in scan.l).
+    const escapes = kind === ESTRING || (kind === STRING && !this.#conforming);
     let surrogate = false; // the first half of a \u surrogate pair stands just before
     for (;;) {
       if (i >= n) return -1;
@@ -260,7 +399,11 @@ export class Lexer {
         continue;
       }
       if (c >= 0x80) this.sawHighByte = true;
-      if (kind === ESTRING && c === BACKSLASH && i + 1 < n) {
+      if (escapes && c === BACKSLASH && i + 1 < n) {
+        if (kind === STRING || kind === BACKSLASH_STRING) {
+          kind = BACKSLASH_STRING;
+          this.sawBackslash = true;
+        }
         const unicode = text[i + 1] === 117 ? 4 : text[i + 1] === 85 ? 8 : 0;
         if (unicode > 0) {
           const code = hex(text, i + 2, unicode);
@@ -331,7 +474,21 @@ export class Lexer {
     }
     if (high >= 0x80) this.sawHighByte = true;
     this.#last = LAST_WORD;
-    if (length === 6 && out[o - 6] === 97 && out.toString('latin1', o - 6, o) === 'atomic') this.sawAtomic = true;
+    if (length === 2) {
+      if (out[o - 2] === 105 && out[o - 1] === 110 && out[o - 3] !== DOT) this.#last = LAST_IN;
+    } else if (length === 6 && isWord(out, o - 6, VALUES)) {
+      if (out[o - 7] !== DOT) this.#last = LAST_VALUES;
+      this.#listDepth = 0;
+    } else if (
+      this.#listDepth > 0 &&
+      ((length === 6 && isWord(out, o - 6, SELECT)) ||
+        (length === 5 && isWord(out, o - 5, TABLE)) ||
+        (length === 4 && isWord(out, o - 4, WITH)))
+    ) {
+      // A query in a list: how often it is there may matter.
+      this.#listDepth = 0;
+    } else if (length === 6 && out[o - 6] === 97 && out.toString('latin1', o - 6, o) === 'atomic')
+      this.sawAtomic = true;
     else if (unicode && length === 7 && out.toString('latin1', o - 7, o) === 'uescape') this.#last = LAST_UESCAPE;
     this.#length = o;
     if (this.#record) this.#recordToken('word', start, i);
@@ -384,7 +541,7 @@ export class Lexer {
         i++;
       }
       if (i < n && (CLASS[text[i] as number] as number) & IDENT_START) return -1; // trailing junk after parameter
-      this.#raw(text, start, i);
+      if (!this.#parameter(text, start, i, value)) return -1;
       this.#last = LAST_OTHER;
       if (this.#record) this.#recordToken('param', start, i);
       return i;
@@ -416,6 +573,37 @@ export class Lexer {
     return -1;
   }
 
+  /** $n in the key. False: the numbers have to stay as they are. */
+  #parameter(text: Uint8Array, start: number, end: number, number: number): boolean {
+    if (!this.#absolute && number === this.#param + 1) {
+      this.#param = number;
+      if (this.#length + 3 > this.#out.length) this.#grow(3);
+      this.#space();
+      this.#out[this.#length++] = DOLLAR_SIGN;
+      this.#out[this.#length++] = 43;
+      return true;
+    }
+    let canonical = number;
+    if (!this.#absolute) {
+      for (const run of this.runs) {
+        if (run.paramStride === 0 || number < run.param) continue;
+        if (number > this.#param || number < run.param + run.count * run.paramStride) {
+          this.#conflict = true;
+          return false;
+        }
+        canonical -= (run.count - 1) * run.paramStride;
+      }
+      if (number > this.#param) this.#absolute = true;
+    }
+    if (number > this.#listParam) this.#itemEntangled = true;
+    if (canonical === number) this.#raw(text, start, end);
+    else {
+      const digits = Buffer.from(`$${canonical}`);
+      this.#raw(digits, 0, digits.length);
+    }
+    return true;
+  }
+
   #operator(text: Uint8Array, start: number): number {
     const n = text.length;
     let end = start + 1;
@@ -436,18 +624,111 @@ export class Lexer {
     return end;
   }
 
+  /** ( */
+  #opens(depth: number): void {
+    const last = this.#last;
+    this.#punctuation(40, 1, 0);
+    if (this.#listDepth > 0 || depth <= 0) return;
+    if (last !== LAST_IN && last !== LAST_VALUES && last !== LAST_ROW_COMMA) return;
+    this.#listDepth = depth;
+    if (last !== LAST_ROW_COMMA) {
+      this.#ofRows = last === LAST_VALUES;
+      this.#listParam = this.#param;
+      this.#priorEnd = this.#priorStart = 0;
+    }
+    this.#beginItem(this.#ofRows ? this.#length - 1 : this.#length);
+  }
+
+  /** ) */
+  #closes(depth: number, lastEnd: number, end: number): void {
+    const ends = this.#listDepth > 0 && depth === this.#listDepth;
+    if (ends && !this.#ofRows) this.#endItem(lastEnd);
+    this.#punctuation(41, 1, 0);
+    if (!ends) return;
+    this.#listDepth = 0;
+    if (!this.#ofRows) return;
+    this.#endItem(end);
+    this.#last = LAST_ROW;
+  }
+
+  #comma(depth: number, lastEnd: number): void {
+    const last = this.#last;
+    const ends = this.#listDepth > 0 && depth === this.#listDepth && !this.#ofRows;
+    if (ends) this.#endItem(lastEnd);
+    this.#punctuation(44, 1, 0);
+    if (last !== LAST_ROW && !ends) return;
+    // The item begins with its first token: the space before it is not its own.
+    this.#out[this.#length++] = 32;
+    this.#last = last === LAST_ROW ? LAST_ROW_COMMA : LAST_OPEN;
+    if (ends) this.#beginItem(this.#length);
+  }
+
+  #beginItem(start: number): void {
+    this.#itemStart = start;
+    this.#itemLiteral = this.literalCount;
+    this.#itemParam = this.#param;
+    this.#itemEntangled = false;
+  }
+
+  /** Takes the item at hand out of the key if the one before it is the same. `textEnd`: its end in the text. */
+  #endItem(textEnd: number): void {
+    const start = this.#itemStart;
+    const length = this.#length - start;
+    const literals = this.literalCount - this.#itemLiteral;
+    const params = this.#param - this.#itemParam;
+    if (this.#repeats(start, length, literals + params)) {
+      this.#length = this.#priorEnd;
+      const open = this.#priorInRun ? this.runs[this.runs.length - 1] : undefined;
+      if (open) {
+        open.count += 1;
+        open.end = textEnd;
+      } else
+        this.runs.push({
+          rows: this.#ofRows,
+          literal: this.#priorLiteral,
+          literalStride: literals,
+          param: this.#priorParam + 1,
+          paramStride: params,
+          count: 2,
+          start: this.#priorTextEnd,
+          end: textEnd,
+        });
+      this.#priorInRun = true;
+      return;
+    }
+    this.#priorStart = start;
+    this.#priorEnd = this.#itemEntangled ? start : this.#length;
+    this.#priorLiteral = this.#itemLiteral;
+    this.#priorParam = this.#itemParam;
+    this.#priorTextEnd = textEnd;
+    this.#priorInRun = false;
+  }
+
+  /** Whether the item at hand is the same as the one before it, and a run. */
+  #repeats(start: number, length: number, values: number): boolean {
+    const prior = this.#priorStart;
+    if (length === 0 || length !== this.#priorEnd - prior || values === 0 || this.#itemEntangled) return false;
+    if (!this.#priorInRun && this.runs.length >= MAX_RUNS) return false;
+    const out = this.#out;
+    for (let i = 0; i < length; i++) if (out[prior + i] !== out[start + i]) return false;
+    return true;
+  }
+
   #punctuation(c: number, length: number, next: number): void {
     const out = this.#out;
     // ( ) [ ] , ; . stand without spaces; .. with them, else ". ." would look the same.
     const tight = length === 1 && (c === 44 || c === 59 || c === 41 || c === 93 || c === DOT || c === 91);
-    if (!tight && !(c === 40 && this.#last === LAST_WORD)) this.#space();
+    const last = this.#last;
+    const word = last === LAST_WORD || last === LAST_IN || last === LAST_VALUES;
+    if (!tight && !(c === 40 && word)) this.#space();
     out[this.#length++] = c;
     if (length === 2) out[this.#length++] = next;
     this.#last = length === 1 && (c === 40 || c === 91 || c === DOT) ? LAST_OPEN : LAST_OTHER;
   }
 
   #space(): void {
-    if (this.#last !== LAST_OPEN && this.#last !== LAST_NONE) this.#out[this.#length++] = 32;
+    const last = this.#last;
+    if (last !== LAST_OPEN && last !== LAST_NONE && last !== LAST_ROW_COMMA) this.#out[this.#length++] = 32;
   }
 
   #raw(text: Uint8Array, start: number, end: number): void {
@@ -493,8 +774,10 @@ export class Lexer {
   }
 
   #grow(need: number): void {
-    const bigger = Buffer.allocUnsafe(Math.max(this.#out.length * 2, this.#length + need + 4096));
+    const words = new Int32Array(Math.max(this.#words.length * 2, (this.#length + need + 4096) >> 2));
+    const bigger = Buffer.from(words.buffer);
     this.#out.copy(bigger, 0, 0, this.#length);
+    this.#words = words;
     this.#out = bigger;
   }
 
@@ -507,10 +790,28 @@ export class Lexer {
   }
 }
 
+function tokenOf(kinds: Uint8Array, starts: Int32Array, ends: Int32Array, i: number): LiteralToken {
+  return {
+    kind: LITERAL_KINDS[kinds[i] as number] as LiteralToken['kind'],
+    start: starts[i] as number,
+    end: ends[i] as number,
+  };
+}
+
 function grown(a: Int32Array<ArrayBuffer>): Int32Array<ArrayBuffer> {
   const b = new Int32Array(a.length * 2);
   b.set(a);
   return b;
+}
+
+const VALUES = Buffer.from('values');
+const SELECT = Buffer.from('select');
+const TABLE = Buffer.from('table');
+const WITH = Buffer.from('with');
+
+function isWord(out: Uint8Array, at: number, word: Uint8Array): boolean {
+  for (let i = 0; i < word.length; i++) if (out[at + i] !== word[i]) return false;
+  return true;
 }
 
 /** Letters that make a string's opening quote their own: b e n x. */

@@ -11,8 +11,8 @@ import {
   type Topology,
   tableId,
 } from '../../topology/topology.js';
-import { leavesAll, readKeys, type Values } from './keys.js';
-import type { KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
+import { leavesAll, readKey, readKeys, type Values } from './keys.js';
+import type { KeyColumnSource, KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
 
 type KeysTarget = Extract<Target, { kind: 'keys' }>;
 type UnpinnedTarget = Extract<Target, { kind: 'unpinned' }>;
@@ -30,6 +30,11 @@ export function routeExecution(plan: StatementPlan, values: Values, topology: To
     soleShards.set(topology, known);
   }
   const { target } = plan;
+  // Spelled out: this is what nearly every statement is.
+  if (target.kind === 'keys' && target.keys.length === 1 && target.also === undefined) {
+    const route = routeOneKey(plan.kind, target, values, topology, known.shard);
+    if (route !== null) return route;
+  }
   const writes = plan.kind === 'write' || plan.kind === 'ddl' || (target.kind === 'sole' && plan.kind !== 'read');
   if (target.kind === 'keys') return routeKeys(target, values, topology, writes, known.shard);
   if (target.kind === 'any') return routeAny(target, topology, writes);
@@ -46,6 +51,34 @@ export function routeExecution(plan: StatementPlan, values: Values, topology: To
     why: 'one shard has everything',
   };
 }
+
+/** A statement with one key, which is read and on one shard; null: it is not as simple as that. */
+function routeOneKey(
+  kind: StatementPlan['kind'],
+  target: KeysTarget,
+  values: Values,
+  topology: Topology,
+  sole: ShardName | null,
+): Route | null {
+  if (sole === null && (target.home || target.referenceReads !== undefined)) return null;
+  const keyspace = topology.keyspaces.get(target.keyspace);
+  const source = target.keys[0] as KeySource;
+  if (keyspace === undefined || source.some(isArray)) return null;
+  const read = readKey(keyspace, source, values);
+  if (read.kind !== 'key') return null;
+  const { key, position } = read;
+  const range = sole === null ? rangeOf(keyspace, position) : null;
+  return {
+    kind: 'shard',
+    shard: range === null ? (sole as ShardName) : range.shard,
+    touches: [{ keyspace: target.keyspace, position, key }],
+    writes: kind === 'write' || kind === 'ddl',
+    writesReference: range === null && target.referenceWrites.length > 0,
+    why: range === null ? 'one shard has everything' : wordsFor(range),
+  };
+}
+
+const isArray = (column: KeyColumnSource) => column.array === true;
 
 function routeKeys(
   target: KeysTarget,

@@ -157,9 +157,12 @@ export interface SetConfigCall {
   readonly local: boolean;
 }
 
-/** A literal or parameter as the lexer found it, in byte offsets of the query text. */
+/**
+ * A literal or parameter as the lexer found it, in byte offsets of the query text. `backslash`: a plain string with a backslash in it,
+ * while standard_conforming_strings is off.
+ */
 export interface LiteralToken {
-  readonly kind: 'string' | 'estring' | 'ustring' | 'dollar' | 'integer' | 'float' | 'bit' | 'hex';
+  readonly kind: 'string' | 'estring' | 'ustring' | 'dollar' | 'integer' | 'float' | 'bit' | 'hex' | 'backslash';
   readonly start: number;
   readonly end: number;
 }

@@ -1,18 +1,13 @@
 import type { Topology } from '../../topology/topology.js';
+import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
+import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import type {
-  Analyzed,
-  AnalyzedStatement,
-  BoundParams,
-  KeySource,
-  LiteralToken,
-  Route,
-  StatementPlan,
-} from './route.js';
+import type { Analyzed, AnalyzedStatement, BoundParams, KeySource, Route, StatementPlan } from './route.js';
+import { reduced, repeatedBytes, unfolded } from './runs.js';
 import { TemplateCache } from './template-cache.js';
 import type { TextReader } from './text-reader.js';
 
@@ -21,21 +16,14 @@ export interface RouterOptions {
   readonly topology: () => Topology;
   /** The metadata of now. */
   readonly metadata: () => Metadata;
-  /** Templates kept, per search path. Default: 5,000. */
+  /** Templates kept. Default: 10,000. */
   readonly templates?: number;
+  /** Bytes of all of them, about. Default: 32 MiB. */
+  readonly templateBytes?: number;
   /** Longest template that is kept, in bytes; longer texts are parsed each time. Default: 16,384. */
   readonly longestTemplate?: number;
   /** Reads long texts in another thread, for {@link Router.readAhead}. Default: all are read where they are analysed. */
   readonly reader?: TextReader;
-}
-
-/** What name lookup depends on. */
-export interface SessionNames {
-  /** search_path, unquoted; `$user` stands for the user's own schema. */
-  readonly searchPath: readonly string[];
-  readonly user: string;
-  /** client_encoding, when it is not UTF8. */
-  readonly encoding?: string;
 }
 
 /** How often what happened since the start. `parses`: here, not in another thread. */
@@ -52,21 +40,25 @@ interface Ahead {
   readonly length: number;
   /** What it was read for. */
   readonly session: SessionNames;
-  readonly scope: unknown;
+  readonly world: object;
   readonly reading: Reading | null | 'too large';
 }
 
+/** What is known of all texts with one key, in one scope. */
 interface Template {
+  /** The key, for people. */
   readonly text: string;
   readonly plans: readonly StatementPlan[];
   /** Literals that keys come from, in order. */
   readonly ordinals: readonly number[];
   /** The lexer's semicolons are the statements' ends. */
   readonly plainStatements: boolean;
+  /** A text without literals, analysed: the same bytes are the same again. */
+  memo: AnalyzedText | null;
 }
 
-/** Search paths that are kept; the application rarely has more than a few. */
-const SCOPES = 64;
+/** Scopes that are kept by name; those of sessions live as long as they do. */
+const SCOPES = 1_000;
 /** Texts that did not parse, by their exact bytes: whether a text parses may depend on the values in it. */
 const FAILURES = 1_000;
 const LONGEST_FAILURE = 4_096;
@@ -79,9 +71,13 @@ export class Router {
   readonly counters: RouterCounters = { parses: 0, hits: 0, misses: 0, syntaxErrors: 0 };
   readonly #options: RouterOptions;
   readonly #lexer = new Lexer();
-  /** Another map when all plans are out of date. */
-  #scopes = new Map<string, TemplateCache<Template>>();
-  readonly #failures = new TemplateCache<true>(FAILURES);
+  /** Another object when all plans are out of date. */
+  #world: object = {};
+  #templates: TemplateCache<Scope, Template>;
+  readonly #scopes = new Map<string, Scope>();
+  readonly #scopeOfSession = new WeakMap<SessionNames, Scope>();
+  #lastScope = 0;
+  readonly #failures = new Set<string>();
   /** What was read ahead, by the memory that the text is in. */
   readonly #ahead = new WeakMap<ArrayBufferLike, Ahead>();
   /** What was looked at last: as long as these are the same objects, nothing has changed. */
@@ -92,6 +88,7 @@ export class Router {
 
   constructor(options: RouterOptions) {
     this.#options = options;
+    this.#templates = this.#newCache();
   }
 
   /**
@@ -103,13 +100,17 @@ export class Router {
     if (reader === undefined || text.length <= LONG_TEXT_BYTES || text.length > LONGEST_PARSED) return null;
     this.#forgetOutdated();
     if (this.#readBefore(text, session) !== undefined) return null;
-    if (text.length <= SCANNED_TWICE_BYTES && this.#lexer.scan(text) && this.#cached(session)?.plainStatements)
-      return null;
+    const scope = this.#scopeOf(session);
+    const lexer = this.#lexer;
+    if (text.length <= SCANNED_TWICE_BYTES && lexer.scan(text, false, scope.conforming)) {
+      if (this.#cached(scope)?.plainStatements) return null;
+      if (!lexer.sawAtomic && text.length - repeatedBytes(lexer.runs) <= LONG_TEXT_BYTES) return null;
+    }
     const topology = this.#options.topology();
     const metadata = this.#options.metadata();
     const read = { topology, metadata, searchPath: pathOf(session) };
-    const about = { start: text.byteOffset, length: text.length, session, scope: this.#scopes };
-    return reader.read(text, read).then((reading) => {
+    const about = { start: text.byteOffset, length: text.length, session, world: this.#world };
+    return reader.read(scope.conforming ? text : conforming(text), read).then((reading) => {
       if (reading !== 'unable') this.#ahead.set(text.buffer, { ...about, reading });
     });
   }
@@ -122,48 +123,114 @@ export class Router {
   /** Looks a query string up. `text` is kept by reference, so it must not change. */
   analyze(text: Buffer, session: SessionNames): Analyzed {
     this.#forgetOutdated();
-    if (text.length > LONGEST_PARSED) return this.#tooLong(text, session);
+    const scope = this.#scopeOf(session);
+    if (text.length > LONGEST_PARSED) return this.#tooLong(text, scope);
     const lexer = this.#lexer;
-    if (!lexer.scan(text)) return this.#broken(text, session);
-    let template = this.#cached(session);
+    if (!lexer.scan(text, false, scope.conforming)) return this.#broken(text, scope);
+    const template = this.#cached(scope);
     if (template?.plainStatements) {
-      this.counters.hits++;
-      return new AnalyzedText(
-        template,
-        text,
-        this.#statements(template),
-        this.#keyLiterals(template),
-        session,
-        this.#scopes,
-      );
+      const found = this.#found(template, text, scope);
+      if (found !== null) {
+        this.counters.hits++;
+        return found;
+      }
     }
     this.counters.misses++;
-    const failureKey = text.length <= LONGEST_FAILURE ? text.toString('latin1') : null;
-    if (failureKey !== null && this.#failures.get(failureKey)) return this.#broken(text, session);
-    const reading = this.#read(text, session);
-    if (reading === 'too large') return this.#tooLong(text, session);
+    return this.#missed(template, text, scope, session);
+  }
+
+  /** A text whose template is known. Null: it has to be planned by itself. */
+  #found(template: Template, text: Buffer, scope: Scope): AnalyzedText | null {
+    const lexer = this.#lexer;
+    if (lexer.runs.length > 0) return this.#unfolded(template, text, scope);
+    const { memo } = template;
+    if (memo?.text.length === text.length && lexer.literalCount === 0 && memo.text.equals(text)) return memo;
+    const { ordinals } = template;
+    const literals =
+      ordinals.length === 0
+        ? NO_LITERALS
+        : new SomeLiterals(
+            ordinals,
+            ordinals.map((ordinal) => lexer.literal(ordinal)),
+          );
+    // A memo outlives the message that the text came in.
+    const remember = memo === null && lexer.literalCount === 0 && text.length <= memoBytes(template.text);
+    const kept = remember ? Buffer.from(text) : text;
+    const analyzed = new AnalyzedText(template.text, kept, this.#statements(template), literals, scope, this.#world);
+    if (remember) template.memo = analyzed;
+    return analyzed;
+  }
+
+  /** The same of a text in which items of lists are repeated. */
+  #unfolded(template: Template, text: Buffer, scope: Scope): AnalyzedText | null {
+    const lexer = this.#lexer;
+    const plans: StatementPlan[] = [];
+    for (const plan of template.plans) {
+      const own = unfolded(plan, lexer.runs);
+      if (own === null) return null;
+      plans.push(own);
+    }
+    const statements = this.#statements({ plans });
+    const literals = template.ordinals.length === 0 ? NO_LITERALS : lexer.allLiterals();
+    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world);
+  }
+
+  #missed(known: Template | undefined, text: Buffer, scope: Scope, session: SessionNames): AnalyzedText {
+    const lexer = this.#lexer;
+    const failureKey = text.length <= LONGEST_FAILURE ? `${scope.conforming}${text.toString('latin1')}` : null;
+    if (failureKey !== null && this.#failures.has(failureKey)) return this.#broken(text, scope);
+    if (known === undefined && lexer.runs.length > 0 && !lexer.sawAtomic) {
+      // Planned without the repetitions, which cost the parser most; the plan is for any number of them.
+      const ahead = this.#readBefore(text, session) !== undefined;
+      const source = scope.conforming ? text : conforming(text);
+      const reading = ahead ? null : this.#read(reduced(source, lexer.runs), scope, session);
+      const read = reading !== null && reading !== 'too large' && !reading.garbledNames;
+      if (read && lexer.statementCount === reading.plans.length) {
+        const template = this.#template(reading, true);
+        const found = this.#found(template, text, scope);
+        if (found !== null) {
+          this.#keep(template, reading, scope);
+          return found;
+        }
+      }
+    }
+    const reading = this.#read(text, scope, session);
+    if (reading === 'too large') return this.#tooLong(text, scope);
     if (reading === null) {
-      if (failureKey !== null) this.#failures.set(failureKey, true);
-      return this.#broken(text, session);
+      if (failureKey !== null) this.#remember(failureKey);
+      return this.#broken(text, scope);
     }
-    const { plans, places, garbledNames } = reading;
-    if (template === undefined) {
-      template = {
-        text: lexer.key(),
-        plans,
-        ordinals: ordinalsOf(plans),
-        plainStatements: !lexer.sawAtomic && lexer.statementCount === plans.length && !garbledNames,
-      };
-      if (this.#isKept && !garbledNames && !plans.some((p) => p.ofLiterals))
-        this.#scope(session).set(template.text, template);
-    }
-    const statements = template.plainStatements
+    const plain = !lexer.sawAtomic && lexer.statementCount === reading.plans.length && !reading.garbledNames;
+    const template = this.#template(reading, plain);
+    if (known === undefined && lexer.runs.length === 0) this.#keep(template, reading, scope);
+    const { places } = reading;
+    const statements = plain
       ? this.#statements(template)
       : template.plans.map((plan, i) => ({
           plan,
           ...trimmed(text, places[2 * i] as number, places[2 * i + 1] as number),
         }));
-    return new AnalyzedText(template, text, statements, this.#keyLiterals(template), session, this.#scopes);
+    const literals = template.ordinals.length === 0 ? NO_LITERALS : lexer.allLiterals();
+    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world);
+  }
+
+  #template({ plans }: Reading, plainStatements: boolean): Template {
+    return { text: shown(this.#lexer.key()), plans, ordinals: ordinalsOf(plans), plainStatements, memo: null };
+  }
+
+  /** Keeps the template of the lexer's last scan, if it is one to keep. */
+  #keep(template: Template, { plans, garbledNames }: Reading, scope: Scope): void {
+    if (!this.#isKept || garbledNames || plans.some((p) => p.ofLiterals)) return;
+    const bytes = template.text.length + memoBytes(template.text) + 2 * JSON.stringify(plans).length + OBJECTS_BYTES;
+    this.#templates.set(this.#lexer, scope, template, bytes);
+  }
+
+  #remember(failure: string): void {
+    for (const oldest of this.#failures) {
+      if (this.#failures.size < FAILURES) break;
+      this.#failures.delete(oldest);
+    }
+    this.#failures.add(failure);
   }
 
   /** Plans depend on which tables are sharded and on the schema. */
@@ -176,7 +243,8 @@ export class Router {
     const { signature } = registryOf(topology);
     const { version } = metadata;
     if (signature === this.#signature && version === this.#metadata) return;
-    this.#scopes = new Map();
+    this.#world = {};
+    this.#templates = this.#newCache();
     this.#signature = signature;
     this.#metadata = version;
   }
@@ -187,16 +255,16 @@ export class Router {
   }
 
   /** The template of the lexer's last scan, if it is known. */
-  #cached(session: SessionNames): Template | undefined {
-    return this.#isKept ? this.#scope(session).get(this.#lexer.key()) : undefined;
+  #cached(scope: Scope): Template | undefined {
+    return this.#isKept ? this.#templates.get(this.#lexer, scope) : undefined;
   }
 
   /** Null: it does not parse. */
-  #read(text: Buffer, session: SessionNames): Reading | null | 'too large' {
+  #read(text: Buffer, scope: Scope, session: SessionNames): Reading | null | 'too large' {
     const before = this.#readBefore(text, session);
     if (before !== undefined) return before;
     this.counters.parses++;
-    return readText(text, {
+    return readText(scope.conforming ? text : conforming(text), {
       registry: registryOf(this.#options.topology()),
       metadata: this.#options.metadata(),
       searchPath: pathOf(session),
@@ -208,13 +276,13 @@ export class Router {
     const ahead = this.#ahead.get(text.buffer);
     if (ahead === undefined || ahead.start !== text.byteOffset || ahead.length !== text.length) return undefined;
     // Names may mean something else by now.
-    return ahead.scope === this.#scopes && ahead.session === session ? ahead.reading : undefined;
+    return ahead.world === this.#world && ahead.session === session ? ahead.reading : undefined;
   }
 
   /** Whether the same tables are sharded, and the schema is the same, as when the text was analysed: else it is to be analysed again. */
   isCurrent(analyzed: Analyzed): boolean {
     this.#forgetOutdated();
-    return !(analyzed instanceof AnalyzedText) || analyzed.world === this.#scopes;
+    return !(analyzed instanceof AnalyzedText) || analyzed.world === this.#world;
   }
 
   /**
@@ -225,25 +293,16 @@ export class Router {
     let from = analyzed;
     if (analyzed instanceof AnalyzedText && !this.isCurrent(analyzed)) {
       if (analyzed.again === undefined || !this.isCurrent(analyzed.again))
-        analyzed.again = this.analyze(analyzed.text, analyzed.session);
+        analyzed.again = this.analyze(analyzed.text, analyzed.scope.session);
       from = analyzed.again;
     }
     const statement = from.statements[statementIndex];
     if (!statement) throw new RangeError(`statement ${statementIndex} of ${from.statements.length}`);
-    const literal =
+    const values =
       from instanceof AnalyzedText
-        ? (ordinal: number) => (from as AnalyzedText).keyLiteral(ordinal)
-        : (ordinal: number) => from.literals[ordinal];
-    return routeExecution(
-      statement.plan,
-      {
-        text: from.text,
-        literal,
-        params,
-        foreignEncoding: from instanceof AnalyzedText && isForeign(from.session.encoding),
-      },
-      topology,
-    );
+        ? from.values(params)
+        : { text: from.text, params, literal: (ordinal: number) => from.literals[ordinal] };
+    return routeExecution(statement.plan, values, topology);
   }
 
   /** Whether a DO block, given as its whole text, may change settings for longer than its transaction. */
@@ -253,92 +312,58 @@ export class Router {
 
   /** Templates kept now. */
   get templates(): number {
-    let n = 0;
-    for (const scope of this.#scopes.values()) n += scope.size;
-    return n;
+    return this.#templates.size;
   }
 
-  #tooLong(text: Buffer, session: SessionNames): Analyzed {
-    return new AnalyzedText(TOO_LONG, text, wholeText(text), [], session, this.#scopes);
+  /** Bytes that they count for. */
+  get templateBytes(): number {
+    return this.#templates.bytes;
   }
 
-  #broken(text: Buffer, session: SessionNames): Analyzed {
+  #newCache(): TemplateCache<Scope, Template> {
+    const { templates = 10_000, templateBytes = 32 * 1024 * 1024 } = this.#options;
+    return new TemplateCache({ entries: templates, bytes: templateBytes });
+  }
+
+  #tooLong(text: Buffer, scope: Scope): AnalyzedText {
+    return new AnalyzedText('(too long)', text, wholeText(text), NO_LITERALS, scope, this.#world);
+  }
+
+  #broken(text: Buffer, scope: Scope): AnalyzedText {
     this.counters.syntaxErrors++;
-    return new AnalyzedText(BROKEN, text, [], [], session, this.#scopes);
+    return new AnalyzedText('(syntax error)', text, [], NO_LITERALS, scope, this.#world, true);
   }
 
-  #scope(session: SessionNames): TemplateCache<Template> {
-    const name = session.searchPath.includes('$user')
-      ? `${session.user}\0${session.searchPath.join('\0')}`
-      : session.searchPath.join('\0');
+  #scopeOf(session: SessionNames): Scope {
+    const known = this.#scopeOfSession.get(session);
+    if (known !== undefined) return known;
+    const { searchPath, user, encoding } = session;
+    const foreign = isForeign(encoding);
+    const conforming = session.conforming ?? true;
+    const name = JSON.stringify([searchPath, searchPath.includes('$user') ? user : null, foreign, conforming]);
     let scope = this.#scopes.get(name);
-    if (scope) return scope;
-    for (const oldest of this.#scopes.keys()) {
-      if (this.#scopes.size < SCOPES) break;
-      this.#scopes.delete(oldest);
+    if (scope === undefined) {
+      for (const oldest of this.#scopes.keys()) {
+        if (this.#scopes.size < SCOPES) break;
+        this.#scopes.delete(oldest);
+      }
+      scope = { id: ++this.#lastScope, session, foreign, conforming };
+      this.#scopes.set(name, scope);
     }
-    scope = new TemplateCache(this.#options.templates ?? 5_000);
-    this.#scopes.set(name, scope);
+    this.#scopeOfSession.set(session, scope);
     return scope;
   }
 
   /** From the lexer's last scan. */
-  #statements(template: Template): AnalyzedStatement[] {
+  #statements({ plans }: Pick<Template, 'plans'>): AnalyzedStatement[] {
     const { statementStarts, statementEnds } = this.#lexer;
-    return template.plans.map((plan, i) => ({
+    return plans.map((plan, i) => ({
       plan,
       start: statementStarts[i] as number,
       end: statementEnds[i] as number,
     }));
   }
-
-  #keyLiterals(template: Template): LiteralToken[] {
-    return template.ordinals.map((ordinal) => this.#lexer.literal(ordinal));
-  }
 }
-
-/** One text, with its plans. Keeps only the literals that keys come from; the others are found again when asked for. */
-class AnalyzedText implements Analyzed {
-  readonly template: string;
-  readonly syntaxError: boolean;
-  /** The same text, analysed after the world changed. */
-  again: Analyzed | undefined;
-  readonly #template: Template;
-  readonly #keyLiterals: readonly LiteralToken[];
-  #literals: readonly LiteralToken[] | undefined;
-
-  constructor(
-    template: Template,
-    readonly text: Buffer,
-    readonly statements: readonly AnalyzedStatement[],
-    keyLiterals: readonly LiteralToken[],
-    readonly session: SessionNames,
-    /** Another object when plans made before are out of date. */
-    readonly world: object,
-  ) {
-    this.#template = template;
-    this.template = template.text;
-    this.syntaxError = template === BROKEN;
-    this.#keyLiterals = keyLiterals;
-  }
-
-  keyLiteral(ordinal: number): LiteralToken | undefined {
-    const { ordinals } = this.#template;
-    // Few, and in order: the first one nearly always.
-    return this.#keyLiterals[ordinals.length > 8 ? binarySearch(ordinals, ordinal) : ordinals.indexOf(ordinal)];
-  }
-
-  get literals(): readonly LiteralToken[] {
-    if (this.#literals === undefined) {
-      const lexer = new Lexer();
-      lexer.scan(this.text);
-      this.#literals = Array.from({ length: lexer.literalCount }, (_, i) => lexer.literal(i));
-    }
-    return this.#literals;
-  }
-}
-
-const BROKEN: Template = { text: '(syntax error)', plans: [], ordinals: [], plainStatements: true };
 
 /** Longer texts are read in another thread: this many bytes of VALUES take some 20 ms. A message of more than this has memory of its own. */
 export const LONG_TEXT_BYTES = 64 * 1024;
@@ -362,8 +387,6 @@ const UNREAD: StatementPlan = {
   effect: null,
   pin: 'a statement too long to be read',
 };
-
-const TOO_LONG: Template = { text: '(too long)', plans: [UNREAD], ordinals: [], plainStatements: true };
 
 /** search_path without `$user`. */
 function pathOf(session: SessionNames): readonly string[] {
@@ -392,19 +415,6 @@ function ordinalsOf(plans: readonly StatementPlan[]): number[] {
   return [...ordinals].sort((x, y) => x - y);
 }
 
-function binarySearch(sorted: readonly number[], wanted: number): number {
-  let lo = 0;
-  let hi = sorted.length - 1;
-  while (lo <= hi) {
-    const mid = (lo + hi) >>> 1;
-    const at = sorted[mid] as number;
-    if (at === wanted) return mid;
-    if (at < wanted) lo = mid + 1;
-    else hi = mid - 1;
-  }
-  return -1;
-}
-
 /** Without white space at both ends; what the parser gives begins right behind the last semicolon. */
 function trimmed(text: Buffer, start: number, end: number): { start: number; end: number } {
   const space = (c: number | undefined) => c !== undefined && (c === 32 || (c >= 9 && c <= 13));
@@ -417,4 +427,23 @@ function trimmed(text: Buffer, start: number, end: number): { start: number; end
 
 function isForeign(encoding: string | undefined): boolean {
   return encoding !== undefined && !/^(utf-?8|unicode)$/i.test(encoding);
+}
+
+/** Longest text without literals that is kept with a template of this length. */
+function memoBytes(template: string): number {
+  return template.length + 64;
+}
+
+/** What a template takes besides its key and its plans, about. */
+const OBJECTS_BYTES = 400;
+
+/** A key for people: with the numbers of parameters. */
+function shown(key: string): string {
+  let number = 0;
+  // "$+" may also stand in a quoted name, or in the string behind UESCAPE.
+  return key.replace(/"(?:[^"]|"")*"|'(?:[^']|'')*'|\$\+/g, (found) => {
+    if (found !== '$+') return found;
+    number += 1;
+    return `$${number}`;
+  });
 }

@@ -1,5 +1,5 @@
+import type { SessionNames } from '../router/analyzed-text.js';
 import type { Analyzed, StatementPlan } from '../router/route.js';
-import type { SessionNames } from '../router/router.js';
 import { checkClientEncoding } from '../wire/startup-options.js';
 import { parseSearchPath } from './search-path.js';
 
@@ -14,10 +14,11 @@ export interface Lookup {
 }
 
 /** Settings on which it depends what a text means. */
-const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding']);
+const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding', 'standard_conforming_strings']);
 
 /**
- * The parameter values the client was told last, and what follows from them for reading its SQL: search_path and client_encoding.
+ * The parameter values the client was told last, and what follows from them for reading its SQL: search_path, client_encoding
+ * and standard_conforming_strings.
  *
  * PostgreSQL 18 reports search_path, so that whatever changed it (SET LOCAL, set_config, ALTER ROLE … SET, ROLLBACK TO) is known
  * by the time it is ready for the next Query or batch. Older servers are asked: at the login, and after what may have changed it.
@@ -35,6 +36,7 @@ export class NameLookup {
   #last: {
     readonly path: string | undefined;
     readonly encoding: string | undefined;
+    readonly conforming: boolean;
     readonly lookup: Lookup;
   } | null = null;
 
@@ -44,7 +46,7 @@ export class NameLookup {
 
   /** The server reports what the client's statements have made of a parameter; `learn` follows when it is ready. */
   reported(name: string): void {
-    if (name === 'search_path') this.#touched = true;
+    if (name === 'search_path' || name === 'standard_conforming_strings') this.#touched = true;
   }
 
   /** The client is told a parameter's value. @throws ForeshardError for an encoding that the lexer cannot read. */
@@ -58,25 +60,29 @@ export class NameLookup {
     const { known } = this;
     return (
       parameters.get('search_path') === known.get('search_path') &&
-      parameters.get('client_encoding') === known.get('client_encoding')
+      parameters.get('client_encoding') === known.get('client_encoding') &&
+      parameters.get('standard_conforming_strings') === known.get('standard_conforming_strings')
     );
   }
 
   get current(): Lookup {
     const reported = this.known.get('search_path');
     const encoding = this.known.get('client_encoding');
-    if (this.#last !== null && this.#last.path === reported && this.#last.encoding === encoding)
-      return this.#last.lookup;
+    const conforming = this.known.get('standard_conforming_strings') !== 'off';
+    const last = this.#last;
+    if (last !== null && last.path === reported && last.encoding === encoding && last.conforming === conforming)
+      return last.lookup;
     const path = reported === undefined ? null : parseSearchPath(reported);
     const lookup: Lookup = {
       names: {
         searchPath: path ?? [],
         user: this.#user,
         ...(encoding === undefined || encoding === 'UTF8' ? {} : { encoding }),
+        ...(conforming ? {} : { conforming }),
       },
       sure: path !== null,
     };
-    this.#last = { path: reported, encoding, lookup };
+    this.#last = { path: reported, encoding, conforming, lookup };
     return lookup;
   }
 
@@ -103,7 +109,9 @@ export class NameLookup {
           target.kind === 'sole' || unsureOfState === true || (kind === 'write' && this.#setsByCall(analyzed, index))
         );
       case 'set':
-        return effect.name === null || SETTINGS.has(effect.name.toLowerCase());
+        return (
+          effect.name === null || (SETTINGS.has(effect.name.toLowerCase()) && !this.#keepsStrings(analyzed, index))
+        );
       case 'discard-all':
         return true;
       case 'commit':
@@ -113,6 +121,18 @@ export class NameLookup {
       default:
         return false;
     }
+  }
+
+  /** Whether standard_conforming_strings is set to on, as many drivers and pg_dump do, while it is on. */
+  #keepsStrings(analyzed: Analyzed, index: number): boolean {
+    const { start, end } = analyzed.statements[index] as Analyzed['statements'][number];
+    return (
+      end - start < 100 &&
+      this.current.names.conforming === undefined &&
+      /^set\s+(session\s+)?standard_conforming_strings\s*(=|to)\s*'?(on|true)'?$/i.test(
+        analyzed.text.toString('latin1', start, end),
+      )
+    );
   }
 
   /** A statement has been done by the server. */

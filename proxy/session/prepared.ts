@@ -55,6 +55,9 @@ export function shapeFor(content: PreparedContent, type: number, frame: Buffer):
 /** FirstNormalObjectId in PostgreSQL's transam.h: from here on types are the database's own. */
 const FIRST_NORMAL_OBJECT_ID = 16_384;
 
+/** A text without any means the same with standard_conforming_strings on and off. */
+export const BACKSLASH = 0x5c;
+
 /** One object per content, for as long as a client uses it. */
 export class PreparedContents {
   readonly #byKey = new Map<string, PreparedContent>();
@@ -70,12 +73,13 @@ export class PreparedContents {
     this.#version += 1;
   }
 
-  /** `definition`: of a PREPARE, what stands behind the name. */
-  acquire(sql: Buffer, oids: readonly number[], definition: Buffer | null = null): PreparedContent {
+  /** `definition`: of a PREPARE, what stands behind the name. `conforming`: standard_conforming_strings, with which backslashes mean something else. */
+  acquire(sql: Buffer, oids: readonly number[], definition: Buffer | null = null, conforming = true): PreparedContent {
+    const reading = conforming || !sql.includes(BACKSLASH) ? '' : 'off\0';
     const key =
       definition === null
-        ? `${oids.join(',')}\0${sql.toString('latin1')}`
-        : `PREPARE\0${definition.toString('latin1')}`;
+        ? `${reading}${oids.join(',')}\0${sql.toString('latin1')}`
+        : `${reading}PREPARE\0${definition.toString('latin1')}`;
     let content = this.#byKey.get(key);
     if (!content) {
       content = {

@@ -2,7 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { Analyzed } from '../router/route.js';
 import type { SessionServices } from './client-session.js';
 import type { NameLookup } from './name-lookup.js';
-import type { ClientStatement } from './prepared.js';
+import { BACKSLASH, type ClientStatement } from './prepared.js';
 
 /** The statements that the client has prepared, by protocol or by PREPARE; `''` is the unnamed one. Names are byte strings, as in messages. */
 export class ClientStatements {
@@ -39,8 +39,8 @@ export class ClientStatements {
       throw new ForeshardError('42601', 'cannot insert multiple commands into a prepared statement');
     // The unnamed one comes back if this Parse is skipped.
     const replaced = this.take(name);
-    const content = this.#services.contents.acquire(sql, oids);
     const { current } = this.#lookup;
+    const content = this.#services.contents.acquire(sql, oids, null, current.names.conforming);
     const statement: ClientStatement = {
       content,
       analyzed,
@@ -67,8 +67,8 @@ export class ClientStatements {
     nameEnd: number,
     oids: readonly number[],
   ): ClientStatement {
-    const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd));
     const { current } = this.#lookup;
+    const content = this.#services.contents.acquire(sql, oids, text.subarray(nameEnd), current.names.conforming);
     const source = { text: Buffer.from(written.text), before: written.before };
     return {
       content,
@@ -103,7 +103,7 @@ export class ClientStatements {
   /** What the name stands for, as names are looked up now; null: nothing. */
   find(name: string): ClientStatement | null {
     const statement = this.#byName.get(name);
-    if (statement === undefined) return null;
+    if (statement === undefined || this.#isMisread(statement)) return null;
     this.#refresh(statement);
     return statement;
   }
@@ -113,7 +113,7 @@ export class ClientStatements {
     return this.#byName.get(name) === statement;
   }
 
-  /** @throws ForeshardError 26000 */
+  /** @throws ForeshardError 26000, or 0A000 when it would not mean the same any more */
   get(name: string): ClientStatement {
     const statement = this.#byName.get(name);
     if (statement === undefined)
@@ -123,8 +123,19 @@ export class ClientStatements {
           ? 'unnamed prepared statement does not exist'
           : `prepared statement "${shown(name)}" does not exist`,
       );
+    if (this.#isMisread(statement))
+      throw new ForeshardError(
+        '0A000',
+        'a prepared statement with a backslash in it cannot be used after standard_conforming_strings was changed',
+        { hint: "Prepare it again, or write E'…' for strings with backslashes." },
+      );
     this.#refresh(statement);
     return statement;
+  }
+
+  /** Whether another server connection, on which it has to be prepared anew, would read it in another way than it was meant. */
+  #isMisread({ lookup, content }: ClientStatement): boolean {
+    return lookup.names.conforming !== this.#lookup.current.names.conforming && content.sql.includes(BACKSLASH);
   }
 
   /** Analyses the statement again if names mean something else by now, as PostgreSQL will, or the schema or the registry has changed. */

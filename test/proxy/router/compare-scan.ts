@@ -20,6 +20,7 @@ const COARSE: Record<TokenKind, string> = {
   float: 'float',
   bit: 'bit',
   hex: 'hex',
+  backslash: 'string',
   word: 'word',
   quoted: 'quoted',
   param: 'param',
