@@ -229,6 +229,11 @@ export class Backend {
     this.forgetPrepared();
   }
 
+  /** Whether what is prepared here was prepared for this version of the schema. */
+  isPreparedFor(version: number): boolean {
+    return this.#preparedAt === version;
+  }
+
   /** A name for a statement that is not in use on this connection. */
   newStatementName(): string {
     this.#nextStatement += 1;

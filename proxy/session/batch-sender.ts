@@ -147,8 +147,9 @@ export class BatchSender {
       return;
     }
     const known = backend.prepared.get(content);
-    // In a failed transaction only the server knows what it still takes.
-    if (known !== undefined && backend.status === FAILED) backend.toClose.push(known);
+    // In a failed transaction only the server knows what it still takes; after DDL in a transaction, what the columns are now.
+    const asks = backend.status === FAILED || !backend.isPreparedFor(this.#session.services.contents.version);
+    if (known !== undefined && asks) backend.toClose.push(known);
     else if (known !== undefined) {
       backend.send(null, { kind: 'local', internal: false, bytes: PARSE_COMPLETE, undo });
       return;

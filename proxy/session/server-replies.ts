@@ -262,12 +262,14 @@ export class ServerReplies implements BackendOwner {
         this.#output.write(frame);
         return;
       }
-      if (this.#ifStale !== null && this.#units.autocommit && isStalePlan(fields)) {
-        // Whatever changed the schema, this client is not to know how it is prepared here.
-        lease.backend?.forgetPrepared();
-        if (gate.refuse()) return;
-        this.#stale = this.#output.told === 0;
-        if (this.#stale) return;
+      if (lease.backend?.byName === false && isStalePlan(fields)) {
+        // Whatever changed the schema, this client is not to know how it is prepared here: what it prepares from now on is new.
+        lease.backend.forgetPrepared();
+        if (this.#ifStale !== null && this.#units.autocommit) {
+          if (gate.refuse()) return;
+          this.#stale = this.#output.told === 0;
+          if (this.#stale) return;
+        }
       }
       if (fields.sqlstate === 'SH001') {
         // The guard at a shard says that it does not own the row (any more).
