@@ -10,6 +10,7 @@ import { type ConfigEntry, type Limits, ServerIds } from './admin/process-state.
 import type { AdminAnswer, AdminRequest, Holds, ProcessControl, ShutdownMode, Siblings } from './admin/siblings.js';
 import { Averages, totalsOf } from './admin/stats-views.js';
 import { Authentication, type AuthOptions } from './auth/authentication.js';
+import type { LoginEvent } from './auth/failed-logins.js';
 import { Notifications } from './backend/notifications.js';
 import { withDefaults } from './backend/pool-options.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
@@ -140,6 +141,7 @@ export class ProxyServer {
       catalog: options.catalog,
       logger: options.logger,
       serverPasswords: options.serverPasswords,
+      tellLogin: (event) => options.siblings?.tellLogin(event),
       home: () => live?.current.shards.get(live.current.home) ?? null,
     });
     const listener = options.handedOver ? Listener.handedOver(options.listen) : await Listener.start(options.listen);
@@ -385,6 +387,11 @@ export class ProxyServer {
   /** Holds what another process held: PAUSE, KILL and DISABLE outlast the one that they were said to. */
   hold(holds: Holds): void {
     this.pools.hold(holds);
+  }
+
+  /** How a login went in another process on the same port. */
+  hearLogin(event: LoginEvent): void {
+    this.#authentication.hearLogin(event);
   }
 
   /** A request of another process on the same port, about this one alone. Never rejects. */

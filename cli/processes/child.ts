@@ -1,6 +1,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import type { Socket } from 'node:net';
 import type { AdminAnswer, AdminRequest, Holds, ShutdownMode } from '../../proxy/admin/siblings.js';
+import type { LoginEvent } from '../../proxy/auth/failed-logins.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import { EXIT, type Failure, ReportedFailure } from '../failure.js';
@@ -106,6 +107,10 @@ export class Child implements Receiver {
 
   cancel(key: CancelKey): void {
     this.#tell({ kind: 'cancel', key });
+  }
+
+  hearLogin(event: LoginEvent): void {
+    this.#tell({ kind: 'login', event });
   }
 
   /** About this process alone; null when it does not answer in time. */

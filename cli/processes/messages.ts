@@ -1,4 +1,5 @@
 import type { AdminAnswer, AdminRequest, Holds, ShutdownMode } from '../../proxy/admin/siblings.js';
+import type { LoginEvent } from '../../proxy/auth/failed-logins.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
 import type { Failure } from '../failure.js';
@@ -8,7 +9,7 @@ import type { Part } from '../parts.js';
  * A parent may have to do with children of newer code, and refuses those whose messages it would not understand. Raised with every
  * change of the messages.
  */
-export const PROTOCOL = 2;
+export const PROTOCOL = 3;
 
 /** The hidden command that such a child runs. */
 export const CHILD_COMMAND = 'serve-process';
@@ -55,6 +56,8 @@ export type ToChild =
   | { readonly kind: 'reload'; readonly id: number }
   | { readonly kind: 'stop'; readonly mode: ShutdownMode; readonly patienceMs: number }
   | { readonly kind: 'cancel'; readonly key: CancelKey }
+  /** How a login went in another process. */
+  | { readonly kind: 'login'; readonly event: LoginEvent }
   | { readonly kind: 'ask'; readonly id: number; readonly request: AdminRequest }
   /** To its `askSiblings`. */
   | { readonly kind: 'answers'; readonly id: number; readonly answers: readonly AdminAnswer[] }
@@ -74,6 +77,7 @@ export type FromChild =
 /** What a child wants of its parent at any time. */
 export type FromProxy =
   | { readonly kind: 'cancel'; readonly slot: number; readonly key: CancelKey }
+  | { readonly kind: 'tellLogin'; readonly event: LoginEvent }
   | { readonly kind: 'askSiblings'; readonly id: number; readonly request: AdminRequest }
   /** What is held there now. */
   | { readonly kind: 'remember'; readonly holds: Holds }

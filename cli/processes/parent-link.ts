@@ -6,6 +6,7 @@ import type {
   ShutdownMode,
   Siblings,
 } from '../../proxy/admin/siblings.js';
+import type { LoginEvent } from '../../proxy/auth/failed-logins.js';
 import type { CancelKey } from '../../proxy/clients.js';
 import { type Failure, ReportedFailure } from '../failure.js';
 import type { FromChild } from './messages.js';
@@ -31,6 +32,10 @@ export class ParentLink implements Siblings, ProcessControl {
 
   cancel(slot: number, key: CancelKey): void {
     this.#tell({ kind: 'cancel', slot, key });
+  }
+
+  tellLogin(event: LoginEvent): void {
+    this.#tell({ kind: 'tellLogin', event });
   }
 
   remember(holds: Holds): void {

@@ -273,6 +273,9 @@ export class Parent {
         child.answers(message.id, answers);
         return;
       }
+      case 'tellLogin':
+        for (const other of this.#bySlot.values()) if (other !== child && other.serving) other.hearLogin(message.event);
+        return;
       case 'remember':
         this.#holds = message.holds;
         // Those that are ready have been asked to do it themselves.

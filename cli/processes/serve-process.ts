@@ -82,6 +82,9 @@ class ServeProcess {
       case 'cancel':
         this.#services?.proxy?.cancel({ ...message.key, secret: Buffer.from(message.key.secret) });
         return;
+      case 'login':
+        this.#services?.proxy?.hearLogin(message.event);
+        return;
       case 'ask':
         void this.#services?.proxy
           ?.answer(message.request)

@@ -2,7 +2,7 @@ import type { Config } from '../config.js';
 
 /**
  * The configuration of one of several processes on a port. What the file limits for a proxy as a whole is divided among them, at
- * least one each: server connections and clients.
+ * least one each: server connections, clients, and those that are starting up.
  *
  * @param index from 0; the first ones take what does not divide evenly
  */
@@ -20,7 +20,13 @@ export function shareOf(config: Config, index: number, workers: number): Config 
         // 0 is no limit.
         maxPerShard: proxy.pool.maxPerShard === 0 ? 0 : part(proxy.pool.maxPerShard),
       },
-      limits: { ...proxy.limits, maxClients: part(proxy.limits.maxClients) },
+      limits: {
+        ...proxy.limits,
+        maxClients: part(proxy.limits.maxClients),
+        maxStartups: part(proxy.limits.maxStartups),
+        // On average: a part of a start-up each second is one every few seconds.
+        startupsPerSecond: proxy.limits.startupsPerSecond / workers,
+      },
     },
   };
 }

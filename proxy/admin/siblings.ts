@@ -1,3 +1,4 @@
+import type { LoginEvent } from '../auth/failed-logins.js';
 import type { CancelKey } from '../clients.js';
 
 /** A value in a row of a view: as JSON has it, a bigint as text. */
@@ -45,6 +46,8 @@ export interface Siblings {
   ask(request: AdminRequest): Promise<readonly AdminAnswer[]>;
   /** Hands a cancel request to the process that has the client. Nobody is told what came of it. */
   cancel(slot: number, key: CancelKey): void;
+  /** Tells every other process how a login went; see FailedLogins. */
+  tellLogin(event: LoginEvent): void;
   /** What a process that takes the place of one of them is to hold from its start. */
   remember(holds: Holds): void;
 }

@@ -4,7 +4,7 @@ import type { Catalog } from '../../topology/catalog/catalog.js';
 import { LoginUsers } from '../../topology/catalog/login-users.js';
 import type { AuthenticationServices } from './authenticate.js';
 import { CatalogUsers } from './catalog-users.js';
-import { FailedLogins, type FailureLimits } from './failed-logins.js';
+import { FailedLogins, type FailureLimits, type LoginEvent } from './failed-logins.js';
 import type { AuthMethod } from './hba.js';
 import { AuthPolicy } from './policy.js';
 import { RefusalLog } from './refusal-log.js';
@@ -39,6 +39,8 @@ export interface AuthenticationParts {
   readonly catalog: Catalog;
   readonly logger: Logger;
   readonly serverPasswords: ReadonlyMap<string, string>;
+  /** Tells the other processes on the port. */
+  readonly tellLogin?: (event: LoginEvent) => void;
   /** See RoleQueryOptions. */
   readonly home: () => { readonly name: string; readonly url: string } | null;
 }
@@ -94,6 +96,11 @@ export class Authentication {
     void before.roles?.close();
   }
 
+  /** What another process on the port tells. */
+  hearLogin(event: LoginEvent): void {
+    this.#services.failures.hear(event, now());
+  }
+
   async close(): Promise<void> {
     this.#services.users.close();
     await this.#services.roles?.close();
@@ -117,7 +124,7 @@ export class Authentication {
     });
     const limits = options.failures ?? DEFAULT_FAILURES;
     // What is held against whom outlasts a reload.
-    const failures = before?.failures ?? new FailedLogins(limits);
+    const failures = before?.failures ?? new FailedLogins(limits, this.#parts.tellLogin);
     failures.reload(limits);
     return { policy, users, roles, failures, refusals: this.#refusals, mockSecret: this.#mockSecret, now };
   }

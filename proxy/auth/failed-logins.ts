@@ -11,6 +11,14 @@ export interface FailureLimits {
   readonly forgetMs: number;
 }
 
+/** What the processes on one port tell each other, so that all count the same. Plain JSON. */
+export interface LoginEvent {
+  /** `turn`: an attempt has been made to wait; `known`: a first right password, or one after wrong ones. */
+  readonly kind: 'turn' | 'failed' | 'known';
+  readonly address: string | null;
+  readonly user: string;
+}
+
 /** Entries per table; the one that was used longest ago makes room. */
 const MAX_ENTRIES = 10_000;
 
@@ -30,7 +38,8 @@ interface Entry {
  * - Where a user has logged in before, only failures of that user from there count: neither a neighbour's wrong password nor an attack on the user
  *   from elsewhere holds up an application that is known.
  *
- * All tables are bounded. Times come in as arguments, in ms of any steady clock.
+ * All tables are bounded. Times come in as arguments, in ms of any steady clock. Processes that share a port tell each other what
+ * changes their tables: an address that is served by several of them waits as long as with one.
  */
 export class FailedLogins {
   #limits: FailureLimits;
@@ -39,9 +48,12 @@ export class FailedLogins {
   readonly #byPair = new Map<string, Entry>();
   /** Users where they have logged in. */
   readonly #good = new Map<string, true>();
+  readonly #tell: (event: LoginEvent) => void;
 
-  constructor(limits: FailureLimits) {
+  /** @param tell the other processes on the port */
+  constructor(limits: FailureLimits, tell: (event: LoginEvent) => void = () => undefined) {
     this.#limits = limits;
+    this.#tell = tell;
   }
 
   reload(limits: FailureLimits): void {
@@ -51,10 +63,18 @@ export class FailedLogins {
   /** How long this attempt has to wait before it is told anything, ms; the turn is taken. 0: go on. */
   delay(address: string | null, user: string, nowMs: number): number {
     if (this.#limits.delayMs === 0) return 0;
-    const { from, pair } = keysOf(address, user);
-    if (this.#good.has(pair)) return this.#turn(this.#byPair.get(pair), nowMs);
+    const turn = this.#takeTurn(address, user, nowMs);
+    if (turn > 0) this.#tell({ kind: 'turn', address, user });
+    if (this.isKnown(address, user)) return turn;
     const byUser = this.#live(this.#byUser.get(user), nowMs);
-    return Math.max(this.#turn(this.#byAddress.get(from), nowMs), byUser === null ? 0 : this.#cost(byUser));
+    return Math.max(turn, byUser === null ? 0 : this.#cost(byUser));
+  }
+
+  /** Another process says what has happened there. */
+  hear({ kind, address, user }: LoginEvent, nowMs: number): void {
+    if (kind === 'failed') this.#failed(address, user, nowMs);
+    else if (kind === 'known') this.#succeeded(address, user);
+    else this.#takeTurn(address, user, nowMs);
   }
 
   /** This user has logged in from there before. */
@@ -64,6 +84,21 @@ export class FailedLogins {
 
   /** A wrong password. */
   failed(address: string | null, user: string, nowMs: number): void {
+    this.#failed(address, user, nowMs);
+    this.#tell({ kind: 'failed', address, user });
+  }
+
+  /** The right password. */
+  succeeded(address: string | null, user: string): void {
+    if (this.#succeeded(address, user)) this.#tell({ kind: 'known', address, user });
+  }
+
+  #takeTurn(address: string | null, user: string, nowMs: number): number {
+    const { from, pair } = keysOf(address, user);
+    return this.#turn(this.#good.has(pair) ? this.#byPair.get(pair) : this.#byAddress.get(from), nowMs);
+  }
+
+  #failed(address: string | null, user: string, nowMs: number): void {
     const { from, pair } = keysOf(address, user);
     if (this.#good.has(pair)) this.#count(this.#byPair, pair, nowMs);
     else {
@@ -72,12 +107,13 @@ export class FailedLogins {
     }
   }
 
-  /** The right password. */
-  succeeded(address: string | null, user: string): void {
+  /** @returns whether that is news */
+  #succeeded(address: string | null, user: string): boolean {
     const { from, pair } = keysOf(address, user);
-    this.#byAddress.delete(from);
-    this.#byPair.delete(pair);
+    const forgiven = this.#byAddress.delete(from);
+    const news = this.#byPair.delete(pair) || forgiven || !this.#good.has(pair);
     put(this.#good, pair, true);
+    return news;
   }
 
   #live(entry: Entry | undefined, nowMs: number): Entry | null {

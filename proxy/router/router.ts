@@ -369,8 +369,8 @@ export class Router {
 export const LONG_TEXT_BYTES = 64 * 1024;
 /** Longer texts are not looked up before they are read ahead: the lexer takes 5 ms for a megabyte. */
 const SCANNED_TWICE_BYTES = 1024 * 1024;
-/** Longer texts are not parsed: 16 MiB of VALUES take libpg-query 5 s and 500 MB. */
-const LONGEST_PARSED = 16 * 1024 * 1024;
+/** Longer texts are not parsed: 4 MiB of rows take 0.5 GB, but 4 MiB of one-letter columns 1.7 GB, most of it libpg-query's own. */
+const LONGEST_PARSED = 4 * 1024 * 1024;
 
 /** May be anything: it goes where all data is, and the session stays with what it has done there. */
 const UNREAD: StatementPlan = {

@@ -71,6 +71,27 @@ describe('serve --workers', () => {
     expect(Number(row?.reads)).toBe(10);
   });
 
+  it('counts wrong passwords in all processes together', async () => {
+    serving.configure({
+      auth: { failures: { free: 10, delayMs: 60_000, maxDelayMs: 60_000 } },
+      limits: { loginTimeoutMs: 1000 },
+    });
+    const processes = await serving.serve('--workers', '3', '--only', 'proxy');
+    const wrong = processes.url.replace('app-secret', 'guess');
+    const attempt = () =>
+      processes.connect(wrong).then(
+        () => 'in',
+        (error: { code: string }) => error.code,
+      );
+    let guesses = 0;
+    while ((await attempt()) === '28P01') guesses += 1;
+    // Alone, each process would let ten pass. One may not have heard yet of the last.
+    expect(guesses).toBeGreaterThanOrEqual(10);
+    expect(guesses).toBeLessThanOrEqual(12);
+    serving.configure({});
+    await processes.stop();
+  });
+
   it('carries a cancel request to the process that has the client, and no guess', async () => {
     const processes = await serving.serve('--workers', '2');
     const clients = await oneOfEach(processes, 2);

@@ -80,4 +80,25 @@ describe('failed logins', () => {
     for (let i = 0; i < 99; i++) failures.failed('10.0.0.1', 'ann', 0);
     expect(failures.delay('10.0.0.1', 'ann', 0)).toBe(0);
   });
+
+  it('are counted together by processes that tell each other', () => {
+    const all: FailedLogins[] = [];
+    for (let i = 0; i < 3; i++)
+      all.push(
+        new FailedLogins(limits, (event) => {
+          all.forEach((other, j) => {
+            if (j !== i) other.hear(event, 0);
+          });
+        }),
+      );
+    const [a, b, c] = all as [FailedLogins, FailedLogins, FailedLogins];
+    for (const one of all) one.failed('10.0.0.1', 'ann', 0);
+    // One after the other, wherever they come in.
+    expect([a, b, c, a].map((one) => one.delay('10.0.0.1', 'eve', 0))).toEqual([100, 200, 300, 400]);
+    expect(c.delay('10.0.0.2', 'ann', 0)).toBe(100);
+    // Whoever has the right password is known to all.
+    b.succeeded('10.0.0.1', 'ann');
+    expect(all.map((one) => one.isKnown('10.0.0.1', 'ann'))).toEqual([true, true, true]);
+    expect(all.map((one) => one.delay('10.0.0.1', 'eve', 0))).toEqual([0, 0, 0]);
+  });
 });

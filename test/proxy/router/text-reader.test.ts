@@ -1,5 +1,6 @@
 import { loadModule } from 'libpg-query';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { EMPTY_METADATA } from '../../../proxy/router/metadata.js';
 import type { Router } from '../../../proxy/router/router.js';
 import { TextReader } from '../../../proxy/router/text-reader.js';
 import type { Topology } from '../../../topology/topology.js';
@@ -113,6 +114,19 @@ describe('the thread', () => {
     expect(goesTo(router, text, topology)).toEqual([expect.stringContaining('refused 0A000')]);
     expect(router.counters.parses).toBe(0);
     expect(dies.waiting).toBe(0);
+  });
+
+  it('whose heap a text has filled is followed by another for those that wait', async () => {
+    const dies = reader(`import { parentPort } from 'node:worker_threads';
+      parentPort.on('message', ({ id, text }) => {
+        for (const all = []; text.length > 1_000_000; ) all.push(new Array(100_000).fill(id));
+        parentPort.postMessage({ id, reading: null });
+      });
+      parentPort.postMessage('ready');`);
+    const large = Buffer.alloc(1_500_000, 0x20);
+    const about = { topology, metadata: EMPTY_METADATA, searchPath: ['public'] };
+    const outcomes = [large, text, large, text].map((one) => dies.read(one, about));
+    expect(await Promise.all(outcomes)).toEqual(['too large', null, 'too large', null]);
   });
 
   it('that cannot be started: texts are read here', async () => {

@@ -1,0 +1,292 @@
+/**
+ * What TLS costs the proxy: handshakes, full and resumed; queries; idle clients. The proxy runs in a process of its own, whose
+ * processor time and RSS are read there: the clients' side, on the same machine, is not in them.
+ * Needs openssl, and pgbench for the queries. Run: npx tsc && node dist/bench/tls.js [handshakes] [queries] [memory]; default: all.
+ */
+import { type ChildProcess, execFileSync, fork } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { connect, type Socket } from 'node:net';
+import { cpus, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { connect as connectTls, type TLSSocket } from 'node:tls';
+import { fileURLToPath } from 'node:url';
+import pg from 'pg';
+import pino from 'pino';
+import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
+import { ProxyServer } from '../proxy/proxy-server.js';
+import { encodeStartup } from '../proxy/wire/frontend.js';
+import { Catalog } from '../topology/catalog/catalog.js';
+import { Registry } from '../topology/catalog/registry.js';
+import { initCatalog } from '../topology/catalog/schema.js';
+
+const ROUNDS = 3;
+const HANDSHAKES = 1_000;
+/** At a time. */
+const PARALLEL = 8;
+const SECONDS = 4;
+const CLIENTS = [1, 16, 64];
+const IDLE = 1_000;
+const KEYS: Readonly<Record<string, readonly string[]>> = {
+  'ECDSA P-256': ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'],
+  'RSA 2048': ['-newkey', 'rsa:2048'],
+};
+
+interface Usage {
+  readonly cpuMs: number;
+  readonly rss: number;
+}
+
+async function serve(catalogUrl: string, certFile: string, keyFile: string): Promise<void> {
+  const proxy = await ProxyServer.start({
+    catalog: await Catalog.connect(catalogUrl),
+    name: 'tls',
+    listen: { host: '127.0.0.1', port: 0 },
+    tls: { mode: 'allow', certFile, keyFile },
+    auth: { method: 'trust', users: new Map() },
+    serverPasswords: new Map([['postgres', new URL(catalogUrl).password]]),
+    pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000 },
+    limits: { maxClients: 100_000, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000 },
+    lease: { ttlMs: 60_000 },
+    telemetry: { flushIntervalMs: 60_000 },
+    logger: pino({ level: 'fatal' }, pino.destination(2)),
+  });
+  process.on('message', () => {
+    globalThis.gc?.();
+    const { user, system } = process.cpuUsage();
+    process.send?.({ cpuMs: (user + system) / 1000, rss: process.memoryUsage.rss() } satisfies Usage);
+  });
+  process.send?.(proxy.port);
+}
+
+/** A proxy of its own, that nobody has used before. */
+class Served {
+  readonly #child: ChildProcess;
+  port = 0;
+
+  private constructor(child: ChildProcess) {
+    this.#child = child;
+  }
+
+  static async start(...args: string[]): Promise<Served> {
+    const child = fork(fileURLToPath(import.meta.url), ['serve', ...args], { execArgv: ['--expose-gc'] });
+    const proxy = new Served(child);
+    [proxy.port] = (await once(child, 'message')) as [number];
+    return proxy;
+  }
+
+  async usage(): Promise<Usage> {
+    this.#child.send('usage');
+    const [usage] = (await once(this.#child, 'message')) as [Usage];
+    return usage;
+  }
+
+  async stop(): Promise<void> {
+    this.#child.kill();
+    await once(this.#child, 'exit');
+  }
+}
+
+const out = (line: string) => process.stdout.write(`${line}\n`);
+const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1] as number;
+
+function handshake(port: number, session?: Buffer): Promise<TLSSocket> {
+  return new Promise((resolve, reject) => {
+    const socket = connectTls({
+      port,
+      host: '127.0.0.1',
+      ALPNProtocols: ['postgresql'],
+      rejectUnauthorized: false,
+      ...(session === undefined ? {} : { session }),
+    });
+    socket.once('error', reject);
+    socket.once('secureConnect', () => resolve(socket));
+  });
+}
+
+/** A TCP connection that says nothing. */
+async function bare(port: number): Promise<Socket> {
+  const socket = connect(port, '127.0.0.1');
+  await once(socket, 'connect');
+  return socket;
+}
+
+async function many(count: number, one: () => Promise<Socket>): Promise<void> {
+  let left = count;
+  await Promise.all(
+    Array.from({ length: PARALLEL }, async () => {
+      while (left-- > 0) {
+        const socket = await one();
+        socket.on('error', () => undefined);
+        socket.destroy();
+        await once(socket, 'close');
+      }
+    }),
+  );
+}
+
+async function handshakes(name: string, proxy: Served): Promise<void> {
+  const first = await handshake(proxy.port);
+  first.write(encodeStartup({ user: 'postgres', database: 'shop' }));
+  const [session] = (await once(first, 'session')) as [Buffer];
+  first.destroy();
+  const resumed = await handshake(proxy.port, session);
+  if (!resumed.isSessionReused()) throw new Error('the session was not resumed');
+  resumed.destroy();
+  const kinds: Record<string, () => Promise<Socket>> = {
+    'TCP alone': () => bare(proxy.port),
+    full: () => handshake(proxy.port),
+    resumed: () => handshake(proxy.port, session),
+  };
+  const found = new Map(Object.keys(kinds).map((kind) => [kind, { cost: [] as number[], rate: [] as number[] }]));
+  for (let round = 0; round <= ROUNDS; round++)
+    for (const [kind, one] of Object.entries(kinds)) {
+      const before = await proxy.usage();
+      const began = performance.now();
+      await many(HANDSHAKES, one);
+      const ms = performance.now() - began;
+      const { cpuMs } = await proxy.usage();
+      if (round === 0) continue; // warming up
+      found.get(kind)?.cost.push((cpuMs - before.cpuMs) / HANDSHAKES);
+      found.get(kind)?.rate.push((HANDSHAKES / ms) * 1000);
+    }
+  for (const [kind, { cost, rate }] of found)
+    out(
+      `${name.padEnd(12)} ${kind.padEnd(10)} ${median(cost).toFixed(3)} ms of the proxy each (${(1000 / median(cost)).toFixed(0)}/s of a core); ${median(rate).toFixed(0)}/s here, clients included`,
+    );
+}
+
+async function queries(proxy: Served): Promise<void> {
+  const figures = () => ({ tps: [] as number[], us: [] as number[] });
+  const found = new Map(CLIENTS.map((clients) => [clients, { disable: figures(), require: figures() }]));
+  for (let round = 0; round < ROUNDS; round++)
+    for (const clients of CLIENTS)
+      for (const sslmode of ['disable', 'require'] as const) {
+        const before = await proxy.usage();
+        const text = execFileSync(
+          'pgbench',
+          [
+            '-n',
+            '-S',
+            '-c',
+            String(clients),
+            '-T',
+            String(SECONDS),
+            '-h',
+            '127.0.0.1',
+            '-p',
+            String(proxy.port),
+            'shop',
+          ],
+          {
+            env: { ...process.env, PGSSLMODE: sslmode, PGUSER: 'postgres' },
+            encoding: 'utf8',
+            stdio: ['ignore', 'pipe', 'ignore'],
+          },
+        );
+        const { cpuMs } = await proxy.usage();
+        const transactions = Number(/actually processed: (\d+)/.exec(text)?.[1]);
+        const one = found.get(clients)?.[sslmode];
+        one?.tps.push(Number(/tps = ([\d.]+)/.exec(text)?.[1]));
+        one?.us.push(((cpuMs - before.cpuMs) * 1000) / transactions);
+      }
+  for (const [clients, { disable: clear, require: secure }] of found)
+    out(
+      `${String(clients).padStart(3)} clients: clear ${median(clear.tps).toFixed(0)}/s, ${median(clear.us).toFixed(1)} µs of the proxy each; ` +
+        `TLS ${median(secure.tps).toFixed(0)}/s, ${median(secure.us).toFixed(1)} µs; ratio of rates ${(median(secure.tps) / median(clear.tps)).toFixed(2)} ` +
+        `(${secure.tps.map((tps, i) => (tps / (clear.tps[i] as number)).toFixed(2)).join(', ')})`,
+    );
+}
+
+async function login(socket: Socket): Promise<Socket> {
+  socket.write(encodeStartup({ user: 'postgres', database: 'shop' }));
+  await new Promise<void>((resolve) => {
+    const onData = (chunk: Buffer) => {
+      if (!chunk.includes(Buffer.from([0x5a, 0, 0, 0, 5, 0x49]))) return;
+      socket.off('data', onData);
+      resolve();
+    };
+    socket.on('data', onData);
+  });
+  return socket;
+}
+
+async function memory(proxy: Served): Promise<void> {
+  const sockets: Socket[] = [];
+  for (const [kind, one] of [
+    ['clear', () => bare(proxy.port)],
+    ['TLS', () => handshake(proxy.port)],
+  ] as const) {
+    for (let i = 0; i < 200; i++) sockets.push(await login(await one()));
+    const before = await proxy.usage();
+    for (let i = 0; i < IDLE; i++) sockets.push(await login(await one()));
+    const after = await proxy.usage();
+    out(`an idle client, ${kind}: ${((after.rss - before.rss) / IDLE / 1024).toFixed(1)} KiB of RSS`);
+  }
+  for (const socket of sockets) socket.destroy();
+}
+
+const [, , role, ...rest] = process.argv;
+if (role === 'serve') await serve(...(rest as [string, string, string]));
+else {
+  const wanted = process.argv.slice(2);
+  const wants = (part: string) => wanted.length === 0 || wanted.includes(part);
+  const dir = mkdtempSync(join(tmpdir(), 'foreshard-bench-'));
+  const cluster = await EmbeddedCluster.start({ settings: { fsync: 'off' } });
+  try {
+    const admin = new pg.Client({ connectionString: cluster.url('postgres') });
+    await admin.connect();
+    for (const database of ['shop', 'foreshard']) await admin.query(`CREATE DATABASE ${database}`);
+    await admin.end();
+    const pool = Catalog.pool(cluster.url('foreshard'));
+    await initCatalog(pool, 'shop');
+    await pool.end();
+    const catalog = await Catalog.connect(cluster.url('foreshard'));
+    await new Registry(catalog, 'bench').addShard({ name: 's1', url: cluster.url('shop') });
+    await catalog.close();
+    const { versions } = process;
+    out(
+      `${cpus()[0]?.model.trim()}, ${cpus().length} processors, Node ${versions.node}, OpenSSL ${versions.openssl}; medians of ${ROUNDS} rounds`,
+    );
+    const start = (name: string) => {
+      const [cert, key] = [join(dir, 'cert'), join(dir, 'key')];
+      const args = [
+        'req',
+        '-x509',
+        ...(KEYS[name] as readonly string[]),
+        '-nodes',
+        '-keyout',
+        key,
+        '-out',
+        cert,
+        '-subj',
+        '/CN=localhost',
+        '-days',
+        '2',
+      ];
+      execFileSync('openssl', args, { stdio: 'ignore' });
+      chmodSync(key, 0o600);
+      return Served.start(cluster.url('foreshard'), cert, key);
+    };
+    if (wants('handshakes'))
+      for (const name of Object.keys(KEYS)) {
+        const proxy = await start(name);
+        await handshakes(name, proxy);
+        await proxy.stop();
+      }
+    if (wants('queries')) {
+      execFileSync('pgbench', ['-i', '-q', '-s', '1', cluster.url('shop')], { stdio: 'ignore' });
+      const proxy = await start('ECDSA P-256');
+      await queries(proxy);
+      await proxy.stop();
+    }
+    if (wants('memory')) {
+      const proxy = await start('ECDSA P-256');
+      await memory(proxy);
+      await proxy.stop();
+    }
+  } finally {
+    await cluster.stop();
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
