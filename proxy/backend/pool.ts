@@ -135,13 +135,9 @@ export class Pool {
   acquire(signal: Interruption, slow: (() => void) | null = null): Promise<Backend> {
     if (this.#closed) return Promise.reject(closedError());
     if (signal.aborted) return Promise.reject(signal.reason as Error);
-    const now = performance.now();
-    const last = this.#idle.at(-1);
-    if (last !== undefined && !this.#mustTest(last, now)) {
-      this.#idle.pop();
-      return Promise.resolve(last);
-    }
-    if (last === undefined && this.#all.size === 0 && this.#gate.backingOff) {
+    const idle = this.takeIdle();
+    if (idle !== null) return Promise.resolve(idle);
+    if (this.#idle.length === 0 && this.#all.size === 0 && this.#gate.backingOff) {
       const { hopeless } = this.#gate;
       if (hopeless !== null) return Promise.reject(hopeless);
     }
@@ -153,7 +149,7 @@ export class Pool {
       };
       const onAbort = () => waiter.reject(signal.reason as Error);
       const waiter: Waiter = {
-        since: now,
+        since: performance.now(),
         resolve: (b) => {
           settle();
           resolve(b);
@@ -168,6 +164,14 @@ export class Pool {
       this.#waiters.add(waiter);
       this.grow();
     });
+  }
+
+  /** The unused connection that was used last; null: there is none, or it must show a sign of life first. */
+  takeIdle(): Backend | null {
+    const last = this.#idle.at(-1);
+    if (last === undefined || this.#mustTest(last, performance.now())) return null;
+    this.#idle.pop();
+    return last;
   }
 
   /** This very connection, if it is unused. @returns whether it is the caller's now */

@@ -5,14 +5,14 @@ import { BIND_COMPLETE, CLOSE_COMPLETE, encodeCommandComplete, NO_DATA, PARSE_CO
 import type { ErrorFields } from '../wire/error-response.js';
 import { decodeBindHead, decodeDescribe, encodeParse, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
-import { BatchReader, type Item, type Message, syncOf } from './batch.js';
+import { BatchReader, type Item, type Message, type Reading, syncOf } from './batch.js';
 import { BatchSender } from './batch-sender.js';
 import type { ClientSession } from './client-session.js';
 import { IDLE, type Prepared } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Placement } from './placement.js';
 import { checkAgain, RefusedError } from './refusals.js';
-import { checkShapes } from './stale-plan.js';
+import { checkShapes, mustCheckShapes } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
@@ -24,6 +24,18 @@ export type Begun = Backend | 'hold' | 'drop';
 
 /** One statement from its Bind, or Parse, to the Sync. */
 const ALONE = /^(parse )?bind (describe-portal )?execute sync$/;
+
+/** A batch on its way. */
+interface Unit {
+  readonly batch: readonly Message[];
+  readonly reading: Reading;
+  /** When the client sent it, on performance.now()'s clock. */
+  readonly since: number;
+  /** How often it has been made ready before. */
+  readonly times: number;
+  /** It goes on with a batch that has begun. */
+  readonly open: boolean;
+}
 
 /** The extended query protocol of one session: batches of messages, up to a Sync or Flush, run together on one shard. */
 export class ExtendedProtocol {
@@ -111,21 +123,31 @@ export class ExtendedProtocol {
     this.#reader.forgetPortals();
   }
 
-  async #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> {
-    const session = this.#session;
-    const { lease } = session;
-    const { items, executions, error, sync, rest } = this.#reader.read(batch);
-    if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return;
-    const again = () => {
-      this.#reader.undo(items);
-      return this.#dispatch(batch, since, times + 1);
-    };
-    let placement: Prepared;
-    const open = lease.unsynced;
+  /** Null: it is sent, or answered, without having waited for anything. */
+  #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> | null {
+    const { lease, wait } = this.#session;
+    const reading = this.#reader.read(batch);
+    const { items, executions, error, rest } = reading;
+    if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return null;
+    const unit: Unit = { batch, reading, since, times, open: lease.unsynced };
+    let placement: Prepared | Promise<Prepared>;
     try {
       checkAgain(times);
-      placement = await lease.prepare(executions, session.wait);
-      if (open && !lease.unsynced && this.#units.unitFailed) {
+      placement = lease.prepare(executions, wait);
+    } catch (e) {
+      return this.#failUnit(unit, e);
+    }
+    if (placement instanceof Promise || placement.kind !== 'one') return this.#dispatchLater(unit, placement);
+    return this.#placed(unit, placement);
+  }
+
+  async #dispatchLater(unit: Unit, preparing: Prepared | Promise<Prepared>): Promise<void> {
+    const { lease } = this.#session;
+    const { items, error, sync } = unit.reading;
+    let placement: Prepared;
+    try {
+      placement = await preparing;
+      if (unit.open && !lease.unsynced && this.#units.unitFailed) {
         // The batch was ended where it began, to go on elsewhere, and there its Parse or Describe had failed: the rest is skipped.
         this.#reader.undo(items);
         this.#units.unitFailed = false;
@@ -134,29 +156,60 @@ export class ExtendedProtocol {
         return;
       }
       if (placement.kind === 'fanout') {
-        if (this.#needsWhole(batch, items)) return;
-        if (!(await this.#fanOut(items, placement, error))) await again();
+        if (this.#needsWhole(unit)) return;
+        if (!(await this.#fanOut(items, placement, error))) await this.#again(unit);
         return;
       }
     } catch (e) {
-      if (e instanceof RefusedError && this.#needsWhole(batch, items)) return;
-      this.#reader.undo(items);
-      await this.#fail(this.#units.fieldsOf(e), sync ?? syncOf(items));
+      await this.#failUnit(unit, e);
       return;
     }
-    if (placement.kind === 'again') return again();
-    const backend = lease.backend as Backend;
+    await (placement.kind === 'again' ? this.#again(unit) : this.#placed(unit, placement));
+  }
+
+  async #again({ batch, reading, since, times }: Unit): Promise<void> {
+    this.#reader.undo(reading.items);
+    await this.#dispatch(batch, since, times + 1);
+  }
+
+  /** @returns null: it begins anew when it is whole. */
+  #failUnit(unit: Unit, error: unknown): Promise<void> | null {
+    if (error instanceof RefusedError && this.#needsWhole(unit)) return null;
+    const { items, sync } = unit.reading;
+    this.#reader.undo(items);
+    return this.#fail(this.#units.fieldsOf(error), sync ?? syncOf(items));
+  }
+
+  #placed(unit: Unit, placement: Placement & { kind: 'one' }): Promise<void> | null {
+    const { lease, services } = this.#session;
     if (!lease.unsynced) {
-      if (backend.status === IDLE) backend.prepareFor(session.services.contents.version);
-      try {
-        await checkShapes(backend, items, session.services.contents.version);
-      } catch (e) {
-        this.#reader.undo(items);
-        await this.#fail(this.#units.fieldsOf(e), sync ?? syncOf(items));
-        return;
-      }
-      if (lease.backend !== backend) return;
+      const backend = lease.backend as Backend;
+      const { version } = services.contents;
+      if (backend.status === IDLE) backend.prepareFor(version);
+      if (mustCheckShapes(backend, unit.reading.items, version)) return this.#sendIfShapesAgree(unit, placement);
     }
+    return this.#send(unit, placement);
+  }
+
+  async #sendIfShapesAgree(unit: Unit, placement: Placement & { kind: 'one' }): Promise<void> {
+    const { lease, services } = this.#session;
+    const backend = lease.backend as Backend;
+    try {
+      await checkShapes(backend, unit.reading.items, services.contents.version);
+    } catch (e) {
+      await this.#failUnit(unit, e);
+      return;
+    }
+    if (lease.backend === backend) await this.#send(unit, placement);
+  }
+
+  #send(unit: Unit, placement: Placement & { kind: 'one' }): Promise<void> | null {
+    const session = this.#session;
+    const { lease } = session;
+    const { batch, since, times } = unit;
+    const { items, error, sync, rest } = unit.reading;
+    const backend = lease.backend as Backend;
+    const again = () => this.#again(unit);
     const transaction = lease.transaction as Transaction | null;
     const first = !lease.unsynced;
     if (first) this.#units.beginUnit(backend);
@@ -168,10 +221,7 @@ export class ExtendedProtocol {
     const whole = first && items.at(-1)?.type === 'sync';
     if (whole && placement.writes && transaction?.clean) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
-      this.#units.closeGate(prelude, since, () => {
-        this.#reader.undo(items);
-        return this.#dispatch(batch, since, 0);
-      });
+      this.#units.closeGate(prelude, since, () => this.#again({ ...unit, times: -1 }));
     } else if (
       whole &&
       !placement.writes &&
@@ -184,21 +234,24 @@ export class ExtendedProtocol {
     this.#sender.send(backend, items);
     const last = items.at(-1);
     if (last?.type === 'bind' && last.following > 0) this.#begun = backend;
-    if (rest.length > 0) {
-      await answered(backend);
-      if (lease.backend === backend) await this.#dispatch(rest, since, 0);
-      return;
-    }
-    if (error === null) return;
+    if (rest.length > 0) return this.#sendRest(backend, rest, since);
+    if (error === null) return null;
     this.#sender.poison(backend, error);
     if (sync === null) this.#skipping = true;
     else this.#sender.send(backend, [sync]);
+    return null;
+  }
+
+  /** What stands behind a statement that changes names is read when that has been answered. */
+  async #sendRest(backend: Backend, rest: readonly Message[], since: number): Promise<void> {
+    await answered(backend);
+    if (this.#session.lease.backend === backend) await this.#dispatch(rest, since, 0);
   }
 
   /** The batch ends with the head of a large Bind, which does not say enough: it is read again when the Bind is whole. */
-  #needsWhole(batch: readonly Message[], items: readonly Item[]): boolean {
+  #needsWhole({ batch, reading }: Unit): boolean {
     if (!batch.at(-1)?.following) return false;
-    this.#reader.undo(items);
+    this.#reader.undo(reading.items);
     this.#batch = batch.slice(0, -1);
     this.#batchBytes = this.#batch.reduce((bytes, message) => bytes + message.frame.length, 0);
     this.#begun = 'hold';

@@ -98,95 +98,98 @@ export class Lease {
    *
    * @throws RefusedError and whatever the pool, the server or `wait` say.
    */
-  prepare(executions: readonly Execution[], wait: Wait): Promise<Prepared> {
-    return this.#prepare(executions, wait, false);
+  prepare(executions: readonly Execution[], wait: Wait): Prepared | Promise<Prepared> {
+    // A failed transaction runs nothing more: its server says so (25P02), or ends it.
+    if (this.backend?.status === FAILED && !this.unsynced)
+      return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
+    const ready = this.#getReady(executions, wait, false, null);
+    return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, false) : ready;
   }
 
   /** Opens a transaction that no server has heard of, only to fail it there: that touches nothing, so it waits for nothing. */
   async openToFail(wait: Wait): Promise<void> {
-    await this.#prepare([], wait, true);
+    const ready = this.#getReady([], wait, true, null);
+    if (ready instanceof Promise) await this.#keepGettingReady(ready, [], wait, true);
   }
 
-  async #prepare(executions: readonly Execution[], wait: Wait, unheld: boolean): Promise<Prepared> {
-    const { live, router } = this.#context;
+  async #keepGettingReady(
+    first: Promise<unknown>,
+    executions: readonly Execution[],
+    wait: Wait,
+    unheld: boolean,
+  ): Promise<Prepared> {
     const since = performance.now();
-    // A failed transaction runs nothing more: its server says so (25P02), or ends it.
-    if (this.backend?.status === FAILED && !this.unsynced)
-      return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
-    for (;;) {
-      wait.throwIfAborted();
-      const topology = live.current;
-      this.#checkStale(topology);
-      if (!unheld && !this.#begun && !live.schemaReady) {
-        await this.#waitForChange(wait.signal, since);
-        continue;
-      }
-      const placement = place(executions, router, topology);
-      if (placement.kind === 'refused') {
-        const { sqlstate, message, hint } = placement.refusal;
-        throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
-      }
-      if (!unheld && !live.admits(placement, this.transaction)) {
-        await this.#waitForChange(wait.signal, since);
-        continue;
-      }
-      if (placement.kind === 'fanout') {
-        if (this.#describedOnly) {
-          await this.#finishBatch(this.backend as Backend);
-          this.releaseIfIdle();
-          continue; // the map may have changed while we waited
-        }
-        this.#checkFanOut();
-        return placement;
-      }
-      const asksThem = firstThat(executions, asksSequences) >= 0;
-      if (asksThem) this.#returnToSequences(placement.shards);
-      const shard = this.#choose(placement.shards);
-      if (this.backend === null || this.backend.shard !== shard) {
-        await this.#moveTo(shard, wait);
-        continue; // the map may have changed while we waited
-      }
-      if (
-        this.backend.settings !== this.#context.settings.current &&
-        !this.#begun &&
-        !this.serverSettings.has(this.backend)
-      ) {
-        // What functions have changed is nowhere but there.
-        if (this.pinning.has(SETTINGS_OF_FUNCTION)) this.backend.settings = this.#context.settings.current;
-        else if (await this.#unlessDead(this.backend, (backend) => this.serverSettings.apply(backend))) continue;
-      }
-      if (asksThem && this.transaction?.draws !== true) {
-        if (await this.sequences.prepare(this.backend, executions, this.unsynced)) continue;
-      }
-      const first = this.#context.listening.prepare(this.backend, executions, this.#begun);
-      if (first !== null) {
-        await first.catch((error: unknown) => {
-          throw asServerError(error);
-        });
-        continue;
-      }
-      if (this.transaction?.deferred) {
-        const { transaction } = this;
-        await this.#unlessDead(this.backend, (backend) => this.#open(backend, transaction));
-        continue;
-      }
-      if (!this.unsynced && !this.backend.byName && this.#seesNames(executions)) {
-        this.pinning.add(BY_NAME);
-        await prepareByName(this.backend, this.#context.statements()).catch((error: unknown) => {
-          throw asServerError(error);
-        });
-        continue;
-      }
-      if (!this.#context.lookup.agrees(this.backend.connection.parameters))
-        this.serverSettings.tellParameters(this.backend);
-      const { current } = this.#context.lookup;
-      if (executions.some((e) => e.lookup !== null && e.lookup !== current)) return { kind: 'again' };
-      this.transaction ??= new Transaction();
-      this.transaction.touch(placement);
-      this.#context.listening.sending(this.backend, executions);
-      this.#sending(this.backend, executions);
+    for (let work = first; ; ) {
+      await work;
+      const ready = this.#getReady(executions, wait, unheld, since);
+      if (!(ready instanceof Promise)) return ready;
+      work = ready;
+    }
+  }
+
+  /**
+   * Goes as far as it can without waiting, which nearly always is all the way. A promise: to be called again when it resolves, because
+   * the map may have changed meanwhile.
+   *
+   * @param since when the wait began, on performance.now()'s clock; null: now
+   */
+  #getReady(
+    executions: readonly Execution[],
+    wait: Wait,
+    unheld: boolean,
+    since: number | null,
+  ): Prepared | Promise<unknown> {
+    const { live, router, listening, lookup, settings } = this.#context;
+    wait.throwIfAborted();
+    const topology = live.current;
+    this.#checkStale(topology);
+    if (!unheld && !this.#begun && !live.schemaReady)
+      return this.#waitForChange(wait.signal, since ?? performance.now());
+    const placement = place(executions, router, topology);
+    if (placement.kind === 'refused') {
+      const { sqlstate, message, hint } = placement.refusal;
+      throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
+    }
+    if (!unheld && !live.admits(placement, this.transaction))
+      return this.#waitForChange(wait.signal, since ?? performance.now());
+    if (placement.kind === 'fanout') {
+      if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
+      this.#checkFanOut();
       return placement;
     }
+    const asksThem = firstThat(executions, asksSequences) >= 0;
+    if (asksThem) this.#returnToSequences(placement.shards);
+    const shard = this.#choose(placement.shards);
+    if (this.backend === null || this.backend.shard !== shard) {
+      const moving = this.#moveTo(shard, wait);
+      if (moving !== null) return moving;
+    }
+    const backend = this.backend as Backend;
+    if (backend.settings !== settings.current && !this.#begun && !this.serverSettings.has(backend)) {
+      // What functions have changed is nowhere but there.
+      if (this.pinning.has(SETTINGS_OF_FUNCTION)) backend.settings = settings.current;
+      else return this.#unlessDead(backend, this.serverSettings.apply(backend));
+    }
+    if (asksThem && this.transaction?.draws !== true) {
+      const asking = this.sequences.prepare(backend, executions, this.unsynced);
+      if (asking !== null) return asking;
+    }
+    const first = listening.prepare(backend, executions, this.#begun);
+    if (first !== null) return orServerError(first);
+    if (this.transaction?.deferred) return this.#unlessDead(backend, this.#open(backend, this.transaction));
+    if (!this.unsynced && !backend.byName && this.#seesNames(executions)) {
+      this.pinning.add(BY_NAME);
+      return orServerError(prepareByName(backend, this.#context.statements()));
+    }
+    if (!lookup.agrees(backend.connection.parameters)) this.serverSettings.tellParameters(backend);
+    const { current } = lookup;
+    for (const execution of executions)
+      if (execution.lookup !== null && execution.lookup !== current) return { kind: 'again' };
+    this.transaction ??= new Transaction();
+    this.transaction.touch(placement);
+    listening.sending(backend, executions);
+    this.#sending(backend, executions);
+    return placement;
   }
 
   #seesNames(executions: readonly Execution[]): boolean {
@@ -238,13 +241,12 @@ export class Lease {
     if (backend) this.#context.pool(backend.shard).discard(backend);
   }
 
-  /** Does `work`; when the connection turns out to have died before it was used, answers true, for another to be taken. */
-  async #unlessDead<T>(backend: Backend, work: (backend: Backend) => Promise<T>): Promise<T | true> {
+  /** Waits for `work`, also when the connection turns out to have died before it was used: then another is taken. */
+  async #unlessDead(backend: Backend, work: Promise<unknown>): Promise<void> {
     try {
-      return await work(backend);
+      await work;
     } catch (error) {
-      if (backend.lost !== null && backend.untouched) return true;
-      throw error;
+      if (backend.lost === null || !backend.untouched) throw error;
     }
   }
 
@@ -383,7 +385,8 @@ export class Lease {
     this.#return(backend);
   }
 
-  async #moveTo(shard: ShardName, wait: Wait): Promise<void> {
+  /** Null: the connection is there. */
+  #moveTo(shard: ShardName, wait: Wait): Promise<void> | null {
     const from = this.backend;
     if (from !== null) {
       if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
@@ -393,20 +396,35 @@ export class Lease {
         transaction: open && this.transaction !== null && !this.transaction.clean,
         batch: this.unsynced && this.unsyncedDirty,
       });
-      if (this.unsynced) await this.#finishBatch(from);
-      if (open) await this.#rollBack(from);
+      if (this.unsynced || open) return this.#leave(from, open);
       this.#giveBack();
-      if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
     }
+    const idle = this.#context.pool(shard).takeIdle();
+    if (idle === null) return this.#acquire(shard, wait);
+    this.#use(idle);
+    return null;
+  }
+
+  /** Ends what is open there and gives the connection back. */
+  async #leave(from: Backend, open: boolean): Promise<void> {
+    if (this.unsynced) await this.#finishBatch(from);
+    if (open) await this.#rollBack(from);
+    this.#giveBack();
+    if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
+  }
+
+  async #acquire(shard: ShardName, wait: Wait): Promise<void> {
     const { activity, tellClient } = this.#context;
     activity.waitBegins();
-    let backend: Backend;
     try {
-      backend = await this.#context.pool(shard).acquire(wait, () => tellClient(queueNotice(shard)));
+      this.#use(await this.#context.pool(shard).acquire(wait, () => tellClient(queueNotice(shard))));
     } finally {
       activity.waitEnds();
     }
-    activity.assignments += 1;
+  }
+
+  #use(backend: Backend): void {
+    this.#context.activity.assignments += 1;
     backend.attach(this.#owner);
     this.backend = backend;
   }
@@ -446,4 +464,11 @@ export class Lease {
 /** Whether the statement hands a text that changes settings to what executes texts. */
 function handsOverSettings(text: string, { params }: Execution): boolean {
   return saysSettings(text) || (params?.values.some((v) => v !== null && saysSettings(v.toString('latin1'))) ?? false);
+}
+
+/** Rejects with what the server says, in its own words. */
+function orServerError(work: Promise<unknown>): Promise<unknown> {
+  return work.catch((error: unknown) => {
+    throw asServerError(error);
+  });
 }

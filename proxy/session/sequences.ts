@@ -52,21 +52,19 @@ export class Sequences {
 
   /**
    * To be called before statements that ask are sent, unless their transaction has drawn there itself; `unsynced`: a batch is open.
-   * @returns whether the connection had to be asked for something
+   * @returns resolves when the connection has done what it had to be asked for; null: nothing
    * @throws RefusedError when the answer could be another's
    */
-  async prepare(backend: Backend, executions: readonly Execution[], unsynced: boolean): Promise<boolean> {
+  prepare(backend: Backend, executions: readonly Execution[], unsynced: boolean): Promise<void> | null {
     const { place } = this;
-    if (place === backend) return false;
+    if (place === backend) return null;
     // Drawn in this very Query or batch, behind a clean start.
     const draws = firstThat(executions, mayDraw);
-    if (draws >= 0 && draws < firstThat(executions, asksSequences) && !unsynced) return false;
+    if (draws >= 0 && draws < firstThat(executions, asksSequences) && !unsynced) return null;
     // Defaults mostly draw what they then ask for; if not, the server says that there is none.
     const fresh = place === 'anywhere' || firstThat(executions, asksItself) < 0;
     if (fresh && !unsynced) {
-      if (backend.sequencesOf === null) return false;
-      await this.clean(backend);
-      return true;
+      return backend.sequencesOf === null ? null : this.clean(backend);
     }
     throw new RefusedError(
       '0A000',

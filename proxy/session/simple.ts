@@ -8,13 +8,25 @@ import { BACKEND } from '../wire/message-types.js';
 import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE, type Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
-import type { Execution } from './placement.js';
+import type { Execution, Placement } from './placement.js';
 import { checkAgain, RefusedError } from './refusals.js';
 import { type Rewrite, SentText } from './sent-text.js';
 import { errorAsWritten, type Spoken, SqlStatements } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
+
+/** One Query on its way. */
+interface Unit {
+  readonly frame: Buffer;
+  readonly analyzed: Analyzed;
+  /** When the client sent it, on performance.now()'s clock. */
+  readonly since: number;
+  /** How often it has been made ready before. */
+  readonly times: number;
+  readonly prepared: SqlStatements;
+  executions: readonly Execution[];
+}
 
 /** The simple query protocol of one session: Query and FunctionCall. */
 export class SimpleProtocol {
@@ -59,21 +71,36 @@ export class SimpleProtocol {
     return backend;
   }
 
-  async #run(frame: Buffer, analyzed: Analyzed, since: number, times: number): Promise<void> {
-    const session = this.#session;
-    const { lease } = session;
-    const again = () => this.#run(frame, this.#statements.analyze(decodeQuery(frame)), since, times + 1);
+  /** Null: it is sent, without having waited for anything. */
+  #run(frame: Buffer, analyzed: Analyzed, since: number, times: number): Promise<void> | null {
     const prepared = new SqlStatements(analyzed, this.#statements);
-    let placement: Prepared;
-    let executions: readonly Execution[];
-    let spoken: Spoken | null = null;
+    const unit: Unit = { frame, analyzed, since, times, prepared, executions: [] };
+    let placement: Prepared | Promise<Prepared>;
     try {
       checkAgain(times);
-      executions = this.#executions(analyzed, prepared);
-      placement = await lease.prepare(executions, session.wait);
+      unit.executions = this.#executions(analyzed, prepared);
+      placement = this.#session.lease.prepare(unit.executions, this.#session.wait);
+    } catch (error) {
+      prepared.release();
+      return this.#units.fail(error);
+    }
+    if (placement instanceof Promise || placement.kind !== 'one' || !prepared.none)
+      return this.#runLater(unit, placement);
+    this.#send(unit, placement, null);
+    return null;
+  }
+
+  async #runLater(unit: Unit, preparing: Prepared | Promise<Prepared>): Promise<void> {
+    const session = this.#session;
+    const { lease } = session;
+    const { frame, analyzed, prepared } = unit;
+    let placement: Prepared;
+    let spoken: Spoken | null = null;
+    try {
+      placement = await preparing;
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed.template, { kind: 'simple', query: frame });
-        if (!(await session.runFanOut(fanOut))) await again();
+        if (!(await session.runFanOut(fanOut))) await this.#again(unit);
         return;
       }
       if (placement.kind === 'one' && !prepared.none) {
@@ -89,8 +116,20 @@ export class SimpleProtocol {
     }
     if (placement.kind === 'again') {
       prepared.release();
-      return again();
-    }
+      await this.#again(unit);
+    } else this.#send(unit, placement, spoken);
+  }
+
+  async #again({ frame, since, times }: Unit): Promise<void> {
+    await this.#run(frame, this.#statements.analyze(decodeQuery(frame)), since, times + 1);
+  }
+
+  /** Sends it to the server connection that has been made ready for it. */
+  #send(unit: Unit, placement: Placement & { kind: 'one' }, spoken: Spoken | null): void {
+    const session = this.#session;
+    const { lease } = session;
+    const { frame, analyzed, since, times, prepared, executions } = unit;
+    const again = () => this.#again(unit);
     const backend = lease.backend as Backend;
     const transaction = lease.transaction as Transaction;
     this.#units.beginUnit(backend);
@@ -99,9 +138,7 @@ export class SimpleProtocol {
     session.ifStale(!lease.unsynced && !prepared.none && times === 0 ? again : null);
     if (placement.writes && transaction.clean && !lease.unsynced && endsOnce(analyzed.statements)) {
       const prelude = backend.status === IDLE ? [] : transaction.prelude;
-      this.#units.closeGate(prelude, since, () =>
-        this.#run(frame, this.#statements.analyze(decodeQuery(frame)), since, 0),
-      );
+      this.#units.closeGate(prelude, since, () => this.#again({ ...unit, times: -1 }));
     }
     const { touches, writes } = placement;
     const started = performance.now();

@@ -21,31 +21,41 @@ export function isStalePlan({ sqlstate, routine }: ErrorFields): boolean {
   return sqlstate === STALE_PLAN.sqlstate && routine === STALE_PLAN.routine;
 }
 
+/** Whether `checkShapes` has anything to do for a batch: a client relies on columns that are not known to be the same here. */
+export function mustCheckShapes(backend: Backend, items: readonly Item[], version: number): boolean {
+  if (backend.byName || backend.status === FAILED) return false;
+  let must = false;
+  for (const item of items) {
+    if (item.type === 'describe-portal' || item.type === 'describe-statement' || item.type === 'parse') return false;
+    if (item.type === 'bind' && !hasShape(backend, item, version)) must = true;
+  }
+  return must;
+}
+
+/** Whether the rows of what is bound are surely as the client expects them. */
+function hasShape(backend: Backend, { statement, sql, bind }: Item & { type: 'bind' }, version: number): boolean {
+  const { content, told } = statement;
+  if (sql !== null || told === null || backend.shapes.get(content) === told.shape) return true;
+  return bind.statement === '' && (backend.unnamed === content || told.version === version);
+}
+
 /**
  * A client that was told the columns of a statement, and does not ask again, could not read rows with others. Whether they are the
  * same is asked first where that is not known; PostgreSQL, which has it prepared since then, would say so of itself.
+ * To be called where `mustCheckShapes` says so.
  *
  * @throws ServerError, PostgreSQL's own
  */
 export async function checkShapes(backend: Backend, items: readonly Item[], version: number): Promise<void> {
-  if (
-    backend.byName ||
-    backend.status === FAILED ||
-    items.some((i) => i.type.startsWith('describe') || i.type === 'parse')
-  )
-    return;
   for (const item of items) {
-    if (item.type !== 'bind' || item.sql !== null) continue;
+    if (item.type !== 'bind' || hasShape(backend, item, version)) continue;
     const { content, told } = item.statement;
-    if (told === null) continue;
-    const unnamed = item.bind.statement === '';
-    if (unnamed && (backend.unnamed === content || told.version === version)) continue;
     try {
       if (!backend.shapes.has(content)) await askShape(backend, content);
     } catch (error) {
       throw asServerError(error);
     }
-    if (backend.shapes.get(content) !== told.shape) throw new ServerError(STALE_PLAN);
+    if (backend.shapes.get(content) !== told?.shape) throw new ServerError(STALE_PLAN);
   }
 }
 
