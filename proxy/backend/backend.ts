@@ -3,7 +3,7 @@ import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
-import { encodeQuery, SYNC } from '../wire/frontend.js';
+import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
@@ -57,6 +57,7 @@ export interface BackendOwner {
 }
 
 const IDLE = 0x49; // 'I'
+const IN_TRANSACTION = 0x54; // 'T'
 
 const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
@@ -238,6 +239,24 @@ export class Backend {
   newStatementName(): string {
     this.#nextStatement += 1;
     return `fs_${this.#nextStatement}`;
+  }
+
+  /**
+   * Begins a transaction block with `text`, without waiting, for one Query, or one batch with its Sync, that is sent right behind it.
+   * When it fails, the server skips that: nothing of it is answered but its end, by a ReadyForQuery for the client.
+   */
+  begin(text: Buffer, { done, failed }: { readonly done: () => void; readonly failed: (frame: Buffer) => void }): void {
+    const notBegun = (frame: Buffer) => {
+      failed(frame);
+      // A Query that is skipped has none.
+      if (!this.#expected.some((e) => e.kind === 'sync')) this.send(SYNC, { kind: 'sync', internal: false });
+    };
+    this.unnamed = null;
+    this.send(beginMessages(text), { kind: 'parse', internal: true, quiet: true, failed: notBegun });
+    this.send(null, { kind: 'bind', internal: true, quiet: true, failed: notBegun });
+    this.send(null, { kind: 'execute', internal: true, quiet: true, failed: notBegun, done });
+    // What follows is said in it.
+    this.status = IN_TRANSACTION;
   }
 
   /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
@@ -440,6 +459,17 @@ export class Backend {
     if (this.#owner) this.#owner.onLost(this, error);
     else this.onIdleClose?.();
   }
+}
+
+/** Most transactions begin alike. */
+let lastBegin = { text: Buffer.alloc(0), messages: Buffer.alloc(0) };
+
+function beginMessages(text: Buffer): Buffer {
+  if (!lastBegin.text.equals(text)) {
+    const bind = encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] });
+    lastBegin = { text: Buffer.from(text), messages: Buffer.concat([encodeParse('', text), bind, encodeExecute('')]) };
+  }
+  return lastBegin.messages;
 }
 
 /** An internal statement failed on the server. */

@@ -133,7 +133,7 @@ export class ExtendedProtocol {
     let placement: Prepared | Promise<Prepared>;
     try {
       checkAgain(times);
-      placement = lease.prepare(executions, wait);
+      placement = lease.prepare(executions, wait, lease.transaction?.deferred === true && isPlain(reading));
     } catch (e) {
       return this.#failUnit(unit, e);
     }
@@ -392,6 +392,22 @@ export class ExtendedProtocol {
     }
     return done;
   }
+}
+
+/** Whether a batch goes to a server in one piece, with its Sync, whatever that has prepared. */
+function isPlain({ items, error, rest }: Reading): boolean {
+  if (error !== null || rest.length > 0 || items.at(-1)?.type !== 'sync') return false;
+  let told = false;
+  let asks = false;
+  for (const item of items) {
+    if (item.type === 'flush' || item.type === 'close-statement') return false;
+    if (item.type === 'bind') {
+      const { statements } = item.statement.analyzed;
+      if (statements[0] !== undefined && statements[0].plan.effect !== null) return false;
+      if (item.statement.told !== null) told = true;
+    } else if (item.type === 'parse' || item.type.startsWith('describe')) asks = true;
+  }
+  return asks || !told;
 }
 
 /** Resolves when the server has answered all that was sent, or skips it. */

@@ -52,6 +52,12 @@ export interface LeaseContext {
   readonly tellClient: (frame: Buffer) => void;
 }
 
+/** What is to be made ready: statements that are sent at once, or later; or a transaction that is only to be failed. */
+type How = typeof TOGETHER | typeof APART | typeof TO_FAIL;
+const TOGETHER = 'together';
+const APART = 'apart';
+const TO_FAIL = 'to fail';
+
 /** What came of getting ready. */
 export type Prepared = Exclude<Placement, { kind: 'refused' }> | { readonly kind: 'again' };
 
@@ -76,6 +82,7 @@ export class Lease {
   #seen: Topology;
   /** Texts that are not known here were executed on the connection. */
   #settingsUnsure = false;
+  #unopened: Buffer | null = null;
 
   constructor(context: LeaseContext, owner: BackendOwner) {
     this.#context = context;
@@ -94,34 +101,39 @@ export class Lease {
   /**
    * Waits until `executions` may run, and has the right server connection ready: settings applied, transaction opened.
    * For a placement `one` the footprint is registered in the same turn in which this resolves, so that no hold slips in between.
+   * `together`: they are sent in the turn in which this is ready, as one Query, or one batch with its Sync, and nothing else before
+   * them. A transaction that no server has heard of is then opened with them: should that fail, `takeUnopened` says so when the server is
+   * ready, and nothing of them has been done.
+   *
    * `again`: the connection looks names up in another way than `executions` were analysed for (and the client has been told).
    *
    * @throws RefusedError and whatever the pool, the server or `wait` say.
    */
-  prepare(executions: readonly Execution[], wait: Wait): Prepared | Promise<Prepared> {
+  prepare(executions: readonly Execution[], wait: Wait, together = false): Prepared | Promise<Prepared> {
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
     if (this.backend?.status === FAILED && !this.unsynced)
       return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
-    const ready = this.#getReady(executions, wait, false, null);
-    return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, false) : ready;
+    const how = together ? TOGETHER : APART;
+    const ready = this.#getReady(executions, wait, how, null);
+    return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, how) : ready;
   }
 
   /** Opens a transaction that no server has heard of, only to fail it there: that touches nothing, so it waits for nothing. */
   async openToFail(wait: Wait): Promise<void> {
-    const ready = this.#getReady([], wait, true, null);
-    if (ready instanceof Promise) await this.#keepGettingReady(ready, [], wait, true);
+    const ready = this.#getReady([], wait, TO_FAIL, null);
+    if (ready instanceof Promise) await this.#keepGettingReady(ready, [], wait, TO_FAIL);
   }
 
   async #keepGettingReady(
     first: Promise<unknown>,
     executions: readonly Execution[],
     wait: Wait,
-    unheld: boolean,
+    how: How,
   ): Promise<Prepared> {
     const since = performance.now();
     for (let work = first; ; ) {
       await work;
-      const ready = this.#getReady(executions, wait, unheld, since);
+      const ready = this.#getReady(executions, wait, how, since);
       if (!(ready instanceof Promise)) return ready;
       work = ready;
     }
@@ -133,16 +145,12 @@ export class Lease {
    *
    * @param since when the wait began, on performance.now()'s clock; null: now
    */
-  #getReady(
-    executions: readonly Execution[],
-    wait: Wait,
-    unheld: boolean,
-    since: number | null,
-  ): Prepared | Promise<unknown> {
+  #getReady(executions: readonly Execution[], wait: Wait, how: How, since: number | null): Prepared | Promise<unknown> {
     const { live, router, listening, lookup, settings } = this.#context;
     wait.throwIfAborted();
     const topology = live.current;
     this.#checkStale(topology);
+    const unheld = how === TO_FAIL;
     if (!unheld && !this.#begun && !live.schemaReady)
       return this.#waitForChange(wait.signal, since ?? performance.now());
     const placement = place(executions, router, topology);
@@ -176,8 +184,11 @@ export class Lease {
     }
     const first = listening.prepare(backend, executions, this.#begun);
     if (first !== null) return orServerError(first);
-    if (this.transaction?.deferred) return this.#unlessDead(backend, this.#open(backend, this.transaction));
-    if (!this.unsynced && !backend.byName && this.#seesNames(executions)) {
+    const mustSpell = !this.unsynced && !backend.byName && this.#seesNames(executions);
+    const opens = this.transaction?.deferred === true ? this.transaction : null;
+    if (opens !== null && (how !== TOGETHER || mustSpell || opens.prelude.length > 1))
+      return this.#unlessDead(backend, this.#open(backend, opens));
+    if (mustSpell) {
       this.pinning.add(BY_NAME);
       return orServerError(prepareByName(backend, this.#context.statements()));
     }
@@ -185,6 +196,7 @@ export class Lease {
     const { current } = lookup;
     for (const execution of executions)
       if (execution.lookup !== null && execution.lookup !== current) return { kind: 'again' };
+    if (opens !== null) this.#openWith(backend, opens);
     this.transaction ??= new Transaction();
     this.transaction.touch(placement);
     listening.sending(backend, executions);
@@ -237,6 +249,10 @@ export class Lease {
     this.backend = null;
     this.unsynced = false;
     this.unsyncedDirty = false;
+    if (transaction?.opening) {
+      transaction.opening = false;
+      transaction.deferred = true;
+    }
     if (transaction?.deferred !== true) this.transaction = null;
     if (backend) this.#context.pool(backend.shard).discard(backend);
   }
@@ -446,6 +462,33 @@ export class Lease {
         undo: () => reject(backend.lost ?? new Error('server connection lost')),
       });
     });
+  }
+
+  /**
+   * Has the server begin with what is sent next, in one packet and with one answer. In the extended protocol: what stands behind a
+   * BEGIN that fails is skipped, where a Query behind a Query would run all the same, outside of any transaction.
+   */
+  #openWith(backend: Backend, transaction: Transaction): void {
+    this.serverSettings.tellParameters(backend);
+    transaction.deferred = false;
+    transaction.opening = true;
+    backend.begin(transaction.prelude[0] as Buffer, {
+      done: () => {
+        transaction.opening = false;
+      },
+      failed: (frame) => {
+        transaction.opening = false;
+        transaction.deferred = true;
+        this.#unopened = frame;
+      },
+    });
+  }
+
+  /** What the server said if it could not open the transaction that was sent together with its first statement. Told once. */
+  takeUnopened(): Buffer | null {
+    const frame = this.#unopened;
+    this.#unopened = null;
+    return frame;
   }
 
   async #open(backend: Backend, transaction: Transaction): Promise<void> {

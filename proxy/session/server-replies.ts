@@ -156,6 +156,11 @@ export class ServerReplies implements BackendOwner {
     this.#copyIn.end(lease.backend);
     lease.unsynced = false;
     lease.unsyncedDirty = false;
+    const unopened = lease.takeUnopened();
+    if (unopened !== null) {
+      this.#notOpened(unopened);
+      return;
+    }
     const pathUnsure = !backend.connection.reportsSearchPath && lookup.unsure(status);
     lookup.ready(status);
     this.#extended.ready(status);
@@ -332,6 +337,14 @@ export class ServerReplies implements BackendOwner {
       // What the client says from here on could not be read safely.
       this.#session.close(error);
     }
+  }
+
+  /** The transaction could not be opened, and what was sent with it was skipped: it fails, as it would have failed by itself. */
+  #notOpened(frame: Buffer): void {
+    const { gate } = this.#session;
+    gate.open();
+    this.#loop.awaitingReady = false;
+    this.#loop.follow(this.#units.fail(new ServerError(decodeErrorFields(this.worded(frame)))));
   }
 
   /** A write met a shard that no longer owns its range: run it again where it belongs. The client has seen nothing of it. */

@@ -79,7 +79,7 @@ export class SimpleProtocol {
     try {
       checkAgain(times);
       unit.executions = this.#executions(analyzed, prepared);
-      placement = this.#session.lease.prepare(unit.executions, this.#session.wait);
+      placement = this.#session.lease.prepare(unit.executions, this.#session.wait, isPlain(analyzed));
     } catch (error) {
       prepared.release();
       return this.#units.fail(error);
@@ -283,6 +283,12 @@ function tellOf(sent: SentText, spoken: Spoken | null, done: () => number): Pick
     },
     muted: () => typeof sent.origins[done()] === 'object',
   };
+}
+
+/** Whether a text goes to a server as it is, and does nothing to the session. */
+function isPlain({ statements }: Analyzed): boolean {
+  for (const { plan } of statements) if (plan.effect !== null) return false;
+  return true;
 }
 
 /** Whether everything in the text is undone by one ROLLBACK: no COMMIT in its middle. */

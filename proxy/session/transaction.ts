@@ -16,6 +16,8 @@ export class Transaction {
   clean = true;
   /** The client was told BEGIN, but no server has been. */
   deferred = false;
+  /** A server has been sent BEGIN with the first statement, and has yet to answer it. */
+  opening = false;
   touches: Touch[] = [];
   everything = false;
   /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */

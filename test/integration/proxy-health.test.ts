@@ -1,3 +1,5 @@
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { Backend } from '../../proxy/backend/backend.js';
@@ -51,14 +53,19 @@ function poolOf(shard: string): Pool {
 
 /** Connections handed out are dead by then, as when the server's goodbye has come but not been read; `times` of them. */
 function handOutDead(pool: Pool, times: number): { left: number } {
-  const acquire = pool.acquire.bind(pool);
   const state = { left: times };
-  pool.acquire = async (...args) => {
-    const backend = await acquire(...args);
-    if (state.left === 0) return backend;
+  const dying = (backend: Backend): Backend => {
+    if (state.left === 0 || backend.connection.isClosed) return backend;
     state.left -= 1;
     backend.connection.destroy();
     return backend;
+  };
+  const acquire = pool.acquire.bind(pool);
+  pool.acquire = async (...args) => dying(await acquire(...args));
+  const takeIdle = pool.takeIdle.bind(pool);
+  pool.takeIdle = () => {
+    const idle = takeIdle();
+    return idle === null ? null : dying(idle);
   };
   return state;
 }
@@ -104,6 +111,53 @@ describe('a server connection that is dead before anything is sent on it', () =>
     expect([first.left, second.left]).toEqual([0, 0]);
     expect(await s.onShard(1, 'SELECT * FROM orders')).toHaveLength(1);
     peer.end();
+  });
+});
+
+describe('BEGIN', () => {
+  const READ = 'SELECT name FROM tenants WHERE tenant_id = 150';
+  const WRITE = `INSERT INTO orders VALUES (150, 1, 'a')`;
+  const standby = () => join(s.clusters[1].dataDir, 'standby.signal');
+
+  it.each([
+    ['a Query', [encodeQuery(READ)], 'TDCZ'],
+    ['a batch', extended(READ), '12DCZ'],
+  ] as const)('goes to the server together with %s that comes first', async (_what, messages, replies) => {
+    const peer = await login();
+    await query(peer, READ);
+    await query(peer, 'BEGIN');
+    peer.send(...messages);
+    const answer = await peer.until('Z');
+    expect(types(answer)).toBe(replies);
+    expect(answer.at(-1)?.frame.toString('latin1', 5)).toBe('T');
+    await query(peer, WRITE);
+    await query(peer, 'ROLLBACK');
+    expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
+    peer.end();
+  });
+
+  it('that its server refuses has nothing behind it run', async () => {
+    // Only a server in recovery refuses to begin.
+    await writeFile(standby(), '');
+    await s.clusters[1].restart();
+    try {
+      for (const messages of [[encodeQuery(READ)], extended(READ)]) {
+        const peer = await login();
+        await query(peer, 'BEGIN ISOLATION LEVEL SERIALIZABLE');
+        peer.send(...messages);
+        const answer = await peer.until('E');
+        // It is told what a standby reports of itself, and nothing else.
+        expect(types(answer).replaceAll('S', '')).toBe('E');
+        expect(decodeErrorFields((answer.at(-1) as RawMessage).frame)).toMatchObject({
+          severity: 'FATAL',
+          sqlstate: '0A000',
+        });
+        await peer.expectClose();
+      }
+    } finally {
+      await rm(standby());
+      await s.clusters[1].restart();
+    }
   });
 });
 
