@@ -150,6 +150,7 @@ export class Analysis {
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation) for (const f of relation.calls) this.#runs(f);
     if (relation && role === 'write') for (const f of relation.fires) this.#runs(f);
+    if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
       occurrence = {
         table: sharded,
@@ -291,9 +292,51 @@ export class Analysis {
     }
   }
 
-  /** Whether every table named anywhere in the statement was understood. */
+  /** An operator or type in the statement runs functions that it does not name. */
+  #unseen(kind: 'operator' | 'type', names: readonly Node[] | undefined): void {
+    const { metadata, registry } = this.context;
+    const name = nameOf(names);
+    for (const f of metadata.unseen(kind, name)) {
+      const refusal: Refusal = {
+        sqlstate: '0A000',
+        message: `${kind} ${name} runs function ${f}(), which may read or change anything, so it cannot be used while data is on several shards`,
+        hint: 'Declare the function IMMUTABLE if it only computes from its arguments.',
+      };
+      this.blockFanOut(refusal.message, refusal.hint);
+      if (reachOf(metadata, registry).function(f)) this.refusal ??= refusal;
+      else {
+        this.home = true;
+        this.atHomeOnly ??= refusal;
+      }
+    }
+  }
+
+  /** Columns of a declared table whose types run functions that may look beyond their shard. */
+  #checkTypes(relation: Relation): void {
+    const { metadata, registry } = this.context;
+    if (metadata.unseenFunctions.size === 0) return;
+    for (const f of [...relation.calls, ...relation.fires])
+      if (metadata.unseenFunctions.has(f) && reachOf(metadata, registry).function(f))
+        this.refuse(
+          `"${relation.table}" has a column whose type runs function ${f}(), which may read or change anything, so it cannot be used while data is on several shards`,
+        );
+  }
+
+  /** Whether every table named anywhere in the statement was understood, and every operator and type. */
   checkComplete(statement: Node): void {
+    const { unseenFunctions } = this.context.metadata;
     walk(statement, {
+      ...(unseenFunctions.size === 0
+        ? {}
+        : {
+            any: (key, value) => {
+              const node = value as { name?: Node[]; operName?: Node[]; useOp?: Node[]; typeName?: { names?: Node[] } };
+              if (key === 'A_Expr') this.#unseen('operator', node.name);
+              else if (key === 'SubLink') this.#unseen('operator', node.operName);
+              else if (key === 'SortBy') this.#unseen('operator', node.useOp);
+              else if (key === 'TypeCast') this.#unseen('type', node.typeName?.names);
+            },
+          }),
       rangeVar: (table) => {
         if (!this.#seen.has(table))
           this.refuse(
@@ -321,6 +364,12 @@ export class Analysis {
   keyspaces(): KeyspaceName[] {
     return [...new Set(this.occurrences.map((o) => o.table.keyspace))];
   }
+}
+
+/** The last part of a name. */
+function nameOf(names: readonly Node[] | undefined): string {
+  const last = names?.at(-1);
+  return last !== undefined && 'String' in last ? (last.String.sval ?? '') : '';
 }
 
 export const PIN_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';

@@ -22,6 +22,10 @@ export interface Metadata {
   mayKeepSettings(block: string): boolean;
   /** Operators that are not PostgreSQL's own and whose function is not immutable, by name. */
   readonly volatileOperators: ReadonlySet<string>;
+  /** Functions, not PostgreSQL's own and not immutable, that an operator of this name runs, or a conversion to a type of this name (casts, checks of domains). */
+  unseen(kind: 'operator' | 'type', name: string): readonly string[];
+  /** All of these. */
+  readonly unseenFunctions: ReadonlySet<string>;
   /** There are casts that are not PostgreSQL's own and whose function is volatile. */
   readonly volatileCasts: boolean;
   /** What PostgreSQL's catalog says of all its own functions of this name; null if it has none. */
@@ -108,6 +112,7 @@ export interface MetadataJson {
   }[];
   readonly operators: readonly string[];
   readonly volatileCasts?: boolean;
+  readonly unseen?: readonly { kind: 'operator' | 'type'; name: string; function: string }[];
   /** From one relation to another. */
   readonly edges?: readonly {
     schema: string;
@@ -136,6 +141,8 @@ class Snapshot implements Metadata {
   readonly volatileOperators: ReadonlySet<string>;
   readonly volatileCasts: boolean;
   readonly eventTriggers: readonly string[];
+  readonly unseenFunctions = new Set<string>();
+  readonly #unseen = new Map<string, string[]>();
   readonly #relations = new Map<string, Relation>();
   readonly #builtins: ReadonlyMap<string, BuiltinFunction>;
   readonly #functions = new Map<string, { schema: string; fact: UserFunction }[]>();
@@ -147,6 +154,11 @@ class Snapshot implements Metadata {
     this.json = json;
     this.volatileOperators = new Set(row.operators);
     this.volatileCasts = row.volatileCasts ?? false;
+    for (const u of row.unseen ?? []) {
+      const of = `${u.kind} ${u.name}`;
+      this.#unseen.set(of, [...(this.#unseen.get(of) ?? []), u.function]);
+      this.unseenFunctions.add(u.function);
+    }
     this.eventTriggers = row.eventTriggers ?? [];
     this.#builtins = new Map(Object.entries(row.builtins ?? {}));
     const edges = new Map<string, { [K in keyof typeof NOTHING]: Relation[K][number][] }>();
@@ -233,6 +245,10 @@ class Snapshot implements Metadata {
     };
   }
 
+  unseen(kind: 'operator' | 'type', name: string): readonly string[] {
+    return this.#unseen.get(`${kind} ${name}`) ?? [];
+  }
+
   mayKeepSettings(block: string): boolean {
     return this.#settings.block(block);
   }
@@ -315,7 +331,14 @@ depends AS MATERIALIZED (
   FROM pg_constraint c JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
   WHERE c.conrelid <> 0
   UNION SELECT i.indrelid, 'writes', d.refclassid, d.refobjid
-  FROM pg_index i JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)),
+  FROM pg_index i JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  UNION SELECT a.attrelid, 'reads', 'pg_proc'::regclass, k.castfunc
+  FROM pg_cast k JOIN pg_type t ON t.oid IN (k.castsource, k.casttarget) AND t.typnamespace <> 'pg_catalog'::regnamespace JOIN pg_attribute a ON a.atttypid = t.oid
+  WHERE k.castfunc <> 0 AND k.castcontext <> 'e'
+  UNION SELECT a.attrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_constraint c JOIN pg_attribute a ON a.atttypid = c.contypid
+    JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  WHERE c.contypid <> 0),
 about AS (
   SELECT n.nspname AS schema, c.relname AS name, d.kind, d.refclassid, d.refobjid
   FROM depends d JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -351,6 +374,15 @@ SELECT jsonb_build_object(
   'operators', (SELECT coalesce(jsonb_agg(DISTINCT o.oprname ORDER BY o.oprname), '[]'::jsonb)
     FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace LEFT JOIN pg_proc p ON p.oid = o.oprcode
     WHERE n.nspname <> 'pg_catalog' AND p.provolatile IS DISTINCT FROM 'i'),
+  'unseen', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('kind', u.kind, 'name', u.name, 'function', p.proname)), '[]'::jsonb)
+    FROM (SELECT 'operator' AS kind, oprname AS name, oprcode::oid AS function FROM pg_operator
+          UNION ALL SELECT 'type', t.typname, k.castfunc FROM pg_cast k JOIN pg_type t ON t.oid = k.casttarget
+          UNION ALL SELECT 'type', t.typname, d.refobjid
+            FROM pg_constraint c JOIN pg_type t ON t.oid = c.contypid
+              JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass
+            WHERE c.contypid <> 0) u
+      JOIN pg_proc p ON p.oid = u.function JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal')),
   'volatileCasts', EXISTS (SELECT FROM pg_cast k JOIN pg_proc p ON p.oid = k.castfunc
     WHERE p.pronamespace <> 'pg_catalog'::regnamespace AND p.provolatile = 'v'),
   'edges', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', a.schema, 'table', a.name, 'kind', a.kind,
@@ -425,6 +457,7 @@ SELECT concat_ws(' ', ${[
   ['pg_namespace', `nspname !~ '^pg_' AND oid`],
   ['pg_operator', 'oid'],
   ['pg_proc', 'oid'],
+  ['pg_cast', 'oid'],
 ]
   .map(
     ([catalog, of]) =>

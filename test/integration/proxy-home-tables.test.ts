@@ -19,6 +19,16 @@ CREATE TABLE logged (a int);
 CREATE TRIGGER t AFTER INSERT ON logged FOR EACH ROW EXECUTE FUNCTION log_it();
 CREATE TABLE tenant_notes (tenant_id bigint REFERENCES tenants, note text);
 CREATE VIEW order_count AS SELECT count(*) FROM orders;
+CREATE FUNCTION has_orders(a bigint, b bigint) RETURNS boolean LANGUAGE sql STABLE AS $$ SELECT count(*) > b FROM orders WHERE tenant_id >= a $$;
+CREATE OPERATOR ==> (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = has_orders);
+CREATE FUNCTION is_set(a text, b text) RETURNS boolean LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM settings WHERE name = a) = b::boolean $$;
+CREATE OPERATOR ~==> (LEFTARG = text, RIGHTARG = text, FUNCTION = is_set);
+CREATE TYPE total AS (n bigint);
+CREATE FUNCTION to_total(int) RETURNS total LANGUAGE sql STABLE AS $$ SELECT row(count(*))::total FROM orders $$;
+CREATE CAST (int AS total) WITH FUNCTION to_total(int) AS ASSIGNMENT;
+CREATE TABLE totals (t total);
+CREATE DOMAIN busy AS bigint CHECK (has_orders(VALUE, 0));
+CREATE TABLE busy_tenants (b busy);
 CREATE TABLE kinds (kind int PRIMARY KEY);
 ALTER TABLE items ADD kind int REFERENCES kinds;
 GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
@@ -102,6 +112,7 @@ const SAME = [
   `CALL put_all('c', 'd')`,
   `DO $$ BEGIN FOR i IN 1..3 LOOP INSERT INTO settings VALUES (i, i); END LOOP; END $$`,
   'TABLE settings',
+  `SELECT 'a'::text ~==> 'true', 'z'::text ~==> 'true'`,
   'DELETE FROM notes WHERE id = 1',
   'SELECT * FROM replies',
   'COMMENT ON TABLE notes IS $$x$$',
@@ -167,6 +178,16 @@ const REFUSED = [
   `SELECT pg_total_relation_size('orders')`,
   `SELECT table_to_xml('orders', true, true, '')`,
   'CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$',
+  // Functions that nobody calls by name: of operators, casts and domains.
+  'SELECT 1::bigint ==> 0',
+  'SELECT name FROM settings WHERE 1::bigint ==> 0',
+  'SELECT name FROM tenants WHERE tenant_id = 150 AND tenant_id ==> 0',
+  'SELECT name FROM tenants WHERE tenant_id = 150 AND tenant_id ==> ANY (SELECT 1::bigint)',
+  `SELECT name FROM tenants WHERE tenant_id = 150 AND 'a'::text ~==> 'true'`,
+  'SELECT 1::total',
+  'INSERT INTO totals VALUES (1)',
+  'SELECT 150::busy',
+  'INSERT INTO busy_tenants VALUES (150)',
 ];
 
 describe('tables of no keyspace, while others are on several shards', () => {
