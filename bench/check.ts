@@ -4,7 +4,7 @@
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import yargs from 'yargs';
-import { ForeshardError, UsageError } from '../topology/errors.js';
+import { UsageError } from '../topology/errors.js';
 import { renderComparison } from './results/comparison-text.js';
 import { ratiosOf } from './results/ratios.js';
 import { type BenchRecord, compare, EMPTY_RECORD, recordSchema, withRun } from './results/record.js';
@@ -14,7 +14,7 @@ import { endWithSignals } from './suite/ending.js';
 import { ROOT } from './suite/machine.js';
 import { parseOptions } from './suite/options.js';
 
-const say = (text: string) => process.stderr.write(`${text}\n`);
+const ending = endWithSignals();
 
 function readJson(file: string): unknown {
   try {
@@ -51,11 +51,15 @@ async function main(): Promise<void> {
     .version(false)
     .parseAsync();
   const record = readRecord(given.record);
+  if (!given.update && Object.keys(record.ratios).length === 0)
+    throw new UsageError(
+      `${given.record} holds no ratios to compare with`,
+      'Make a run with npm run bench, and put it there with --update.',
+    );
   const runs = given._.map((file) => readResults(String(file)));
   if (runs.length === 0) {
-    const ending = endWithSignals();
     const options = await parseOptions(['--quick']);
-    runs.push((await bench(options, say).finally(ending.end)).results);
+    runs.push((await bench(options, ending.say).finally(ending.end)).results);
   }
   if (given.update) {
     writeFileSync(given.record, `${JSON.stringify(runs.reduce(withRun, record), null, 1)}\n`);
@@ -68,8 +72,4 @@ async function main(): Promise<void> {
   if (comparison.changes.some(({ verdict }) => verdict === 'fell')) process.exitCode = 1;
 }
 
-main().catch((error: unknown) => {
-  const known = error instanceof ForeshardError ? error : null;
-  say(`bench: ${known?.message ?? (error as Error).stack}${known?.hint === undefined ? '' : `\nhint: ${known.hint}`}`);
-  process.exitCode = known?.sqlstate === '22023' ? 2 : 1;
-});
+main().catch(ending.fail);

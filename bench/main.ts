@@ -4,19 +4,16 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { ForeshardError } from '../topology/errors.js';
 import { renderSvg } from './results/svg.js';
 import { renderTables } from './results/tables.js';
 import { bench } from './suite/bench.js';
 import { endWithSignals } from './suite/ending.js';
 import { parseOptions } from './suite/options.js';
 
-const say = (text: string) => process.stderr.write(`${text}\n`);
-
+const ending = endWithSignals();
 try {
   const options = await parseOptions(process.argv.slice(2));
-  const ending = endWithSignals();
-  const { results, failed } = await bench(options, say).finally(ending.end);
+  const { results, failed } = await bench(options, ending.say).finally(ending.end);
   mkdirSync(options.out, { recursive: true });
   const name = `bench-${results.startedAt.replaceAll(/[:.]/g, '-')}`;
   writeFileSync(join(options.out, `${name}.json`), `${JSON.stringify(results, null, 1)}\n`);
@@ -25,7 +22,5 @@ try {
   console.log(`written: ${join(options.out, `${name}.json`)}${results.cells.length > 0 ? ' and .svg' : ''}`);
   if (failed) process.exitCode = 1;
 } catch (error) {
-  const known = error instanceof ForeshardError ? error : null;
-  say(`bench: ${known?.message ?? (error as Error).stack}${known?.hint === undefined ? '' : `\nhint: ${known.hint}`}`);
-  process.exitCode = known?.sqlstate === '22023' ? 2 : 1;
+  ending.fail(error);
 }
