@@ -101,17 +101,18 @@ function routeKeys(
       return;
     }
     let missed = false;
-    for (const read of keys.flatMap((source) => readKeys(keyspace, source, values))) {
-      if (read.kind === 'null') isNull = true;
-      else if (read.kind === 'unsure') missed = true;
-      else {
-        if (firstKey === null) firstKey = read.key;
-        else if (target.sameKey && read.key.some((s, i) => s !== (firstKey as KeyTuple)[i])) differing = true;
-        range = rangeOf(keyspace, read.position);
-        shards.add(range.shard);
-        touches.push({ keyspace: name, position: read.position, key: read.key });
+    for (const source of keys)
+      for (const read of readKeys(keyspace, source, values)) {
+        if (read.kind === 'null') isNull = true;
+        else if (read.kind === 'unsure') missed = true;
+        else {
+          if (firstKey === null) firstKey = read.key;
+          else if (target.sameKey && read.key.some((s, i) => s !== (firstKey as KeyTuple)[i])) differing = true;
+          range = rangeOf(keyspace, read.position);
+          shards.add(range.shard);
+          touches.push({ keyspace: name, position: read.position, key: read.key });
+        }
       }
-    }
     if (missed) {
       unsure = true;
       touches.push({ keyspace: name, position: null });

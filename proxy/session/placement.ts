@@ -41,10 +41,11 @@ export function planOf(execution: Execution): StatementPlan | null {
 
 /** Where the first statement of this kind stands; -1: there is none. */
 export function firstThat(executions: readonly Execution[], is: (plan: StatementPlan) => boolean): number {
-  return executions.findIndex((e) => {
-    const plan = planOf(e);
-    return plan !== null && is(plan);
-  });
+  for (let i = 0; i < executions.length; i++) {
+    const plan = planOf(executions[i] as Execution);
+    if (plan !== null && is(plan)) return i;
+  }
+  return -1;
 }
 
 /** Pure: where all of `executions` can run together. None at all: on any shard, home first. */
@@ -83,7 +84,7 @@ export function place(executions: readonly Execution[], router: Router, topology
     writesReference ||= route.writesReference;
     const allowed: readonly ShardName[] = route.kind === 'shard' ? [route.shard] : route.shards;
     const before: readonly ShardName[] = shards ?? allowed;
-    shards = before.filter((s) => allowed.includes(s));
+    shards = before === allowed ? allowed : before.filter((s) => allowed.includes(s));
     if (shards.length === 0)
       return refused(`these statements belong together but to different shards ("${before[0]}" and "${allowed[0]}")`);
   }
