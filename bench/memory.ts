@@ -75,6 +75,8 @@ async function serve(catalogUrl: string): Promise<void> {
     logger: pino({ level: 'warn' }, pino.destination(2)),
   });
   const pauses = new Pauses();
+  // Whoever started it may be killed.
+  process.on('disconnect', () => process.exit());
   process.on('message', (what) => {
     if (what === 'pauses') {
       process.send?.(pauses.take());
