@@ -13,6 +13,8 @@ export interface LiveTopologyOptions {
   readonly listen: string;
   /** How long the proxy may go on serving without hearing from the catalog. */
   readonly leaseTtlMs: number;
+  /** How long answers of servers may wait for the lease to be had again, ms. */
+  readonly answerTimeoutMs: number;
   readonly logger: Logger;
   /** Whether any transaction or statement in progress touches what the hold covers. */
   readonly inUse: (hold: Hold) => boolean;
@@ -50,7 +52,9 @@ export class LiveTopology {
   #holds = new Map<bigint, LiveHold>();
   #leaseUntil = 0;
   #listeners = new Set<() => void>();
-  readonly #onNewEpoch: (() => void)[] = [];
+  readonly #onNewEpoch: ((before: Topology, now: Topology) => void)[] = [];
+  /** Who waits for the lease to last again. */
+  #serving: { readonly promise: Promise<void>; readonly settle: (error: Error | null) => void } | null = null;
   readonly #onApplied: (() => void)[] = [];
   #renewTimer: NodeJS.Timeout | null = null;
   #holdTimer: NodeJS.Timeout | null = null;
@@ -81,6 +85,7 @@ export class LiveTopology {
     // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
     live.#apply(await options.catalog.loadTopology());
     live.#leaseUntil = asked + options.leaseTtlMs;
+    live.#notify();
     live.#scheduleRenewal();
     return live;
   }
@@ -109,8 +114,33 @@ export class LiveTopology {
     return true;
   }
 
-  /** Calls `listener` after every change of the epoch. */
-  onNewEpoch(listener: () => void): void {
+  /**
+   * Null while the lease lasts. Otherwise what a server has answered is not to be passed on yet: the rows may have been moved and
+   * removed meanwhile. Resolves when the lease lasts again and the newest epoch has been heard of; rejects when that takes too long.
+   */
+  untilServing(): Promise<void> | null {
+    if (this.mayServe || this.#closed) return null;
+    if (this.#serving !== null) return this.#serving.promise;
+    let settle: (error: Error | null) => void = () => undefined;
+    const promise = new Promise<void>((resolve, reject) => {
+      const timer = setTimeout(
+        () => settle(holdTimeout(this, this.#options.answerTimeoutMs)),
+        this.#options.answerTimeoutMs,
+      );
+      settle = (error) => {
+        clearTimeout(timer);
+        this.#serving = null;
+        if (error === null) resolve();
+        else reject(error);
+      };
+    });
+    promise.catch(() => undefined); // each who waits sees it too
+    this.#serving = { promise, settle };
+    return promise;
+  }
+
+  /** Calls `listener` after every change of the epoch, with the topology before and the one of now. */
+  onNewEpoch(listener: (before: Topology, now: Topology) => void): void {
     this.#onNewEpoch.push(listener);
   }
 
@@ -175,6 +205,7 @@ export class LiveTopology {
 
   async close(): Promise<void> {
     this.#closed = true;
+    this.#serving?.settle(null);
     if (this.#renewTimer) clearTimeout(this.#renewTimer);
     if (this.#holdTimer) clearTimeout(this.#holdTimer);
     await this.#watch?.close();
@@ -191,6 +222,7 @@ export class LiveTopology {
     const newSchema = topology.schemaGeneration !== this.#current.schemaGeneration;
     if (changed)
       this.#options.logger.info({ epoch: String(topology.epoch), before: String(this.#current.epoch) }, 'new epoch');
+    const before = this.#current;
     this.#current = topology;
     const now = performance.now();
     const holds = new Map<bigint, LiveHold>();
@@ -205,7 +237,7 @@ export class LiveTopology {
     this.#notify();
     // Migrators wait for this before they remove rows from the source, and DDL before its client is told.
     if (changed || newSchema) void this.#renew();
-    if (changed) for (const listener of this.#onNewEpoch) listener();
+    if (changed) for (const listener of this.#onNewEpoch) listener(before, topology);
   }
 
   #acknowledge(): void {
@@ -241,6 +273,7 @@ export class LiveTopology {
   }
 
   #notify(): void {
+    if (this.mayServe) this.#serving?.settle(null);
     for (const listener of [...this.#listeners]) listener();
   }
 

@@ -152,7 +152,10 @@ export class Pools {
     parameters: Readonly<Record<string, string>> = {},
   ): Promise<ServerConnection> {
     // Whatever role or server have: a connection is idle for clients that are not, and for none at all.
-    return ServerConnection.connect(this.serverOptions(name, as, { idle_session_timeout: '0', ...parameters }));
+    return ServerConnection.connect({
+      ...this.serverOptions(name, as, { idle_session_timeout: '0', ...parameters }),
+      mayRead: () => this.#live.untilServing(),
+    });
   }
 
   /** How to log in to a shard, as the user of its URL with null. @throws ForeshardError 08001 */

@@ -28,7 +28,9 @@ import { TextReader } from './router/text-reader.js';
 import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
 import { MessageBudget } from './session/message-budget.js';
+import { ownerChanged } from './session/placement.js';
 import { PreparedContents } from './session/prepared.js';
+import { transactionMoved } from './session/refusals.js';
 import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
@@ -152,6 +154,7 @@ export class ProxyServer {
         name: options.name,
         listen: listener.addresses[0] ?? '',
         leaseTtlMs: options.lease.ttlMs,
+        answerTimeoutMs: options.limits.holdTimeoutMs,
         logger: options.logger,
         inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
         schemaReady: () => schema?.ready ?? true,
@@ -211,7 +214,15 @@ export class ProxyServer {
       connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
       logger,
     });
-    live.onNewEpoch(() => this.#notifications.topologyChanged());
+    live.onNewEpoch((before, now) => {
+      this.#notifications.topologyChanged();
+      if (live.mayServe) return;
+      // A flip waits for every statement on its interval, but for those of a proxy whose lease has ended. What these are answered, if
+      // they have not been yet, may be without rows that have left.
+      for (const { session } of clients)
+        if (session.working && session.uses((footprint) => ownerChanged(footprint, before, now)))
+          session.close(transactionMoved());
+    });
     const counter = new LoadCounter(Date.now);
     this.#flusher = new LoadFlusher({
       catalog: options.catalog,

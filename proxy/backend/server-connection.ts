@@ -22,6 +22,11 @@ export interface ServerConnectionOptions extends ServerAddress {
   readonly parameters?: Readonly<Record<string, string>>;
   /** For the connection and the login together. Default 10,000; 0: no limit. */
   readonly connectTimeoutMs?: number;
+  /**
+   * Asked with every chunk that comes from the server. Null: it may be read. Otherwise it is read when the promise resolves, and
+   * the connection is cut with the reason when it rejects. Default: it may always be read.
+   */
+  readonly mayRead?: () => Promise<void> | null;
 }
 
 /** Who uses a connection at the moment. Called synchronously while a chunk is being read. */
@@ -58,6 +63,11 @@ export class ServerConnection {
   readonly #resolveClosed: (error: ForeshardError) => void;
   #handler: ServerHandler | null = null;
   #isClosed = false;
+  readonly #scanner: FrameScanner;
+  /** What came while it may not be read; null: it may. */
+  #unread: Buffer[] | null = null;
+  /** The owner wants no more for now. */
+  #paused = false;
   /** Why it will close or has closed, as far as known. */
   #reason: Error | null = null;
 
@@ -102,7 +112,7 @@ export class ServerConnection {
     });
     this.#resolveClosed = resolveClosed;
 
-    const scanner = new FrameScanner(
+    this.#scanner = new FrameScanner(
       {
         onMessage: (type, message) => this.#onMessage(type, message),
         onPartial: (type, chunk, remaining) => this.#current(type)?.onPartial(type, chunk, remaining),
@@ -110,14 +120,11 @@ export class ServerConnection {
       },
       FRAMES,
     );
+    const { mayRead } = options;
     socket.on('data', (chunk: Buffer) => {
-      try {
-        scanner.push(chunk);
-      } catch (error) {
-        // The server's words cannot be told apart any more. Anything else is a bug of the handler, not of the server.
-        if (!(error instanceof ProtocolError)) throw error;
-        this.destroy(error);
-      }
+      const wait = mayRead === undefined ? null : mayRead();
+      if (wait === null && this.#unread === null) this.#scan(chunk);
+      else this.#keep(chunk, wait);
     });
     socket.on('error', (error) => {
       this.#reason ??= error;
@@ -198,11 +205,13 @@ export class ServerConnection {
   }
 
   pause(): void {
+    this.#paused = true;
     this.#socket.pause();
   }
 
   resume(): void {
-    this.#socket.resume();
+    this.#paused = false;
+    if (this.#unread === null) this.#socket.resume();
   }
 
   /** Cancels what this session does at the moment; see sendCancelRequest. */
@@ -222,6 +231,34 @@ export class ServerConnection {
   destroy(reason?: ForeshardError): void {
     this.#reason ??= reason ?? null;
     this.#socket.destroy();
+  }
+
+  #scan(chunk: Buffer): void {
+    try {
+      this.#scanner.push(chunk);
+    } catch (error) {
+      // The server's words cannot be told apart any more. Anything else is a bug of the handler, not of the server.
+      if (!(error instanceof ProtocolError)) throw error;
+      this.destroy(error);
+    }
+  }
+
+  #keep(chunk: Buffer, wait: Promise<void> | null): void {
+    if (this.#unread !== null) {
+      this.#unread.push(chunk);
+      return;
+    }
+    const unread = [chunk];
+    this.#unread = unread;
+    this.#socket.pause();
+    (wait ?? Promise.resolve()).then(
+      () => {
+        this.#unread = null;
+        for (const kept of unread) this.#scan(kept);
+        if (!this.#paused) this.#socket.resume();
+      },
+      (error: unknown) => this.destroy(error as ForeshardError),
+    );
   }
 
   #onMessage(type: number, message: Buffer): void {

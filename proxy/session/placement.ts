@@ -1,5 +1,5 @@
 import type { ShardName, Topology } from '../../topology/topology.js';
-import { rangeOf } from '../../topology/topology.js';
+import { rangeOf, rangesIn } from '../../topology/topology.js';
 import { routeExecution } from '../router/resolve.js';
 import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Target, Touch } from '../router/route.js';
 import type { Router } from '../router/router.js';
@@ -124,4 +124,20 @@ export function stillOn(shard: ShardName, footprint: Footprint, topology: Topolo
   if (!footprint.everything) return true;
   for (const keyspace of topology.keyspaces.values()) if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
   return true;
+}
+
+/** Whether something that `footprint` touches has another owner now than it had. */
+export function ownerChanged(footprint: Footprint, before: Topology, now: Topology): boolean {
+  for (const [name, then] of before.keyspaces) {
+    const touches = footprint.touches.filter((touch) => touch.keyspace === name);
+    if (touches.length === 0 && !footprint.everything) continue;
+    const keyspace = now.keyspaces.get(name);
+    if (keyspace === undefined) return true;
+    if (footprint.everything || touches.some((touch) => touch.position === null)) {
+      if (keyspace.ranges.some((range) => rangesIn(then, range).some((r) => r.shard !== range.shard))) return true;
+    } else
+      for (const { position } of touches)
+        if (position !== null && rangeOf(then, position).shard !== rangeOf(keyspace, position).shard) return true;
+  }
+  return false;
 }

@@ -1,0 +1,117 @@
+import pg from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+// What a proxy is answered when its lease has ended: the rows may have been moved, and removed, without it.
+
+let s: Sharded;
+let direct: pg.Client;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: null, leaseTtlMs: 1000 });
+  direct = await superuser();
+});
+beforeEach(async () => {
+  await s.flipTo(1_000_000); // nothing beyond
+  await direct.query(`DELETE FROM tenants; INSERT INTO tenants VALUES (150, 'here')`);
+});
+afterAll(async () => {
+  await direct.end();
+  await s.stop();
+});
+
+/** Of the first shard, past the proxy. */
+async function superuser(): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+  await client.connect();
+  return client;
+}
+
+/** Asks for the row; it is answered when `go` has done what it does to the table. */
+async function blocked(go: () => Promise<void>): Promise<PromiseSettledResult<unknown>> {
+  const client = await s.connect();
+  client.on('error', () => undefined);
+  await direct.query('BEGIN; LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE');
+  const asked = client.query('SELECT name FROM tenants WHERE tenant_id = 150');
+  const settled = Promise.allSettled([asked]).then(([result]) => result as PromiseSettledResult<unknown>);
+  await waitFor(async () => (await waiting()) === 1, { what: 'the statement to wait' });
+  await go();
+  return settled;
+}
+
+async function waiting(): Promise<number> {
+  const { rows } = await direct.query(
+    `SELECT count(*)::int AS n FROM pg_locks WHERE NOT granted AND relation = 'tenants'::regclass`,
+  );
+  return rows[0].n;
+}
+
+/** While `work` is done, the proxy's lease has ended and cannot be renewed. */
+async function withoutLease(work: () => Promise<void>): Promise<void> {
+  const catalog = await s.catalog.pool.connect();
+  try {
+    await catalog.query('BEGIN; LOCK TABLE foreshard.proxy IN EXCLUSIVE MODE');
+    const over = async () => {
+      const { rows } = await catalog.query(
+        'SELECT bool_and(lease_until < clock_timestamp()) AS over FROM foreshard.proxy',
+      );
+      return rows[0].over === true;
+    };
+    await waitFor(over, { what: 'the end of the lease' });
+    await work();
+  } finally {
+    await catalog.query('ROLLBACK');
+    catalog.release();
+  }
+}
+
+describe('an answer that comes when the lease has ended', () => {
+  it('is the client’s when the lease is back and nothing has moved', async () => {
+    const result = await blocked(() =>
+      withoutLease(async () => {
+        await direct.query(`UPDATE tenants SET name = 'still here'; COMMIT`);
+        await waitFor(async () => (await waiting()) === 0, { what: 'the answer' });
+      }),
+    );
+    expect(result).toMatchObject({ status: 'fulfilled', value: { rows: [{ name: 'still here' }] } });
+  });
+
+  it('is not, when the rows have another owner since', async () => {
+    const result = await blocked(() =>
+      withoutLease(async () => {
+        // As a migrator removes them, when no proxy that lives is on the old epoch any more.
+        await direct.query('DELETE FROM tenants; COMMIT');
+        await waitFor(async () => (await waiting()) === 0, { what: 'the answer' });
+        await s.flipTo(100);
+      }),
+    );
+    expect(result).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+  });
+
+  it('ends the session when the lease does not come back', async () => {
+    const short = await Sharded.start({ splitAt: null, leaseTtlMs: 1000, holdTimeoutMs: 500 });
+    const [before, was] = [s, direct];
+    try {
+      s = short;
+      direct = await superuser();
+      await direct.query(`INSERT INTO tenants VALUES (150, 'here')`);
+      const result = await blocked(() =>
+        withoutLease(async () => {
+          await direct.query('COMMIT');
+          await waitFor(
+            async () => (await direct.query('SELECT FROM pg_stat_activity WHERE usename = $1', ['app'])).rowCount === 0,
+            {
+              what: 'the connection to be cut',
+            },
+          );
+        }),
+      );
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '08006' } });
+    } finally {
+      await direct.end();
+      await short.stop();
+      [s, direct] = [before, was];
+    }
+  });
+});
