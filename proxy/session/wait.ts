@@ -5,6 +5,8 @@
 export class Wait {
   #controller: AbortController | null = null;
   #reason: Error | null = null;
+  /** Told without a signal: with more clients than connections nearly every statement waits for one, and a signal takes longer than the rest. */
+  readonly #listeners: (() => void)[] = [];
 
   get aborted(): boolean {
     return this.#reason !== null;
@@ -27,15 +29,18 @@ export class Wait {
   }
 
   abort(reason: Error): void {
-    this.#reason ??= reason;
+    if (this.#reason !== null) return;
+    this.#reason = reason;
     this.#controller?.abort(reason);
+    for (const listener of this.#listeners.splice(0)) listener();
   }
 
-  addEventListener(type: 'abort', listener: () => void): void {
-    this.signal.addEventListener(type, listener);
+  addEventListener(_type: 'abort', listener: () => void): void {
+    this.#listeners.push(listener);
   }
 
-  removeEventListener(type: 'abort', listener: () => void): void {
-    this.#controller?.signal.removeEventListener(type, listener);
+  removeEventListener(_type: 'abort', listener: () => void): void {
+    const i = this.#listeners.indexOf(listener);
+    if (i >= 0) this.#listeners.splice(i, 1);
   }
 }
