@@ -175,8 +175,15 @@ export class ExtendedProtocol {
   /** @returns null: it begins anew when it is whole. */
   #failUnit(unit: Unit, error: unknown): Promise<void> | null {
     if (error instanceof RefusedError && this.#needsWhole(unit)) return null;
-    const { items, sync } = unit.reading;
+    const { items, executions, sync } = unit.reading;
     this.#reader.undo(items);
+    const refused = error instanceof RefusedError ? this.#session.lease.refusedInBlock(executions) : -1;
+    if (refused >= 0) {
+      // What begins the transaction is done, so that it fails where PostgreSQL's would.
+      const at = items.findIndex((item) => item.type === 'bind' && item.execution === executions[refused]);
+      const batch = unit.batch.map((message, i) => (i === at ? { ...message, error: error as RefusedError } : message));
+      return this.#dispatch(batch, unit.since, unit.times + 1);
+    }
     return this.#fail(this.#units.fieldsOf(error), sync ?? syncOf(items));
   }
 

@@ -15,7 +15,7 @@ import type { Listening } from './listening.js';
 import type { NameLookup } from './name-lookup.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
-import { firstThat, place, planOf, stillOn } from './placement.js';
+import { firstThat, place, planOf, refusedInBlock, stillOn } from './placement.js';
 import { queueNotice } from './queue-notice.js';
 import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
 import { asksSequences, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
@@ -202,6 +202,15 @@ export class Lease {
     listening.sending(backend, executions);
     this.#sending(backend, executions);
     return placement;
+  }
+
+  /**
+   * `prepare` has refused these. Which of them is the reason, when PostgreSQL would have come to it in a transaction block that others of them
+   * begin; -1: there is no block, or it was open before.
+   */
+  refusedInBlock(executions: readonly Execution[]): number {
+    if (this.transaction !== null || this.unsynced) return -1;
+    return refusedInBlock(executions, this.#context.router, this.#context.live.current);
   }
 
   #seesNames(executions: readonly Execution[]): boolean {

@@ -48,6 +48,27 @@ export function firstThat(executions: readonly Execution[], is: (plan: Statement
   return -1;
 }
 
+/**
+ * Which of `executions` cannot run with those before it, if these leave a transaction block open that they have begun; -1: there is no
+ * such one. `place` refuses all of them together.
+ */
+export function refusedInBlock(executions: readonly Execution[], router: Router, topology: Topology): number {
+  const fits = (n: number) => place(executions.slice(0, n), router, topology).kind !== 'refused';
+  const at = executions.findIndex((_, i) => !fits(i + 1));
+  return at >= 0 && blockOf(executions.slice(0, at)) >= 0 ? at : -1;
+}
+
+/** Which of the statements has begun the transaction block that is open behind them; -1: none is. */
+export function blockOf(executions: readonly Execution[]): number {
+  let begun = -1;
+  for (const [i, execution] of executions.entries()) {
+    const effect = planOf(execution)?.effect;
+    if (effect?.kind === 'begin' && begun < 0) begun = i;
+    else if (effect?.kind === 'commit' || effect?.kind === 'rollback') begun = effect.chain ? begun : -1;
+  }
+  return begun;
+}
+
 /** Pure: where all of `executions` can run together. None at all: on any shard, home first. */
 export function place(executions: readonly Execution[], router: Router, topology: Topology): Placement {
   let shards: readonly ShardName[] | null = null;

@@ -8,7 +8,7 @@ import { BACKEND } from '../wire/message-types.js';
 import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE, type Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
-import type { Execution, Placement } from './placement.js';
+import { blockOf, type Execution, type Placement } from './placement.js';
 import { checkAgain, RefusedError } from './refusals.js';
 import { type Rewrite, SentText } from './sent-text.js';
 import { errorAsWritten, type Spoken, SqlStatements } from './sql-statements.js';
@@ -82,6 +82,7 @@ export class SimpleProtocol {
       placement = this.#session.lease.prepare(unit.executions, this.#session.wait, isPlain(analyzed));
     } catch (error) {
       prepared.release();
+      if (error instanceof RefusedError) this.#beginBefore(unit.executions);
       return this.#units.fail(error);
     }
     if (placement instanceof Promise || placement.kind !== 'one' || !prepared.none)
@@ -111,6 +112,7 @@ export class SimpleProtocol {
       }
     } catch (error) {
       prepared.release();
+      if (error instanceof RefusedError) this.#beginBefore(unit.executions);
       await this.#units.fail(error);
       return;
     }
@@ -179,6 +181,19 @@ export class SimpleProtocol {
         });
       },
     });
+  }
+
+  /** The text is refused as a whole. If it had begun a transaction by the statement that is the reason, that fails. */
+  #beginBefore(executions: readonly Execution[]): void {
+    const { lease, settings } = this.#session;
+    const at = lease.refusedInBlock(executions);
+    const begun = at < 0 ? -1 : blockOf(executions.slice(0, at));
+    const { analyzed, index } = executions[begun] ?? {};
+    const statement = analyzed?.statements[index ?? 0];
+    if (analyzed === undefined || statement === undefined) return;
+    lease.begin(analyzed.text.subarray(statement.start, statement.end));
+    settings.begin();
+    if (begun === 0) this.#session.write(encodeCommandComplete(statement.plan.command));
   }
 
   /** What of the text has to be said to a server in another way. */

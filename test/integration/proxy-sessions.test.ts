@@ -1,6 +1,8 @@
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
+import { B, E, P, Q, S } from '../support/oracle.js';
+import { RawPeer } from '../support/raw-peer.js';
 import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -465,5 +467,40 @@ describe('what names in SQL mean', () => {
     }
     const c = await s.connect();
     expect((await c.query('SHOW client_encoding')).rows).toEqual([{ client_encoding: 'UTF8' }]);
+  });
+});
+
+describe('a refusal behind a BEGIN that came with it', () => {
+  const REFUSED = 'SELECT count(*) FROM tenants';
+  const run = (sql: string) => [P('', sql), B('', ''), E('')];
+
+  it.each([
+    ['Query', [Q(`BEGIN; ${REFUSED}; COMMIT`)], 'C E Z:E'],
+    ['Query with more before', [Q(`START TRANSACTION; SELECT 1; ${REFUSED}`)], 'C E Z:E'],
+    ['Query that has ended the transaction', [Q(`BEGIN; COMMIT; ${REFUSED}`)], 'E Z:I'],
+    ['batch', [...run('BEGIN'), ...run(REFUSED), ...run('COMMIT'), S], '1 2 C 1 E Z:E'],
+    [
+      'batch that changes something',
+      [...run('BEGIN'), ...run(`INSERT INTO settings VALUES ('a', 'b')`), ...run(REFUSED), S],
+      '1 2 C 1 2 C 1 E Z:E',
+    ],
+    ['batch that has ended the transaction', [...run('BEGIN'), ...run('COMMIT'), ...run(REFUSED), S], 'E Z:I'],
+  ] as const)('fails the transaction, as PostgreSQL would: %s', async (_, messages, expected) => {
+    const peer = await RawPeer.login(s.proxy.port, { user: 'app', password: 'secret', database: 'shop' });
+    const heard = async (...send: Buffer[]) => {
+      peer.send(...send);
+      const all = await peer.until('Z');
+      return all.map(({ type, body }) => (type === 'Z' ? `Z:${body.toString('latin1')}` : type)).join(' ');
+    };
+    expect(await heard(...messages)).toBe(expected);
+    if (expected.endsWith('E')) {
+      peer.send(Q('SELECT 1'));
+      expect((await peer.expectError()).sqlstate).toBe('25P02');
+      await peer.until('Z');
+    }
+    // Outside of a transaction there would be a warning.
+    expect(await heard(Q('ROLLBACK'))).toBe(expected.endsWith('E') ? 'C Z:I' : 'N C Z:I');
+    expect(await s.onShard(0, 'TABLE settings')).toEqual([]);
+    peer.end();
   });
 });
