@@ -1,13 +1,20 @@
+import type { Logger } from 'pino';
 import { ForeshardError } from '../topology/errors.js';
 import type { ShardName } from '../topology/topology.js';
 import type { Holds } from './admin/siblings.js';
 import type { ServerSecrets } from './auth/server-secrets.js';
+import type { Backend } from './backend/backend.js';
+import { LaneWatch } from './backend/lane-watch.js';
+import { Lanes } from './backend/lanes.js';
 import { Pool } from './backend/pool.js';
 import type { PoolOptions } from './backend/pool-options.js';
 import { ServerConnection, type ServerConnectionOptions } from './backend/server-connection.js';
 import { tlsOfUrl } from './backend/server-tls.js';
 import { ShardGate } from './backend/shard-gate.js';
+import { SILENT_OWNER } from './backend/silent-owner.js';
 import type { LiveTopology } from './live-topology.js';
+import { applySettings } from './session/server-settings.js';
+import type { SettingMap } from './session/settings.js';
 
 export interface PoolsOptions extends PoolOptions {
   readonly connectTimeoutMs: number;
@@ -22,12 +29,16 @@ export class Pools {
   readonly #live: LiveTopology;
   readonly #secrets: ServerSecrets;
   readonly #pools = new Map<string, Pool>();
+  readonly #lanes = new Map<Pool, Lanes>();
+  readonly #watch = new LaneWatch();
+  readonly #logger: Logger;
   readonly #gates = new Map<ShardName, ShardGate>();
   #allPaused = false;
   #disabled = false;
 
-  constructor(options: PoolsOptions, live: LiveTopology, secrets: ServerSecrets) {
+  constructor(options: PoolsOptions, live: LiveTopology, secrets: ServerSecrets, logger: Logger) {
     this.#options = options;
+    this.#logger = logger;
     this.#live = live;
     this.#secrets = secrets;
   }
@@ -38,8 +49,18 @@ export class Pools {
     if (pool === undefined) {
       pool = new Pool(shard, user, this.#options, () => this.#connect(shard, user), this.#gate(shard));
       this.#pools.set(key, pool);
+      const prepare = async (backend: Backend, settings: SettingMap) => {
+        backend.attach(SILENT_OWNER);
+        await applySettings(backend, settings);
+      };
+      this.#lanes.set(pool, new Lanes(pool, this.#watch, this.#logger, prepare));
     }
     return pool;
+  }
+
+  /** The lanes on a pool's connections. */
+  lanesOf(pool: Pool): Lanes {
+    return this.#lanes.get(pool) as Lanes;
   }
 
   /** Pools that are there already keep what is open, and fit the new options as connections come and go. */
@@ -123,6 +144,7 @@ export class Pools {
   }
 
   close(): void {
+    this.#watch.close();
     for (const pool of this.#pools.values()) pool.close();
     for (const gate of this.#gates.values()) gate.close();
   }

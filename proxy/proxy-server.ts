@@ -158,7 +158,7 @@ export class ProxyServer {
         logger: options.logger,
         inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
         schemaReady: () => schema?.ready ?? true,
-        stale: (topology) => [...clients].some((c) => c.session.lease.isStale(topology)),
+        stale: (topology) => [...clients].some((c) => c.session.isStale(topology)),
       });
       const started = live;
       const view = await SchemaView.start({
@@ -208,7 +208,7 @@ export class ProxyServer {
       for (const { session } of clients) yield session;
     }, limits);
     this.#authentication = parts.authentication;
-    this.pools = new Pools(options.pool, live, parts.authentication.secrets);
+    this.pools = new Pools(options.pool, live, parts.authentication.secrets, logger);
     this.#notifications = new Notifications({
       shards: () => live.current.shards.keys(),
       connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
@@ -312,6 +312,7 @@ export class ProxyServer {
         schemaChanged: (matters) => schema.changed(matters),
         noteTimeout: (ms) => this.#timeouts.note(ms),
         pool: (shard) => this.pools.get(shard, user),
+        lanes: (shard) => this.pools.lanesOf(this.pools.get(shard, user)),
         notifications: this.#notifications,
         pins: this.pins,
         asksSequences: this.#asksSequences(user),

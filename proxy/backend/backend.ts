@@ -49,7 +49,7 @@ export interface BackendOwner {
   /** The server waits for CopyData. */
   onCopyIn(backend: Backend, frame: Buffer, expectation: Expectation): void;
   /** ReadyForQuery; `internal` when the client did not ask for it. */
-  onReady(backend: Backend, status: number, internal: boolean): void;
+  onReady(backend: Backend, status: number, internal: boolean, frame: Buffer): void;
   /** The connection is gone; `error` says why. Outstanding expectations are lost. */
   onLost(backend: Backend, error: Error): void;
   /** The server can take more after `write` returned false. */
@@ -92,6 +92,8 @@ export class Backend {
   attachedAt = 0;
   requestedAt = 0;
   lost: Error | null = null;
+  /** Several clients' queries stand in line here: whoever owns it counts them by `countRead`. */
+  pipelined = false;
   /** The last bytes of the server were part of a message: nothing else may be said to the client before its end. */
   midMessage = false;
 
@@ -176,9 +178,10 @@ export class Backend {
       expectation.undo?.();
       return true;
     }
-    if (!expectation.internal && !this.#inQuery) this.#begin();
+    if (!expectation.internal && !this.#inQuery && !this.pipelined) this.#begin();
     if (expectation.kind === 'query') this.unnamed = null; // a Query drops the unnamed statement
-    if (this.#skipping && expectation.kind !== 'sync') {
+    // Behind a Sync that was sent already, nothing is skipped.
+    if (this.#skipping && expectation.kind !== 'sync' && this.#expected.length === 0) {
       // The server reads it and throws it away: no reply will come.
       expectation.undo?.();
       return data === null ? true : this.connection.write(data);
@@ -208,6 +211,15 @@ export class Backend {
     this.#inTransaction = false;
     this.#totals.xactCount += 1;
     this.#totals.xactTimeMs += now - this.#transactionSince;
+  }
+
+  /** A query of its own transaction, among others of their own, took so long. */
+  countRead(ms: number): void {
+    const totals = this.#totals;
+    totals.queryCount += 1;
+    totals.queryTimeMs += ms;
+    totals.xactCount += 1;
+    totals.xactTimeMs += ms;
   }
 
   /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
@@ -331,6 +343,11 @@ export class Backend {
     }
   }
 
+  /** Whether a cancel request is on its way. */
+  get canceling(): boolean {
+    return this.#canceling > 0;
+  }
+
   destroy(): void {
     this.connection.destroy();
   }
@@ -434,7 +451,7 @@ export class Backend {
     this.#count(internal);
     head?.done?.();
     this.#flushLocal();
-    this.#owner?.onReady(this, this.status, internal);
+    this.#owner?.onReady(this, this.status, internal, frame);
   }
 
   #onCopyIn(head: Expectation, frame: Buffer): void {

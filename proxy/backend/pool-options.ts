@@ -23,6 +23,14 @@ export interface PoolOptions {
   readonly connectRetryMs?: number;
   /** Connections to one shard being opened at the same time, at most. Default 8. */
   readonly maxConnecting?: number;
+  /** Whether safe reads of several clients may share connections. Default: `off`. */
+  readonly lanes?: 'auto' | 'off';
+  /** Connections so shared at most, per shard and user; never more than half of `size`. Default: 4. */
+  readonly lanesMax?: number;
+  /** Reads in line on one of them at most. Default: 128. */
+  readonly laneDepth?: number;
+  /** A statement that has kept a lane busy for so long, and for several times what it was expected to take, is late. Default: 5. */
+  readonly laneLateMs?: number;
 }
 
 /** `options` with every default filled in. */
@@ -35,6 +43,10 @@ export function withDefaults(options: PoolOptions): Required<PoolOptions> {
     connectTimeoutMs: 5_000,
     connectRetryMs: 5_000,
     maxConnecting: 8,
+    lanes: 'off',
+    lanesMax: 4,
+    laneDepth: 128,
+    laneLateMs: 5,
     ...options,
   });
 }

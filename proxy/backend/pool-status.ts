@@ -39,6 +39,8 @@ export interface PoolStatus {
   readonly svUsed: number;
   /** Being asked for one. */
   readonly svTested: number;
+  /** Those of them that are lanes. */
+  readonly lanes: number;
   /** Being opened. */
   readonly svLogin: number;
   /** How long the first client has been waiting, ms. */

@@ -16,6 +16,25 @@ interface Waiter {
   slow: (() => void) | null;
 }
 
+/** Whoever has connections of the pool to lend to several clients at a time. */
+export interface Lender {
+  /** Those that nobody uses at the moment, and clients that use the others. */
+  readonly empty: number;
+  readonly depth: number;
+  /** Clients wait: what nobody needs is to be given back. */
+  giveUp(): void;
+  /** Everything is, as soon as nobody uses it. */
+  giveUpAll(): void;
+}
+
+/** Never over. */
+const NO_SIGNAL: Interruption = {
+  aborted: false,
+  reason: undefined,
+  addEventListener: () => undefined,
+  removeEventListener: () => undefined,
+};
+
 /** Answered by EmptyQueryResponse, outside of any statistics of statements. */
 const SIGN_OF_LIFE = encodeQuery('');
 
@@ -36,6 +55,9 @@ export class Pool {
   /** Of what is counted, except bytes of connections that are still open. */
   readonly #totals = zeroTotals();
   #closed = false;
+  #lender: Lender | null = null;
+  /** A lane is to have the next connection that is given back. */
+  #forLane: { readonly resolve: (backend: Backend) => void; readonly reject: (error: Error) => void } | null = null;
 
   /** @param gate shared by the pools of a shard */
   constructor(
@@ -52,13 +74,29 @@ export class Pool {
     gate.add(this);
   }
 
+  get options(): Required<PoolOptions> {
+    return this.#gate.options;
+  }
+
   /** Connections open or being opened, those in use, and clients waiting. */
   get counts(): { open: number; inUse: number; waiting: number } {
     return { open: this.#all.size, inUse: this.#inUse, waiting: this.#waiters.size };
   }
 
+  /** Connections in use. */
+  get inUse(): number {
+    return this.#inUse;
+  }
+
   get #inUse(): number {
     return this.#all.size - this.#idle.length - this.#tested.size;
+  }
+
+  /** Connections that are lanes. */
+  get #lent(): number {
+    let lent = 0;
+    if (this.#lender !== null) for (const backend of this.#all) if (backend.pipelined) lent += 1;
+    return lent;
   }
 
   /** Connections open or being opened. */
@@ -70,13 +108,17 @@ export class Pool {
     const now = performance.now();
     const used = this.#idle.filter((b) => this.#mustTest(b, now)).length;
     const first = this.waitingSince;
+    // A lane without reads is as good as unused.
+    const { empty, depth } = this.#lender ?? { empty: 0, depth: 0 };
+    const lent = this.#lent;
     return {
       shard: this.shard,
       user: this.user,
-      clActive: this.#inUse,
+      clActive: this.#inUse - lent + depth,
       clWaiting: this.#waiters.size,
-      svActive: this.#inUse,
-      svIdle: this.#idle.length - used,
+      svActive: this.#inUse - empty,
+      svIdle: this.#idle.length - used + empty,
+      lanes: lent,
       svUsed: used,
       svTested: this.#tested.size,
       svLogin: this.#connecting,
@@ -89,7 +131,7 @@ export class Pool {
   *servers(): Iterable<ServerStatus> {
     const now = performance.now();
     for (const backend of this.#all) {
-      const idle = this.#idle.includes(backend);
+      const idle = this.#idle.includes(backend) || (backend.pipelined && backend.quiet);
       const state = this.#tested.has(backend)
         ? 'tested'
         : !idle
@@ -163,6 +205,7 @@ export class Pool {
       signal.addEventListener('abort', onAbort);
       this.#waiters.add(waiter);
       this.grow();
+      if (this.#lender !== null && this.#waiters.size > this.#connecting + this.#tested.size) this.#lender.giveUp();
     });
   }
 
@@ -172,6 +215,50 @@ export class Pool {
     if (last === undefined || this.#mustTest(last, performance.now())) return null;
     this.#idle.pop();
     return last;
+  }
+
+  /** Who has lanes on connections of this pool. */
+  lend(to: Lender): void {
+    this.#lender = to;
+  }
+
+  /**
+   * A connection for a lane, at once or when it is open. `ahead`: when all are in use, the next that is given back, before
+   * anybody who waits: more clients are served by it. Null: there is none to spare.
+   */
+  takeForLane(ahead: boolean): Backend | Promise<Backend> | null {
+    if (this.#closed || this.#gate.paused) return null;
+    if (this.#waiters.size === 0) {
+      const now = performance.now();
+      const fresh = this.#idle.filter((backend) => !this.#mustTest(backend, now));
+      // Rather none that holds numbers which a client may ask for.
+      const backend = fresh.findLast((b) => b.sequencesOf === null) ?? fresh.at(-1);
+      if (backend !== undefined) {
+        this.#idle.splice(this.#idle.indexOf(backend), 1);
+        return backend;
+      }
+      if (this.#idle.length === 0 && this.total < this.#gate.options.size && !this.#gate.backingOff)
+        return this.acquire(NO_SIGNAL);
+    }
+    if (!ahead || this.#forLane !== null) return null;
+    return new Promise((resolve, reject) => {
+      this.#forLane = { resolve, reject };
+    });
+  }
+
+  /** Whether a connection that is in use should be given back when that can be. */
+  wants(backend: Backend, now: number): boolean {
+    return (
+      this.#gate.paused ||
+      this.#all.size > this.#gate.options.size ||
+      this.#outdated(backend, now) ||
+      this.#gate.mustYield(this)
+    );
+  }
+
+  /** Has lanes give back what nobody uses, for another user's sake. */
+  giveUpLanes(): void {
+    this.#lender?.giveUp();
   }
 
   /** This very connection, if it is unused. @returns whether it is the caller's now */
@@ -202,6 +289,7 @@ export class Pool {
     this.#closed = true;
     this.#gate.close();
     for (const waiter of [...this.#waiters]) waiter.reject(closedError());
+    this.#forLane?.reject(closedError());
     this.destroyAll();
   }
 
@@ -212,11 +300,13 @@ export class Pool {
 
   /** Closes unused connections: those that RECONNECT is about, all while the shard is paused. */
   closeUnused(): void {
+    this.#lender?.giveUpAll();
     for (const backend of [...this.#idle]) this.#retire(backend);
   }
 
   /** Closes unused connections beyond the size. */
   shrink(): void {
+    this.#lender?.giveUpAll();
     while (this.#all.size > this.#gate.options.size && this.evict());
   }
 
@@ -316,8 +406,12 @@ export class Pool {
       return;
     }
     const waiter = this.#firstWaiter;
+    const lane = this.#forLane;
     if (waiter !== undefined && this.#gate.mustYield(this)) this.#retire(backend);
-    else if (waiter !== undefined) waiter.resolve(backend);
+    else if (lane !== null) {
+      this.#forLane = null;
+      lane.resolve(backend);
+    } else if (waiter !== undefined) waiter.resolve(backend);
     else {
       this.#idle.push(backend);
       if (this.#gate.options.maxPerShard > 0) this.#gate.kick();

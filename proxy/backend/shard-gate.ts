@@ -117,6 +117,7 @@ export class ShardGate {
     if (this.#paused || this.#connecting >= maxConnecting || performance.now() < this.#retryAt) return false;
     if (maxPerShard === 0 || this.open < maxPerShard) return true;
     let victim: Pool | null = null;
+    this.#emptyLanes(pool);
     for (const other of this.#pools)
       if (other !== pool && other.idleSince < (victim?.idleSince ?? Number.POSITIVE_INFINITY)) victim = other;
     // The room is for `pool`, not for whoever would be told of it.
@@ -126,6 +127,13 @@ export class ShardGate {
     } finally {
       this.#kicking = false;
     }
+  }
+
+  #emptyLanes(except: Pool): void {
+    const kicking = this.#kicking;
+    this.#kicking = true;
+    for (const other of this.#pools) if (other !== except) other.giveUpLanes();
+    this.#kicking = kicking;
   }
 
   /**

@@ -1,5 +1,6 @@
 import type { Values } from './keys.js';
 import { Lexer } from './lexer.js';
+import { Pace } from './pace.js';
 import type { Analyzed, AnalyzedStatement, BoundParams, LiteralToken } from './route.js';
 
 /** Literals of a text by ordinal, of which not all need be there. */
@@ -35,6 +36,7 @@ export class AnalyzedText implements Analyzed {
   readonly text: Buffer;
   readonly statements: readonly AnalyzedStatement[];
   readonly syntaxError: boolean;
+  readonly pace: Pace;
   readonly scope: Scope;
   /** Another object when plans made before are out of date. */
   readonly world: object;
@@ -51,6 +53,7 @@ export class AnalyzedText implements Analyzed {
     scope: Scope,
     world: object,
     syntaxError = false,
+    pace: Pace = new Pace(),
   ) {
     this.template = template;
     this.text = text;
@@ -59,6 +62,7 @@ export class AnalyzedText implements Analyzed {
     this.scope = scope;
     this.world = world;
     this.syntaxError = syntaxError;
+    this.pace = pace;
   }
 
   /** A literal that a key comes from. */

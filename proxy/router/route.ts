@@ -1,5 +1,6 @@
 import type { KeyTuple, Position } from '../../topology/key.js';
 import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
+import type { Pace } from './pace.js';
 
 /**
  * What the router knows of one statement of a template, without its values: plain data, made once per template by
@@ -184,6 +185,8 @@ export interface Analyzed {
   readonly literals: readonly LiteralToken[];
   /** Empty for an empty query. */
   readonly statements: readonly AnalyzedStatement[];
+  /** How fast executions of the template were. */
+  readonly pace: Pace;
   /** PostgreSQL could not parse it: send it to any server, which will say so in its own words. */
   readonly syntaxError: boolean;
 }

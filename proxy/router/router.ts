@@ -3,6 +3,7 @@ import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals 
 import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
+import { Pace } from './pace.js';
 import { type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
@@ -55,6 +56,8 @@ interface Template {
   readonly plainStatements: boolean;
   /** A text without literals, analysed: the same bytes are the same again. */
   memo: AnalyzedText | null;
+  /** How fast executions were. */
+  readonly pace: Pace;
 }
 
 /** Scopes that are kept by name; those of sessions live as long as they do. */
@@ -156,7 +159,9 @@ export class Router {
     // A memo outlives the message that the text came in.
     const remember = memo === null && lexer.literalCount === 0 && text.length <= memoBytes(template.text);
     const kept = remember ? Buffer.from(text) : text;
-    const analyzed = new AnalyzedText(template.text, kept, this.#statements(template), literals, scope, this.#world);
+    const { pace } = template;
+    const own = this.#statements(template);
+    const analyzed = new AnalyzedText(template.text, kept, own, literals, scope, this.#world, false, pace);
     if (remember) template.memo = analyzed;
     return analyzed;
   }
@@ -172,7 +177,7 @@ export class Router {
     }
     const statements = this.#statements({ plans });
     const literals = template.ordinals.length === 0 ? NO_LITERALS : lexer.allLiterals();
-    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world);
+    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world, false, template.pace);
   }
 
   #missed(known: Template | undefined, text: Buffer, scope: Scope, session: SessionNames): AnalyzedText {
@@ -211,11 +216,18 @@ export class Router {
           ...trimmed(text, places[2 * i] as number, places[2 * i + 1] as number),
         }));
     const literals = template.ordinals.length === 0 ? NO_LITERALS : lexer.allLiterals();
-    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world);
+    return new AnalyzedText(template.text, text, statements, literals, scope, this.#world, false, template.pace);
   }
 
   #template({ plans }: Reading, plainStatements: boolean): Template {
-    return { text: shown(this.#lexer.key()), plans, ordinals: ordinalsOf(plans), plainStatements, memo: null };
+    return {
+      text: shown(this.#lexer.key()),
+      plans,
+      ordinals: ordinalsOf(plans),
+      plainStatements,
+      memo: null,
+      pace: new Pace(),
+    };
   }
 
   /** Keeps the template of the lexer's last scan, if it is one to keep. */

@@ -13,6 +13,8 @@ export class Activity {
   serverParses = 0;
   /** Times that it got a server connection. */
   assignments = 0;
+  /** Statements of its that shared a server connection with others'. */
+  laneReads = 0;
   /** How long it has waited for server connections and for ranges on the move, ms. */
   waitMs = 0;
   /** When it asked for something, and when it was told that the proxy is ready for more; ms since 1970. */
@@ -55,5 +57,6 @@ const SUMS = [
   'binds',
   'serverParses',
   'assignments',
+  'laneReads',
   'waitMs',
 ] as const satisfies readonly (keyof Activity)[];

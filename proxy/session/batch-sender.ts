@@ -195,6 +195,8 @@ export class BatchSender {
         this.#units.completed(effect?.kind === 'execute' && effect.form !== 'execute' ? itself : bound.execution, tag);
         if (spoken !== null) bound.sql?.done(0, backend, spoken);
         if (deallocated !== null) this.#statements.forget(protocolName(deallocated));
+        const ms = performance.now() - started;
+        session.lanes.ranOnLease(analyzed, backend, ms, session.bytesForwarded);
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -202,7 +204,7 @@ export class BatchSender {
           write: statement?.plan.kind === 'write',
           rows: rowsOfTag(tag) ?? 0,
           bytes: session.bytesForwarded,
-          ms: performance.now() - started,
+          ms,
         });
         session.bytesForwarded = 0;
       },

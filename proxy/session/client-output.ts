@@ -50,6 +50,15 @@ export class ClientOutput {
   }
 
   write(frame: Buffer): void {
+    this.#write(frame, false);
+  }
+
+  /** Sends the end of an answer, for which the client waits. */
+  answer(bytes: Buffer): void {
+    this.#write(bytes, true);
+  }
+
+  #write(frame: Buffer, now: boolean): void {
     if (this.#ended) return;
     this.#activity.sent += frame.length;
     this.told += frame.length;
@@ -58,7 +67,7 @@ export class ClientOutput {
       if (this.#unread > UNREAD_BYTES) this.#owner.close();
       return;
     }
-    if (this.#writer.write(frame)) return;
+    if (now ? this.#writer.writeNow(frame) : this.#writer.write(frame)) return;
     this.#full = true;
     this.#owner.clogged();
   }

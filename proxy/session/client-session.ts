@@ -1,6 +1,7 @@
 import type { Logger } from 'pino';
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
+import type { Lanes } from '../backend/lanes.js';
 import type { Notifications } from '../backend/notifications.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
@@ -9,6 +10,7 @@ import type { LoadRecord } from '../telemetry/load-counter.js';
 import type { PinCounts } from '../telemetry/pin-counts.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import type { Activity } from './activity.js';
+import type { LaneReads } from './lane-reads.js';
 import type { Lease } from './lease.js';
 import type { Listening } from './listening.js';
 import type { MessageBudget } from './message-budget.js';
@@ -34,6 +36,8 @@ export interface SessionServices {
   readonly schemaChanged: (matters: boolean) => Promise<void>;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
+  /** Its connections that several clients share. */
+  readonly lanes: (shard: ShardName) => Lanes;
   /** The connections that listen for all clients. */
   readonly notifications: Notifications;
   /** Carries out time-outs: of this length there is one now. ms */
@@ -63,6 +67,8 @@ export interface ClientSession {
   readonly settings: SessionSettings;
   readonly lookup: NameLookup;
   readonly lease: Lease;
+  /** What it reads on connections that it shares. */
+  readonly lanes: LaneReads;
   readonly activity: Activity;
   /** What the client listens to. */
   readonly listening: Listening;

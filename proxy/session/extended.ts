@@ -124,10 +124,17 @@ export class ExtendedProtocol {
   }
 
   /** Null: it is sent, or answered, without having waited for anything. */
-  #dispatch(batch: readonly Message[], since: number, times: number): Promise<void> | null {
+  #dispatch(batch: readonly Message[], since: number, times: number, shared = true): Promise<void> | null {
     const { lease, wait } = this.#session;
     const reading = this.#reader.read(batch);
     const { items, executions, error, rest } = reading;
+    if (shared && times === 0 && error === null && rest.length === 0) {
+      const onLease = () => {
+        this.#reader.undo(items);
+        return this.#dispatch(batch, since, 0, false);
+      };
+      if (this.#session.lanes.batch(items, onLease)) return null;
+    }
     if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return null;
     const unit: Unit = { batch, reading, since, times, open: lease.unsynced };
     let placement: Prepared | Promise<Prepared>;

@@ -45,23 +45,7 @@ export class ServerSettings {
    * @throws ServerError as the server says it, when one of them cannot be
    */
   async apply(backend: Backend): Promise<boolean> {
-    const { current } = this.#settings;
-    const before = backend.settings;
-    const sql = before === null ? fromScratch(current) : difference(before, current);
-    backend.settings = current;
-    if (sql.length === 0) return false;
-    try {
-      try {
-        await say(backend, before, sql);
-      } catch (error) {
-        if (before === null || !(error instanceof InternalStatementError)) throw error;
-        await say(backend, null, fromScratch(current));
-      }
-      await backend.refreshSearchPath();
-    } catch (error) {
-      backend.settings = null;
-      throw asServerError(error);
-    }
+    if (!(await applySettings(backend, this.#settings.current))) return false;
     this.tellParameters(backend);
     return true;
   }
@@ -76,6 +60,30 @@ export class ServerSettings {
       if (name !== 'search_path' || reportsSearchPath) this.#tellClient(encodeParameterStatus(name, value));
     }
   }
+}
+
+/**
+ * Gives a connection these settings. @returns whether the server had to be asked.
+ * @throws ServerError as the server says it, when one of them cannot be
+ */
+export async function applySettings(backend: Backend, to: SettingMap): Promise<boolean> {
+  const before = backend.settings;
+  const sql = before === null ? fromScratch(to) : difference(before, to);
+  backend.settings = to;
+  if (sql.length === 0) return false;
+  try {
+    try {
+      await say(backend, before, sql);
+    } catch (error) {
+      if (before === null || !(error instanceof InternalStatementError)) throw error;
+      await say(backend, null, fromScratch(to));
+    }
+    await backend.refreshSearchPath();
+  } catch (error) {
+    backend.settings = null;
+    throw asServerError(error);
+  }
+  return true;
 }
 
 /** Says statements that change settings, whatever time-out was in force before. */

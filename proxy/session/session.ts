@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
+import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { FRONTEND } from '../wire/message-types.js';
@@ -10,6 +11,7 @@ import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
 import { leaveServer } from './farewell.js';
 import { Inbox, type Incoming } from './inbox.js';
+import { LaneReads } from './lane-reads.js';
 import { IDLE, Lease } from './lease.js';
 import { Listening, type ListeningClient } from './listening.js';
 import { readAhead, unlessAborted } from './long-text.js';
@@ -36,6 +38,7 @@ export class Session implements LoopOwner, TimedSession {
   readonly services: SessionServices;
   readonly settings: SessionSettings;
   readonly lease: Lease;
+  readonly lanes: LaneReads;
   readonly activity = new Activity();
   /** What the client listens to. */
   readonly listening: Listening;
@@ -111,6 +114,14 @@ export class Session implements LoopOwner, TimedSession {
       units,
       extended: this.#extended,
     });
+    this.lanes = new LaneReads({
+      owner: this,
+      loop: this.#loop,
+      replies: this.#replies,
+      output: this.#output,
+      statements: this.#statements,
+      forgetPortals: () => this.#extended.ready(IDLE),
+    });
     this.lease = new Lease(
       {
         live: this.services.live,
@@ -161,8 +172,14 @@ export class Session implements LoopOwner, TimedSession {
   /** Whether the transaction or statement in progress touches what `covers` says. */
   uses(covers: (footprint: Footprint) => boolean): boolean {
     if (this.#fanOut !== null && covers(this.#fanOut.footprint)) return true;
+    if (this.lanes.uses(covers)) return true;
     const { transaction } = this.lease;
     return transaction !== null && covers(transaction);
+  }
+
+  /** Whether what the transaction or statement in progress touches is no longer all on its shard. */
+  isStale(topology: Topology): boolean {
+    return this.lease.isStale(topology) || this.lanes.isStale(topology);
   }
 
   /** Whether nothing is open or under way: no transaction, and nothing asked that is not answered. */
@@ -179,7 +196,8 @@ export class Session implements LoopOwner, TimedSession {
   /** The server connections that work for this client. */
   get backends(): readonly Backend[] {
     if (this.#fanOut !== null) return this.#fanOut.backends;
-    return this.lease.backend === null ? [] : [this.lease.backend];
+    const backend = this.lanes.lane?.backend ?? this.lease.backend;
+    return backend === null ? [] : [backend];
   }
 
   /** Statements that the client has prepared by protocol. */
@@ -237,6 +255,10 @@ export class Session implements LoopOwner, TimedSession {
       this.#wait = null;
     }
     if (this.#fanOut !== null) return this.#fanOut.backends;
+    if (this.lanes.lane !== null) {
+      const shared = this.lanes.cancel(reason);
+      return shared === null ? [] : [shared];
+    }
     const backend = this.lease.backend;
     return backend !== null && !backend.quiet ? [backend] : [];
   }
@@ -378,6 +400,7 @@ export class Session implements LoopOwner, TimedSession {
     this.#fanOut?.abandon();
     // What the client did not read, nobody holds back any more.
     this.lease.backend?.connection.resume();
+    this.lanes.close();
     this.#extended.close();
     this.listening.close();
     this.#inbox.close();
@@ -386,6 +409,7 @@ export class Session implements LoopOwner, TimedSession {
   }
 
   get #midMessage(): boolean {
+    if (this.lanes.lane !== null) return this.lanes.midMessage;
     return !this.gate.active && this.backends.some((backend) => backend.midMessage);
   }
 
@@ -411,11 +435,13 @@ export class Session implements LoopOwner, TimedSession {
 
   #pauseServers(): void {
     this.lease.backend?.connection.pause();
+    this.lanes.clogged();
     this.#fanOut?.pause();
   }
 
   #clientDrained(): void {
     this.lease.backend?.connection.resume();
+    this.lanes.drained();
     this.#fanOut?.resume();
     this.#loop.pump();
     this.notify();

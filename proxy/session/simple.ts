@@ -43,8 +43,10 @@ export class SimpleProtocol {
   query(frame: Buffer): Promise<void> | null {
     const analyzed = this.#statements.analyze(decodeQuery(frame));
     this.#statements.forget(''); // as PostgreSQL does with every Query
+    const onLease = () => this.#run(frame, analyzed, performance.now(), 0);
+    if (this.#session.lanes.query(frame, analyzed, onLease)) return null;
     if (this.#answerLocally(analyzed)) return null;
-    return this.#run(frame, analyzed, performance.now(), 0);
+    return onLease();
   }
 
   /** @returns where the rest of the message is to be sent, if it has one; null: nowhere, the client has been told why. */
@@ -170,6 +172,8 @@ export class SimpleProtocol {
       ...(sent === null ? {} : tellOf(sent, spoken, () => index)),
       done: () => {
         prepared.release();
+        const ms = performance.now() - started;
+        session.lanes.ranOnLease(analyzed, backend, ms, session.bytesForwarded);
         session.services.load.record({
           template: analyzed.template,
           shard: backend.shard,
@@ -177,7 +181,7 @@ export class SimpleProtocol {
           write: writes,
           rows,
           bytes: session.bytesForwarded,
-          ms: performance.now() - started,
+          ms,
         });
       },
     });

@@ -59,6 +59,20 @@ export async function checkShapes(backend: Backend, items: readonly Item[], vers
   }
 }
 
+/** Those of whom it is being asked. */
+const learning = new WeakMap<Backend, Set<PreparedContent>>();
+
+/** Has a statement prepared on a connection in use, so that its columns there are known soon. */
+export function learnShape(backend: Backend, content: PreparedContent): void {
+  const contents = learning.get(backend) ?? new Set();
+  learning.set(backend, contents);
+  if (contents.has(content)) return;
+  contents.add(content);
+  askShape(backend, content)
+    .catch(() => undefined) // whoever executes it is told
+    .finally(() => contents.delete(content));
+}
+
 async function askShape(backend: Backend, content: PreparedContent, times = 0): Promise<void> {
   const known = backend.prepared.get(content);
   const name = known ?? backend.newStatementName();

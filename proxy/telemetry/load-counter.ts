@@ -23,6 +23,8 @@ export interface LoadRecord {
   readonly bytes: number;
   /** From the statement's way to the server to the end of its answer: the time it kept a backend busy. */
   readonly ms: number;
+  /** It shared its server connection with others' statements. */
+  readonly lane?: boolean;
 }
 
 /** Sums over one step for one segment. */

@@ -55,6 +55,15 @@ export class GatheredWriter {
     return false;
   }
 
+  /** Takes the buffer, and writes it with all that was gathered before it now: nothing will follow in this turn. */
+  writeNow(data: Buffer): boolean {
+    this.#add(data);
+    this.flush();
+    if (this.buffered < this.#highWaterBytes) return true;
+    this.#needsDrain = true;
+    return false;
+  }
+
   /** Writes what has been gathered now instead of at the end of the turn. */
   readonly flush = (): void => {
     if (this.#scheduled !== null) {

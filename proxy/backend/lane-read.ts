@@ -1,0 +1,138 @@
+import type { ErrorFields } from '../wire/error-response.js';
+import type { Backend } from './backend.js';
+import type { Lane } from './lane.js';
+
+/** So much of an answer is held back until it is complete: until then it can be had from elsewhere. */
+const HELD_BYTES = 16 * 1024;
+
+/** What is known of a template's executions; times in ms. */
+export interface LanePace {
+  readonly expectedMs: number;
+  served(ms: number, bytes: number, lateMs: number): void;
+  /** It keeps others waiting, for so long until now. */
+  late(ms: number, lateMs: number): void;
+}
+
+/** Why a read is to be run elsewhere: what is ahead of it is late, the connection is lost, or the server would have it said again. */
+export type AgainReason = 'late' | 'lost' | 'refused';
+
+/**
+ * One read in one lane, until its answer is complete or nobody waits for it there any more. Answers are held back while they are
+ * small, so that the client is told all of it at once, or nothing.
+ */
+export abstract class LaneRead {
+  next: LaneRead | null = null;
+  submittedAt = 0;
+  /** Since when the server can have been at it. */
+  headAt = 0;
+  expectedMs = 0;
+  bytes = 0;
+  rowCount = 0;
+  /** Nobody waits for its answer here. */
+  dropped = false;
+  /** The client has been told something of it. */
+  told = false;
+  /** A cancel request was sent for it. */
+  canceled = false;
+  readonly pace: LanePace;
+  #lane: Lane | null = null;
+  /** What is held back: whole buffers, then a stretch of one that may still grow. */
+  #held: Buffer[] = [];
+  #memory: ArrayBufferLike | null = null;
+  #from = 0;
+  #to = 0;
+  #refused = false;
+
+  constructor(pace: LanePace) {
+    this.pace = pace;
+    this.expectedMs = pace.expectedMs;
+  }
+
+  /** Puts its messages on the connection, ending with a Query or a Sync. */
+  abstract send(backend: Backend): void;
+  /** Part of an answer that is not complete. */
+  protected abstract deliver(bytes: Buffer): void;
+  /** The rest of the answer, ReadyForQuery included. @param ms the server's time for it */
+  protected abstract answered(bytes: Buffer, ms: number): void;
+  /** Has it run elsewhere, from its start. */
+  abstract again(why: AgainReason): void;
+  /** The connection is lost in the middle of an answer that the client knows part of. */
+  abstract cutShort(error: Error): void;
+  /** An error as the client is to see it; null: the statement is to be said again elsewhere. @param byMistake a cancel request was meant for another */
+  protected abstract worded(fields: ErrorFields, frame: Buffer, byMistake: boolean): Buffer | null;
+
+  get lane(): Lane {
+    return this.#lane as Lane;
+  }
+
+  joined(lane: Lane, now: number): void {
+    this.#lane = lane;
+    this.submittedAt = now;
+  }
+
+  /** Whether the server can have begun with it. */
+  get isHead(): boolean {
+    return this.lane.isHead(this);
+  }
+
+  /** Bytes of its answer, in order. */
+  take(slice: Buffer): void {
+    this.bytes += slice.length;
+    if (this.dropped) return;
+    if (this.told) {
+      this.deliver(slice);
+      return;
+    }
+    this.#hold(slice);
+    if (this.bytes > HELD_BYTES) this.tell();
+  }
+
+  /** What has come of the answer goes to the client now. */
+  tell(): void {
+    if (this.dropped || this.#refused) return;
+    const bytes = this.#release();
+    if (bytes === null) return;
+    this.told = true;
+    this.deliver(bytes);
+  }
+
+  onError(fields: ErrorFields, frame: Buffer, byMistake: boolean): void {
+    const words = this.worded(fields, frame, byMistake);
+    if (words !== null) this.take(words);
+    else this.#refused = true;
+  }
+
+  /** The server is done with it. */
+  end(ready: Buffer, ms: number): void {
+    if (this.#refused) {
+      this.again('refused');
+      return;
+    }
+    this.#hold(ready);
+    this.answered(this.#release() as Buffer, ms);
+  }
+
+  #hold(slice: Buffer): void {
+    const { buffer, byteOffset, length } = slice;
+    // Mostly all of an answer lies in one chunk, and goes on as one slice of it.
+    if (buffer === this.#memory && byteOffset === this.#to) {
+      this.#to += length;
+      return;
+    }
+    if (this.#memory !== null)
+      this.#held.push(Buffer.from(this.#memory as ArrayBuffer, this.#from, this.#to - this.#from));
+    this.#memory = buffer;
+    this.#from = byteOffset;
+    this.#to = byteOffset + length;
+  }
+
+  #release(): Buffer | null {
+    if (this.#memory === null) return null;
+    const last = Buffer.from(this.#memory as ArrayBuffer, this.#from, this.#to - this.#from);
+    this.#memory = null;
+    if (this.#held.length === 0) return last;
+    const all = Buffer.concat([...this.#held, last]);
+    this.#held = [];
+    return all;
+  }
+}

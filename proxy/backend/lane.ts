@@ -1,0 +1,254 @@
+import { decodeErrorFields } from '../wire/error-response.js';
+import { BACKEND } from '../wire/message-types.js';
+import type { Backend, BackendOwner, Expectation } from './backend.js';
+import type { LaneRead } from './lane-read.js';
+
+/** What a lane tells those it belongs to. */
+export interface LaneOwner {
+  /** A read is late when the server has had it in hand for so long. */
+  readonly lateMs: number;
+  /** It has something to do, after it had nothing. */
+  begins(lane: Lane): void;
+  /** A read is answered. @param waitedMs until the server could begin with it */
+  served(lane: Lane, waitedMs: number): void;
+  /** It takes no more reads. */
+  retires(lane: Lane, why: RetireReason): void;
+  /** Nothing is left in it, and nothing more comes. */
+  drained(lane: Lane): void;
+  lost(lane: Lane, error: Error): void;
+  rescued(reads: number): void;
+}
+
+export type RetireReason = 'late' | 'slow reader' | 'canceled' | 'parameters' | 'given back';
+
+/** And for so many times what it was expected to take. */
+const LATE_TIMES = 8;
+/** What the server says of itself in place of an answer to one read. */
+const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
+
+/** A server connection on which reads of several clients stand in line, each with its own Query or Sync. */
+export class Lane implements BackendOwner {
+  readonly backend: Backend;
+  /** Reads in it, those that nobody waits for included. */
+  depth = 0;
+  /** How long the server is expected to need for them, ms. */
+  workMs = 0;
+  /** Since when it has had nothing to do, on performance.now()'s clock. */
+  idleSince = 0;
+  /** Reads answered. */
+  served = 0;
+  readonly #owner: LaneOwner;
+  #head: LaneRead | null = null;
+  #tail: LaneRead | null = null;
+  #retired: RetireReason | null = null;
+  #paused = false;
+  /** A cancel request was sent: what comes next may be hit by it. */
+  #canceled = false;
+  #gone = false;
+
+  /** `backend` has the settings of those who will read, and is nobody's. */
+  constructor(backend: Backend, owner: LaneOwner, now: number) {
+    this.backend = backend;
+    this.#owner = owner;
+    this.idleSince = now;
+    backend.attach(this);
+    backend.pipelined = true;
+  }
+
+  get isEmpty(): boolean {
+    return this.#head === null;
+  }
+
+  /** Why it takes no more reads; null: it does. */
+  get retired(): RetireReason | null {
+    return this.#retired;
+  }
+
+  get takes(): boolean {
+    return this.#retired === null && this.backend.lost === null && !this.backend.connection.isClosed;
+  }
+
+  isHead(read: LaneRead): boolean {
+    return this.#head === read;
+  }
+
+  join(read: LaneRead, now: number): void {
+    read.joined(this, now);
+    this.depth += 1;
+    this.workMs += read.expectedMs;
+    const alone = this.#head === null;
+    if (this.#tail === null) this.#head = read;
+    else this.#tail.next = read;
+    this.#tail = read;
+    if (alone) {
+      read.headAt = now;
+      this.backend.requestedAt = now;
+      this.#owner.begins(this);
+    }
+    read.send(this.backend);
+    // Whoever comes while it is answered is gathered; nobody waits for others to come.
+    if (alone) this.backend.connection.flush();
+  }
+
+  /** Takes no more reads; is given back when those in it are answered. */
+  retire(why: RetireReason): void {
+    if (this.#retired !== null) return;
+    this.#retired = why;
+    this.#owner.retires(this, why);
+    if (this.#head === null) this.settle();
+  }
+
+  /** The client of the read does not read what it is told: nobody else is to wait for that. */
+  clogged(read: LaneRead): void {
+    if (this.#head !== read) return;
+    this.#paused = true;
+    this.backend.connection.pause();
+    this.retire('slow reader');
+    this.#rescueBehind();
+  }
+
+  /** It has read, or has gone. */
+  resume(read: LaneRead): void {
+    if (this.#head === read) this.#resume();
+  }
+
+  /** The client wants its read canceled, and the server has it in hand: whoever calls sends the request. Nobody else is to be hit. */
+  cancelHead(): void {
+    this.#canceled = true;
+    this.retire('canceled');
+    this.#rescueBehind();
+  }
+
+  /** Nobody waits for the read any more; what it answers is thrown away. */
+  drop(read: LaneRead): void {
+    read.dropped = true;
+    if (this.#head === read) this.#resume();
+  }
+
+  /** Looks whether the server takes too long. `now` as performance.now(), after all that has arrived was looked at. */
+  look(now: number): void {
+    const head = this.#head;
+    if (head === null) {
+      if (this.#retired !== null) this.settle();
+      return;
+    }
+    const ms = now - head.headAt;
+    if (ms < Math.max(this.#owner.lateMs, LATE_TIMES * head.expectedMs)) return;
+    if (this.#retired !== 'late') {
+      this.retire('late');
+      // The client may be one that shows rows as they come.
+      head.tell();
+    }
+    head.pace.late(ms, this.#owner.lateMs);
+    this.#rescueBehind();
+    if (head.dropped && !this.#canceled) this.#cancelForNobody();
+  }
+
+  /** Given back when the server has answered everything, a cancel request included. */
+  settle(): void {
+    if (this.#gone || this.#head !== null || this.#retired === null) return;
+    const { backend } = this;
+    // A request on its way would hit whoever comes next.
+    if ((backend.canceling || !backend.quiet) && backend.lost === null) return;
+    this.#gone = true;
+    backend.pipelined = false;
+    this.#owner.drained(this);
+  }
+
+  onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
+    if (type === BACKEND.ErrorResponse) this.#onError(frame);
+    else if (type === BACKEND.ParameterStatus) {
+      // A safe read changes none: somebody has reloaded the server's configuration.
+      this.retire('parameters');
+    } else if (type === BACKEND.NotificationResponse) backend.connection.destroy();
+    else if (expectation !== null || type === BACKEND.NoticeResponse) this.#head?.take(frame);
+  }
+
+  onData(_backend: Backend, slice: Buffer): void {
+    this.#head?.take(slice);
+  }
+
+  onCopyIn(backend: Backend): void {
+    backend.connection.destroy();
+  }
+
+  onReady(_backend: Backend, status: number, internal: boolean, frame: Buffer): void {
+    const read = this.#head;
+    if (internal || read === null) return;
+    const now = performance.now();
+    const { next } = read;
+    this.#head = next;
+    this.depth -= 1;
+    if (next === null) {
+      this.#tail = null;
+      this.workMs = 0;
+      this.idleSince = now;
+    } else {
+      next.headAt = now;
+      this.workMs -= read.expectedMs;
+    }
+    this.#resume();
+    this.served += 1;
+    const ms = now - read.headAt;
+    this.backend.countRead(ms);
+    read.pace.served(ms, read.bytes, this.#owner.lateMs);
+    this.#owner.served(this, read.headAt - read.submittedAt);
+    // Nothing else can come of a read; nobody else is to have such a connection.
+    if (status !== IDLE) this.retire('parameters');
+    if (!read.dropped) read.end(frame, ms);
+    if (this.#head === null) this.settle();
+  }
+
+  onLost(_backend: Backend, error: Error): void {
+    this.#retired ??= 'given back';
+    this.#gone = true;
+    const first = this.#head;
+    this.#head = null;
+    this.#tail = null;
+    this.depth = 0;
+    this.#owner.lost(this, error);
+    for (let read = first; read !== null; read = read.next) {
+      if (read.dropped) continue;
+      read.dropped = true;
+      if (read.told) read.cutShort(error);
+      else read.again('lost');
+    }
+  }
+
+  onWritable(): void {}
+
+  #onError(frame: Buffer): void {
+    const read = this.#head;
+    if (read === null || read.dropped) return;
+    const fields = decodeErrorFields(frame);
+    // The loss of the connection follows.
+    if (FATAL.has(fields.severity)) return;
+    read.onError(fields, frame, this.#canceled && !read.canceled);
+  }
+
+  /** What stands behind the head has had no byte of an answer: it is read elsewhere. */
+  #rescueBehind(): void {
+    let reads = 0;
+    for (let read = this.#head?.next ?? null; read !== null; read = read.next) {
+      if (read.dropped) continue;
+      read.dropped = true;
+      reads += 1;
+      read.again('late');
+    }
+    if (reads > 0) this.#owner.rescued(reads);
+  }
+
+  #resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.backend.connection.resume();
+  }
+
+  #cancelForNobody(): void {
+    this.#canceled = true;
+    // When it cannot be sent, the statement ends by itself.
+    this.backend.cancel().catch(() => undefined);
+  }
+}
+
+const IDLE = 0x49; // 'I'

@@ -1,0 +1,271 @@
+import type { Logger } from 'pino';
+import type { SettingMap } from '../session/settings.js';
+import { areAlike } from '../session/settings.js';
+import { LatencySketch } from '../telemetry/latency-sketch.js';
+import type { Backend } from './backend.js';
+import { Lane, type LaneOwner, type RetireReason } from './lane.js';
+import type { LaneWatch } from './lane-watch.js';
+import type { Pool } from './pool.js';
+
+/** Another lane is opened when a read would wait for longer than this in every one there is; the second for four times as long, and so on. */
+const OPEN_MS = 0.2;
+/** An empty lane gives its connection back after this time. */
+const IDLE_MS = 1_000;
+/** After a late statement fewer reads may stand in line; so many good ones later one more. */
+const FEWEST = 4;
+const REGAINED_AFTER = 8;
+/** A lane that could not be opened is not tried again at once. */
+const RETRY_MS = 100;
+
+/** What has happened in the lanes of a pool since it was made. */
+export interface LaneTotals {
+  /** Reads answered. */
+  reads: number;
+  /** Statements that kept those behind them waiting. */
+  late: number;
+  /** Reads that were taken from behind such a one, or from a lane that was lost, and run elsewhere. */
+  rescued: number;
+  lost: number;
+}
+
+/** Lanes with the same settings. */
+export class LaneGroup {
+  readonly settings: SettingMap;
+  /** Those that take reads. */
+  readonly lanes: Lane[] = [];
+  /** How many reads may stand in line in one. */
+  depth: number;
+  opening = false;
+  retryAt = 0;
+  /** Good reads since `depth` was changed. */
+  good = 0;
+  /** It is no longer among those of its pool: to be looked up again. */
+  forgotten = false;
+  readonly #owner: Lanes;
+
+  constructor(settings: SettingMap, depth: number, owner: Lanes) {
+    this.settings = settings;
+    this.depth = depth;
+    this.#owner = owner;
+  }
+
+  /** There are to be no lanes any more. */
+  get isOff(): boolean {
+    return this.#owner.isOff;
+  }
+
+  /** The lane that a read should join now; null: it should take a lease, rather than wait for as long as something late takes. */
+  choose(now: number): Lane | null {
+    const { lanes } = this;
+    let best = this.#best();
+    const more = best === null || best.workMs > OPEN_MS * lanes.length * lanes.length;
+    if (more && this.#owner.open(this, now)) best = this.#best();
+    if (best === null || best.depth >= this.depth || best.workMs > this.#owner.lateMs) return null;
+    return best;
+  }
+
+  #best(): Lane | null {
+    let best: Lane | null = null;
+    for (const lane of this.lanes) if (lane.takes && (best === null || lane.workMs < best.workMs)) best = lane;
+    return best;
+  }
+}
+
+/** The lanes of one pool: opens them as the load needs, and gives their connections back. */
+export class Lanes implements LaneOwner {
+  readonly totals: LaneTotals = { reads: 0, late: 0, rescued: 0, lost: 0 };
+  /** How long reads waited until the server could begin with them. */
+  readonly waits = new LatencySketch();
+  readonly #pool: Pool;
+  readonly #watch: LaneWatch;
+  readonly #logger: Logger;
+  readonly #prepare: (backend: Backend, settings: SettingMap) => Promise<void>;
+  readonly #groups: LaneGroup[] = [];
+  /** Those that take reads, and those that only end what they have. */
+  readonly #all = new Set<Lane>();
+  #opening = 0;
+
+  /** @param prepare gives a connection settings */
+  constructor(
+    pool: Pool,
+    watch: LaneWatch,
+    logger: Logger,
+    prepare: (backend: Backend, settings: SettingMap) => Promise<void>,
+  ) {
+    this.#pool = pool;
+    this.#watch = watch;
+    this.#logger = logger;
+    this.#prepare = prepare;
+    pool.lend(this);
+  }
+
+  get isOff(): boolean {
+    return this.#pool.options.lanes === 'off';
+  }
+
+  /** The lanes for clients with these settings; null: there are to be none. */
+  group(settings: SettingMap): LaneGroup | null {
+    const { lanes, laneDepth } = this.#pool.options;
+    if (lanes === 'off') return null;
+    for (const group of this.#groups) if (areAlike(group.settings, settings)) return group;
+    if (this.#groups.length >= GROUPS) this.#forgetUnused();
+    if (this.#groups.length >= GROUPS) return null;
+    const group = new LaneGroup(settings, laneDepth, this);
+    this.#groups.push(group);
+    return group;
+  }
+
+  get lateMs(): number {
+    return this.#pool.options.laneLateMs;
+  }
+
+  /** All lanes there are, for whoever looks. */
+  get all(): Iterable<Lane> {
+    return this.#all;
+  }
+
+  /** Lanes that nobody uses at the moment, and reads in the others. */
+  get empty(): number {
+    let empty = 0;
+    for (const lane of this.#all) if (lane.isEmpty) empty += 1;
+    return empty;
+  }
+
+  get depth(): number {
+    let depth = 0;
+    for (const lane of this.#all) depth += lane.depth;
+    return depth;
+  }
+
+  /** Opens one more lane if there is a connection for it. @returns whether it is there already */
+  open(group: LaneGroup, now: number): boolean {
+    if (group.opening || now < group.retryAt || this.#pool.options.lanes === 'off') return false;
+    const { lanesMax, size } = this.#pool.options;
+    // Half of the connections stay with the leases.
+    if (this.#all.size + this.#opening >= Math.min(lanesMax, Math.max(1, size >> 1))) return false;
+    const first = group.lanes.length === 0;
+    const backend = this.#pool.takeForLane(first && size > 1);
+    if (backend === null) return false;
+    if (!(backend instanceof Promise)) {
+      if (backend.settings !== null && areAlike(backend.settings, group.settings)) {
+        this.#add(group, backend, now);
+        return true;
+      }
+    }
+    void this.#prepareLane(group, backend);
+    return false;
+  }
+
+  /** Clients wait for a connection, and no other can be opened: those that nobody needs are given back. */
+  giveUp(): void {
+    for (const lane of [...this.#all]) if (lane.isEmpty) lane.retire('given back');
+    // One must be left for them.
+    if (this.#all.size < this.#pool.options.size) return;
+    for (const lane of this.#all) {
+      if (lane.retired !== null) continue;
+      lane.retire('given back');
+      return;
+    }
+  }
+
+  /** No lane is to go on: PAUSE, RECONNECT, other options. */
+  giveUpAll(): void {
+    for (const lane of [...this.#all]) lane.retire('given back');
+  }
+
+  begins(lane: Lane): void {
+    this.#watch.begins(lane);
+  }
+
+  served(lane: Lane, waitedMs: number): void {
+    this.totals.reads += 1;
+    this.waits.add(waitedMs);
+    const group = this.#groupOf(lane);
+    if (group === null || group.depth >= this.#pool.options.laneDepth) return;
+    group.good += 1;
+    if (group.good < REGAINED_AFTER) return;
+    group.good = 0;
+    group.depth += 1;
+  }
+
+  rescued(reads: number): void {
+    this.totals.rescued += reads;
+  }
+
+  retires(lane: Lane, why: RetireReason): void {
+    const group = this.#groupOf(lane);
+    if (group === null) return;
+    group.lanes.splice(group.lanes.indexOf(lane), 1);
+    if (why !== 'late') return;
+    this.totals.late += 1;
+    group.depth = Math.max(FEWEST, group.depth >> 1);
+    group.good = 0;
+  }
+
+  drained(lane: Lane): void {
+    this.#all.delete(lane);
+    this.#watch.ends(lane);
+    this.#pool.release(lane.backend);
+  }
+
+  lost(lane: Lane, error: Error): void {
+    this.#logger.info({ err: error, shard: this.#pool.shard, reads: lane.depth }, 'a lane was lost');
+    this.totals.lost += 1;
+    const group = this.#groupOf(lane);
+    if (group !== null) group.lanes.splice(group.lanes.indexOf(lane), 1);
+    this.#all.delete(lane);
+    this.#watch.ends(lane);
+    this.#pool.discard(lane.backend);
+  }
+
+  /** Gives back what nobody has used for a while, and what the pool would have replaced. */
+  sweep(now: number): void {
+    for (const lane of [...this.#all])
+      if ((lane.isEmpty && now - lane.idleSince > IDLE_MS) || this.#pool.wants(lane.backend, now))
+        lane.retire('given back');
+  }
+
+  async #prepareLane(group: LaneGroup, from: Backend | Promise<Backend>): Promise<void> {
+    group.opening = true;
+    this.#opening += 1;
+    let backend: Backend | null = null;
+    try {
+      backend = await from;
+      await this.#prepare(backend, group.settings);
+      this.#opening -= 1;
+      if (this.#pool.options.lanes === 'off' || group.forgotten) this.#pool.release(backend);
+      else this.#add(group, backend, performance.now());
+    } catch (error) {
+      this.#opening -= 1;
+      group.retryAt = performance.now() + RETRY_MS;
+      this.#logger.debug({ err: error, shard: this.#pool.shard }, 'could not open a lane');
+      if (backend !== null) this.#pool.discard(backend);
+    } finally {
+      group.opening = false;
+    }
+  }
+
+  #add(group: LaneGroup, backend: Backend, now: number): void {
+    const lane = new Lane(backend, this, now);
+    backend.settings = group.settings;
+    group.lanes.push(lane);
+    this.#all.add(lane);
+    this.#watch.opened(lane, this);
+  }
+
+  #groupOf(lane: Lane): LaneGroup | null {
+    for (const group of this.#groups) if (group.lanes.includes(lane)) return group;
+    return null;
+  }
+
+  #forgetUnused(): void {
+    for (const group of [...this.#groups]) {
+      if (group.lanes.length > 0 || group.opening) continue;
+      group.forgotten = true;
+      this.#groups.splice(this.#groups.indexOf(group), 1);
+    }
+  }
+}
+
+/** Kinds of settings whose clients may share connections, of one user and shard. */
+const GROUPS = 32;

@@ -1,0 +1,78 @@
+/** A result of more bytes has no place in a lane. */
+export const SMALL_BYTES = 16 * 1024;
+/** So many times as long is slow for certain: a server that is busy makes any statement late now and then. */
+const SLOW = 4;
+/** So many connections at work slow one another down by nothing worth counting. */
+const UNHURRIED = 4;
+/** Good runs that a template needs at first, and at most. */
+const FIRST_RUNS = 3;
+const MOST_RUNS = 20_000;
+/** Each disgrace asks for so many times more good runs; so many good runs in lanes halve that again. */
+const BACK_OFF = 4;
+const FORGIVEN_AFTER = 500;
+/** What one run weighs in the expectation. */
+const WEIGHT = 1 / 16;
+
+/**
+ * How fast and how large the executions of one template have been, and so whether the next may share a server connection: it runs on
+ * leases until it was fast and small a few times, and again after it has been late or large, for longer each time. Plain numbers,
+ * kept beside the template; times in ms.
+ */
+export class Pace {
+  #good = 0;
+  #needed = FIRST_RUNS;
+  #streak = 0;
+  #expectedMs = 0;
+
+  /** Whether it has its place in lanes. */
+  get isFit(): boolean {
+    return this.#good >= this.#needed;
+  }
+
+  /** How long a server needs for it. */
+  get expectedMs(): number {
+    return this.#expectedMs;
+  }
+
+  /** It ran on a lease, while `busy` connections of the pool were at work. `lateMs`: what takes longer has no place in a lane. */
+  ran(ms: number, bytes: number, busy: number, lateMs: number): void {
+    const share = ms / Math.max(1, busy / UNHURRIED);
+    if (share >= lateMs * SLOW || bytes > SMALL_BYTES) this.#good = 0;
+    else if (share >= lateMs) this.#good = Math.max(0, this.#good - 1);
+    else this.#good += 1;
+    if (share >= lateMs) return;
+    this.#learn(share);
+  }
+
+  /** It ran in a lane: the server needed this long for it. */
+  served(ms: number, bytes: number, lateMs: number): void {
+    if (bytes > SMALL_BYTES) {
+      this.disgrace();
+      return;
+    }
+    // What came late has been told already; a pause of this process is nobody's fault.
+    this.#learn(Math.min(ms, lateMs));
+    if (this.#expectedMs > lateMs / 2) this.#good = 0;
+    this.#streak += 1;
+    if (this.#streak < FORGIVEN_AFTER) return;
+    this.#streak = 0;
+    this.#needed = Math.max(FIRST_RUNS, Math.floor(this.#needed / 2));
+  }
+
+  /** It keeps others waiting, for so long until now. */
+  late(ms: number, lateMs: number): void {
+    if (ms >= lateMs * SLOW) this.disgrace();
+  }
+
+  /** It has lost its place. */
+  disgrace(): void {
+    if (!this.isFit) return;
+    this.#good = 0;
+    this.#streak = 0;
+    this.#needed = Math.min(MOST_RUNS, this.#needed * BACK_OFF);
+  }
+
+  #learn(ms: number): void {
+    this.#expectedMs = this.#expectedMs === 0 ? ms : this.#expectedMs + (ms - this.#expectedMs) * WEIGHT;
+  }
+}

@@ -1,0 +1,284 @@
+import type pg from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { Lane } from '../../proxy/backend/lane.js';
+import type { LaneTotals } from '../../proxy/backend/lanes.js';
+import { withClient } from '../support/client.js';
+import { Sharded, startProxy } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+let s: Sharded;
+
+/** However busy the machine is, a statement is only late where a test says so. */
+const NEVER_LATE = 60_000;
+const POOL = { size: 8, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000, laneLateMs: NEVER_LATE };
+
+async function pool(options: object): Promise<void> {
+  await s.proxy.reload({ pool: { ...POOL, lanes: 'auto', ...options } });
+}
+
+function totals(): LaneTotals {
+  const sum = { reads: 0, late: 0, rescued: 0, lost: 0 };
+  for (const p of s.proxy.pools.all) {
+    const t = s.proxy.pools.lanesOf(p).totals;
+    for (const key of Object.keys(sum) as (keyof LaneTotals)[]) sum[key] += t[key];
+  }
+  return sum;
+}
+
+function lanes(): Lane[] {
+  return [...s.proxy.pools.all].flatMap((p) => [...s.proxy.pools.lanesOf(p).all]);
+}
+
+/** Runs it until it has run in a lane. */
+async function untilInLane(run: () => Promise<unknown>): Promise<void> {
+  const before = totals().reads;
+  await waitFor(
+    async () => {
+      await run();
+      return totals().reads > before;
+    },
+    { what: 'a read in a lane' },
+  );
+}
+
+const onFree = (n: number) => `SELECT ${n} AS n, (SELECT count(*) FROM free)`;
+const onLocked = (n: number) => `SELECT ${n} AS n, (SELECT count(*) FROM locked)`;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: 100 });
+  for (const shard of [0, 1] as const) {
+    await s.onShard(
+      shard,
+      `CREATE TABLE free (a int); CREATE TABLE locked (a int); CREATE TABLE shaped (a int); INSERT INTO shaped VALUES (1);
+       CREATE TABLE big (a text); INSERT INTO big SELECT repeat('x', 10000) FROM generate_series(1, 2000);
+       GRANT ALL ON ALL TABLES IN SCHEMA public TO app; ALTER TABLE shaped OWNER TO app;`,
+    );
+  }
+  await s.onShard(0, `INSERT INTO tenants SELECT n, 'tenant ' || n FROM generate_series(0, 99) n`);
+  await s.onShard(1, `INSERT INTO tenants SELECT n, 'tenant ' || n FROM generate_series(100, 199) n`);
+  // It has not seen the tables being made.
+  await s.proxy.close();
+  s.proxy = await startProxy(s.catalog, s.options);
+});
+
+beforeEach(() => pool({}));
+
+afterAll(() => s.stop());
+
+describe('reads of several clients on one server connection', () => {
+  it('give everybody its own rows and its own errors, in both protocols', async () => {
+    await pool({ lanesMax: 1 });
+    const clients = await Promise.all(Array.from({ length: 24 }, () => s.connect()));
+    const before = totals().reads;
+    const kinds: ((c: pg.Client, id: number, i: number) => Promise<void>)[] = [
+      async (c, id, i) => {
+        const { rows } = await c.query(`SELECT ${id} AS id, '${id}:${i}' AS token`);
+        expect(rows).toEqual([{ id, token: `${id}:${i}` }]);
+      },
+      async (c, id, i) => {
+        const { rows } = await c.query('SELECT $1::int AS id, $2::text AS token', [id, `${id}:${i}`]);
+        expect(rows).toEqual([{ id, token: `${id}:${i}` }]);
+      },
+      async (c, id) => {
+        const query = { name: 'tenant', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: [id] };
+        expect((await c.query(query)).rows).toEqual([{ name: `tenant ${id}` }]);
+      },
+      async (c, id) => {
+        const { rows } = await c.query(`SELECT name FROM tenants WHERE tenant_id = ${id + 100}`);
+        expect(rows).toEqual([{ name: `tenant ${id + 100}` }]);
+      },
+      async (c, id) => {
+        await expect(c.query(`SELECT ${id} / (${id} - ${id})`)).rejects.toMatchObject({ code: '22012' });
+      },
+      async (c, id) => {
+        await expect(c.query('SELECT $1::int', [`no number ${id}`])).rejects.toMatchObject({
+          code: '22P02',
+          message: expect.stringContaining(`no number ${id}"`),
+        });
+      },
+      async (c, id) => {
+        const { rows } = await c.query({ name: `n${id % 3}`, text: `SELECT ${id % 3} + $1::int AS sum`, values: [id] });
+        expect(rows).toEqual([{ sum: (id % 3) + id }]);
+      },
+      async (c, id) => {
+        await expect(c.query(`SELECT * FROM no_table_${id % 2}`)).rejects.toMatchObject({ code: '42P01' });
+      },
+    ];
+    await Promise.all(
+      clients.map(async (client, id) => {
+        for (let i = 0; i < 120; i++)
+          await (kinds[(i * 7 + id * 3) % kinds.length] as (typeof kinds)[number])(client, id, i);
+      }),
+    );
+    expect(totals().reads - before).toBeGreaterThan(500);
+  });
+
+  it('use their own settings', async () => {
+    const zones = ['Asia/Tokyo', 'America/Lima', 'Asia/Tokyo', 'America/Lima'];
+    const clients = await Promise.all(zones.map((zone) => s.connect({ options: `-c TimeZone=${zone}` })));
+    const ask = async (c: pg.Client, zone: string) => {
+      const { rows } = await c.query(`SELECT current_setting('TimeZone') AS zone`);
+      expect(rows).toEqual([{ zone }]);
+    };
+    await untilInLane(() => Promise.all(clients.map((c, i) => ask(c, zones[i] as string))));
+    await (clients[0] as pg.Client).query(`SET TimeZone = 'Africa/Cairo'`);
+    await untilInLane(() =>
+      Promise.all(clients.map((c, i) => ask(c, i === 0 ? 'Africa/Cairo' : (zones[i] as string)))),
+    );
+  });
+
+  it('go elsewhere when one ahead of them is late, unseen', async () => {
+    await pool({ lanesMax: 1 });
+    const clients = await Promise.all(Array.from({ length: 6 }, () => s.connect()));
+    const [one, ...others] = clients as [pg.Client, ...pg.Client[]];
+    await untilInLane(() => one.query(onFree(0)));
+    await untilInLane(() => one.query(onLocked(0)));
+    await withClient(s.clusters[0].url('shop'), async (holder) => {
+      await holder.query('BEGIN; LOCK TABLE locked');
+      const before = totals();
+      const held = one.query(onLocked(1));
+      await waitFor(() => lanes().some((l) => l.depth === 1), { what: 'the read to be in its lane' });
+      const behind = others.map((c, i) => c.query(onFree(i)));
+      await waitFor(() => lanes().some((l) => l.depth === clients.length), { what: 'the others behind it' });
+      await pool({ lanesMax: 1, laneLateMs: 2 });
+      expect((await Promise.all(behind)).map((r) => r.rows[0]?.n)).toEqual(others.map((_, i) => i));
+      expect(totals().late).toBe(before.late + 1);
+      expect(totals().rescued).toBe(before.rescued + others.length);
+      await holder.query('COMMIT');
+      expect((await held).rows[0]?.n).toBe(1);
+    });
+    await waitFor(() => lanes().every((l) => l.retired === null), { what: 'the late lane to be given back' });
+  });
+
+  it('are canceled one by one: at the head by the server, behind it at once', async () => {
+    await pool({ lanesMax: 1 });
+    const clients = await Promise.all(Array.from({ length: 4 }, () => s.connect()));
+    const [head, second, third, fourth] = clients as [pg.Client, pg.Client, pg.Client, pg.Client];
+    await untilInLane(() => head.query(onFree(0)));
+    await untilInLane(() => head.query(onLocked(0)));
+    await withClient(s.clusters[0].url('shop'), async (holder) => {
+      await holder.query('BEGIN; LOCK TABLE locked');
+      const held = expect(head.query(onLocked(1))).rejects.toMatchObject({ code: '57014' });
+      await waitFor(() => lanes().some((l) => l.depth === 1), { what: 'the read to be in its lane' });
+      const canceled = expect(second.query(onFree(2))).rejects.toMatchObject({
+        code: '57014',
+        message: 'canceling statement due to user request',
+      });
+      const left = [third.query(onFree(3)), fourth.query(onFree(4))];
+      await waitFor(() => lanes().some((l) => l.depth === 4), { what: 'the others behind it' });
+      await s.cancel(second);
+      await canceled;
+      // It is ready for more, while the head still waits.
+      expect((await second.query(`SELECT 5 AS n, pg_sleep(0)`)).rows[0]?.n).toBe(5);
+      await s.cancel(head);
+      await held;
+      expect((await Promise.all(left)).map((r) => r.rows[0]?.n)).toEqual([3, 4]);
+      await holder.query('COMMIT');
+    });
+    for (const client of clients) expect((await client.query(onFree(6))).rows[0]?.n).toBe(6);
+  });
+
+  it('outlive the server process that they were on', async () => {
+    await pool({ size: 30 });
+    const clients = await Promise.all(Array.from({ length: 8 }, () => s.connect()));
+    await untilInLane(() => Promise.all(clients.map((c) => c.query(onFree(0)))));
+    const before = totals().lost;
+    let done = false;
+    const reading = Promise.all(
+      clients.map(async (client, id) => {
+        for (let i = 0; !done; i++) {
+          const n = id * 100_000 + i;
+          expect((await client.query(onFree(n))).rows[0]?.n).toBe(n);
+          const { rows } = await client.query('SELECT $1::int AS n', [n]);
+          expect(rows).toEqual([{ n }]);
+        }
+      }),
+    );
+    await withClient(s.clusters[0].url('shop'), async (admin) => {
+      for (let times = 1; times <= 5; times++)
+        await waitFor(
+          async () => {
+            const lane = lanes().find((l) => l.takes && !l.isEmpty);
+            if (lane === undefined) return false;
+            await admin.query('SELECT pg_terminate_backend($1)', [lane.backend.connection.processId]);
+            await waitFor(() => totals().lost >= before + times, { what: 'the lane to be lost' });
+            return true;
+          },
+          { what: 'a lane to kill' },
+        );
+    }).finally(() => {
+      done = true;
+    });
+    await reading;
+  });
+
+  it('see the columns of now after DDL, through the proxy and behind its back', async () => {
+    const [one, two] = await Promise.all([s.connect(), s.connect()]);
+    const read = async (c: pg.Client) =>
+      (await c.query({ name: 'shaped', text: 'SELECT * FROM shaped WHERE a = $1', values: [1] })).rows;
+    await untilInLane(() => Promise.all([read(one), read(two)]));
+    await s.onShard(0, 'ALTER TABLE shaped ADD COLUMN b int DEFAULT 2');
+    expect(await Promise.all([read(one), read(two)])).toEqual([[{ a: 1, b: 2 }], [{ a: 1, b: 2 }]]);
+    await untilInLane(() => Promise.all([read(one), read(two)]));
+    await s.onShard(0, 'ALTER TABLE shaped ALTER COLUMN b TYPE text');
+    expect(await Promise.all([read(one), read(two)])).toEqual([[{ a: 1, b: '2' }], [{ a: 1, b: '2' }]]);
+  });
+
+  it('leave a statement with a large result on leases, and its slow reader alone', async () => {
+    const [slow, quick] = await Promise.all([s.connect(), s.connect()]);
+    await untilInLane(() => quick.query(onFree(0)));
+    const socket = (slow as unknown as { connection: { stream: { pause(): void; resume(): void } } }).connection.stream;
+    const large = slow.query('SELECT * FROM big');
+    socket.pause();
+    for (let i = 0; i < 50; i++) expect((await quick.query(onFree(i))).rows[0]?.n).toBe(i);
+    socket.resume();
+    expect((await large).rows).toHaveLength(2000);
+  });
+
+  it('share a pool of one connection with transactions', async () => {
+    await pool({ size: 1 });
+    const clients = await Promise.all(Array.from({ length: 6 }, () => s.connect()));
+    await Promise.all(
+      clients.map(async (c, id) => {
+        for (let i = 0; i < 40; i++) {
+          expect((await c.query(onFree(i))).rows[0]?.n).toBe(i);
+          if (i % 5 !== id % 5) continue;
+          await c.query('BEGIN');
+          await c.query('INSERT INTO free SELECT 1 WHERE false');
+          await c.query('COMMIT');
+        }
+      }),
+    );
+  });
+
+  it('are none when they are switched off', async () => {
+    const client = await s.connect();
+    await untilInLane(() => client.query(onFree(0)));
+    await pool({ lanes: 'off' });
+    const before = totals().reads;
+    for (let i = 0; i < 20; i++) await client.query(onFree(i));
+    expect(totals().reads).toBe(before);
+    await waitFor(() => lanes().length === 0, { what: 'the lanes to be given back' });
+  });
+
+  it('end with their client, and are waited for by PAUSE', async () => {
+    await pool({ lanesMax: 1 });
+    const [leaving, staying] = await Promise.all([s.connect(), s.connect()]);
+    await untilInLane(() => leaving.query(onLocked(0)));
+    await untilInLane(() => staying.query(onFree(0)));
+    await withClient(s.clusters[0].url('shop'), async (holder) => {
+      await holder.query('BEGIN; LOCK TABLE locked');
+      leaving.query(onLocked(1)).catch(() => undefined);
+      await waitFor(() => lanes().some((l) => l.depth === 1), { what: 'the read to be in its lane' });
+      const behind = staying.query(onFree(2));
+      await waitFor(() => lanes().some((l) => l.depth === 2), { what: 'the other behind it' });
+      (leaving as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+      await pool({ lanesMax: 1, laneLateMs: 2 });
+      expect((await behind).rows[0]?.n).toBe(2);
+      // What nobody waits for is canceled, so that the connection is free although the lock is still held.
+      await s.proxy.pools.pause(null);
+      s.proxy.pools.resume(null);
+      await holder.query('COMMIT');
+    });
+  });
+});
