@@ -193,6 +193,10 @@ const proxy = z.strictObject({
       maxConnecting: count(8, 1_000),
       queueTimeoutMs: milliseconds(30_000),
       queueNoticeMs: milliseconds(5_000, 0),
+      lanes: z.enum(['auto', 'off']).default('off'),
+      lanesMax: count(4, 1_000),
+      laneDepth: count(128, 10_000),
+      laneLateMs: milliseconds(5),
     })
     .prefault({}),
   limits: z

@@ -11,8 +11,10 @@ export interface LaneOwner {
   begins(lane: Lane): void;
   /** A read is answered. @param waitedMs until the server could begin with it */
   served(lane: Lane, waitedMs: number): void;
+  /** Its server takes too long. */
+  late(lane: Lane): void;
   /** It takes no more reads. */
-  retires(lane: Lane, why: RetireReason): void;
+  retires(lane: Lane): void;
   /** Nothing is left in it, and nothing more comes. */
   drained(lane: Lane): void;
   lost(lane: Lane, error: Error): void;
@@ -42,6 +44,7 @@ export class Lane implements BackendOwner {
   #tail: LaneRead | null = null;
   #retired: RetireReason | null = null;
   #paused = false;
+  #late = false;
   /** A cancel request was sent: what comes next may be hit by it. */
   #canceled = false;
   #gone = false;
@@ -94,7 +97,7 @@ export class Lane implements BackendOwner {
   retire(why: RetireReason): void {
     if (this.#retired !== null) return;
     this.#retired = why;
-    this.#owner.retires(this, why);
+    this.#owner.retires(this);
     if (this.#head === null) this.settle();
   }
 
@@ -134,7 +137,9 @@ export class Lane implements BackendOwner {
     }
     const ms = now - head.headAt;
     if (ms < Math.max(this.#owner.lateMs, LATE_TIMES * head.expectedMs)) return;
-    if (this.#retired !== 'late') {
+    if (!this.#late) {
+      this.#late = true;
+      this.#owner.late(this);
       this.retire('late');
       // The client may be one that shows rows as they come.
       head.tell();

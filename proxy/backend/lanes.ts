@@ -3,7 +3,7 @@ import type { SettingMap } from '../session/settings.js';
 import { areAlike } from '../session/settings.js';
 import { LatencySketch } from '../telemetry/latency-sketch.js';
 import type { Backend } from './backend.js';
-import { Lane, type LaneOwner, type RetireReason } from './lane.js';
+import { Lane, type LaneOwner } from './lane.js';
 import type { LaneWatch } from './lane-watch.js';
 import type { Pool } from './pool.js';
 
@@ -192,12 +192,15 @@ export class Lanes implements LaneOwner {
     this.totals.rescued += reads;
   }
 
-  retires(lane: Lane, why: RetireReason): void {
+  retires(lane: Lane): void {
+    const group = this.#groupOf(lane);
+    if (group !== null) group.lanes.splice(group.lanes.indexOf(lane), 1);
+  }
+
+  late(lane: Lane): void {
+    this.totals.late += 1;
     const group = this.#groupOf(lane);
     if (group === null) return;
-    group.lanes.splice(group.lanes.indexOf(lane), 1);
-    if (why !== 'late') return;
-    this.totals.late += 1;
     group.depth = Math.max(FEWEST, group.depth >> 1);
     group.good = 0;
   }
