@@ -50,6 +50,8 @@ export abstract class LaneRead {
 
   /** Puts its messages on the connection, ending with a Query or a Sync. */
   abstract send(backend: Backend): void;
+  /** Whether what the server has read is still what it should be read from. */
+  protected abstract get isCertain(): boolean;
   /** Part of an answer that is not complete. */
   protected abstract deliver(bytes: Buffer): void;
   /** The rest of the answer, ReadyForQuery included. @param ms the server's time for it */
@@ -90,6 +92,10 @@ export abstract class LaneRead {
   /** What has come of the answer goes to the client now. */
   tell(): void {
     if (this.dropped || this.#refused) return;
+    if (!this.isCertain) {
+      this.#refused = true;
+      return;
+    }
     const bytes = this.#release();
     if (bytes === null) return;
     this.told = true;
@@ -104,7 +110,7 @@ export abstract class LaneRead {
 
   /** The server is done with it. */
   end(ready: Buffer, ms: number): void {
-    if (this.#refused) {
+    if (this.#refused || (!this.told && !this.isCertain)) {
       this.again('refused');
       return;
     }

@@ -1,4 +1,4 @@
-import type { ShardName } from '../../topology/topology.js';
+import type { ShardName, Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Lane } from '../backend/lane.js';
 import { type AgainReason, LaneRead } from '../backend/lane-read.js';
@@ -14,6 +14,8 @@ export interface LanePlace {
   readonly lane: Lane;
   readonly shard: ShardName;
   readonly footprint: Footprint;
+  /** The map by which it was placed. */
+  readonly topology: Topology;
 }
 
 /** Runs the client's statement on a lease, from its start. */
@@ -48,8 +50,12 @@ export abstract class ClientRead extends LaneRead {
     this.rowCount += rowsOfTag(decodeCommandComplete(frame)) ?? 0;
   }
 
+  protected get isCertain(): boolean {
+    return this.reads.isCertain(this);
+  }
+
   protected deliver(bytes: Buffer): void {
-    this.reads.deliver(bytes);
+    this.reads.deliver(this, bytes);
   }
 
   protected answered(bytes: Buffer, ms: number): void {

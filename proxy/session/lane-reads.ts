@@ -147,8 +147,15 @@ export class LaneReads {
     this.#session.services.live.released();
   }
 
-  deliver(bytes: Buffer): void {
-    this.#output.write(bytes);
+  /** Whether the rows that were read are still where they were read, as far as this proxy may say so: its lease lasts. */
+  isCertain({ place }: ClientRead): boolean {
+    const { live } = this.#session.services;
+    return live.mayServe && (live.current === place.topology || stillOn(place.shard, place.footprint, live.current));
+  }
+
+  deliver(read: ClientRead, bytes: Buffer): void {
+    if (this.isCertain(read)) this.#output.write(bytes);
+    else this.#session.close(new ForeshardError('40001', 'the range of rows that were being read may have moved'));
   }
 
   answered(read: ClientRead, bytes: Buffer, ms: number): void {
@@ -222,7 +229,7 @@ export class LaneReads {
     const shard = route.kind === 'shard' ? route.shard : (route.shards[0] as ShardName);
     const lane = this.#groupOn(shard)?.choose(performance.now()) ?? null;
     if (lane === null || !lookup.agrees(lane.backend.connection.parameters)) return null;
-    return { lane, shard, footprint };
+    return { lane, shard, footprint, topology: live.current };
   }
 
   #groupOn(shard: ShardName): LaneGroup | null {
