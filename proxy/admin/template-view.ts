@@ -3,8 +3,8 @@ import type { ProcessState } from './process-state.js';
 import { columns, groupRows, type Row, type View } from './view.js';
 
 const QUANTILES = [0.5, 0.95, 0.99];
-/** Raw rows: template, route, calls, writes, rows, bytes, ms, spread, sketch. */
-const SKETCH = 8;
+/** Raw rows: template, route, calls, writes, rows, bytes, ms, spread, lanes, sketch. */
+const SKETCH = 9;
 
 /** Statements by template, the most expensive first. */
 export const TEMPLATES: View<ProcessState> = {
@@ -14,7 +14,18 @@ export const TEMPLATES: View<ProcessState> = {
     p95_time:int8 p99_time:int8 route way spread_calls:int8`),
   rows: ({ templates }) =>
     [...templates].map(
-      (t): Row => [t.template, t.route, t.calls, t.writes, t.rows, t.bytes, t.ms, t.spread, t.latency.encode()],
+      (t): Row => [
+        t.template,
+        t.route,
+        t.calls,
+        t.writes,
+        t.rows,
+        t.bytes,
+        t.ms,
+        t.spread,
+        t.lanes,
+        t.latency.encode(),
+      ],
     ),
   finish: (rows) =>
     groupRows(rows, 1, (into, row) => {
@@ -28,7 +39,7 @@ export const TEMPLATES: View<ProcessState> = {
       .map(finishOne),
 };
 
-function finishOne([template, route, calls, writes, rows, bytes, ms, spread, encoded]: Row): Row {
+function finishOne([template, route, calls, writes, rows, bytes, ms, spread, lanes, encoded]: Row): Row {
   const sketch = LatencySketch.decode(String(encoded));
   return [
     template ?? null,
@@ -40,7 +51,7 @@ function finishOne([template, route, calls, writes, rows, bytes, ms, spread, enc
     Math.round((Number(ms) * 1000) / Number(calls)),
     ...QUANTILES.map((q) => Math.round(sketch.quantileUs(q))),
     route ?? '(several)',
-    spread === calls ? 'fan-out' : 'lease',
+    spread === calls ? 'fan-out' : 2 * Number(lanes) > Number(calls) ? 'lane' : 'lease',
     spread ?? null,
   ];
 }

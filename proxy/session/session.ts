@@ -6,15 +6,14 @@ import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/er
 import { FRONTEND } from '../wire/message-types.js';
 import { Activity } from './activity.js';
 import { ClientOutput } from './client-output.js';
-import type { ClientSession, SessionServices, SpreadRun } from './client-session.js';
+import type { SessionServices, SpreadRun } from './client-session.js';
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
 import { leaveServer } from './farewell.js';
-import { Inbox, type Incoming } from './inbox.js';
+import { Inbox } from './inbox.js';
 import { LaneReads } from './lane-reads.js';
 import { IDLE, Lease } from './lease.js';
 import { Listening, type ListeningClient } from './listening.js';
-import { readAhead, unlessAborted } from './long-text.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';
 import { NameLookup } from './name-lookup.js';

@@ -17,6 +17,8 @@ export interface TemplateCounts {
   route: string | null;
   /** Calls that ran on several shards. */
   spread: number;
+  /** Calls that shared a server connection with others' statements. */
+  lanes: number;
   readonly latency: LatencySketch;
 }
 
@@ -25,7 +27,7 @@ export class TemplateStats {
   readonly #templates = new Map<string, TemplateCounts>();
   #other: TemplateCounts | null = null;
 
-  record({ template, write, rows, bytes, ms, shard }: LoadRecord): void {
+  record({ template, write, rows, bytes, ms, shard, lane }: LoadRecord): void {
     let counts = this.#templates.get(template);
     if (counts === undefined) {
       if (this.#templates.size >= MAX_TEMPLATES) this.#fold();
@@ -39,6 +41,7 @@ export class TemplateStats {
     counts.ms += ms;
     counts.route = shard;
     if (shard === null) counts.spread += 1;
+    if (lane) counts.lanes += 1;
     counts.latency.add(ms);
   }
 
@@ -68,6 +71,7 @@ function empty(template: string): TemplateCounts {
     ms: 0,
     route: null,
     spread: 0,
+    lanes: 0,
     latency: new LatencySketch(),
   };
 }
@@ -80,5 +84,6 @@ function addCounts(into: TemplateCounts, from: TemplateCounts): void {
   into.ms += from.ms;
   into.route = from.route;
   into.spread += from.spread;
+  into.lanes += from.lanes;
   into.latency.merge(from.latency);
 }

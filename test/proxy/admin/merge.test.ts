@@ -68,8 +68,8 @@ describe('rows of several processes', () => {
       return made.encode();
     };
     const rows = finish('templates', [
-      ['select 1', 's1', 90, 0, 90, 900, 90, 0, sketch(1, 90)],
-      ['select 1', 's2', 10, 0, 10, 100, 1000, 0, sketch(100, 10)],
+      ['select 1', 's1', 90, 0, 90, 900, 90, 0, 90, sketch(1, 90)],
+      ['select 1', 's2', 10, 0, 10, 100, 1000, 0, 0, sketch(100, 10)],
     ]);
     expect(rows).toHaveLength(1);
     const named = Object.fromEntries(viewOf('templates').columns.map((c, i) => [c.name, rows[0]?.[i]]));
@@ -79,7 +79,7 @@ describe('rows of several processes', () => {
       total_time: 1_090_000,
       avg_time: 10_900,
       route: '(several)',
-      way: 'lease',
+      way: 'lane',
     });
     expect(Number(named.p50_time)).toBeCloseTo(1000, -2);
     expect(Number(named.p95_time)).toBeGreaterThan(97_000);
