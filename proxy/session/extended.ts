@@ -199,7 +199,6 @@ export class ExtendedProtocol {
     if (!lease.unsynced) {
       const backend = lease.backend as Backend;
       const { version } = services.contents;
-      if (backend.status === IDLE) backend.prepareFor(version);
       if (mustCheckShapes(backend, unit.reading.items, version)) return this.#sendIfShapesAgree(unit, placement);
     }
     return this.#send(unit, placement);

@@ -182,6 +182,8 @@ export class Lease {
       const asking = this.sequences.prepare(backend, executions, this.unsynced);
       if (asking !== null) return asking;
     }
+    // Before its transaction begins: what is used in that must not be of an older schema than what the client was told.
+    if (!this.#begun) backend.prepareFor(this.#context.statements().schemaVersion);
     const first = listening.prepare(backend, executions, this.#begun);
     if (first !== null) return orServerError(first);
     const mustSpell = !this.unsynced && !backend.byName && this.#seesNames(executions);

@@ -36,7 +36,7 @@ function settingName(name: string): string {
 }
 
 /** Whether what a value makes of the setting depends on what it was before: DateStyle is a style and an order, given together or alone. */
-export function isRelative(name: string): boolean {
+function isRelative(name: string): boolean {
   return settingName(name) === 'datestyle';
 }
 
@@ -46,7 +46,7 @@ export function isAsked(name: string): boolean {
 }
 
 /** A statement, as a byte string, that gives a setting a value as the start-up packet does: one string, lists not quoted once more. */
-export function setConfig(name: string, value: string, local = false): string {
+function setConfig(name: string, value: string, local = false): string {
   return bytes(`SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, ${local})`);
 }
 

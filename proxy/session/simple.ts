@@ -108,7 +108,6 @@ export class SimpleProtocol {
       }
       if (placement.kind === 'one' && !prepared.none) {
         const { backend } = lease as { backend: Backend };
-        if (backend.status === IDLE && !lease.unsynced) backend.prepareFor(session.services.contents.version);
         spoken = prepared.spoken(backend);
         await this.#prepareMissing(spoken);
       }

@@ -20,6 +20,11 @@ export class ClientStatements {
     return this.#byName.size;
   }
 
+  /** Grows when the schema has changed. */
+  get schemaVersion(): number {
+    return this.#services.contents.version;
+  }
+
   /** Looks a text up as names are looked up now. */
   analyze(sql: Buffer): Analyzed {
     return this.#services.router.analyze(sql, this.#lookup.current.names);

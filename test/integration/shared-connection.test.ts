@@ -296,3 +296,32 @@ describe('clients that use a connection one after the other', () => {
     await as('DROP TABLE plain, asking, fires; DROP FUNCTION fire, asks; DROP SEQUENCE numbers');
   });
 });
+
+it('a statement that others prepared before a change of its table is prepared anew for a transaction', async () => {
+  const two = await Sharded.start({ splitAt: null, poolSize: 2 });
+  try {
+    const [a, b, c] = await Promise.all([two.connect(), two.connect(), two.connect()]);
+    const text = 'SELECT * FROM mine';
+    await a.query('CREATE TABLE mine (a int); INSERT INTO mine VALUES (1)');
+    // Both server connections know the text with one column.
+    await a.query('BEGIN');
+    await a.query({ name: 'first', text });
+    await b.query({ name: 'first', text });
+    await a.query('ALTER TABLE mine ADD COLUMN b int');
+    await a.query('COMMIT');
+    // One of them is kept while b is told of two columns on the other, and the other while b begins its transaction.
+    await a.query('BEGIN');
+    await a.query('SELECT 1');
+    expect((await b.query({ name: 'second', text })).rows).toEqual([{ a: 1, b: null }]);
+    await c.query('BEGIN');
+    await c.query('SELECT 1');
+    await a.query('COMMIT');
+    await b.query('BEGIN');
+    expect((await b.query({ name: 'second', text })).rows).toEqual([{ a: 1, b: null }]);
+    await b.query('COMMIT');
+    await c.query('COMMIT');
+    await Promise.all([a.end(), b.end(), c.end()]);
+  } finally {
+    await two.stop();
+  }
+});
