@@ -1,5 +1,5 @@
 /** A result of more bytes has no place in a lane. */
-export const SMALL_BYTES = 16 * 1024;
+const SMALL_BYTES = 16 * 1024;
 /** So many times as long is slow for certain: a server that is busy makes any statement late now and then. */
 const SLOW = 4;
 /** So many connections at work slow one another down by nothing worth counting. */

@@ -1,5 +1,6 @@
 import type { Node } from 'libpg-query';
 import type { Context } from './analysis.js';
+import { Lexer } from './lexer.js';
 import { parse } from './parse.js';
 import { planStatement } from './plan.js';
 import { LISTENS_ITSELF, type StatementPlan } from './route.js';
@@ -16,6 +17,19 @@ export interface Reading {
 
 /** The view and the function under it, in a tree. */
 const SHOWS_PREPARED = /"relname":"pg_prepared_statements"|"String":\{"sval":"pg_prepared_statement"\}/;
+
+/**
+ * More of these is not parsed: bytes of a text but for its literals, and 3 for each of them, which is what a digit and a comma make. 4 MiB
+ * of rows take 0.5 GB of memory, but 4 MiB of one-letter columns 1.7 GB, most of it libpg-query's own. One large literal takes little.
+ */
+const MOST_PARSED = 4 * 1024 * 1024;
+
+/** Whether parsing the text would take too much memory. One pass over it, for texts of more than that many bytes only. */
+export function isTooLarge(text: Buffer): boolean {
+  if (text.length <= MOST_PARSED) return false;
+  const lexer = new Lexer();
+  return !lexer.scan(text) || lexer.keyLength + 3 * lexer.literalCount > MOST_PARSED;
+}
 
 /** Parses a text and plans its statements; null if PostgreSQL's grammar refuses it. Takes about 20 ms for 64 KiB of VALUES. */
 export function readText(text: Buffer, context: Omit<Context, 'literals'>): Reading | null {

@@ -4,7 +4,7 @@ import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { Pace } from './pace.js';
-import { type Reading, readText } from './reading.js';
+import { isTooLarge, type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
 import type { Analyzed, AnalyzedStatement, BoundParams, KeySource, Route, StatementPlan } from './route.js';
@@ -275,6 +275,7 @@ export class Router {
   #read(text: Buffer, scope: Scope, session: SessionNames): Reading | null | 'too large' {
     const before = this.#readBefore(text, session);
     if (before !== undefined) return before;
+    if (isTooLarge(text)) return 'too large';
     this.counters.parses++;
     return readText(scope.conforming ? text : conforming(text), {
       registry: registryOf(this.#options.topology()),
@@ -381,8 +382,8 @@ export class Router {
 export const LONG_TEXT_BYTES = 64 * 1024;
 /** Longer texts are not looked up before they are read ahead: the lexer takes 5 ms for a megabyte. */
 const SCANNED_TWICE_BYTES = 1024 * 1024;
-/** Longer texts are not parsed: 4 MiB of rows take 0.5 GB, but 4 MiB of one-letter columns 1.7 GB, most of it libpg-query's own. */
-const LONGEST_PARSED = 4 * 1024 * 1024;
+/** Longer texts are not parsed, nor are those of more than 4 MiB that consist of more than a few large literals ({@link isTooLarge}). */
+const LONGEST_PARSED = 16 * 1024 * 1024;
 
 /** May be anything: it goes where all data is, and the session stays with what it has done there. */
 const UNREAD: StatementPlan = {
@@ -392,7 +393,7 @@ const UNREAD: StatementPlan = {
     kind: 'sole',
     refusal: {
       sqlstate: '0A000',
-      message: `a statement of more than ${LONGEST_PARSED} bytes is not supported on several shards`,
+      message: 'a statement as long as this is not supported on several shards',
       hint: 'Give large values as parameters, or use COPY or smaller statements.',
     },
   },

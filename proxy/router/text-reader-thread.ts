@@ -2,7 +2,7 @@
 import { parentPort } from 'node:worker_threads';
 import { loadModule } from 'libpg-query';
 import { EMPTY_METADATA, type Metadata, parseMetadata } from './metadata.js';
-import { type Reading, readText } from './reading.js';
+import { isTooLarge, type Reading, readText } from './reading.js';
 import { type Registry, registryOf } from './registry.js';
 import type { StatementPlan } from './route.js';
 import type { ReadReply, ReadRequest } from './text-reader.js';
@@ -35,8 +35,8 @@ port.on('message', (request: ReadRequest) => {
   let reading: Reading | null | 'too large';
   try {
     const text = Buffer.from(request.text.buffer, request.text.byteOffset, request.text.length);
-    const read = readText(text, { registry, metadata, searchPath });
-    reading = read && { ...read, plans: shared(read.plans) };
+    const read = isTooLarge(text) ? 'too large' : readText(text, { registry, metadata, searchPath });
+    reading = read === null || read === 'too large' ? read : { ...read, plans: shared(read.plans) };
   } catch {
     // The tree is larger than a string may be, or than the parser's memory.
     reading = 'too large';

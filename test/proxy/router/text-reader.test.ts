@@ -39,6 +39,25 @@ afterEach(() => {
   for (const r of readers.splice(0)) r.close();
 });
 
+describe('a text of more than 4 MiB', () => {
+  const router = () => makeRouter(() => spreadTopology());
+  const insert = (values: string) => Buffer.from(`INSERT INTO orders (tenant_id, id, note) VALUES ${values}`);
+
+  it('is parsed when it is that long by a large literal', () => {
+    const text = insert(`(150, 1, '${'x'.repeat(5_000_000)}')`);
+    expect(goesTo(router(), text, spreadTopology())).toEqual(
+      goesTo(router(), insert(`(150, 1, 'x')`), spreadTopology()),
+    );
+  });
+
+  it('is not when it is so by many small ones', () => {
+    const text = insert(Array.from({ length: 600_000 }, (_, i) => (i % 2 === 0 ? `(1, 2, 3)` : `(1, 2, NULL)`)).join());
+    const routed = router();
+    expect(goesTo(routed, text, spreadTopology()).join()).toMatch(/as long as this is not supported on several shards/);
+    expect(routed.counters.parses).toBe(0);
+  });
+});
+
 describe('a long text is read in another thread', () => {
   const topology = spreadTopology();
   const several = `SET application_name = 'x'; ${'SELECT 1; '.repeat(20_000)} SELECT * FROM orders WHERE tenant_id = 150`;
