@@ -41,7 +41,7 @@ interface TopologyJson {
   keyspaces: { ranges: { lo: string[] | null; hi: string[] | null; shard: string }[] }[];
 }
 
-/** Three weeks of hours on four segments, a daily wave that grows until it passes 900 ms/s within a day. */
+/** Three weeks of hours on four segments, a daily wave, lowest now whatever the time of day, that grows until it passes 900 ms/s within a day. */
 const HISTORY = `
   DELETE FROM foreshard.segment;
   INSERT INTO foreshard.segment (keyspace, lo, hi) VALUES
@@ -49,7 +49,7 @@ const HISTORY = `
   INSERT INTO foreshard.load (step_seconds, at, segment_id, reads, writes, rows, bytes, server_ms)
   SELECT 3600, at, s.id, 36000, 3600, 40000, 4000000,
          3600 * (560 + extract(epoch FROM at - (now() - interval '21 days')) / 86400 * 18)
-              * (0.75 + 0.25 * sin(2 * pi() * extract(hour FROM at) / 24)) / 4
+              * (0.75 + 0.25 * sin(2 * pi() * (extract(epoch FROM at - date_trunc('hour', now())) / 86400 - 0.25))) / 4
     FROM generate_series(date_trunc('hour', now()) - interval '21 days', date_trunc('hour', now()) - interval '1 hour', '1 hour') at,
          foreshard.segment s;
   INSERT INTO foreshard.key_sample (segment_id, key, weight)
