@@ -42,6 +42,8 @@ export interface Expectation {
 
 /** Who a backend works for at the moment: a session, or a fan-out. */
 export interface BackendOwner {
+  /** What it has asked for, or its transaction, reads or writes rows that could be moved. Default: false. */
+  readonly rowsAtStake?: boolean;
   /** A whole message for the client (not for internal expectations). */
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void;
   /** DataRow or CopyData bytes for the client: whole messages or part of one. */
@@ -131,6 +133,7 @@ export class Backend {
         this.midMessage = remaining > 0;
         this.#onData(chunk);
       },
+      rowsAtStake: () => this.#owner?.rowsAtStake === true,
       onClosed: (error) => this.#onClosed(error),
       onDrain: () => this.#owner?.onWritable(this),
     });

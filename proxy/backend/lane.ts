@@ -30,6 +30,7 @@ const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
 /** A server connection on which reads of several clients stand in line, each with its own Query or Sync. */
 export class Lane implements BackendOwner {
+  readonly rowsAtStake = true;
   readonly backend: Backend;
   /** Reads in it, those that nobody waits for included. */
   depth = 0;

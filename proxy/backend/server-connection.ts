@@ -23,7 +23,7 @@ export interface ServerConnectionOptions extends ServerAddress {
   /** For the connection and the login together. Default 10,000; 0: no limit. */
   readonly connectTimeoutMs?: number;
   /**
-   * Asked with every chunk that comes from the server. Null: it may be read. Otherwise it is read when the promise resolves, and
+   * Asked with every chunk that comes from the server while rows are at stake. Null: it may be read. Otherwise it is read when the promise resolves, and
    * the connection is cut with the reason when it rejects. Default: it may always be read.
    */
   readonly mayRead?: () => Promise<void> | null;
@@ -31,6 +31,8 @@ export interface ServerConnectionOptions extends ServerAddress {
 
 /** Who uses a connection at the moment. Called synchronously while a chunk is being read. */
 export interface ServerHandler extends FrameHandler {
+  /** Whether what comes now may be rows that could have been moved meanwhile: `mayRead` is asked. Default: no. */
+  rowsAtStake?(): boolean;
   /** After `write` has returned false: the server has taken enough of it to go on. */
   onDrain?(): void;
   /** Once, and nothing comes after it. A FATAL of the server has come through onMessage before. */
@@ -122,7 +124,7 @@ export class ServerConnection {
     );
     const { mayRead } = options;
     socket.on('data', (chunk: Buffer) => {
-      const wait = mayRead === undefined ? null : mayRead();
+      const wait = mayRead === undefined || this.#handler?.rowsAtStake?.() !== true ? null : mayRead();
       if (wait === null && this.#unread === null) this.#scan(chunk);
       else this.#keep(chunk, wait);
     });

@@ -38,6 +38,7 @@ export type FanOutStatement =
  * to the client one shard after the other, the later ones held back by their sockets, so that nothing is buffered here.
  */
 export class FanOut implements BackendOwner, SpreadRun {
+  readonly rowsAtStake = true;
   readonly footprint: Footprint;
   readonly #session: ClientSession;
   readonly #shards: readonly ShardName[];

@@ -66,6 +66,10 @@ export class ServerReplies implements BackendOwner {
     this.#extended = parts.extended;
   }
 
+  get rowsAtStake(): boolean {
+    return this.#session.lease.transaction?.touched === true;
+  }
+
   /** See ClientSession. */
   ifUnseen(again: (() => Promise<void>) | null): void {
     this.#unseen = again;
