@@ -94,16 +94,20 @@ export class ExtendedProtocol {
     return begun;
   }
 
-  /** Another kind of message follows: sends what waits for a Sync or Flush, so that its replies come. Null: nothing does. */
+  /** Something waits for its Sync or Flush, or was sent without one. */
+  get unsent(): boolean {
+    return this.#batch.length > 0 || this.#unflushed;
+  }
+
+  /** Another kind of message follows: sends what is `unsent`, so that its replies come. Null: that is done. */
   sendOpenBatch(): Promise<void> | null {
-    if (this.#batch.length === 0 && !this.#unflushed) return null;
     this.#unflushed = false;
     return this.#dispatch([...this.#takeBatch(), { type: FRONTEND.Flush, frame: FLUSH }], performance.now(), 0);
   }
 
   /** A batch has begun whose Sync has not come. */
   get open(): boolean {
-    return this.#batch.length > 0 || this.#unflushed || this.#skipping;
+    return this.unsent || this.#skipping;
   }
 
   /** An error has everything up to the next Sync ignored, ours or the server's. */

@@ -82,8 +82,10 @@ export class MessageLoop {
       const { next } = this.#inbox;
       if (next === undefined) break; // what has come of an unfinished batch waits for its Sync or Flush
       if (!this.#mayProcess(next.type)) break;
-      const open = endsBatch(next.type) ? this.#extended.sendOpenBatch() : null;
-      if (open !== null) {
+      if (endsBatch(next.type) && this.#extended.unsent) {
+        const open = this.#extended.sendOpenBatch();
+        // Whether the message is skipped is known only when these are answered.
+        if (open === null) continue;
         this.follow(open);
         break;
       }

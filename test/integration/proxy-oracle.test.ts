@@ -553,6 +553,10 @@ const CONVERSATIONS: readonly Conversation[] = [
     sole: true,
   },
   {
+    name: 'a Query behind a message that fails, before the Sync',
+    steps: [['Z', DP('no_such'), Q('SELECT 1'), Q('SELECT 2'), S]],
+  },
+  {
     name: 'COPY FROM STDIN, csv',
     steps: [
       ['G', Q('COPY tenants FROM STDIN (FORMAT csv, HEADER)')],
