@@ -14,13 +14,12 @@ import { cpus } from 'node:os';
 import { constants, type IntervalHistogram, monitorEventLoopDelay, PerformanceObserver } from 'node:perf_hooks';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
-import pino from 'pino';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
-import { ProxyServer } from '../proxy/proxy-server.js';
 import { encodeExecute, encodeParse, encodeQuery, encodeStartup, SYNC } from '../proxy/wire/frontend.js';
 import { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
 import { initCatalog } from '../topology/catalog/schema.js';
+import { startTrustingProxy } from './trusting-proxy.js';
 
 /** Clients that come first, so that the others show what a client costs. */
 const WARM = 200;
@@ -61,18 +60,9 @@ class Pauses {
 }
 
 async function serve(catalogUrl: string): Promise<void> {
-  const catalog = await Catalog.connect(catalogUrl);
-  const proxy = await ProxyServer.start({
-    catalog,
+  const proxy = await startTrustingProxy(catalogUrl, {
     name: 'memory',
-    listen: { host: '127.0.0.1', port: 0 },
-    auth: { method: 'trust', users: new Map() },
-    serverPasswords: new Map([['postgres', new URL(catalogUrl).password]]),
-    pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000 },
-    limits: { maxClients: 100_000, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000 },
-    lease: { ttlMs: 60_000 },
-    telemetry: { flushIntervalMs: 60_000 },
-    logger: pino({ level: 'warn' }, pino.destination(2)),
+    logLevel: 'warn',
   });
   const pauses = new Pauses();
   // Whoever started it may be killed.

@@ -12,13 +12,12 @@ import { join } from 'node:path';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
-import pino from 'pino';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
-import { ProxyServer } from '../proxy/proxy-server.js';
 import { encodeStartup } from '../proxy/wire/frontend.js';
 import { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
 import { initCatalog } from '../topology/catalog/schema.js';
+import { startTrustingProxy } from './trusting-proxy.js';
 
 const ROUNDS = 3;
 const HANDSHAKES = 1_000;
@@ -38,18 +37,10 @@ interface Usage {
 }
 
 async function serve(catalogUrl: string, certFile: string, keyFile: string): Promise<void> {
-  const proxy = await ProxyServer.start({
-    catalog: await Catalog.connect(catalogUrl),
+  const proxy = await startTrustingProxy(catalogUrl, {
     name: 'tls',
-    listen: { host: '127.0.0.1', port: 0 },
+    logLevel: 'fatal',
     tls: { mode: 'allow', certFile, keyFile },
-    auth: { method: 'trust', users: new Map() },
-    serverPasswords: new Map([['postgres', new URL(catalogUrl).password]]),
-    pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000 },
-    limits: { maxClients: 100_000, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000 },
-    lease: { ttlMs: 60_000 },
-    telemetry: { flushIntervalMs: 60_000 },
-    logger: pino({ level: 'fatal' }, pino.destination(2)),
   });
   process.on('message', () => {
     globalThis.gc?.();
