@@ -206,9 +206,14 @@ export class ServerReplies implements BackendOwner {
       { err: error, shard: backend.shard, session: session.id, during },
       'server connection lost',
     );
+    const pinned = lease.pinned !== null;
     lease.discard();
     if (this.#fatal || backend.midMessage) {
       session.close();
+      return;
+    }
+    if (this.#loop.awaitingReady && this.#units.readsAlone && !pinned && cutForLease(error)) {
+      this.#unanswered(backend, error);
       return;
     }
     // The server may have said why, of itself (an idle transaction's time-out, a shutdown).
@@ -226,6 +231,18 @@ export class ServerReplies implements BackendOwner {
         { detail: error.message },
       ),
     );
+  }
+
+  /** We cut the connection ourselves, because what has been read may not be told: that fails, and the session lives on. */
+  #unanswered(backend: Backend, error: Error): void {
+    const { lookup } = this.#session;
+    this.#openGate();
+    this.#loop.awaitingReady = false;
+    this.#units.unitFailed = true;
+    lookup.ready(IDLE);
+    this.#extended.ready(IDLE);
+    this.#units.transactionStatus(backend, IDLE);
+    this.#loop.follow(this.#units.fail(error));
   }
 
   /** The connection was dead before anything was sent on it: the client need not know. @returns whether it goes on on another */
@@ -356,4 +373,9 @@ export class ServerReplies implements BackendOwner {
     this.#loop.awaitingReady = false;
     this.#loop.follow(this.#session.gate.takeRetry()());
   }
+}
+
+/** Whether we have ended a connection because the lease did not come back in time (`LiveTopology.untilServing`). */
+function cutForLease(error: Error): boolean {
+  return error instanceof ForeshardError && error.sqlstate === '57P03';
 }

@@ -22,8 +22,9 @@ export class Units {
   readonly #session: ClientSession;
   readonly #statements: ClientStatements;
   #lastTag = '';
-  /** Of the unit under way: it began outside of a transaction block, something in it writes, something commits. */
+  /** Of the unit under way: it began outside of a transaction block, all in it only reads, something in it writes, something commits. */
   #autocommit = false;
+  #onlyReads = false;
   #writes = false;
   #commits = false;
   #settingsTouched = false;
@@ -46,6 +47,7 @@ export class Units {
   beginUnit(backend: Backend): void {
     this.unitFailed = false;
     this.#autocommit = backend.status === IDLE;
+    this.#onlyReads = true;
     this.#writes = false;
     this.#commits = false;
     this.#session.bytesForwarded = 0;
@@ -100,6 +102,7 @@ export class Units {
 
   /** To be called for each statement of the unit that is sent; null: nothing is known of it. */
   sent(plan: StatementPlan | null): void {
+    if (plan?.kind !== 'read' || plan.effect !== null) this.#onlyReads = false;
     if (plan === null) {
       this.#writes = true;
       return;
@@ -114,6 +117,11 @@ export class Units {
   /** The unit began outside of a transaction block. */
   get autocommit(): boolean {
     return this.#autocommit;
+  }
+
+  /** Nothing but reads in a transaction of their own: without its server nothing is lost but the answer. */
+  get readsAlone(): boolean {
+    return this.#autocommit && this.#onlyReads;
   }
 
   /**

@@ -568,7 +568,7 @@ describe('the catalog goes away', () => {
       keyspace: 'main',
       keyColumns: ['tenant_id'],
     });
-    const proxy = await proxyOn(catalog, { poolSize: 2, leaseTtlMs: 1500, holdTimeoutMs: 500 });
+    const proxy = await proxyOn(catalog, { poolSize: 2, leaseTtlMs: 3000, holdTimeoutMs: 500 });
     const c = await connectTo(proxy);
     const add = (id: number) => c.query(`INSERT INTO tenants VALUES (${id}, 'x')`);
     await add(2);

@@ -28,12 +28,18 @@ async function superuser(): Promise<pg.Client> {
   return client;
 }
 
-/** Asks for the row; it is answered when `go` has done what it does to the table. */
-async function blocked(go: () => Promise<void>): Promise<PromiseSettledResult<unknown>> {
-  const client = await s.connect();
-  client.on('error', () => undefined);
+const READ = 'SELECT name FROM tenants WHERE tenant_id = 150';
+
+/** Says `text`, by default asks for the row; it is answered when `go` has done what it does to the table. */
+async function blocked(
+  go: () => Promise<void>,
+  client: pg.Client | null = null,
+  text = READ,
+): Promise<PromiseSettledResult<unknown>> {
+  const asker = client ?? (await s.connect());
+  asker.on('error', () => undefined);
   await direct.query('BEGIN; LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE');
-  const asked = client.query('SELECT name FROM tenants WHERE tenant_id = 150');
+  const asked = asker.query(text);
   const settled = Promise.allSettled([asked]).then(([result]) => result as PromiseSettledResult<unknown>);
   await waitFor(async () => (await waiting()) === 1, { what: 'the statement to wait' });
   await go();
@@ -89,29 +95,54 @@ describe('an answer that comes when the lease has ended', () => {
     expect(result).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
   });
 
-  it('ends the session when the lease does not come back', async () => {
-    const short = await Sharded.start({ splitAt: null, leaseTtlMs: 1000, holdTimeoutMs: 500 });
-    const [before, was] = [s, direct];
-    try {
-      s = short;
+  describe('when the lease does not come back', () => {
+    let around: [Sharded, pg.Client];
+    beforeAll(async () => {
+      around = [s, direct];
+      s = await Sharded.start({ splitAt: null, leaseTtlMs: 1000, holdTimeoutMs: 500 });
       direct = await superuser();
-      await direct.query(`INSERT INTO tenants VALUES (150, 'here')`);
-      const result = await blocked(() =>
-        withoutLease(async () => {
-          await direct.query('COMMIT');
-          await waitFor(
-            async () => (await direct.query('SELECT FROM pg_stat_activity WHERE usename = $1', ['app'])).rowCount === 0,
-            {
-              what: 'the connection to be cut',
-            },
-          );
-        }),
-      );
-      expect(result).toMatchObject({ status: 'rejected', reason: { code: '08006' } });
-    } finally {
+    });
+    afterAll(async () => {
       await direct.end();
-      await short.stop();
-      [s, direct] = [before, was];
-    }
+      await s.stop();
+      [s, direct] = around;
+    });
+
+    /** The table is free again while the lease is over. */
+    const unlocked = () =>
+      withoutLease(async () => {
+        await direct.query('COMMIT');
+        const cut = async () =>
+          (await direct.query('SELECT FROM pg_stat_activity WHERE usename = $1', ['app'])).rowCount === 0;
+        await waitFor(cut, { what: 'the connection to be cut' });
+      });
+
+    it('a read fails, and its session lives on', async () => {
+      const client = await s.connect();
+      const result = await blocked(unlocked, client);
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '57P03', severity: 'ERROR' } });
+      const again = () => client.query(READ).then(({ rows }) => rows);
+      expect(await waitFor(again, { what: 'the lease to be back' })).toEqual([{ name: 'here' }]);
+    });
+
+    it('a read with others in one Query fails as a whole', async () => {
+      const client = await s.connect();
+      const result = await blocked(unlocked, client, `SELECT 1; ${READ}; SELECT 2`);
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '57P03', severity: 'ERROR' } });
+    });
+
+    it('a write ends the session: nobody knows what has become of it', async () => {
+      const client = await s.connect();
+      const result = await blocked(unlocked, client, `UPDATE tenants SET name = 'x' WHERE tenant_id = 150`);
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '08007', severity: 'FATAL' } });
+    });
+
+    it('a transaction ends the session: it is lost with the connection', async () => {
+      const client = await s.connect();
+      await client.query('BEGIN');
+      expect(await blocked(unlocked, client)).toMatchObject({ status: 'rejected', reason: { code: '08006' } });
+      const inOne = await blocked(unlocked, await s.connect(), `BEGIN; ${READ}; SELECT 2`);
+      expect(inOne).toMatchObject({ status: 'rejected', reason: { code: '08006' } });
+    });
   });
 });
