@@ -133,6 +133,10 @@ class DryExecutor implements Executor {
     return { ...row, facts: { ...row.facts, ...facts } };
   }
 
+  async inLease(): Promise<never> {
+    throw new Error('a dry run changes nothing in the catalog');
+  }
+
   async reload(): Promise<MigrationRow> {
     return this.#row;
   }

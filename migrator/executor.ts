@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
+import type { CatalogClient } from '../topology/catalog/change.js';
 import { ConflictError, ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import type { Action, CatalogStatement } from './action.js';
@@ -38,6 +39,8 @@ export interface Executor {
   wait(text: string, done: () => Promise<boolean>, options?: WaitOptions): Promise<boolean>;
   transition(row: MigrationRow, to: MigrationState, change?: TransitionChange): Promise<MigrationRow>;
   noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow>;
+  /** Work in one transaction of the catalog, done only while the migration is as `row` says, and ours. */
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T>;
   /** The migration as the catalog has it now. */
   reload(): Promise<MigrationRow>;
   /** The flip: all statements and the change of state in one transaction of the catalog. */
@@ -141,6 +144,11 @@ export class RealExecutor implements Executor {
 
   noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
     return this.#store.noteFacts(row, facts);
+  }
+
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
+    this.check();
+    return this.#store.inLease(row, work);
   }
 
   async reload(): Promise<MigrationRow> {

@@ -1,8 +1,10 @@
 import type pg from 'pg';
+import { type CatalogClient, inCatalogTransaction } from '../topology/catalog/change.js';
 import { ConflictError, ForeshardError, UsageError } from '../topology/errors.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
 import type { MigrationProgress, MigrationState, SplitMoveSpec } from '../topology/migration.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
+import { LeaseLostError } from './lease.js';
 
 /** A spec as the catalog keeps it: bounds in their text form. */
 export interface StoredSpec {
@@ -318,11 +320,26 @@ export class MigrationStore {
       ],
     );
     const moved = result.rows[0];
-    if (moved === undefined)
-      throw new ConflictError(
-        `migration ${this.id} is no longer ${row.state} (generation ${row.generation}) under our lease`,
-      );
+    if (moved === undefined) throw new ConflictError(this.#notOurs(row));
     return fromRaw(moved);
+  }
+
+  /**
+   * Does `work` in one transaction of the catalog in which nobody else can take the migration over, so that a driver that slept
+   * meanwhile neither leaves something behind that nobody drops, nor drops what is its successor's.
+   * @throws LeaseLostError when state, generation or lease are no longer what `row` says; nothing is done then
+   */
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
+    return inCatalogTransaction(this.pool, async (client) => {
+      // A successor has written another owner and generation, or will wait for us to do so.
+      const { rowCount } = await client.query(
+        `SELECT FROM foreshard.migration
+          WHERE id = $1 AND state = $2 AND generation = $3 AND lease_owner = $4 AND lease_until > clock_timestamp() FOR SHARE`,
+        [row.id.toString(), row.state, row.generation.toString(), this.owner],
+      );
+      if (rowCount === 0) throw new LeaseLostError(this.#notOurs(row));
+      return work(client);
+    });
   }
 
   /** Notes facts without a change of state. */
@@ -370,6 +387,10 @@ export class MigrationStore {
     const same = (c: CleanupRecord) =>
       !c.done && c.kind === spec.kind && c.shard === spec.shard && sameObject(c.object, spec.object);
     if (!known.some(same)) throw new ConflictError(`migration ${this.id} is no longer under our lease`);
+  }
+
+  #notOurs(row: MigrationRow): string {
+    return `migration ${this.id} is no longer ${row.state} (generation ${row.generation}) under our lease`;
   }
 
   async markCleanupDone(id: bigint): Promise<void> {

@@ -17,7 +17,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
 
   switch (record.kind) {
     case 'hold':
-      await m.catalog.pool.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [m.row.id.toString()]);
+      await dropHolds(m);
       return;
 
     case 'subscription': {
@@ -137,4 +137,11 @@ async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string
     mode: 'single',
     sql: [...functions.map((f) => f.sql), `DROP SEQUENCE IF EXISTS ${quoteTable(m.names.gate)}`, DROP_SHARD_SCHEMA],
   });
+}
+
+/** What the proxies hold for this migration goes on. */
+export async function dropHolds(m: Move): Promise<void> {
+  await m.exec.inLease(m.row, (client) =>
+    client.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [m.row.id.toString()]),
+  );
 }

@@ -1,5 +1,4 @@
 import { randomUUID } from 'node:crypto';
-import { type CatalogClient, inCatalogTransaction } from '../../topology/catalog/change.js';
 import { createHold, holdStatus } from '../../topology/catalog/leases.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError } from '../../topology/errors.js';
@@ -14,6 +13,7 @@ import { HOLD_MARGIN_MS } from '../options.js';
 import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
+import { dropHolds } from '../undo.js';
 import { flip, planFlip } from './flip.js';
 import { openGates } from './open.js';
 import { readSourceTables } from './prepare.js';
@@ -107,35 +107,21 @@ async function dryFence(m: Move): Promise<void> {
   await flip(m, await planFlip(m)); // the next step opens the destination
 }
 
-/**
- * To be called in the transaction that makes or drops a hold. A driver that slept while another took over must not leave a hold
- * behind that nobody drops, nor drop that of its successor: the row's generation is another by then, or will be.
- * @throws LeaseLostError
- */
-async function assertCurrent(m: Move, client: CatalogClient): Promise<void> {
-  const { rowCount } = await client.query(
-    'SELECT FROM foreshard.migration WHERE id = $1 AND generation = $2 AND lease_until > clock_timestamp() FOR SHARE',
-    [m.row.id.toString(), m.row.generation.toString()],
-  );
-  if (rowCount === 0) throw new LeaseLostError(`migration ${m.row.id} is driven by another process now`);
-}
-
 async function hold(m: Move): Promise<void> {
   m.exec.at('before:hold');
   await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
   const { ackMs, fenceMs, drainMs } = m.options;
   const deadlineMs = ackMs + fenceMs + drainMs + HOLD_MARGIN_MS;
-  const id = await inCatalogTransaction(m.catalog.pool, async (client) => {
-    await assertCurrent(m, client);
-    return createHold(client, {
+  const id = await m.exec.inLease(m.row, (client) =>
+    createHold(client, {
       migrationId: m.row.id,
       keyspace: m.keyspace,
       lo: m.spec.lo,
       hi: m.spec.hi,
       referenceTables: m.tables.some(isReference),
       deadlineMs,
-    });
-  });
+    }),
+  );
   m.exec.at('after:hold');
   let waitingFor: readonly string[] = [];
   const held = await m.exec.wait(
@@ -232,10 +218,7 @@ async function assertGateClosed(m: Move): Promise<void> {
 /** Reopens the source, lets the proxies go on, and goes back to catching up. Also what a crash between fence and flip leads to. */
 export async function retreat(m: Move, why: string, countsAsTry = true): Promise<void> {
   await m.source.query(setGateSql(m.names, GATE_OPEN));
-  await inCatalogTransaction(m.catalog.pool, async (client) => {
-    await assertCurrent(m, client);
-    await client.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [m.row.id.toString()]);
-  });
+  await dropHolds(m);
   const tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
   if (tries >= m.options.maxFenceTries)
     throw new MigrationFailure(
