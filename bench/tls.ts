@@ -25,7 +25,9 @@ const HANDSHAKES = 1_000;
 const PARALLEL = 8;
 const SECONDS = 4;
 const CLIENTS = [1, 16, 64];
-const IDLE = 1_000;
+const IDLE = 2_000;
+/** As in memory.ts. */
+const WARM = 1_500;
 const KEYS: Readonly<Record<string, readonly string[]>> = {
   'ECDSA P-256': ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'],
   'RSA 2048': ['-newkey', 'rsa:2048'],
@@ -208,7 +210,7 @@ async function memory(proxy: Served): Promise<void> {
     ['clear', () => bare(proxy.port)],
     ['TLS', () => handshake(proxy.port)],
   ] as const) {
-    for (let i = 0; i < 200; i++) sockets.push(await login(await one()));
+    for (let i = 0; i < WARM; i++) sockets.push(await login(await one()));
     const before = await proxy.usage();
     for (let i = 0; i < IDLE; i++) sockets.push(await login(await one()));
     const after = await proxy.usage();

@@ -148,7 +148,7 @@ export class Login {
       socket,
       startupSettings: who.parameters,
       services: this.#options.services(who.user),
-      onEnd: () => this.#options.ended(session),
+      onEnd: this.#options.ended,
     });
     const peer = peerOf(socket, facts);
     const client: Client = { session, key, protocol: who.protocol, database, facts, peer, connectedAt: Date.now() };
@@ -166,6 +166,7 @@ export class Login {
     session.write(encodeBackendKeyData(key.processId, key.secret));
     session.write(encodeReadyForQuery('I'));
     session.start();
+    reader.detach();
     socket.off('close', gone);
   }
 

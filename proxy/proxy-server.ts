@@ -27,6 +27,7 @@ import { Router } from './router/router.js';
 import { TextReader } from './router/text-reader.js';
 import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
+import type { SessionServices } from './session/client-session.js';
 import { MessageBudget } from './session/message-budget.js';
 import { ownerChanged } from './session/placement.js';
 import { PreparedContents } from './session/prepared.js';
@@ -120,6 +121,8 @@ export class ProxyServer {
   /** How often sessions were pinned, and why. */
   readonly pins = new PinCounts();
   readonly #currvalUsers = new Map<string, { value: boolean }>();
+  /** By user: what sessions that begin now are given. */
+  readonly #services = new Map<string, SessionServices>();
   readonly #login: Login;
   readonly #replication: Replication;
   readonly #admin: AdminServer;
@@ -301,22 +304,29 @@ export class ProxyServer {
       ended: (session) => {
         if (clients.delete(session.id)) gone.add(session.activity);
       },
-      services: (user) => ({
-        live,
-        router,
-        contents,
-        load,
-        logger,
-        holdTimeoutMs: this.#options.limits.holdTimeoutMs,
-        largeMessages: this.largeMessages,
-        schemaChanged: (matters) => schema.changed(matters),
-        noteTimeout: (ms) => this.#timeouts.note(ms),
-        pool: (shard) => this.pools.get(shard, user),
-        lanes: (shard) => this.pools.lanesOf(this.pools.get(shard, user)),
-        notifications: this.#notifications,
-        pins: this.pins,
-        asksSequences: this.#asksSequences(user),
-      }),
+      services: (user) => {
+        let services = this.#services.get(user);
+        if (services === undefined) {
+          services = {
+            live,
+            router,
+            contents,
+            load,
+            logger,
+            holdTimeoutMs: this.#options.limits.holdTimeoutMs,
+            largeMessages: this.largeMessages,
+            schemaChanged: (matters) => schema.changed(matters),
+            noteTimeout: (ms) => this.#timeouts.note(ms),
+            pool: (shard) => this.pools.get(shard, user),
+            lanes: (shard) => this.pools.lanesOf(this.pools.get(shard, user)),
+            notifications: this.#notifications,
+            pins: this.pins,
+            asksSequences: this.#asksSequences(user),
+          };
+          this.#services.set(user, services);
+        }
+        return services;
+      },
     });
   }
 
@@ -354,6 +364,7 @@ export class ProxyServer {
     await this.#authentication.reload(options.auth, options.serverPasswords);
     useCertificates?.();
     this.#options = options;
+    this.#services.clear();
     this.pools.reload(options.pool);
     this.#timeouts.reload(options.limits);
     this.largeMessages.reload(options.limits.largeMessageBytes ?? LARGE_MESSAGES);

@@ -11,6 +11,7 @@ const INBOX_BYTES = 1024 * 1024;
 /** What a message costs besides its bytes: a million of the smallest must not take more than a few large ones. */
 const INCOMING_BYTES = 256;
 const NO_BYTES = Buffer.alloc(0);
+const FRAMES = clientFrames();
 
 /** What of a large message is looked at before it is decided what becomes of it. */
 const HEAD_BYTES = 32 * 1024;
@@ -67,7 +68,7 @@ export class Inbox {
         admit: (type, size) => this.#admit(type, size),
         onRefused: (type, size) => this.#refused(type, size),
       },
-      clientFrames(),
+      FRAMES,
       LARGE_MESSAGE_BYTES,
     );
   }

@@ -5,6 +5,7 @@ import type { Notifications } from '../backend/notifications.js';
 import type { SessionEffect } from '../router/route.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { HEADER_BYTES } from '../wire/message-types.js';
+import type { NameLookup } from './name-lookup.js';
 import { type Execution, planOf } from './placement.js';
 import { Scoped } from './scoped.js';
 import { protocolName } from './statements.js';
@@ -18,13 +19,12 @@ const UNLISTEN_ALL = encodeQuery('UNLISTEN *');
 export interface ListeningClient {
   /** The process id that the client was told. */
   readonly id: number;
-  readonly notifications: Notifications;
-  /** client_encoding, as the client was told it. */
-  readonly encoding: string;
-  /** Between transactions, with nothing owed. */
-  readonly idle: boolean;
+  readonly services: { readonly notifications: Notifications };
+  readonly lookup: Pick<NameLookup, 'encoding'>;
+  /** Between transactions, and with nothing owed: when PostgreSQL, too, would send notifications. */
+  readonly mayHear: boolean;
   /** The socket takes no more for now. */
-  readonly clogged: boolean;
+  readonly isClogged: boolean;
   write(frame: Buffer): void;
   close(error: unknown): void;
 }
@@ -74,12 +74,14 @@ export class Listening implements Subscriber {
    * `open`: a transaction or batch has begun there.
    */
   prepare(backend: Backend, executions: readonly Execution[], open: boolean): Promise<void> | null {
-    const { notifications, id, encoding } = this.#client;
+    const { id, lookup, services } = this.#client;
+    const { notifications } = services;
     for (const execution of executions) {
       const plan = planOf(execution);
       if (plan === null) continue;
       const channel = channelOf(plan.effect);
-      if (channel !== null && this.#subscribed.get(channel) === undefined) return this.#subscribe(channel, encoding);
+      if (channel !== null && this.#subscribed.get(channel) === undefined)
+        return this.#subscribe(channel, lookup.encoding);
       if (plan.showsChannels && this.active && !this.#serverListens) {
         if (open)
           throw new ForeshardError('0A000', 'pg_listening_channels() cannot be answered inside a transaction block', {
@@ -110,14 +112,14 @@ export class Listening implements Subscriber {
   /** The client's Query or batch begins; to be called by those who use no single connection. */
   began(): void {
     if (!this.active) return;
-    this.#before = this.#client.notifications.barrier(null, this.#client.encoding);
+    this.#before = this.#client.services.notifications.barrier(null, this.#client.lookup.encoding);
     this.#before.catch(() => undefined); // told by listenerLost
   }
 
   /** The connection serves somebody else from now on; what was done there is undone. */
   left(backend: Backend): void {
     if (!this.#sendingBy.delete(backend)) return;
-    this.#client.notifications.sent(backend.shard, backend.connection.processId);
+    this.#client.services.notifications.sent(backend.shard, backend.connection.processId);
   }
 
   /** Something runs that nobody has read: a function called by the fast path. */
@@ -173,9 +175,9 @@ export class Listening implements Subscriber {
       this.#before = null;
       return null;
     }
-    const { notifications } = this.#client;
+    const { notifications } = this.#client.services;
     // The client is told the new one with what follows.
-    const encoding = backend?.connection.parameters.get('client_encoding') ?? this.#client.encoding;
+    const encoding = backend?.connection.parameters.get('client_encoding') ?? this.#client.lookup.encoding;
     const sentBy = [...this.#sendingBy];
     for (const used of sentBy) this.left(used);
     const waits: Promise<void>[] = [];
@@ -197,7 +199,7 @@ export class Listening implements Subscriber {
     const client = this.#client;
     let sent = 0;
     for (const { channel, frame } of this.#queue) {
-      if (client.clogged) break;
+      if (client.isClogged) break;
       sent += 1;
       this.#waiting -= frame.length;
       if (this.#channels.committed.includes(channel)) client.write(frame);
@@ -221,7 +223,7 @@ export class Listening implements Subscriber {
 
   close(): void {
     this.#closed = true;
-    const { notifications } = this.#client;
+    const { notifications } = this.#client.services;
     for (const used of this.#sendingBy) this.left(used);
     this.#queue = [];
     this.#subscribed.clear();
@@ -233,10 +235,10 @@ export class Listening implements Subscriber {
     if (this.#closed || this.#subscribed.get(channel) !== listener.encoding) return;
     const heard = this.#channels.committed.includes(channel);
     // Of a channel whose LISTEN is being committed, what comes from now on counts.
-    if (!heard && this.#client.idle) return;
+    if (!heard && this.#client.mayHear) return;
     this.#queue.push({ channel, frame });
     this.#waiting += frame.length;
-    if (this.#client.idle) this.deliver();
+    if (this.#client.mayHear) this.deliver();
     if (this.#waiting > WAITING_BYTES)
       this.#client.close(
         new ForeshardError('53400', 'too many notifications wait for this client', {
@@ -251,7 +253,7 @@ export class Listening implements Subscriber {
       detail: error.detail ?? error.message,
       hint: 'Notifications may have been missed: reconnect, LISTEN again, and look at what they would have told.',
     });
-    if (this.#client.idle) this.#client.close(this.#lost);
+    if (this.#client.mayHear) this.#client.close(this.#lost);
   }
 
   /** The client listens or has done so, or somebody may hear what it did. Nearly every client never does. */
@@ -266,7 +268,8 @@ export class Listening implements Subscriber {
   }
 
   #register(backend: Backend): void {
-    const { notifications, id } = this.#client;
+    const { id, services } = this.#client;
+    const { notifications } = services;
     if (this.#closed || !notifications.isHeard(backend.shard)) return;
     notifications.sending(backend.shard, backend.connection.processId, id);
     this.#sendingBy.add(backend);
@@ -286,12 +289,12 @@ export class Listening implements Subscriber {
   async #subscribe(channel: string, encoding: string): Promise<void> {
     this.#subscribed.set(channel, encoding);
     try {
-      await this.#client.notifications.subscribe(this, channel, encoding);
+      await this.#client.services.notifications.subscribe(this, channel, encoding);
     } catch (error) {
       this.#subscribed.delete(channel);
       throw error;
     }
-    if (this.#closed) this.#client.notifications.leave(this);
+    if (this.#closed) this.#client.services.notifications.leave(this);
   }
 
   async #listenThere(backend: Backend): Promise<void> {
@@ -315,7 +318,7 @@ export class Listening implements Subscriber {
 
   /** Has the listeners know what the client listens to now, in the encoding it has now. */
   #reconcile(waits: Promise<void>[], encoding: string): void {
-    const { notifications } = this.#client;
+    const { notifications } = this.#client.services;
     for (const [channel, known] of [...this.#subscribed]) {
       const wanted = this.#channels.committed.includes(channel);
       if (wanted && known === encoding) continue;

@@ -65,6 +65,11 @@ export class NameLookup {
     );
   }
 
+  /** client_encoding, as the client was told it. */
+  get encoding(): string {
+    return this.known.get('client_encoding') ?? 'UTF8';
+  }
+
   get current(): Lookup {
     const reported = this.known.get('search_path');
     const encoding = this.known.get('client_encoding');

@@ -13,7 +13,7 @@ import { leaveServer } from './farewell.js';
 import { Inbox } from './inbox.js';
 import { LaneReads } from './lane-reads.js';
 import { IDLE, Lease } from './lease.js';
-import { Listening, type ListeningClient } from './listening.js';
+import { Listening } from './listening.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';
 import { NameLookup } from './name-lookup.js';
@@ -61,7 +61,7 @@ export class Session implements LoopOwner, TimedSession {
   #closed = false;
   #wait: Wait | null = null;
   #fanOut: SpreadRun | null = null;
-  readonly #onEnd: () => void;
+  readonly #onEnd: (session: Session) => void;
 
   constructor(options: {
     readonly id: number;
@@ -69,7 +69,7 @@ export class Session implements LoopOwner, TimedSession {
     readonly socket: Socket;
     readonly startupSettings: ReadonlyMap<string, string>;
     readonly services: SessionServices;
-    readonly onEnd: () => void;
+    readonly onEnd: (session: Session) => void;
   }) {
     this.id = options.id;
     this.user = options.user;
@@ -83,7 +83,7 @@ export class Session implements LoopOwner, TimedSession {
     });
     this.settings = new SessionSettings(options.startupSettings);
     this.lookup = new NameLookup(options.user);
-    this.listening = new Listening(this.#listeningClient());
+    this.listening = new Listening(this);
     this.#statements = new ClientStatements(this.services, this.lookup);
     const units = new Units(this, this.#statements);
     this.#extended = new ExtendedProtocol(this, units, this.#statements);
@@ -327,8 +327,8 @@ export class Session implements LoopOwner, TimedSession {
     return this.#replies.settled();
   }
 
-  /** Between transactions, and with nothing owed: when PostgreSQL, too, would send notifications. */
-  get #idle(): boolean {
+  /** See ListeningClient. */
+  get mayHear(): boolean {
     const { lease } = this;
     return (
       !this.#loop.busy &&
@@ -341,28 +341,13 @@ export class Session implements LoopOwner, TimedSession {
 
   /** Tells the client what it listens to, if it is idle. */
   notify(): void {
-    if (this.#closed || !this.#idle) return;
+    if (this.#closed || !this.mayHear) return;
     this.listening.deliver();
     this.listening.idle();
   }
 
-  #listeningClient(): ListeningClient {
-    const session = this;
-    return {
-      id: this.id,
-      notifications: this.services.notifications,
-      get encoding() {
-        return session.lookup.known.get('client_encoding') ?? 'UTF8';
-      },
-      get idle() {
-        return session.#idle;
-      },
-      get clogged() {
-        return session.#output.isClogged;
-      },
-      write: (frame) => this.write(frame),
-      close: (error) => this.close(error),
-    };
+  get isClogged(): boolean {
+    return this.#output.isClogged;
   }
 
   writeError(fields: ErrorFields): void {
@@ -404,7 +389,7 @@ export class Session implements LoopOwner, TimedSession {
     this.listening.close();
     this.#inbox.close();
     this.leave();
-    this.#onEnd();
+    this.#onEnd(this);
   }
 
   get #midMessage(): boolean {

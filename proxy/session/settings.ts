@@ -129,23 +129,20 @@ function quotedName(name: string): string {
  * Maps are replaced, never changed, so that a transaction or savepoint remembers the state it began with by keeping a reference.
  */
 export class SessionSettings {
-  readonly #base: SettingMap;
-  readonly #startup: ReadonlyMap<string, string>;
-  #current: SettingMap;
+  /** What the client's login gave. */
+  readonly #base: SettingMap = NO_SETTINGS;
+  #current: SettingMap = NO_SETTINGS;
   /** States to go back to: the transaction's start first, then one per open savepoint. */
   #stack: { readonly savepoint: string | null; readonly settings: SettingMap }[] = [];
 
   /** @param startup settings from the start-up packet; RESET goes back to these. */
   constructor(startup: ReadonlyMap<string, string>) {
-    const base = new Map<string, Setting>();
-    const values = new Map<string, string>();
-    for (const [name, value] of startup) {
-      values.set(settingName(name), value);
-      base.set(settingName(name), { sql: setConfig(name, value), value });
+    if (startup.size > 0) {
+      const base = new Map<string, Setting>();
+      for (const [name, value] of startup) base.set(settingName(name), { sql: setConfig(name, value), value });
+      this.#base = base;
+      this.#current = base;
     }
-    this.#startup = values;
-    this.#base = base;
-    this.#current = base;
   }
 
   get current(): SettingMap {
@@ -167,9 +164,9 @@ export class SessionSettings {
    * the client's login back. `name` null: RESET ALL.
    */
   afterReset(name: string | null, local = false): string[] {
-    const names = name === null ? [...this.#startup.keys()] : [settingName(name)];
+    const names = name === null ? [...this.#base.keys()] : [settingName(name)];
     return names.flatMap((n) => {
-      const value = this.#startup.get(n);
+      const value = this.#base.get(n)?.value;
       if (value === undefined || (name === null && IDENTITY.includes(n))) return [];
       return [setConfig(n, value, local)];
     });

@@ -90,8 +90,8 @@ const FIRST_ASSEMBLY_BYTES = 64 * 1024;
 export class FrameScanner {
   readonly #handler: FrameHandler;
   readonly #rules: FrameRules;
-  /** Bytes of a header that has not fully arrived. */
-  readonly #header = Buffer.alloc(HEADER_BYTES);
+  /** Bytes of a header that has not fully arrived; nothing before the first of them. */
+  #header: Buffer = EMPTY;
   #headerBytes = 0;
   /** A streamed message in progress: its type, and bytes to come. */
   #streamType = 0;
@@ -249,6 +249,7 @@ export class FrameScanner {
 
   #continueHeader(chunk: Buffer, at: number): number {
     const end = Math.min(chunk.length, at + HEADER_BYTES - this.#headerBytes);
+    if (this.#header === EMPTY) this.#header = Buffer.alloc(HEADER_BYTES);
     chunk.copy(this.#header, this.#headerBytes, at, end);
     this.#headerBytes += end - at;
     // A wrong type is refused at once: waiting for the length of garbage could take for ever.

@@ -134,13 +134,21 @@ export class HandshakeReader {
    * Rejects when the connection was lost meanwhile.
    *
    * It takes a tick because Node lets a stream out of 'readable' mode only then, and would undo a `pause` made before.
-   * Until the new owner listens, our own listeners for errors and the end stay on (and harmless).
+   * Until `detach`, our own listeners for errors and the end stay on (and harmless).
    */
   async release(): Promise<void> {
     this.stopClock();
     this.socket.off('readable', this.#onReadable);
     await new Promise<void>((resolve) => process.nextTick(resolve));
     if (this.#failure !== null) throw this.#failure;
+  }
+
+  /** The new owner listens: nothing of this is needed any more. */
+  detach(): void {
+    const { socket } = this;
+    socket.off('end', this.#onEnd);
+    socket.off('error', this.#onError);
+    socket.off('close', this.#onEnd);
   }
 
   readonly #onReadable = (): void => {
