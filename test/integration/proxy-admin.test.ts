@@ -1,8 +1,5 @@
-import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { promisify } from 'node:util';
-import pg from 'pg';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type pg from 'pg';
+import { describe, expect, it } from 'vitest';
 import {
   encodeBind,
   encodeDescribe,
@@ -11,62 +8,12 @@ import {
   encodeQuery,
   SYNC,
 } from '../../proxy/wire/frontend.js';
+import { administered, failure, show, type Values } from '../support/administered.js';
 import { RawPeer } from '../support/raw-peer.js';
-import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
-let s: Sharded;
-const consoles = new Set<pg.Client>();
-
-beforeAll(async () => {
-  s = await Sharded.start({
-    splitAt: 100,
-    poolSize: 3,
-    admin: { users: ['root', 'app'], statsUsers: ['watcher'] },
-    auth: {
-      method: 'scram-sha-256',
-      users: new Map([
-        ['root', { password: 'toor' }],
-        ['watcher', { password: 'eyes' }],
-        ['nobody', { password: 'nothing' }],
-      ]),
-    },
-  });
-});
-afterAll(async () => {
-  for (const client of consoles) await client.end().catch(() => undefined);
-  await s.stop();
-});
-
-async function admin(user = 'root', password = 'toor'): Promise<pg.Client> {
-  const client = new pg.Client({
-    host: '127.0.0.1',
-    port: s.proxy.port,
-    user,
-    password,
-    database: 'foreshard_admin',
-    application_name: 'the console',
-  });
-  client.on('error', () => consoles.delete(client));
-  await client.connect();
-  consoles.add(client);
-  return client;
-}
-
-type Values = Record<string, string | number | boolean | null>;
-
-async function show(client: pg.Client, view: string): Promise<Values[]> {
-  return (await client.query<Values>(`SHOW ${view}`)).rows;
-}
-
-async function failure(run: Promise<unknown>): Promise<pg.DatabaseError> {
-  try {
-    await run;
-  } catch (error) {
-    return error as pg.DatabaseError;
-  }
-  throw new Error('expected an error');
-}
+const at = administered();
+const { admin } = at;
 
 const VIEWS = [
   ...['HELP', 'VERSION', 'CLIENTS', 'SERVERS', 'SOCKETS', 'POOLS', 'SHARD_POOLS', 'PINS', 'STATS', 'STATS_TOTALS'],
@@ -96,7 +43,7 @@ describe('login', () => {
   });
 
   it('says the parameters that drivers and psql look at', async () => {
-    const peer = await RawPeer.connect(s.proxy.port);
+    const peer = await RawPeer.connect(at.s.proxy.port);
     const told = await peer.login({ user: 'root', password: 'toor', database: 'foreshard_admin' });
     const names = told.filter((m) => m.type === 'S').map((m) => m.body.toString('latin1').split('\0').slice(0, 2));
     expect(Object.fromEntries(names as [string, string][])).toMatchObject({
@@ -125,7 +72,7 @@ describe('protocol', () => {
   });
 
   it('describes columns with their types, and gives values in binary when asked to', async () => {
-    const peer = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
+    const peer = await RawPeer.login(at.s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
     peer.send(
       encodeParse('', 'SHOW LISTS'),
       encodeDescribe('statement', ''),
@@ -195,7 +142,7 @@ describe('protocol', () => {
   });
 
   it('skips to Sync after an error, and knows statements and portals by name', async () => {
-    const peer = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
+    const peer = await RawPeer.login(at.s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
     const bind = (statement: string) =>
       encodeBind({ portal: '', statement, formats: [], values: [], resultFormats: [] });
     peer.send(bind('missing'), encodeExecute(''), encodeParse('a', 'SHOW VERSION'), SYNC);
@@ -217,7 +164,7 @@ describe('protocol', () => {
 
 describe('what is shown', () => {
   it('shows clients with what they do, and the server they have', async () => {
-    const client = await s.connect({ application_name: 'shop front' });
+    const client = await at.s.connect({ application_name: 'shop front' });
     const look = await admin();
     const mine = async () => {
       const { processID } = client as unknown as { processID: number };
@@ -241,7 +188,7 @@ describe('what is shown', () => {
     const server = (await show(look, 'SERVERS')).find((row) => row.ptr === busy.link) as Values;
     expect(server).toMatchObject({ type: 'S', state: 'active', shard: 's2', link: busy.ptr, client_id: busy.id });
     expect((await client.query('SELECT name FROM tenants WHERE tenant_id = 150')).rows).toHaveLength(0);
-    const pids = await s.onShard<{ pid: number }>(1, `SELECT pid FROM pg_stat_activity WHERE usename = 'app'`);
+    const pids = await at.s.onShard<{ pid: number }>(1, `SELECT pid FROM pg_stat_activity WHERE usename = 'app'`);
     expect(pids.map((r) => r.pid)).toContain(server.remote_pid);
     await client.query('ROLLBACK');
     expect(await mine()).toMatchObject({ state: 'idle', activity: 'idle', shard: null });
@@ -260,8 +207,8 @@ describe('what is shown', () => {
   });
 
   it('shows clients that wait, for how long, and pools that are full', async () => {
-    const late = await s.connect();
-    const holders = await Promise.all([s.connect(), s.connect(), s.connect()]);
+    const late = await at.s.connect();
+    const holders = await Promise.all([at.s.connect(), at.s.connect(), at.s.connect()]);
     for (const holder of holders) {
       await holder.query('BEGIN');
       await holder.query('SELECT name FROM tenants WHERE tenant_id = 1');
@@ -288,7 +235,7 @@ describe('what is shown', () => {
   });
 
   it('counts templates, with quantiles of their latency', async () => {
-    const client = await s.connect();
+    const client = await at.s.connect();
     for (let i = 0; i < 20; i++) await client.query(`SELECT note FROM orders WHERE tenant_id = ${i} AND id = 77`);
     await client.query(`SELECT note FROM orders WHERE note = 'x'`);
     const rows = await show(await admin(), 'TEMPLATES');
@@ -306,7 +253,7 @@ describe('what is shown', () => {
   it('counts statements, bytes and prepared statements as PgBouncer does', async () => {
     const look = await admin();
     const before = (await show(look, 'STATS_TOTALS'))[0] as Values;
-    const client = await s.connect();
+    const client = await at.s.connect();
     await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
     for (let i = 0; i < 3; i++)
       await client.query({ name: 'q', text: 'SELECT name FROM tenants WHERE tenant_id = $1', values: ['1'] });
@@ -330,7 +277,7 @@ describe('what is shown', () => {
 
   it('shows who is pinned and why, now and since the start', async () => {
     const look = await admin();
-    const client = await s.connect();
+    const client = await at.s.connect();
     const pins = async () => (await show(look, 'PINS')).find((row) => row.reason === 'temporary table');
     const before = Number((await pins())?.total ?? 0);
     await client.query('BEGIN');
@@ -381,306 +328,13 @@ describe('what is shown', () => {
   });
 });
 
-describe('monitoring made for PgBouncer', () => {
-  /** What a client like lib/pq, psycopg2 or pgx names in its start-up packet, and a simple query as they send it. */
-  async function rowsOf(sql: string): Promise<{ names: string[]; rows: (string | null)[][] }> {
-    const parameters = { extra_float_digits: '2', client_encoding: 'UTF8', datestyle: 'ISO, MDY' };
-    const login = { user: 'root', password: 'toor', database: 'foreshard_admin', parameters };
-    const peer = await RawPeer.login(s.proxy.port, login);
-    peer.send(encodeQuery(sql));
-    const messages = await peer.until('Z');
-    peer.end();
-    const error = messages.find((m) => m.type === 'E');
-    if (error !== undefined) throw new Error(error.body.toString());
-    const names: string[] = [];
-    const description = messages.find((m) => m.type === 'T')?.body ?? Buffer.alloc(2);
-    for (let at = 2, i = 0; i < description.readInt16BE(0); i++) {
-      const end = description.indexOf(0, at);
-      names.push(description.subarray(at, end).toString());
-      at = end + 19;
-    }
-    const rows = messages
-      .filter((m) => m.type === 'D')
-      .map(({ body }) => {
-        const values: (string | null)[] = [];
-        for (let at = 2; at < body.length; ) {
-          const length = body.readInt32BE(at);
-          values.push(length < 0 ? null : body.subarray(at + 4, at + 4 + length).toString());
-          at += 4 + Math.max(0, length);
-        }
-        return values;
-      });
-    return { names, rows };
-  }
-
-  const POOLS = 'cl_active cl_waiting sv_active sv_idle sv_used sv_tested sv_login maxwait';
-  const COUNTS = 'query_count query_time bytes_received bytes_sent wait_time xact_count xact_time';
-
-  it.each<[string, string, string, string]>([
-    // Prometheus' exporter: labels that are text or null, numbers that can be read as such.
-    [
-      'SHOW DATABASES;',
-      'name host port database',
-      'pool_size max_connections current_connections paused disabled',
-      'exporter',
-    ],
-    ['SHOW stats_totals;', 'database', `${COUNTS} client_parse_count server_parse_count bind_count`, 'exporter'],
-    ['SHOW pools;', 'database user', `${POOLS} cl_active_cancel_req sv_being_canceled`, 'exporter'],
-    ['SHOW LISTS;', 'list', 'items', 'exporter'],
-    // Datadog's check, each by a simple query of psycopg2.
-    ['SHOW STATS', 'database', 'total_xact_count total_query_time avg_wait_time avg_recv avg_sent', 'Datadog'],
-    ['SHOW POOLS', 'database user', `${POOLS} maxwait_us`, 'Datadog'],
-    ['SHOW DATABASES', 'name', 'pool_size max_connections current_connections', 'Datadog'],
-    ['SHOW CLIENTS', 'database user state connect_time request_time', 'wait wait_us', 'Datadog'],
-    ['SHOW SERVERS', 'database user state connect_time request_time', 'remote_pid', 'Datadog'],
-  ])('%s has %s, and the numbers %s (%s)', async (sql, labels, numbers) => {
-    const client = await s.connect();
-    await client.query('SELECT 1');
-    const { names, rows } = await rowsOf(sql);
-    expect(rows.length).toBeGreaterThan(0);
-    for (const row of rows) {
-      const value = (name: string) => row[names.indexOf(name)];
-      for (const name of labels.split(' ')) expect([name, value(name)]).toEqual([name, expect.any(String)]);
-      for (const name of numbers.split(' '))
-        expect([name, value(name)]).toEqual([name, expect.stringMatching(/^\d+$/)]);
-      for (const name of names.filter((n) => /_time$/.test(n) && labels.includes(n)))
-        expect(value(name)).toMatch(/^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$/);
-    }
-    await client.end();
-  });
-
-  it('Telegraf reads every column of STATS but the database as a whole number', async () => {
-    const { names, rows } = await rowsOf('SHOW STATS');
-    expect(names[0]).toBe('database');
-    for (const row of rows) for (const value of row.slice(1)) expect(value).toMatch(/^-?\d+$/);
-  });
-
-  it('the exporter and Datadog read CONFIG, with the limits in it, and the version', async () => {
-    const { names, rows } = await rowsOf('SHOW CONFIG;');
-    expect(names).toEqual(['key', 'value', 'default', 'changeable']);
-    for (const [key, , , changeable] of rows)
-      expect([key, changeable]).toEqual([expect.any(String), expect.any(String)]);
-    expect((await rowsOf('SHOW VERSION;')).rows[0]?.[0]).toMatch(/\d+\.\d+\.\d+/);
-  });
-
-  it.each([
-    ['pgx, lib/pq: ping', ';'],
-    ['pgx 5: ping', '-- ping'],
-    ['pgjdbc: isValid', ''],
-    ['pgjdbc: first', "SET extra_float_digits = 3; SET application_name = 'PostgreSQL JDBC Driver'"],
-    ['pgjdbc: read-only', 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY'],
-    ['Npgsql: a connection back to its pool', 'DISCARD ALL'],
-    ['psycopg2: first', "SET datestyle TO 'ISO'"],
-    ['psycopg2: without autocommit', 'BEGIN'],
-    ['ActiveRecord: first', "SET client_min_messages TO 'warning'; SET standard_conforming_strings = on"],
-  ])('%s', async (_name, sql) => {
-    await rowsOf(sql);
-  });
-
-  it.each([
-    [
-      'pgAdmin',
-      "SET DateStyle=ISO; SELECT set_config('bytea_output','hex',false) FROM pg_show_all_settings() WHERE name = 'bytea_output'",
-    ],
-    [
-      'Npgsql, loading types',
-      'SELECT version();\n\nSELECT ns.nspname, t.oid FROM pg_type AS t JOIN pg_namespace AS ns ON ns.oid = t.typnamespace',
-    ],
-    ['SQLAlchemy', 'select pg_catalog.version()'],
-    ['psql: \\l', 'SELECT d.datname FROM pg_catalog.pg_database d ORDER BY 1;'],
-  ])('%s is refused, as by PgBouncer, and the connection goes on', async (_name, sql) => {
-    const client = await admin();
-    const error = await failure(client.query(sql));
-    expect([error.code, error.message]).toEqual(['42601', expect.stringContaining('use SHOW HELP')]);
-    await show(client, 'VERSION');
-  });
-
-  it('pgjdbc and Npgsql in the extended protocol', async () => {
-    const peer = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
-    const bind = encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] });
-    for (const sql of [
-      'SET extra_float_digits = 3',
-      "SET application_name = 'PostgreSQL JDBC Driver'",
-      'SHOW POOLS',
-      '',
-    ]) {
-      peer.send(encodeParse('', sql), bind, encodeDescribe('portal', ''), encodeExecute('', 0), SYNC);
-      const types = (await peer.until('Z')).map((m) => m.type).join('');
-      expect(types).toMatch(/^12(nC|TD+C|nI)Z$/);
-    }
-    peer.end();
-  });
-});
-
-describe('commands', () => {
-  it('pauses when transactions have ended, lets clients wait, and goes on', async () => {
-    const client = await s.connect();
-    await client.query('BEGIN');
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    const root = await admin();
-    const look = await admin();
-    let paused = false;
-    const pausing = root.query('PAUSE').then((r) => {
-      paused = true;
-      return r;
-    });
-    await waitFor(async () => (await show(look, 'STATE')).some((r) => r.key === 'paused' && r.value === 'yes'), {
-      what: 'the pause to begin',
-    });
-    expect((await failure(look.query('PAUSE'))).message).toBe('already suspended/paused');
-    // The transaction that is open goes on.
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    expect(paused).toBe(false);
-    await client.query('COMMIT');
-    expect((await pausing).command).toBe('PAUSE');
-    expect(await show(look, 'SERVERS')).toEqual([]);
-    expect((await show(look, 'DATABASES')).map((row) => row.paused)).toEqual([1, 1]);
-    const waiting = client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    await waitFor(async () => (await show(look, 'CLIENTS')).some((row) => row.state === 'waiting'), {
-      what: 'the client to wait',
-    });
-    expect((await look.query('RESUME')).command).toBe('RESUME');
-    await waiting;
-    expect((await failure(look.query('RESUME'))).message).toBe('pooler is not paused/suspended');
-    await client.end();
-  });
-
-  it('pauses one shard, and leaves the others alone', async () => {
-    const client = await s.connect();
-    const root = await admin();
-    await root.query('PAUSE s2');
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    expect((await show(root, 'SHARDS')).map((row) => row.paused)).toEqual([false, true]);
-    const waiting = client.query('SELECT name FROM tenants WHERE tenant_id = 150');
-    await waitFor(async () => (await show(root, 'CLIENTS')).some((row) => row.state === 'waiting'), {
-      what: 'the client to wait',
-    });
-    await root.query('RESUME s2');
-    await waiting;
-    const error = await failure(root.query('PAUSE s3'));
-    expect([error.code, error.hint]).toEqual(['3D000', expect.stringContaining('s1, s2')]);
-    await client.end();
-  });
-
-  it('takes a pause back when whoever asked for it cancels, or goes away', async () => {
-    const client = await s.connect();
-    await client.query('BEGIN');
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    const look = await admin();
-    const isPaused = async () => (await show(look, 'STATE')).some((r) => r.key === 'paused' && r.value === 'yes');
-    const root = await admin();
-    const canceled = failure(root.query('PAUSE'));
-    await waitFor(isPaused, { what: 'the pause to begin' });
-    await s.cancel(root);
-    expect((await canceled).code).toBe('57014');
-    await waitFor(async () => !(await isPaused()), { what: 'everything to go on' });
-    const other = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
-    other.send(encodeQuery('PAUSE'));
-    await waitFor(isPaused, { what: 'the pause to begin again' });
-    other.destroy();
-    await waitFor(async () => !(await isPaused()), { what: 'everything to go on again' });
-    await client.query('COMMIT');
-    await client.end();
-  });
-
-  it('reconnects, and waits until old connections are closed', async () => {
-    const client = await s.connect();
-    const root = await admin();
-    await client.query('BEGIN');
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    const old = (await show(root, 'SERVERS')).map((row) => row.id);
-    await root.query('RECONNECT');
-    const held = (await show(root, 'SERVERS')).filter((row) => row.close_needed === 1);
-    expect(held).toHaveLength(1);
-    const look = await admin();
-    const closing = root.query('WAIT_CLOSE');
-    await client.query('COMMIT');
-    await closing;
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    for (const row of await show(look, 'SERVERS')) expect(old).not.toContain(row.id);
-    await client.end();
-  });
-
-  it('cuts one client, or all of them', async () => {
-    const [victim, bystander] = [await s.connect(), await s.connect()];
-    const root = await admin();
-    const gone = new Promise<pg.DatabaseError>((resolve) => victim.once('error', resolve));
-    await root.query(`KILL_CLIENT ${(victim as unknown as { processID: number }).processID}`);
-    expect((await gone).code).toBe('57P01');
-    expect((await failure(root.query('KILL_CLIENT 12345'))).message).toBe('client not found');
-    await bystander.query('SELECT 1');
-    const cut = new Promise<pg.DatabaseError>((resolve) => bystander.once('error', resolve));
-    await root.query('KILL shop');
-    expect((await cut).code).toBe('57P01');
-    expect(await show(root, 'SERVERS')).toEqual([]);
-    await root.query('RESUME');
-    await (await s.connect()).query('SELECT 1');
-  });
-
-  it('lets no new client in while the database is disabled', async () => {
-    const client = await s.connect();
-    const root = await admin();
-    await root.query('DISABLE shop');
-    expect((await failure(s.connect())).code).toBe('55000');
-    await client.query('SELECT name FROM tenants WHERE tenant_id = 1');
-    expect((await show(root, 'DATABASES')).map((row) => row.disabled)).toEqual([1, 1]);
-    await root.query('ENABLE shop');
-    await (await s.connect()).end();
-    expect((await failure(root.query('DISABLE s1'))).code).toBe('0A000');
-    expect((await failure(root.query('DISABLE'))).code).toBe('42601');
-    await client.end();
-  });
-
-  it('leaves a trace of every command in the audit trail', async () => {
-    const root = await admin();
-    await root.query('RECONNECT s2');
-    const trace = await waitFor(
-      async () =>
-        (
-          await s.catalog.pool.query(
-            `SELECT actor, object FROM foreshard.audit WHERE action = 'reconnect s2' ORDER BY id DESC LIMIT 1`,
-          )
-        ).rows[0],
-      { what: 'the audit record' },
-    );
-    expect(trace).toEqual({ actor: 'root@127.0.0.1', object: 's2' });
-  });
-});
-
-const run = promisify(execFile);
-const psql = ['/usr/lib/postgresql/18/bin/psql', '/usr/lib/postgresql/15/bin/psql', '/usr/bin/psql'].find(existsSync);
-if (psql === undefined) console.warn('skipped: psql with the admin database; there is no psql on this machine');
-
-describe.skipIf(psql === undefined)('psql', () => {
-  const ask = async (...commands: string[]) => {
-    const args = commands.flatMap((command) => ['-c', command]);
-    const where = ['-h', '127.0.0.1', '-p', String(s.proxy.port), '-U', 'root', '-d', 'foreshard_admin'];
-    return run(psql as string, ['-X', '-A', '-v', 'ON_ERROR_STOP=1', ...where, ...args], {
-      env: { ...process.env, PGPASSWORD: 'toor' },
-    });
-  };
-
-  it('shows views and carries out commands', async () => {
-    const { stdout } = await ask('SHOW SHARDS', 'RECONNECT', 'SHOW STATE;');
-    expect(stdout).toContain('name|host|port|database|home');
-    expect(stdout).toContain('(2 rows)');
-    expect(stdout).toContain('RECONNECT');
-    expect(stdout).toContain('paused|no');
-  });
-
-  it('says what is wrong', async () => {
-    const error = await failure(ask('SHOW ME'));
-    expect((error as unknown as { stderr: string }).stderr).toMatch(/ERROR:.*invalid command 'SHOW me'.*HINT:/s);
-  });
-});
-
 describe('when nothing else works', () => {
   it('is there when all places of clients are taken, and shows thousands of them to a slow reader', async () => {
-    const clients = await Promise.all(Array.from({ length: 200 - s.proxy.clients.size }, () => s.connect()));
-    expect((await failure(s.connect())).code).toBe('53300');
+    const clients = await Promise.all(Array.from({ length: 200 - at.s.proxy.clients.size }, () => at.s.connect()));
+    expect((await failure(at.s.connect())).code).toBe('53300');
     const look = await admin();
     expect((await show(look, 'CLIENTS')).filter((row) => row.database === 'shop')).toHaveLength(200);
-    const slow = await RawPeer.login(s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
+    const slow = await RawPeer.login(at.s.proxy.port, { user: 'root', password: 'toor', database: 'foreshard_admin' });
     slow.socket.pause();
     for (let i = 0; i < 50; i++) slow.send(encodeQuery('SHOW CLIENTS'));
     await show(look, 'LISTS');
@@ -695,14 +349,14 @@ describe('when nothing else works', () => {
 
   it('is there while clients wait in a PAUSE; they come in at RESUME, however long it took', async () => {
     const limits = { maxClients: 200, loginTimeoutMs: 300, holdTimeoutMs: 10_000, maxStartups: 2 };
-    const port = s.proxy.port;
-    await s.proxy.reload({ limits });
+    const port = at.s.proxy.port;
+    await at.s.proxy.reload({ limits });
     const root = await admin();
     try {
       await root.query('PAUSE');
       let came = 0;
       const waiting = Array.from({ length: 5 }, async () => {
-        const client = await s.connect();
+        const client = await at.s.connect();
         came += 1;
         return client;
       });
@@ -720,17 +374,17 @@ describe('when nothing else works', () => {
         await client.end();
       }
     } finally {
-      await s.proxy.reload({ limits: { ...limits, loginTimeoutMs: 10_000, maxStartups: 500 } });
+      await at.s.proxy.reload({ limits: { ...limits, loginTimeoutMs: 10_000, maxStartups: 500 } });
     }
   });
 
   it('is there when strangers hold every place of those who start up', async () => {
     const limits = { maxClients: 200, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000, startupQueueMs: 60_000 };
-    await s.proxy.reload({ limits: { ...limits, maxStartups: 2 } });
+    await at.s.proxy.reload({ limits: { ...limits, maxStartups: 2 } });
     try {
-      const strangers = await Promise.all([RawPeer.connect(s.proxy.port), RawPeer.connect(s.proxy.port)]);
+      const strangers = await Promise.all([RawPeer.connect(at.s.proxy.port), RawPeer.connect(at.s.proxy.port)]);
       let isIn = false;
-      const client = s.connect().then((connected) => {
+      const client = at.s.connect().then((connected) => {
         isIn = true;
         return connected;
       });
@@ -742,13 +396,13 @@ describe('when nothing else works', () => {
       for (const stranger of strangers) stranger.destroy();
       await (await client).end();
     } finally {
-      await s.proxy.reload({ limits: { ...limits, maxStartups: 500 } });
+      await at.s.proxy.reload({ limits: { ...limits, maxStartups: 500 } });
     }
   });
 
   it('shows what it knows when every shard and the catalog are down', async () => {
     const root = await admin(); // its password is in the configuration
-    await Promise.all(s.clusters.map((cluster) => cluster.stop()));
+    await Promise.all(at.s.clusters.map((cluster) => cluster.stop()));
     const fresh = await admin();
     expect(await show(fresh, 'SHARDS')).toHaveLength(2);
     await show(fresh, 'CLIENTS');
