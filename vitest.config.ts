@@ -7,6 +7,8 @@ export default defineConfig({
     pool: 'forks',
     // Each file may run several PostgreSQL servers.
     maxWorkers: 2,
+    // What is read and kept although it is overwritten by the next read shows itself at once, here and in the processes that tests start.
+    env: { FORESHARD_POISON_MEMORY: '1' },
     testTimeout: 60_000,
     hookTimeout: 60_000,
     reporters: ['default', new CountsReporter()],

@@ -5,6 +5,7 @@ import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+import { kept } from '../wire/read-memory.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
 import type { ServerConnection } from './server-connection.js';
 
@@ -40,7 +41,10 @@ export interface Expectation {
   readonly rows?: (slice: Buffer) => void;
 }
 
-/** Who a backend works for at the moment: a session, or a fan-out. */
+/**
+ * Who a backend works for at the moment: a session, a fan-out, or a lane. The bytes that it is given may be borrowed (see READ_MEMORY): they are good until
+ * the call returns, or until `onRead` does for those that have it. So they are for the callbacks of an expectation.
+ */
 export interface BackendOwner {
   /** What it has asked for, or its transaction, reads or writes rows that could be moved. Default: false. */
   readonly rowsAtStake?: boolean;
@@ -50,6 +54,8 @@ export interface BackendOwner {
   onData(backend: Backend, slice: Buffer, expectation: Expectation): void;
   /** The server waits for CopyData. */
   onCopyIn(backend: Backend, frame: Buffer, expectation: Expectation): void;
+  /** The owner has been told of all that was read. */
+  onRead?(): void;
   /** ReadyForQuery; `internal` when the client did not ask for it. */
   onReady(backend: Backend, status: number, internal: boolean, frame: Buffer): void;
   /** The connection is gone; `error` says why. Outstanding expectations are lost. */
@@ -133,6 +139,7 @@ export class Backend {
         this.midMessage = remaining > 0;
         this.#onData(chunk);
       },
+      onRead: () => this.#owner?.onRead?.(),
       rowsAtStake: () => this.#owner?.rowsAtStake === true,
       onClosed: (error) => this.#onClosed(error),
       onDrain: () => this.#owner?.onWritable(this),
@@ -283,7 +290,7 @@ export class Backend {
         internal: true,
         ...(rows === undefined ? {} : { rows }),
         failed: (frame) => {
-          error ??= frame;
+          error ??= kept(frame);
         },
         done: () => (error === null ? resolve() : reject(new InternalStatementError(error))),
         undo: () => reject(this.lost ?? new Error('server connection lost')),
@@ -299,7 +306,7 @@ export class Backend {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       const failed = (frame: Buffer) => {
-        error ??= frame;
+        error ??= kept(frame);
       };
       if (parse !== null) this.send(parse, { kind: 'parse', internal: true, quiet: true, failed });
       if (describe !== undefined)

@@ -1,4 +1,5 @@
 import type { ErrorFields } from '../wire/error-response.js';
+import { READ_MEMORY } from '../wire/read-memory.js';
 import type { Backend } from './backend.js';
 import type { Lane } from './lane.js';
 
@@ -118,6 +119,13 @@ export abstract class LaneRead {
     this.answered(this.#release() as Buffer, ms);
   }
 
+  /** What is held back may be overwritten from now on. */
+  keep(): void {
+    if (this.#memory === null || this.#memory !== READ_MEMORY.buffer) return;
+    this.#held.push(Buffer.from(READ_MEMORY.subarray(this.#from, this.#to)));
+    this.#memory = null;
+  }
+
   #hold(slice: Buffer): void {
     const { buffer, byteOffset, length } = slice;
     // Mostly all of an answer lies in one chunk, and goes on as one slice of it.
@@ -133,7 +141,12 @@ export abstract class LaneRead {
   }
 
   #release(): Buffer | null {
-    if (this.#memory === null) return null;
+    if (this.#memory === null) {
+      if (this.#held.length === 0) return null;
+      const held = Buffer.concat(this.#held);
+      this.#held = [];
+      return held;
+    }
     const last = Buffer.from(this.#memory as ArrayBuffer, this.#from, this.#to - this.#from);
     this.#memory = null;
     if (this.#held.length === 0) return last;

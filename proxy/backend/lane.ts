@@ -174,6 +174,10 @@ export class Lane implements BackendOwner {
     this.#head?.take(slice);
   }
 
+  onRead(): void {
+    this.#head?.keep();
+  }
+
   onCopyIn(backend: Backend): void {
     backend.connection.destroy();
   }

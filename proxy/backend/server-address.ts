@@ -1,6 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
+import { Incoming } from './incoming.js';
 import { type ServerTls, ServerTlsError, secureServer } from './server-tls.js';
 
 /** Where a server listens. */
@@ -31,6 +32,8 @@ export interface ServerPath {
   readonly connected: Promise<void>;
   /** Nobody else can listen in on it. */
   readonly isPrivate: boolean;
+  /** How to take what is read from the reader's socket, once the reader has let go of it. Null: from its stream alone. */
+  readonly incoming: Incoming | null;
 }
 
 /**
@@ -60,7 +63,8 @@ async function connectOnce<T>(
   timeoutMs: number,
   use: (path: ServerPath) => Promise<T>,
 ): Promise<T> {
-  const socket = openSocket(address);
+  const incoming = new Incoming();
+  const socket = openSocket(address, incoming);
   let connected = false;
   const reached = new Promise<void>((resolve, reject) => {
     socket.once('connect', () => {
@@ -85,6 +89,8 @@ async function connectOnce<T>(
       get isPrivate() {
         return tls !== null || isUnixSocket(address) || isLoopback(socket.remoteAddress ?? '');
       },
+      // What TLS decrypts is allocated for each record.
+      incoming: tls === null ? incoming : null,
     });
   } catch (error) {
     socket.destroy();
@@ -109,11 +115,16 @@ function isLoopback(address: string): boolean {
 }
 
 /** Starts connecting; what is written before that is done waits. */
-function openSocket(address: ServerAddress): Socket {
-  if (isUnixSocket(address)) return connect({ path: `${address.host}/.s.PGSQL.${address.port}` });
-  const socket = connect({ host: address.host, port: address.port });
+function openSocket(address: ServerAddress, incoming: Incoming): Socket {
+  const { onread } = incoming;
+  if (isUnixSocket(address)) {
+    incoming.socket = connect({ path: `${address.host}/.s.PGSQL.${address.port}`, onread });
+    return incoming.socket;
+  }
+  const socket = connect({ host: address.host, port: address.port, onread });
   socket.setNoDelay(true);
   socket.setKeepAlive(true, KEEP_ALIVE_MS);
+  incoming.socket = socket;
   return socket;
 }
 

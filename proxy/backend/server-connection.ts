@@ -8,9 +8,10 @@ import { GatheredWriter } from '../wire/gathered-writer.js';
 import type { LoginSecret } from '../wire/login-secret.js';
 import { BACKEND } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
+import { kept } from '../wire/read-memory.js';
 import { tlsInfo } from '../wire/tls-info.js';
 import { sendCancelRequest } from './cancel-request.js';
-import { describeAddress, type ServerAddress, withServerPath } from './server-address.js';
+import { describeAddress, type ServerAddress, type ServerPath, withServerPath } from './server-address.js';
 import { type ServerSession, serverHandshake } from './server-handshake.js';
 
 export interface ServerConnectionOptions extends ServerAddress {
@@ -29,8 +30,13 @@ export interface ServerConnectionOptions extends ServerAddress {
   readonly mayRead?: () => Promise<void> | null;
 }
 
-/** Who uses a connection at the moment. Called synchronously while a chunk is being read. */
+/**
+ * Who uses a connection at the moment. Called synchronously while a chunk is being read. What it is given may be borrowed (see READ_MEMORY): it is good until
+ * the call returns, or until `onRead` does for those that have it.
+ */
 export interface ServerHandler extends FrameHandler {
+  /** All that was read has been told of. */
+  onRead?(): void;
   /** Whether what comes now may be rows that could have been moved meanwhile: `mayRead` is asked. Default: no. */
   rowsAtStake?(): boolean;
   /** After `write` has returned false: the server has taken enough of it to go on. */
@@ -90,7 +96,7 @@ export class ServerConnection {
             isPrivate: () => path.isPrivate,
           });
           await path.reader.release();
-          return new ServerConnection(options, path.reader.socket as Socket, session);
+          return new ServerConnection(options, path, session);
         },
         // A rule of the server for connections without TLS (hostnossl), as libpq takes it.
         (error) => error instanceof ServerError && error.sqlstate === '28000',
@@ -100,7 +106,8 @@ export class ServerConnection {
     }
   }
 
-  private constructor(options: ServerConnectionOptions, socket: Socket, session: ServerSession) {
+  private constructor(options: ServerConnectionOptions, path: ServerPath, session: ServerSession) {
+    const socket = path.reader.socket as Socket;
     this.options = options;
     this.processId = session.processId;
     this.secret = session.secret;
@@ -123,11 +130,14 @@ export class ServerConnection {
       FRAMES,
     );
     const { mayRead } = options;
-    socket.on('data', (chunk: Buffer) => {
+    const take = (chunk: Buffer) => {
       const wait = mayRead === undefined || this.#handler?.rowsAtStake?.() !== true ? null : mayRead();
       if (wait === null && this.#unread === null) this.#scan(chunk);
       else this.#keep(chunk, wait);
-    });
+    };
+    path.incoming?.takeBy(take);
+    // With `incoming`, what the handshake has left in the stream: it is told of before anything is read.
+    socket.on('data', take);
     socket.on('error', (error) => {
       this.#reason ??= error;
     });
@@ -243,14 +253,15 @@ export class ServerConnection {
       if (!(error instanceof ProtocolError)) throw error;
       this.destroy(error);
     }
+    this.#handler?.onRead?.();
   }
 
   #keep(chunk: Buffer, wait: Promise<void> | null): void {
     if (this.#unread !== null) {
-      this.#unread.push(chunk);
+      this.#unread.push(kept(chunk));
       return;
     }
-    const unread = [chunk];
+    const unread = [kept(chunk)];
     this.#unread = unread;
     this.#socket.pause();
     (wait ?? Promise.resolve()).then(

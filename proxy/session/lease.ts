@@ -8,6 +8,7 @@ import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION } from '../router/route.js';
 import type { Router } from '../router/router.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
+import { kept } from '../wire/read-memory.js';
 import type { Activity } from './activity.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import { giveBack } from './give-back.js';
@@ -490,7 +491,7 @@ export class Lease {
       failed: (frame) => {
         transaction.opening = false;
         transaction.deferred = true;
-        this.#unopened = frame;
+        this.#unopened = kept(frame);
       },
     });
   }

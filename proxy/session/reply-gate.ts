@@ -1,3 +1,5 @@
+import { kept } from '../wire/read-memory.js';
+
 /** Replies beyond this are not held back: the statement can then no longer be run again unseen. */
 const GATE_BYTES = 64 * 1024;
 
@@ -36,7 +38,7 @@ export class ReplyGate {
   take(frame: Buffer): boolean {
     if (this.#held === null) return false;
     if (this.#refused) return true;
-    this.#held.push(frame);
+    this.#held.push(kept(frame));
     this.#bytes += frame.length;
     return true;
   }

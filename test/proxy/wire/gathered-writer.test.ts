@@ -2,9 +2,11 @@ import { Writable } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { GatheredWriter } from '../../../proxy/wire/gathered-writer.js';
+import { READ_MEMORY } from '../../../proxy/wire/read-memory.js';
 
 /** A socket whose kernel takes nothing until it is told to. */
 class Slow extends Writable {
+  /** What was taken in one go. */
   readonly writes: Buffer[] = [];
   #release: (() => void)[] = [];
   #open: boolean;
@@ -15,23 +17,33 @@ class Slow extends Writable {
   }
 
   override _write(chunk: Buffer, _encoding: string, done: () => void): void {
-    this.writes.push(chunk);
-    this.#take(done);
+    this.#take([chunk], done);
   }
 
   override _writev(chunks: { chunk: Buffer }[], done: () => void): void {
-    this.writes.push(Buffer.concat(chunks.map(({ chunk }) => chunk)));
-    this.#take(done);
+    this.#take(
+      chunks.map(({ chunk }) => chunk),
+      done,
+    );
   }
 
   open(): void {
     this.#open = true;
-    for (const done of this.#release.splice(0)) done();
+    this.takeOne();
   }
 
-  #take(done: () => void): void {
-    if (this.#open) done();
-    else this.#release.push(done);
+  takeOne(): void {
+    for (const release of this.#release.splice(0)) release();
+  }
+
+  #take(chunks: readonly Buffer[], done: () => void): void {
+    const taken = () => {
+      // As they are now.
+      this.writes.push(Buffer.concat(chunks));
+      done();
+    };
+    if (this.#open) taken();
+    else this.#release.push(taken);
   }
 }
 
@@ -88,4 +100,62 @@ test('a slow peer stops the writer, and starts it again once', async () => {
   writer.write(Buffer.alloc(10));
   await nextTurn();
   expect(drained).toBe(1);
+});
+
+describe('what is borrowed from a read', () => {
+  /** As a server's answer is read: into the memory of all of them, where the next read overwrites it. */
+  const read = (bytes: number, what: string): Buffer => READ_MEMORY.subarray(0, bytes).fill(what);
+  const overwrite = () => READ_MEMORY.fill('!');
+
+  test('is written as it was, however late the socket takes it', async () => {
+    const socket = new Slow(false);
+    const writer = new GatheredWriter(socket, nothing);
+    const others = new GatheredWriter(new Slow(true), nothing);
+    for (const [bytes, what] of [
+      [100, 'a'],
+      [60_000, 'b'],
+      [3, 'c'],
+      [64_000, 'd'],
+    ] as const) {
+      writer.write(read(bytes, what));
+      writer.flush();
+      overwrite();
+      others.writeNow(read(64_000, 'x'));
+      overwrite();
+    }
+    writer.write(Buffer.alloc(20_000, 'e'));
+    writer.write(read(10, 'f'));
+    writer.flush();
+    overwrite();
+    while (writer.buffered > 0) {
+      others.writeNow(read(64_000, 'y'));
+      socket.takeOne();
+      await nextTurn();
+    }
+    const written = Buffer.concat(socket.writes).toString('latin1');
+    const expected = [
+      ['a', 100],
+      ['b', 60_000],
+      ['c', 3],
+      ['d', 64_000],
+      ['e', 20_000],
+      ['f', 10],
+    ] as const;
+    expect(written === expected.map(([what, bytes]) => what.repeat(bytes)).join('')).toBe(true);
+  });
+
+  test('is gathered with what is written before and after it', async () => {
+    const socket = new Slow(true);
+    const writer = new GatheredWriter(socket, nothing);
+    writer.write(Buffer.from('begin '));
+    for (let i = 0; i < 3; i++) {
+      writer.write(read(50_000, String(i)));
+      overwrite();
+    }
+    writer.write(Buffer.from(' end'));
+    await nextTurn();
+    const written = Buffer.concat(socket.writes).toString('latin1');
+    expect(written === `begin ${'0'.repeat(50_000)}${'1'.repeat(50_000)}${'2'.repeat(50_000)} end`).toBe(true);
+    expect(socket.writes.length).toBe(1);
+  });
 });
