@@ -5,7 +5,7 @@
  */
 import { type ChildProcess, execFileSync, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, copyFileSync, mkdtempSync, rmSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,6 +13,7 @@ import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
+import { serverUser } from '../deploy/embedded/unprivileged.js';
 import { encodeStartup } from '../proxy/wire/frontend.js';
 import { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
@@ -23,7 +24,7 @@ const ROUNDS = 3;
 const HANDSHAKES = 1_000;
 /** At a time. */
 const PARALLEL = 8;
-const SECONDS = 4;
+const SECONDS = 2;
 const CLIENTS = [1, 16, 64];
 const IDLE = 2_000;
 /** As in memory.ts. */
@@ -149,46 +150,46 @@ async function handshakes(name: string, proxy: Served): Promise<void> {
     );
 }
 
-async function queries(proxy: Served): Promise<void> {
-  const figures = () => ({ tps: [] as number[], us: [] as number[] });
-  const found = new Map(CLIENTS.map((clients) => [clients, { disable: figures(), require: figures() }]));
-  for (let round = 0; round < ROUNDS; round++)
-    for (const clients of CLIENTS)
-      for (const sslmode of ['disable', 'require'] as const) {
+/** How the clients come to the proxy, and the proxy to the server. */
+const WAYS = [
+  { name: 'clear', client: 'disable', server: 'disable' },
+  { name: 'TLS of clients', client: 'require', server: 'disable' },
+  { name: 'TLS of the server', client: 'disable', server: 'require' },
+  { name: 'TLS of both', client: 'require', server: 'require' },
+] as const;
+
+/** @param proxies by the sslmode of their shard */
+async function queries(proxies: Readonly<Record<'disable' | 'require', Served>>): Promise<void> {
+  for (const clients of CLIENTS) {
+    const found = WAYS.map((way) => ({ ...way, tps: [] as number[], us: [] as number[] }));
+    for (let round = 0; round <= ROUNDS; round++)
+      for (const { client, server, tps, us } of found) {
+        const proxy = proxies[server];
         const before = await proxy.usage();
-        const text = execFileSync(
-          'pgbench',
-          [
-            '-n',
-            '-S',
-            '-c',
-            String(clients),
-            '-T',
-            String(SECONDS),
-            '-h',
-            '127.0.0.1',
-            '-p',
-            String(proxy.port),
-            'shop',
-          ],
-          {
-            env: { ...process.env, PGSSLMODE: sslmode, PGUSER: 'postgres' },
-            encoding: 'utf8',
-            stdio: ['ignore', 'pipe', 'ignore'],
-          },
-        );
+        const asked = ['-n', '-S', '-c', String(clients), '-T', String(SECONDS)];
+        const text = execFileSync('pgbench', [...asked, '-h', '127.0.0.1', '-p', String(proxy.port), 'shop'], {
+          env: { ...process.env, PGSSLMODE: client, PGUSER: 'postgres' },
+          encoding: 'utf8',
+          stdio: ['ignore', 'pipe', 'ignore'],
+        });
         const { cpuMs } = await proxy.usage();
-        const transactions = Number(/actually processed: (\d+)/.exec(text)?.[1]);
-        const one = found.get(clients)?.[sslmode];
-        one?.tps.push(Number(/tps = ([\d.]+)/.exec(text)?.[1]));
-        one?.us.push(((cpuMs - before.cpuMs) * 1000) / transactions);
+        if (round === 0) continue; // warming up
+        tps.push(Number(/tps = ([\d.]+)/.exec(text)?.[1]));
+        us.push(((cpuMs - before.cpuMs) * 1000) / Number(/actually processed: (\d+)/.exec(text)?.[1]));
       }
-  for (const [clients, { disable: clear, require: secure }] of found)
-    out(
-      `${String(clients).padStart(3)} clients: clear ${median(clear.tps).toFixed(0)}/s, ${median(clear.us).toFixed(1)} µs of the proxy each; ` +
-        `TLS ${median(secure.tps).toFixed(0)}/s, ${median(secure.us).toFixed(1)} µs; ratio of rates ${(median(secure.tps) / median(clear.tps)).toFixed(2)} ` +
-        `(${secure.tps.map((tps, i) => (tps / (clear.tps[i] as number)).toFixed(2)).join(', ')})`,
-    );
+    const [clear] = found as [(typeof found)[number]];
+    for (const { name, tps, us } of found)
+      out(
+        `${String(clients).padStart(3)} clients, ${name.padEnd(17)} ${median(tps).toFixed(0)}/s, ${ratios(tps, clear.tps)}; ` +
+          `${median(us).toFixed(1)} µs of the proxy each, ${ratios(us, clear.us)}`,
+      );
+  }
+}
+
+/** Each round's own ratio: their median, lowest and highest. */
+function ratios(values: readonly number[], base: readonly number[]): string {
+  const all = values.map((value, i) => value / (base[i] as number));
+  return `× ${median(all).toFixed(2)} (${Math.min(...all).toFixed(2)}–${Math.max(...all).toFixed(2)})`;
 }
 
 async function login(socket: Socket): Promise<Socket> {
@@ -219,6 +220,46 @@ async function memory(proxy: Served): Promise<void> {
   for (const socket of sockets) socket.destroy();
 }
 
+/** The catalog of a sharded database with one shard. */
+async function makeCatalog(url: string, shardUrl: string): Promise<void> {
+  const pool = Catalog.pool(url);
+  await initCatalog(pool, 'shop');
+  await pool.end();
+  const catalog = await Catalog.connect(url);
+  await new Registry(catalog, 'bench').addShard({ name: 's1', url: shardUrl });
+  await catalog.close();
+}
+
+/** Has the server speak TLS with those who ask for it. */
+async function secure(client: pg.Client, { cert, key }: Certificate): Promise<void> {
+  const { rows } = await client.query<{ folder: string }>(`SELECT current_setting('data_directory') AS folder`);
+  const owner = serverUser();
+  for (const [from, name] of [
+    [cert, 'server.crt'],
+    [key, 'server.key'],
+  ] as const) {
+    const to = join((rows[0] as { folder: string }).folder, name);
+    copyFileSync(from, to);
+    chmodSync(to, 0o600);
+    if (owner !== undefined) chownSync(to, owner.uid, owner.gid);
+  }
+  await client.query('ALTER SYSTEM SET ssl = on');
+  await client.query('SELECT pg_reload_conf()');
+}
+
+interface Certificate {
+  readonly cert: string;
+  readonly key: string;
+}
+
+function makeCertificate(dir: string, kind: string): Certificate {
+  const [cert, key] = [join(dir, `${kind}.crt`), join(dir, `${kind}.key`)];
+  const how = ['-x509', '-nodes', ...(KEYS[kind] as readonly string[]), '-subj', '/CN=localhost', '-days', '2'];
+  execFileSync('openssl', ['req', ...how, '-keyout', key, '-out', cert], { stdio: 'ignore' });
+  chmodSync(key, 0o600);
+  return { cert, key };
+}
+
 const [, , role, ...rest] = process.argv;
 if (role === 'serve') await serve(...(rest as [string, string, string]));
 else {
@@ -227,54 +268,36 @@ else {
   const dir = mkdtempSync(join(tmpdir(), 'foreshard-bench-'));
   const cluster = await EmbeddedCluster.start({ settings: { fsync: 'off' } });
   try {
-    const admin = new pg.Client({ connectionString: cluster.url('postgres') });
-    await admin.connect();
-    for (const database of ['shop', 'foreshard']) await admin.query(`CREATE DATABASE ${database}`);
-    await admin.end();
-    const pool = Catalog.pool(cluster.url('foreshard'));
-    await initCatalog(pool, 'shop');
-    await pool.end();
-    const catalog = await Catalog.connect(cluster.url('foreshard'));
-    await new Registry(catalog, 'bench').addShard({ name: 's1', url: cluster.url('shop') });
-    await catalog.close();
     const { versions } = process;
     out(
       `${cpus()[0]?.model.trim()}, ${cpus().length} processors, Node ${versions.node}, OpenSSL ${versions.openssl}; medians of ${ROUNDS} rounds`,
     );
-    const start = (name: string) => {
-      const [cert, key] = [join(dir, 'cert'), join(dir, 'key')];
-      const args = [
-        'req',
-        '-x509',
-        ...(KEYS[name] as readonly string[]),
-        '-nodes',
-        '-keyout',
-        key,
-        '-out',
-        cert,
-        '-subj',
-        '/CN=localhost',
-        '-days',
-        '2',
-      ];
-      execFileSync('openssl', args, { stdio: 'ignore' });
-      chmodSync(key, 0o600);
-      return Served.start(cluster.url('foreshard'), cert, key);
-    };
+    const certificates = Object.fromEntries(Object.keys(KEYS).map((kind) => [kind, makeCertificate(dir, kind)]));
+    const usual = certificates['ECDSA P-256'] as Certificate;
+    const admin = new pg.Client({ connectionString: cluster.url('postgres') });
+    await admin.connect();
+    for (const database of ['shop', 'disable', 'require']) await admin.query(`CREATE DATABASE ${database}`);
+    await secure(admin, usual);
+    await admin.end();
+    // Without uselibpqcompat node-postgres asks for a certificate that it can check.
+    for (const sslmode of ['disable', 'require'])
+      await makeCatalog(cluster.url(sslmode), `${cluster.url('shop')}?uselibpqcompat=true&sslmode=${sslmode}`);
+    const start = ({ cert, key }: Certificate, sslmode: 'disable' | 'require' = 'disable') =>
+      Served.start(cluster.url(sslmode), cert, key);
     if (wants('handshakes'))
-      for (const name of Object.keys(KEYS)) {
-        const proxy = await start(name);
-        await handshakes(name, proxy);
+      for (const [kind, certificate] of Object.entries(certificates)) {
+        const proxy = await start(certificate);
+        await handshakes(kind, proxy);
         await proxy.stop();
       }
     if (wants('queries')) {
       execFileSync('pgbench', ['-i', '-q', '-s', '1', cluster.url('shop')], { stdio: 'ignore' });
-      const proxy = await start('ECDSA P-256');
-      await queries(proxy);
-      await proxy.stop();
+      const proxies = { disable: await start(usual), require: await start(usual, 'require') };
+      await queries(proxies);
+      for (const proxy of Object.values(proxies)) await proxy.stop();
     }
     if (wants('memory')) {
-      const proxy = await start('ECDSA P-256');
+      const proxy = await start(usual);
       await memory(proxy);
       await proxy.stop();
     }
