@@ -2,34 +2,19 @@
  * Compares a run with the committed record of ratios and says what moved. Exit code 1 when a ratio fell by more than the noise.
  * Run: npm run bench:check -- --help
  */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import yargs from 'yargs';
 import { UsageError } from '../topology/errors.js';
 import { renderComparison } from './results/comparison-text.js';
 import { ratiosOf } from './results/ratios.js';
+import { readJson, readResults } from './results/read.js';
 import { type BenchRecord, compare, EMPTY_RECORD, recordSchema, withRun } from './results/record.js';
-import { type Results, resultsSchema } from './results/results.js';
 import { bench } from './suite/bench.js';
 import { endWithSignals } from './suite/ending.js';
 import { ROOT } from './suite/machine.js';
 import { parseOptions } from './suite/options.js';
 
 const ending = endWithSignals();
-
-function readJson(file: string): unknown {
-  try {
-    return JSON.parse(readFileSync(file, 'utf8'));
-  } catch (error) {
-    throw new UsageError(`${file} cannot be read: ${(error as Error).message}`);
-  }
-}
-
-function readResults(file: string): Results {
-  const parsed = resultsSchema.safeParse(readJson(file));
-  if (!parsed.success)
-    throw new UsageError(`${file} is not the JSON of a run: ${parsed.error.issues[0]?.path.join('.')}`);
-  return parsed.data;
-}
 
 function readRecord(file: string): BenchRecord {
   if (!existsSync(file)) return EMPTY_RECORD;

@@ -4,6 +4,8 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { joined } from './results/joined.js';
+import { readResults } from './results/read.js';
 import { renderSvg } from './results/svg.js';
 import { renderTables } from './results/tables.js';
 import { bench } from './suite/bench.js';
@@ -13,7 +15,10 @@ import { parseOptions } from './suite/options.js';
 const ending = endWithSignals();
 try {
   const options = await parseOptions(process.argv.slice(2));
-  const { results, failed } = await bench(options, ending.say).finally(ending.end);
+  const { results, failed } =
+    options.join === null
+      ? await bench(options, ending.say).finally(ending.end)
+      : { results: joined(options.join.map(readResults)), failed: false };
   mkdirSync(options.out, { recursive: true });
   const name = `bench-${results.startedAt.replaceAll(/[:.]/g, '-')}`;
   writeFileSync(join(options.out, `${name}.json`), `${JSON.stringify(results, null, 1)}\n`);

@@ -96,6 +96,8 @@ export type MicroResult = z.output<typeof micro>;
 /** How the peer is called that is Foreshard itself, the one whose keyspace is sharded, and the server without anything before it. */
 export const FORESHARD = 'foreshard';
 export const ROUTED = 'foreshard-routed';
+/** With several worker processes. */
+export const WORKERS = 'foreshard-workers';
 export const DIRECT = 'direct';
 export const PGBOUNCER = 'pgbouncer';
 

@@ -1,7 +1,7 @@
 import { byRound, throughputRatio } from './ratios.js';
-import { type CellResult, FORESHARD, type Results, ROUTED, type Sample } from './results.js';
+import { type CellResult, FORESHARD, type Results, ROUTED, type Sample, WORKERS } from './results.js';
 import { type Spread, spreadOf } from './statistics.js';
-import { isMet, outcomes } from './targets.js';
+import { isMet, memoryOutcomes, outcomes } from './targets.js';
 
 /** What the tables call a workload. */
 const TITLES: Readonly<Record<CellResult['workload'], string>> = {
@@ -71,7 +71,7 @@ function throughput(cells: readonly CellResult[]): string {
   const peers = peersOf(cells);
   const pairs = peers
     .filter((peer) => peer !== FORESHARD)
-    .map((peer): [string, string] => (peer === ROUTED ? [ROUTED, FORESHARD] : [FORESHARD, peer]));
+    .map((peer): [string, string] => (peer === ROUTED || peer === WORKERS ? [peer, FORESHARD] : [FORESHARD, peer]));
   const rows = cells.map((cell) => [
     String(cell.clients),
     ...peers.map((peer) =>
@@ -113,6 +113,14 @@ function absences(cells: readonly CellResult[]): string {
     .join('\n');
 }
 
+function memoryTargets(found: Results['memory']): string[] {
+  const measured = memoryOutcomes(found);
+  return measured.map(({ what, most, bytes, unit }) => {
+    const shown = (value: number) => (value / unit.bytes).toFixed(1);
+    return `Target: ${what} at most ${shown(most)} ${unit.name}: ${shown(bytes)} ${bytes <= most ? 'met' : 'MISSED'}`;
+  });
+}
+
 function memory({ memory: found }: Results): string {
   if (found.length === 0) return '';
   const mb = (bytes: number) => (bytes / 1e6).toFixed(1);
@@ -123,7 +131,8 @@ function memory({ memory: found }: Results): string {
     ((bytesWith - bytesBefore) / idleClients / 1024).toFixed(1),
   ]);
   const head = ['', 'alone, MB', 'with them, MB', 'each, KiB'];
-  return `Memory with ${whole(found[0]?.idleClients ?? 0)} idle clients\n${table(head, rows)}`;
+  const title = `Memory with ${whole(found[0]?.idleClients ?? 0)} idle clients`;
+  return [title, table(head, rows), ...memoryTargets(found)].join('\n');
 }
 
 function micro({ micro: found }: Results): string {

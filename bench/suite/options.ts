@@ -20,11 +20,13 @@ export interface Options {
   /** pgbench's scale: 100,000 accounts each. */
   readonly scale: number;
   readonly poolSize: number;
-  /** Of `foreshard serve`. */
+  /** Processes of one more `foreshard serve` beside that with one; 1: there is none. */
   readonly workers: number;
   readonly idleClients: number;
   /** Make all load with our own generator, also where pgbench would do. */
   readonly generator: boolean;
+  /** JSON files of runs that are put together instead of making one; null: a run is made. */
+  readonly join: readonly string[] | null;
   /** Folder for the JSON and the picture. */
   readonly out: string;
 }
@@ -49,9 +51,18 @@ export async function parseOptions(args: readonly string[]): Promise<Options> {
     .option('seconds', { type: 'number', describe: 'Seconds of each measurement. Default: 2' })
     .option('scale', { type: 'number', default: 10, describe: "pgbench's scale factor" })
     .option('pool', { type: 'number', default: 20, describe: 'Server connections of each pooler' })
-    .option('workers', { type: 'number', default: 1, describe: 'Processes of foreshard serve' })
+    .option('workers', {
+      type: 'number',
+      default: 1,
+      describe: 'More than 1: foreshard serve --workers N takes part, too',
+    })
     .option('idle', { type: 'number', describe: 'Idle clients of the memory part. Default: 5000' })
     .option('generator', { type: 'boolean', default: false, describe: 'Make all load without pgbench' })
+    .option('join', {
+      type: 'string',
+      array: true,
+      describe: 'Instead of a run: put together what these runs (JSON) found',
+    })
     .option('out', { type: 'string', default: 'bench-results', describe: 'Folder for the JSON and the picture' })
     .strict()
     .version(false)
@@ -76,6 +87,7 @@ export async function parseOptions(args: readonly string[]): Promise<Options> {
     workers: positive('workers', given.workers),
     idleClients: positive('idle', given.idle ?? standard.idleClients),
     generator: given.generator,
+    join: given.join ?? null,
     out: given.out,
   };
 }

@@ -1,4 +1,12 @@
-import { type CellResult, DIRECT, FORESHARD, PROTOCOLS, ROUTED, type WorkloadName } from '../results/results.js';
+import {
+  type CellResult,
+  DIRECT,
+  FORESHARD,
+  PROTOCOLS,
+  ROUTED,
+  WORKERS,
+  type WorkloadName,
+} from '../results/results.js';
 import type { Options, Part } from './options.js';
 
 /** One measurement that all its peers take part in. */
@@ -32,7 +40,7 @@ export function planCells(options: Options, poolers: readonly string[], hasPgben
         const cell = { workload, shards, protocol, clients } as const;
         if (options.quick && !isQuick(cell)) continue;
         const load = hasPgbench && !options.generator && pgbenchCan(cell, options.poolSize) ? 'pgbench' : 'generator';
-        cells.push({ ...cell, load, peers: peersOf(cell, poolers) });
+        cells.push({ ...cell, load, peers: peersOf(cell, poolers, options) });
       }
     }
   }
@@ -55,9 +63,13 @@ function pgbenchCan(cell: Omit<Cell, 'load' | 'peers'>, poolSize: number): boole
   return cell.workload === 'select' || cell.protocol !== 'prepared' || cell.clients <= poolSize;
 }
 
-function peersOf({ workload, shards }: Omit<Cell, 'load' | 'peers'>, poolers: readonly string[]): string[] {
+function peersOf(
+  { workload, shards }: Omit<Cell, 'load' | 'peers'>,
+  poolers: readonly string[],
+  { workers }: Options,
+): string[] {
   const routed = workload === 'select' && shards === 1 ? [ROUTED] : [];
-  return [DIRECT, ...poolers, FORESHARD, ...routed];
+  return [DIRECT, ...poolers, FORESHARD, ...routed, ...(workers > 1 && shards === 1 ? [WORKERS] : [])];
 }
 
 /** The order in which peers take their turn: another one is first in each round and each cell, so that being first helps nobody. */

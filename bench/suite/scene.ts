@@ -9,7 +9,7 @@ import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { KeyScheme } from '../../topology/key-codec.js';
 import { ACCOUNTS } from '../load/workloads.js';
 import { PEERS } from '../peers/peers.js';
-import { DIRECT, FORESHARD, ROUTED } from '../results/results.js';
+import { DIRECT, FORESHARD, ROUTED, WORKERS } from '../results/results.js';
 import { createDatabase, createRole, fillDatabase, tidy, withServer } from './data.js';
 import type { Options } from './options.js';
 import type { Cell } from './plan.js';
@@ -119,6 +119,8 @@ export class Scene {
       }
     }
     this.#targets.push(await this.startForeshard());
+    const { workers } = this.#options;
+    if (workers > 1) this.#targets.push(await this.#startUnsharded(WORKERS, workers));
     const end = String(ACCOUNTS * this.#options.scale + 1);
     if (routed) {
       const catalogUrl = await this.#catalog('routed', WHOLE, 'range', [
@@ -143,8 +145,12 @@ export class Scene {
 
   /** Another Foreshard, whose database is not sharded. */
   async startForeshard(): Promise<Target> {
+    return this.#startUnsharded(FORESHARD, 1);
+  }
+
+  async #startUnsharded(name: string, workers: number): Promise<Target> {
     const catalogUrl = await this.#catalog(`plain_${this.#catalogs++}`, WHOLE, null, []);
-    return startForeshard(FORESHARD, { ...this.#behind, catalogUrl });
+    return startForeshard(name, { ...this.#behind, catalogUrl, workers });
   }
 
   #catalogs = 1;
@@ -198,8 +204,8 @@ export class Scene {
   }
 
   get #behind() {
-    const { poolSize, workers } = this.#options;
-    return { folder: this.#folder, database: WHOLE, password: this.#password, poolSize, workers };
+    const { poolSize } = this.#options;
+    return { folder: this.#folder, database: WHOLE, password: this.#password, poolSize };
   }
 
   get password(): string {
@@ -212,7 +218,7 @@ export class Scene {
 
   /** Poolers that run, by name, without Foreshard. */
   get poolers(): Target[] {
-    return this.#targets.filter(({ peer }) => ![DIRECT, FORESHARD, ROUTED].includes(peer));
+    return this.#targets.filter(({ peer }) => ![DIRECT, FORESHARD, ROUTED, WORKERS].includes(peer));
   }
 
   /** Where a peer of a cell listens. */

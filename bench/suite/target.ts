@@ -96,7 +96,7 @@ export async function startPeer(peer: Peer, behind: Behind, serverPort: number):
 /** `foreshard serve` as a user starts it, with a configuration file. */
 export async function startForeshard(
   name: string,
-  behind: Behind & { readonly catalogUrl: string; readonly workers: number },
+  behind: Behind & { readonly catalogUrl: string; readonly workers?: number },
 ): Promise<Target> {
   const file = join(behind.folder, `${name}-${nextFolder++}.yaml`);
   const log = `${file}.log`;
@@ -106,7 +106,7 @@ export async function startForeshard(
     database: behind.database,
     proxy: {
       name,
-      workers: behind.workers,
+      workers: behind.workers ?? 1,
       listen: { port: 0 },
       auth: { method: 'trust' },
       serverPasswords: { [USER]: { password: behind.password } },

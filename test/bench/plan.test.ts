@@ -41,6 +41,13 @@ describe('planCells', () => {
     ]);
   });
 
+  it('has Foreshard with several processes beside that with one, where there is one server', async () => {
+    const cells = planCells(await parseOptions(['--workers', '2']), [], true);
+    const peers = (id: string) => cells.find((cell) => cellId(cell) === id)?.peers;
+    expect(peers('tpcb/1/simple/16')).toEqual(['direct', 'foreshard', 'foreshard-workers']);
+    expect(peers('key/3/simple/16')).toEqual(['direct', 'foreshard']);
+  });
+
   it('measures in a quick run only what a whole run measures too', async () => {
     const all = planCells(await parseOptions([]), [], true).map(cellId);
     const options = await parseOptions(['--quick']);

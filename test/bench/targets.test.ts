@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { isMet, outcomes } from '../../bench/results/targets.js';
+import { isMet, memoryOutcomes, outcomes } from '../../bench/results/targets.js';
 import { cell, results } from './support.js';
 
 it('holds each target beside what was measured, and says why one was not', () => {
@@ -21,4 +21,14 @@ it('holds each target beside what was measured, and says why one was not', () =>
   const other = of('tpcb/1/simple/256', 'pgbouncer');
   expect(other).toMatchObject({ ratio: null, reason: 'not in this run' });
   expect(other && isMet(other)).toBe(false);
+});
+
+it('holds the memory of 5,000 idle clients beside its targets, and that of fewer beside none', () => {
+  const found = (idleClients: number) => [
+    { peer: 'pgbouncer', idleClients, bytesBefore: 1, bytesWith: 1 },
+    { peer: 'foreshard', idleClients, bytesBefore: 100 * 1024 ** 2, bytesWith: 210 * 1024 ** 2 },
+  ];
+  expect(memoryOutcomes(found(1000))).toEqual([]);
+  expect(memoryOutcomes(found(5000)).map(({ most, bytes }) => bytes <= most)).toEqual([false, false]);
+  expect(memoryOutcomes(found(5500)).map(({ most, bytes }) => bytes <= most)).toEqual([false, true]);
 });
