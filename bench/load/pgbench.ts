@@ -31,6 +31,8 @@ export async function runPgbench(pgbench: string, folder: string, request: LoadR
 export function parsePgbench(stdout: string): { transactions: number; tps: number } {
   const transactions = /^number of transactions actually processed: (\d+)/m.exec(stdout)?.[1];
   const tps = /^tps = ([\d.]+) \(without initial connection time\)/m.exec(stdout)?.[1];
+  if (transactions === '0')
+    throw new Error('pgbench had no transaction done by the time it had connected: --seconds 2');
   if (transactions === undefined || tps === undefined)
     throw new Error(`pgbench's output is not understood (14 or later is needed):\n${stdout}`);
   const failed = /^number of failed transactions: (\d+)/m.exec(stdout)?.[1] ?? '0';

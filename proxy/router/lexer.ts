@@ -11,6 +11,8 @@ const LITERAL_KINDS = [
   'bit',
   'hex',
   'backslash',
+  'null',
+  'boolean',
 ] as const;
 const STRING = 0;
 const ESTRING = 1;
@@ -21,6 +23,8 @@ const FLOAT = 5;
 const BIT = 6;
 const HEX = 7;
 const BACKSLASH_STRING = 8;
+const NULL_WORD = 9;
+const BOOLEAN = 10;
 
 /** What a recorded token is; only for tests and tools (see {@link Lexer.scan}). */
 export type TokenKind = LiteralToken['kind'] | 'word' | 'quoted' | 'param' | 'operator' | 'other';
@@ -86,6 +90,8 @@ const PLACEHOLDERS = [':str', ':str', ':str', ':str', ':int', ':num', ':bit', ':
   Buffer.from(s),
 );
 
+const ANY = Buffer.from(':any');
+
 const NEWLINE = 10;
 const RETURN = 13;
 const QUOTE = 39;
@@ -127,6 +133,10 @@ const NAMEDATALEN = 64;
  * is `$+`, and others count as if each run had one item only. Where that is not possible (numbers out of order, or a parameter of
  * a list that is used elsewhere too) lists of parameters stay as they are.
  *
+ * In the rows of INSERT … VALUES a constant that is all of its column, be it a number, a string, NULL, true or false, is `:any`, and a
+ * literal: which of them a row has does not make another template. Where it is a key, and none of the three words can be one, the text has
+ * to be planned by itself.
+ *
  * The arrays are reused: whoever wants to keep something copies it before the next scan.
  */
 export class Lexer {
@@ -148,6 +158,8 @@ export class Lexer {
   sawBackslash = false;
   /** Items of lists that the key does not have, in the order of the text. */
   readonly runs: Run[] = [];
+  /** NULL, true or false is among the literals. */
+  sawConstantWord = false;
   /** Filled only when asked for. */
   readonly tokens: Token[] = [];
 
@@ -168,6 +180,13 @@ export class Lexer {
   /** Depth of parentheses inside of which the items of the list at hand are; 0: there is none. */
   #listDepth = 0;
   #ofRows = false;
+  /** They are rows of an INSERT, whose columns may have any constants. */
+  #ofInsert = false;
+  /** Where the column at hand begins in the key, and where the statement does. */
+  #columnStart = 0;
+  #statementStart = 0;
+  /** Of an array, inside of which a comma ends no column. */
+  #brackets = 0;
   /** Parameters seen before the list. */
   #listParam = 0;
   /** The item at hand: where it begins in the key, literals and parameters seen before it. */
@@ -204,7 +223,9 @@ export class Lexer {
     this.#param = 0;
     this.#listDepth = 0;
     this.runs.length = 0;
+    this.#statementStart = 0;
     this.sawBackslash = false;
+    this.sawConstantWord = false;
     this.literalCount = 0;
     this.statementCount = 0;
     this.sawAtomic = false;
@@ -260,6 +281,11 @@ export class Lexer {
 
   literal(i: number): LiteralToken {
     return tokenOf(this.literalKinds, this.literalStarts, this.literalEnds, i);
+  }
+
+  /** Whether it is NULL, true or false. */
+  isConstantWord(i: number): boolean {
+    return (this.literalKinds[i] as number) >= NULL_WORD;
   }
 
   /** All literals, to be kept. */
@@ -339,6 +365,9 @@ export class Lexer {
           // What is in brackets or behind a semicolon is not looked through for items.
           if ((c === 91 && !this.#ofRows) || c === 59) this.#listDepth = 0;
           this.#punctuation(c, end - i, next);
+          if (c === 91) this.#brackets += 1;
+          else if (c === 93) this.#brackets -= 1;
+          else if (c === 59) this.#statementStart = this.#length + 1; // behind the space
         }
         if (this.#record) this.#recordToken(end - i > 1 || c === 58 ? 'operator' : 'other', i, end);
         i = end;
@@ -633,16 +662,22 @@ export class Lexer {
     this.#listDepth = depth;
     if (last !== LAST_ROW_COMMA) {
       this.#ofRows = last === LAST_VALUES;
+      this.#ofInsert = this.#ofRows && depth === 1 && isWord(this.#out, this.#statementStart, INSERT);
       this.#listParam = this.#param;
+      this.#brackets = 0;
       this.#priorEnd = this.#priorStart = 0;
     }
+    this.#columnStart = this.#length;
     this.#beginItem(this.#ofRows ? this.#length - 1 : this.#length);
   }
 
   /** ) */
   #closes(depth: number, lastEnd: number, end: number): void {
     const ends = this.#listDepth > 0 && depth === this.#listDepth;
-    if (ends && !this.#ofRows) this.#endItem(lastEnd);
+    if (ends) {
+      if (!this.#ofRows) this.#endItem(lastEnd);
+      else if (this.#ofInsert) this.#endColumn(lastEnd);
+    }
     this.#punctuation(41, 1, 0);
     if (!ends) return;
     this.#listDepth = 0;
@@ -653,14 +688,42 @@ export class Lexer {
 
   #comma(depth: number, lastEnd: number): void {
     const last = this.#last;
-    const ends = this.#listDepth > 0 && depth === this.#listDepth && !this.#ofRows;
+    const inList = this.#listDepth > 0 && depth === this.#listDepth;
+    const ends = inList && !this.#ofRows;
+    const endsColumn = inList && this.#ofInsert && this.#brackets === 0;
     if (ends) this.#endItem(lastEnd);
+    else if (endsColumn) this.#endColumn(lastEnd);
     this.#punctuation(44, 1, 0);
+    if (endsColumn) this.#columnStart = this.#length;
     if (last !== LAST_ROW && !ends) return;
     // The item begins with its first token: the space before it is not its own.
     this.#out[this.#length++] = 32;
     this.#last = last === LAST_ROW ? LAST_ROW_COMMA : LAST_OPEN;
     if (ends) this.#beginItem(this.#length);
+  }
+
+  /** A constant that is all of its column becomes `:any`. `textEnd`: its end in the text. */
+  #endColumn(textEnd: number): void {
+    const out = this.#out;
+    let at = this.#columnStart;
+    if (out[at] === 32) at++;
+    const length = this.#length - at;
+    if (length === 4) {
+      if (out[at] === 58) {
+        const kind = this.literalKinds[this.literalCount - 1];
+        if (kind === BIT || kind === HEX) return;
+      } else if (isWord(out, at, NULL)) this.#constantWord(NULL_WORD, textEnd - 4, textEnd);
+      else if (isWord(out, at, TRUE)) this.#constantWord(BOOLEAN, textEnd - 4, textEnd);
+      else return;
+    } else if (length === 5 && isWord(out, at, FALSE)) this.#constantWord(BOOLEAN, textEnd - 5, textEnd);
+    else return;
+    this.#length = at;
+    this.#placeholder(ANY);
+  }
+
+  #constantWord(kind: number, start: number, end: number): void {
+    this.sawConstantWord = true;
+    this.#addLiteral(kind, start, end);
   }
 
   #beginItem(start: number): void {
@@ -741,13 +804,22 @@ export class Lexer {
   }
 
   #literal(kind: number, start: number, end: number): void {
+    this.#addLiteral(kind, start, end);
+    this.#space();
+    this.#placeholder(PLACEHOLDERS[kind] as Buffer);
+    this.#last = LAST_OTHER;
+    if (this.#record) this.#recordToken(LITERAL_KINDS[kind] as TokenKind, start, end);
+  }
+
+  #addLiteral(kind: number, start: number, end: number): void {
     const k = this.literalCount++;
     if (k === this.literalStarts.length) this.#growLiterals();
     this.literalKinds[k] = kind;
     this.literalStarts[k] = start;
     this.literalEnds[k] = end;
-    this.#space();
-    const word = PLACEHOLDERS[kind] as Buffer;
+  }
+
+  #placeholder(word: Buffer): void {
     const out = this.#out;
     let o = this.#length;
     out[o++] = word[0] as number;
@@ -755,8 +827,6 @@ export class Lexer {
     out[o++] = word[2] as number;
     out[o++] = word[3] as number;
     this.#length = o;
-    this.#last = LAST_OTHER;
-    if (this.#record) this.#recordToken(LITERAL_KINDS[kind] as TokenKind, start, end);
   }
 
   #statement(start: number, end: number): void {
@@ -804,10 +874,14 @@ function grown(a: Int32Array<ArrayBuffer>): Int32Array<ArrayBuffer> {
   return b;
 }
 
+const INSERT = Buffer.from('insert');
 const VALUES = Buffer.from('values');
 const SELECT = Buffer.from('select');
 const TABLE = Buffer.from('table');
 const WITH = Buffer.from('with');
+const NULL = Buffer.from('null');
+const TRUE = Buffer.from('true');
+const FALSE = Buffer.from('false');
 
 function isWord(out: Uint8Array, at: number, word: Uint8Array): boolean {
   for (let i = 0; i < word.length; i++) if (out[at + i] !== word[i]) return false;

@@ -163,7 +163,19 @@ export interface SetConfigCall {
  * while standard_conforming_strings is off.
  */
 export interface LiteralToken {
-  readonly kind: 'string' | 'estring' | 'ustring' | 'dollar' | 'integer' | 'float' | 'bit' | 'hex' | 'backslash';
+  readonly kind:
+    | 'string'
+    | 'estring'
+    | 'ustring'
+    | 'dollar'
+    | 'integer'
+    | 'float'
+    | 'bit'
+    | 'hex'
+    | 'backslash'
+    /** NULL, true and false where they are a column of an INSERT's row. */
+    | 'null'
+    | 'boolean';
   readonly start: number;
   readonly end: number;
 }

@@ -146,6 +146,7 @@ export class Router {
   #found(template: Template, text: Buffer, scope: Scope): AnalyzedText | null {
     const lexer = this.#lexer;
     if (lexer.runs.length > 0) return this.#unfolded(template, text, scope);
+    if (lexer.sawConstantWord && template.ordinals.some((ordinal) => lexer.isConstantWord(ordinal))) return null;
     const { memo } = template;
     if (memo?.text.length === text.length && lexer.literalCount === 0 && memo.text.equals(text)) return memo;
     const { ordinals } = template;
@@ -175,6 +176,7 @@ export class Router {
       if (own === null) return null;
       plans.push(own);
     }
+    if (lexer.sawConstantWord && ordinalsOf(plans).some((ordinal) => lexer.isConstantWord(ordinal))) return null;
     const statements = this.#statements({ plans });
     const literals = template.ordinals.length === 0 ? NO_LITERALS : lexer.allLiterals();
     return new AnalyzedText(template.text, text, statements, literals, scope, this.#world, false, template.pace);
@@ -184,8 +186,9 @@ export class Router {
     const lexer = this.#lexer;
     const failureKey = text.length <= LONGEST_FAILURE ? `${scope.conforming}${text.toString('latin1')}` : null;
     if (failureKey !== null && this.#failures.has(failureKey)) return this.#broken(text, scope);
-    if (known === undefined && lexer.runs.length > 0 && !lexer.sawAtomic) {
-      // Planned without the repetitions, which cost the parser most; the plan is for any number of them.
+    const varies = lexer.runs.length > 0 || lexer.sawConstantWord;
+    if (known === undefined && varies && !lexer.sawAtomic) {
+      // Planned without the repetitions, which cost the parser most; the plan is for any number of them, and for any constants.
       const ahead = this.#readBefore(text, session) !== undefined;
       const source = scope.conforming ? text : conforming(text);
       const reading = ahead ? null : this.#read(reduced(source, lexer.runs), scope, session);
@@ -207,7 +210,7 @@ export class Router {
     }
     const plain = !lexer.sawAtomic && lexer.statementCount === reading.plans.length && !reading.garbledNames;
     const template = this.#template(reading, plain);
-    if (known === undefined && lexer.runs.length === 0) this.#keep(template, reading, scope);
+    if (known === undefined && !varies) this.#keep(template, reading, scope);
     const { places } = reading;
     const statements = plain
       ? this.#statements(template)

@@ -6,6 +6,7 @@ import type { KeyColumnSource, KeySource, StatementPlan, Target } from './route.
 const MAX_KEYS = 10_000;
 
 const lexer = new Lexer();
+const STRING = Buffer.from("''");
 
 /** Bytes of the text that {@link reduced} leaves out. */
 export function repeatedBytes(runs: readonly Run[]): number {
@@ -13,10 +14,29 @@ export function repeatedBytes(runs: readonly Run[]): number {
 }
 
 /**
- * The text with the first item of each run only: what the plan of its template is made of. Parameters are numbered as if the others had
- * never been there. The runs are those of the lexer's scan of the text; they are not kept.
+ * The text with the first item of each run only, and with one and the same constant for all of `:any`: what the plan of its template is made
+ * of. Parameters are numbered as if the others had never been there. The runs are those of the lexer's scan of the text; they are not kept.
  */
 export function reduced(text: Buffer, runs: readonly Run[]): Buffer {
+  return withoutConstantWords(runs.length === 0 ? text : firstItems(text, runs));
+}
+
+/** A string for each NULL, true and false that is a column of an INSERT's row. */
+function withoutConstantWords(text: Buffer): Buffer {
+  if (!lexer.scan(text) || !lexer.sawConstantWord) return text;
+  const pieces: Buffer[] = [];
+  let from = 0;
+  for (let i = 0; i < lexer.literalCount; i++) {
+    const { kind, start, end } = lexer.literal(i);
+    if (kind !== 'null' && kind !== 'boolean') continue;
+    pieces.push(text.subarray(from, start), STRING);
+    from = end;
+  }
+  pieces.push(text.subarray(from));
+  return Buffer.concat(pieces);
+}
+
+function firstItems(text: Buffer, runs: readonly Run[]): Buffer {
   const pieces: Buffer[] = [];
   let from = 0;
   for (const { start, end } of runs) {

@@ -21,6 +21,8 @@ const COARSE: Record<TokenKind, string> = {
   bit: 'bit',
   hex: 'hex',
   backslash: 'string',
+  null: 'word',
+  boolean: 'word',
   word: 'word',
   quoted: 'quoted',
   param: 'param',

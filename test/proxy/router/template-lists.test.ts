@@ -50,6 +50,15 @@ describe('lists in a template', () => {
       'select 1 where a in ($1) and b in ($2) and c = $3',
       ['select 1 where a in ($1, $2) and b in ($3, $4, $5) and c = $6'],
     ],
+    [
+      "insert into t values (1, 'a', 2)",
+      [
+        "insert into t values ('1', null, TRUE), (NULL /* it */ , E'b', 1.5), (False, 99999999999, $$c$$)",
+        'INSERT INTO t VALUES ( NULL , NULL , NULL )',
+      ],
+    ],
+    ["begin; insert into t values (1), ('a')", ['begin; insert into t values (null)']],
+    ['insert into t values (array[1, 2, 3], f(1, 2), 1)', ['insert into t values (array[1, 2, 3], f(1, 2), null)']],
     // $1 is what it was before the list.
     ['select $1 where a in ($2) and b = $1', ['select $1 where a in ($2, $3, $4) and b = $1']],
   ] as [string, string[]][])('%s has the template of longer ones', (one, others) => {
@@ -72,6 +81,18 @@ describe('lists in a template', () => {
     ['select 1 where a in ($1, $1)', 'select 1 where a in ($1, $2)'],
     ['insert into t values ($1, $1), ($2, $1)', 'insert into t values ($1, $1), ($2, $2)'],
     ['insert into t values ($1, $2), ($3, $1)', 'insert into t values ($1, $2), ($3, $4)'],
+    // What the plan may depend on.
+    ['insert into t values (1)', 'insert into t values (default)'],
+    ['insert into t values (1)', "insert into t values (x'01')"],
+    ['insert into t values (1)', 'insert into t values (-1)'],
+    ['insert into t values (1)', 'insert into t values ("null")'],
+    ['insert into t values (1 + 1)', "insert into t values (1 + '1')"],
+    ['insert into t values (1::int8)', 'insert into t values (null::int8)'],
+    ['insert into t values (f(1, 2, 3))', 'insert into t values (f(1, null, 3))'],
+    ['insert into t values (array[1, 2, 3])', 'insert into t values (array[1, null, 3])'],
+    ['insert into t select * from (values (1)) v', 'insert into t select * from (values (null)) v'],
+    ['values (1)', 'values (null)'],
+    ['select * from (values (1)) v', "select * from (values ('1')) v"],
     ['select $2, 1 where a in ($1)', 'select $1, 1 where a in ($2)'],
     ["select 1 where a in (U&'x', U&'y' uescape '!')", "select 1 where a in (U&'x' uescape '!')"],
     ['select "$+", $1', 'select "$1", $1'],
@@ -103,7 +124,7 @@ class Lists extends SqlGenerator {
       case 0:
         return `INSERT INTO orders (id, tenant_id, note) VALUES ${this.#rows(() => [this.#scalar(), this.#key(), this.#text()])}${this.pick(['', ' RETURNING id', ` ON CONFLICT (tenant_id, id) DO UPDATE SET note = ${this.#text()}`])}`;
       case 1:
-        return `INSERT INTO docs (owner, day, body) VALUES ${this.#rows(() => [this.#text(), this.#day(), this.pick(['NULL', 'now()', this.#text()])])}`;
+        return `INSERT INTO docs (owner, day, body) VALUES ${this.#rows(() => [this.#text(), this.#day(), this.pick(['NULL', 'now()', 'TRUE', '7', '2.5', this.#text()])])}`;
       case 2:
         return `SELECT * FROM docs WHERE (owner, day) IN (${this.#list(() => `(${this.#text()}, ${this.#day()})`)})${this.#more('body')}`;
       case 3:
@@ -214,6 +235,38 @@ describe('a plan for lists of any length', () => {
       expect(go(`SELECT * FROM orders WHERE tenant_id IN (${numbers})`, ...values)).toBe('c');
     }
     expect(router.counters.parses).toBe(2);
+  });
+
+  it('is made once for rows that differ in the kinds of their constants', () => {
+    const router = makeRouter(() => topology);
+    const generator = new SqlGenerator(20261124, []);
+    const note = () =>
+      generator.pick(['NULL', 'true', 'False', '1', '2.5', "'a'", "E'b'", '$$c$$', '12345678901234567890']);
+    for (let i = 0; i < 2000; i++) {
+      const tenant = 1 + generator.int(99);
+      const key = generator.pick([String(tenant), `'${tenant}'`]);
+      const rows = Array.from({ length: 1 + generator.int(5) }, () => `(${key}, ${note()}, ${note()})`);
+      const analyzed = router.analyze(Buffer.from(`INSERT INTO orders (tenant_id, id, note) VALUES ${rows}`), SESSION);
+      expect(summary(router.route(analyzed, 0, null, topology))).toBe('a');
+    }
+    expect(router.counters.parses).toBe(1);
+    expect(router.templates).toBe(1);
+  });
+
+  it('is not taken for a row whose key is NULL, nor made of one', () => {
+    const router = makeRouter(() => topology);
+    const go = (key: string) => {
+      const analyzed = router.analyze(Buffer.from(`INSERT INTO orders (tenant_id, id) VALUES (${key}, 1)`), SESSION);
+      return summary(router.route(analyzed, 0, null, topology));
+    };
+    for (let i = 0; i < 2; i++) {
+      expect(go('NULL')).toMatch(/^refused 0A000: INSERT into "orders" does not give its sharding key/);
+      expect(go('true')).toMatch(/^refused 0A000: the "tenant_id" of a row inserted into "orders" is an expression/);
+      expect(go('1')).toBe('a');
+      expect(go('NULL, 1), (1')).toMatch(/^refused 0A000/);
+      expect(go('1, 1), (NULL')).toMatch(/^refused 0A000/);
+    }
+    expect(router.templates).toBe(1);
   });
 
   it('follows no list that the planner does not follow', () => {
