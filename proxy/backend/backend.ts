@@ -3,7 +3,7 @@ import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
 import { decodeErrorFields, ServerError } from '../wire/error-response.js';
-import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
+import { encodeBind, encodeClose, encodeExecute, encodeParse, encodeQuery, FLUSH, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
 import { type PoolTotals, zeroTotals } from './pool-status.js';
@@ -14,7 +14,18 @@ import type { ServerConnection } from './server-connection.js';
  * messages of its own (a Parse on a new connection, a BEGIN replayed) and leave others out without the client seeing it.
  */
 export interface Expectation {
-  readonly kind: 'parse' | 'bind' | 'describe' | 'execute' | 'close' | 'query' | 'function' | 'sync' | 'local';
+  /** `syncs`: the answers to Syncs that were sent into a COPY FROM STDIN which has failed, however many they are. */
+  readonly kind:
+    | 'parse'
+    | 'bind'
+    | 'describe'
+    | 'execute'
+    | 'close'
+    | 'query'
+    | 'function'
+    | 'sync'
+    | 'syncs'
+    | 'local';
   /** Nothing of this reply is for the client. */
   readonly internal: boolean;
   /** An error here is not the client's either: whoever sent it sees to it. */
@@ -56,6 +67,11 @@ export interface BackendOwner {
   onCopyIn(backend: Backend, frame: Buffer, expectation: Expectation): void;
   /** The owner has been told of all that was read. */
   onRead?(): void;
+  /**
+   * A COPY FROM STDIN has failed into which Syncs were sent, and the server has answered `answered` of them, a Query's end included. If
+   * there are any, `onReady` follows, once. If not, everything up to the next Sync is to be skipped; no longer by the server.
+   */
+  onSyncsAnswered?(backend: Backend, answered: number): void;
   /** ReadyForQuery; `internal` when the client did not ask for it. */
   onReady(backend: Backend, status: number, internal: boolean, frame: Buffer): void;
   /** The connection is gone; `error` says why. Outstanding expectations are lost. */
@@ -66,6 +82,9 @@ export interface BackendOwner {
 
 const IDLE = 0x49; // 'I'
 const IN_TRANSACTION = 0x54; // 'T'
+
+/** Behind all Syncs of a COPY that has failed: ends what the server skips, and is answered by what no other message there is. */
+const COUNT_SYNCS = Buffer.concat([SYNC, encodeClose('statement', 'foreshard_copy'), FLUSH]);
 
 const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
@@ -109,6 +128,11 @@ export class Backend {
   readonly #expected: Expectation[] = [];
   /** After an error in the extended protocol, until its Sync. */
   #skipping = false;
+  /** Syncs sent into the COPY FROM STDIN under way. PostgreSQL ignores those that it reads before it is at an end, or fails. */
+  #copySyncs = 0;
+  /** While they are counted: the answers to them, and the last. */
+  #answers = 0;
+  #lastAnswer: Buffer | null = null;
   #nextStatement = 0;
   /** Cancel requests on their way to the server. */
   #canceling = 0;
@@ -235,6 +259,17 @@ export class Backend {
   /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
   sendRaw(data: Buffer): boolean {
     return this.connection.write(data);
+  }
+
+  /** Sends a Sync that came instead of CopyData. */
+  syncInCopy(sync: Buffer): boolean {
+    this.#copySyncs += 1;
+    return this.connection.write(sync);
+  }
+
+  /** Whether Syncs were sent that will be answered only if the COPY FROM STDIN under way fails. */
+  get mayAnswerSyncs(): boolean {
+    return this.#copySyncs > 0;
   }
 
   /** What is prepared here is to be prepared again, under other names, where it is used next. */
@@ -403,9 +438,14 @@ export class Backend {
 
   #onReply(head: Expectation, type: number, frame: Buffer): void {
     if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
+      this.#copySyncs = 0;
       head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
     head.replied?.(type, frame);
+    if (head.kind === 'syncs') {
+      this.#onSyncsCounted(head);
+      return;
+    }
     if (!head.internal) {
       const told = head.tell === undefined ? frame : head.tell(type, frame);
       if (told !== null) this.#owner?.onReply(this, type, told, head);
@@ -446,6 +486,11 @@ export class Backend {
     else if (head.kind !== 'query' && head.kind !== 'sync' && head.quiet !== true)
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, head.tell?.(BACKEND.ErrorResponse, frame) ?? frame, head);
+    if (head.kind === 'syncs') return;
+    if (this.#copySyncs > 0) {
+      this.#countSyncs(head);
+      return;
+    }
     if (head.kind === 'query' || head.kind === 'function') return;
     // The server skips to the next Sync; so do we.
     this.#skipping = true;
@@ -455,6 +500,12 @@ export class Backend {
   #onReady(frame: Buffer): void {
     this.status = frame[5] ?? IDLE;
     this.#skipping = false;
+    if (this.#expected[0]?.kind === 'syncs') {
+      this.#answers += 1;
+      this.#lastAnswer = kept(frame);
+      return;
+    }
+    this.#copySyncs = 0;
     // The head is a Sync or a Query, unless the server ended it early (an error was answered above).
     const head = this.#expected.shift();
     const internal = head?.internal ?? true;
@@ -466,12 +517,46 @@ export class Backend {
 
   #onCopyIn(head: Expectation, frame: Buffer): void {
     // PostgreSQL ignores Sync while it waits for CopyData ("for the convenience of libpq", which sends a second one after
-    // CopyDone), so those already sent will not be answered.
+    // CopyDone), so those already sent will not be answered; unless it fails before it has read them.
+    this.#copySyncs = 0;
     if (head.kind === 'execute') {
       for (let i = this.#expected.length - 1; i > 0; i--)
-        if (this.#expected[i]?.kind === 'sync') this.#expected.splice(i, 1);
+        if (this.#expected[i]?.kind === 'sync') {
+          this.#expected.splice(i, 1);
+          this.#copySyncs += 1;
+        }
     }
     if (!head.internal) this.#owner?.onCopyIn(this, frame, head);
+  }
+
+  /**
+   * The COPY FROM STDIN has failed. Of the Syncs sent into it the server answers those that it had not read by then, and only it knows
+   * which they are: it is asked for something else behind them all. Nothing may be sent meanwhile.
+   */
+  #countSyncs(head: Expectation): void {
+    const { done, undo } = head;
+    const ofQuery = head.kind === 'query';
+    for (const e of this.#expected.splice(0)) if (e !== head || !ofQuery) e.undo?.();
+    this.#skipping = !ofQuery;
+    this.#answers = 0;
+    this.#expected.push({
+      kind: 'syncs',
+      internal: false,
+      ...(ofQuery && { ...(done && { done }), ...(undo && { undo }) }),
+    });
+    this.connection.write(COUNT_SYNCS);
+  }
+
+  #onSyncsCounted({ done }: Expectation): void {
+    const frame = this.#lastAnswer as Buffer;
+    const answered = this.#answers - 1;
+    this.#expected.shift();
+    this.#copySyncs = 0;
+    this.#lastAnswer = null;
+    if (answered > 0) this.#count(false);
+    done?.();
+    this.#owner?.onSyncsAnswered?.(this, answered);
+    if (answered > 0) this.#owner?.onReady(this, this.status, false, frame);
   }
 
   /** Whether an error has the server skip everything up to the next Sync. */

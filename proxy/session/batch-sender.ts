@@ -36,6 +36,8 @@ export class BatchSender {
   readonly #statements: ClientStatements;
   readonly #reader: BatchReader;
   readonly #names: ServerStatements;
+  /** The batch has a COPY, into which nothing of ours may come. */
+  #copies = false;
 
   constructor(session: ClientSession, units: Units, statements: ClientStatements, reader: BatchReader) {
     this.#session = session;
@@ -115,7 +117,8 @@ export class BatchSender {
           lease.unsynced = false;
           lease.unsyncedDirty = false;
           session.expectReady();
-          this.#names.closeUnused(backend);
+          if (!this.#copies) this.#names.closeUnused(backend);
+          this.#copies = false;
           backend.send(item.frame, { kind: 'sync', internal: false });
           break;
       }
@@ -178,6 +181,7 @@ export class BatchSender {
       backend.send(null, { kind: 'local', internal: false, bytes: encodeCommandComplete('DEALLOCATE'), done });
       return;
     }
+    if (bound?.execution.analyzed.statements[0]?.plan.command === 'COPY') this.#copies = true;
     this.#noteSent(bound);
     const { lookup } = session;
     if (bound !== null && lookup.mayChange(bound.execution.analyzed, 0)) lookup.sent();

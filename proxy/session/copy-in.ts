@@ -1,16 +1,25 @@
 import type { Backend } from '../backend/backend.js';
+import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import { encodeCopyFail, FLUSH } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 
 /** Completes a CopyData that nobody reads any more. */
 const FILLER = Buffer.alloc(64 * 1024);
+/** Nobody else fails a COPY with these words. */
+const INTRUDED = 'foreshard: a message that does not belong into it';
+const INTRUSION = encodeCopyFail(INTRUDED);
 
 /** COPY FROM STDIN under way: what the client sends goes to the server as it comes, in pieces. */
 export class CopyIn {
   #active = false;
+  #extended = false;
   /** Bytes that the server has yet to get of the CopyData sent last. */
   #remaining = 0;
   #full = false;
-  #syncs = 0;
+  /** It is over, and what the server makes of it decides what becomes of what was sent behind it. */
+  #ending = false;
+  /** Type of a message that came in place of the end. */
+  #intruder: number | null = null;
 
   get active(): boolean {
     return this.#active;
@@ -21,27 +30,61 @@ export class CopyIn {
     return this.#full;
   }
 
-  begin(): void {
+  /** @param extended whether by the extended protocol */
+  begin(extended: boolean): void {
     this.#active = true;
-    this.#syncs = 0;
+    this.#extended = extended;
+    this.#ending = false;
+    this.#intruder = null;
+  }
+
+  /** Whether it cannot be said yet what a message behind it means to the server. */
+  undecided(backend: Backend | null): boolean {
+    if (this.#ending && backend?.quiet !== false) this.#ending = false;
+    return this.#ending;
+  }
+
+  /** Whether messages of this type are looked at meanwhile. */
+  takes(type: number): boolean {
+    switch (type) {
+      case FRONTEND.CopyData:
+      case FRONTEND.CopyDone:
+      case FRONTEND.CopyFail:
+      case FRONTEND.Sync:
+      case FRONTEND.Flush:
+      case FRONTEND.Terminate:
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  /** Forwards a message, or a piece of one with `remaining` bytes to come. */
+  forward(backend: Backend | null, type: number, frame: Buffer, remaining: number): void {
+    if (type === FRONTEND.Flush) return;
+    this.#remaining = remaining;
+    // A Sync is ignored by PostgreSQL too, "for the convenience of libpq"; but not once it has failed.
+    const written = type === FRONTEND.Sync ? backend?.syncInCopy(frame) : backend?.sendRaw(frame);
+    if (written === false) this.#full = true;
+    if (type !== FRONTEND.CopyDone && type !== FRONTEND.CopyFail) return;
+    // Its answer may be waited for before a Sync is sent on.
+    if (this.#extended) backend?.sendRaw(FLUSH);
+    this.end(backend);
   }
 
   /**
-   * Forwards a message, or a piece of one with `remaining` bytes to come. What does not belong into a COPY the server answers
-   * in its own words.
+   * A message has come that does not belong here. PostgreSQL ends the session for it, unless it has failed by then, and would take it for
+   * what it says, wherever that belongs: it gets the message only once it is known to have failed.
    */
-  forward(backend: Backend | null, type: number, frame: Buffer, remaining: number): void {
-    // Ignored by PostgreSQL too, "for the convenience of libpq"; but not once it has failed.
-    if (type === FRONTEND.Sync) this.#syncs += 1;
-    if (type === FRONTEND.Sync || type === FRONTEND.Flush) return;
-    // One with data behind it is taken for one that was ignored.
-    this.#syncs = 0;
-    this.#remaining = remaining;
-    if (backend?.sendRaw(frame) === false) this.#full = true;
-    if (type !== FRONTEND.CopyData) this.end(backend);
+  intrude(backend: Backend | null, type: number): void {
+    this.#intruder = type;
+    backend?.sendRaw(INTRUSION);
+    this.end(backend);
+    this.#ending = true;
   }
 
   end(backend: Backend | null): void {
+    if (this.#active && backend?.mayAnswerSyncs) this.#ending = true;
     this.#active = false;
     // The server failed in the middle of a message: without its rest it would take what follows for it.
     for (; this.#remaining > 0; this.#remaining -= FILLER.length) backend?.sendRaw(FILLER.subarray(0, this.#remaining));
@@ -49,15 +92,18 @@ export class CopyIn {
     this.#full = false;
   }
 
-  /** The server has failed: Syncs that came instead of the end of the data, and are to be answered. */
-  takeSyncs(): number {
-    const syncs = this.#active ? this.#syncs : 0;
-    this.#syncs = 0;
-    return syncs;
-  }
-
   /** The server takes more again. */
   drained(): void {
     this.#full = false;
+  }
+
+  /** The server has failed. @returns what PostgreSQL says before it ends the session for a message that does not belong; null: it has not failed for that. */
+  intrusion(fields: ErrorFields): Buffer | null {
+    const type = this.#intruder;
+    this.#intruder = null;
+    if (type === null || !fields.message.includes(INTRUDED)) return null;
+    const code = type.toString(16).padStart(2, '0').toUpperCase();
+    const message = `unexpected message type 0x${code} during COPY from stdin`;
+    return encodeErrorResponse({ ...fields, sqlstate: '08P01', message });
   }
 }

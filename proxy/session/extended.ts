@@ -115,6 +115,11 @@ export class ExtendedProtocol {
     return this.#skipping || (this.#session.lease.backend?.skipping ?? false);
   }
 
+  /** The server has failed, and does not skip what follows: that is done here. */
+  skip(): void {
+    this.#skipping = true;
+  }
+
   #takeBatch(): readonly Message[] {
     const batch = this.#batch;
     this.#batch = [];

@@ -82,12 +82,20 @@ export class MessageLoop {
       const { next } = this.#inbox;
       if (next === undefined) break; // what has come of an unfinished batch waits for its Sync or Flush
       if (!this.#mayProcess(next.type)) break;
-      if (endsBatch(next.type) && this.#extended.unsent) {
-        const open = this.#extended.sendOpenBatch();
-        // Whether the message is skipped is known only when these are answered.
-        if (open === null) continue;
-        this.follow(open);
-        break;
+      if (this.#copyIn.active && !this.#copyIn.takes(next.type)) {
+        this.#copyIn.intrude(this.#owner.lease.backend, next.type);
+        continue;
+      }
+      if (endsBatch(next.type) && !this.#copyIn.active) {
+        if (this.#extended.unsent) {
+          const open = this.#extended.sendOpenBatch();
+          if (open === null) continue;
+          this.follow(open);
+          break;
+        }
+        // Whether it is skipped, or belongs to a COPY, is known when what was asked before is answered.
+        const { lease } = this.#owner;
+        if (lease.unsynced && lease.backend?.quiet === false) break;
       }
       this.#inbox.shift();
       let work: Promise<void> | null;
@@ -128,13 +136,11 @@ export class MessageLoop {
 
   #mayProcess(type: number): boolean {
     if (this.#copyIn.active || this.#stream.active) return true;
-    if (this.awaitingReady || this.canceling) return false;
+    if (this.awaitingReady || this.canceling || this.#copyIn.undecided(this.#owner.lease.backend)) return false;
     // Somebody does not read: the client its answers, or the server what was sent without a Sync.
     if (this.#output.full && type !== FRONTEND.Terminate) return false;
     const { lease } = this.#owner;
-    if (lease.unsynced && lease.backend?.connection.isFull === true) return false;
-    // Whether they are skipped, or belong to a COPY, is known when what was asked before is answered.
-    return !waitsForReplies(type) || !lease.unsynced || (lease.backend?.quiet ?? true);
+    return !lease.unsynced || lease.backend?.connection.isFull !== true;
   }
 
   #process(message: Incoming): Promise<void> | null {
@@ -234,9 +240,14 @@ export class MessageLoop {
 
 /** Whether messages of a batch must have reached the server before this one is looked at. */
 function endsBatch(type: number): boolean {
-  return type === FRONTEND.Query || type === FRONTEND.FunctionCall || type === FRONTEND.CopyData;
-}
-
-function waitsForReplies(type: number): boolean {
-  return endsBatch(type) || type === FRONTEND.CopyDone || type === FRONTEND.CopyFail;
+  switch (type) {
+    case FRONTEND.Query:
+    case FRONTEND.FunctionCall:
+    case FRONTEND.CopyData:
+    case FRONTEND.CopyDone:
+    case FRONTEND.CopyFail:
+      return true;
+    default:
+      return false;
+  }
 }

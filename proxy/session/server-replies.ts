@@ -142,7 +142,7 @@ export class ServerReplies implements BackendOwner {
 
   onCopyIn(_backend: Backend, frame: Buffer, expectation: Expectation): void {
     const { lease } = this.#session;
-    this.#copyIn.begin();
+    this.#copyIn.begin(expectation.kind === 'execute');
     this.#openGate();
     this.#output.write(frame);
     if (expectation.kind === 'execute') {
@@ -151,6 +151,14 @@ export class ServerReplies implements BackendOwner {
       lease.unsynced = true;
       lease.unsyncedDirty = true;
     }
+    this.#loop.pump();
+  }
+
+  onSyncsAnswered(_backend: Backend, answered: number): void {
+    // `onReady` tells of the first, and the others follow.
+    for (let n = 1; n < answered; n++) this.#inbox.syncAgain();
+    if (answered > 0) return;
+    this.#extended.skip();
     this.#loop.pump();
   }
 
@@ -276,8 +284,8 @@ export class ServerReplies implements BackendOwner {
   #onErrorReply(backend: Backend, frame: Buffer, expectation: Expectation | null): void {
     // Said before it can have seen anything: the end of a connection that was idle. The loss follows.
     if (backend.untouched) return;
-    const { lease, gate } = this.#session;
-    for (let n = this.#copyIn.takeSyncs(); n > 0; n--) this.#inbox.syncAgain();
+    const session = this.#session;
+    const { lease, gate } = session;
     this.#copyIn.end(lease.backend);
     this.#pumpLater();
     this.#units.unitFailed = true;
@@ -286,6 +294,12 @@ export class ServerReplies implements BackendOwner {
       if (fields.severity === 'FATAL' || fields.severity === 'PANIC') {
         this.#fatal = true;
         this.#output.write(frame);
+        return;
+      }
+      const intrusion = this.#copyIn.intrusion(fields);
+      if (intrusion !== null) {
+        this.#output.write(intrusion);
+        session.close(new ForeshardError('08P01', 'terminating connection because protocol synchronization was lost'));
         return;
       }
       if (lease.backend?.byName === false && isStalePlan(fields)) {

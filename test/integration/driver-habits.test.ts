@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { B, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S } from '../support/oracle.js';
+import { B, bytewise, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S, whole } from '../support/oracle.js';
 
 const BY_KEY = 'SELECT name FROM tenants WHERE tenant_id = $1';
 const INSERT = 'INSERT INTO orders (tenant_id, id) VALUES ($1, $2)';
@@ -243,14 +243,14 @@ beforeAll(async () => {
 afterAll(() => oracle.stop());
 
 describe('with all data on one shard, drivers hear what PostgreSQL says', () => {
-  it.each(HABITS)('$name', (c) => oracle.compare(c, false, true));
+  for (const c of HABITS) it(c.name, () => oracle.compare(c, whole, true));
 });
 
 describe('a byte at a time', () => {
-  it.each(HABITS)('$name', (c) => oracle.compare(c, true, true));
+  for (const c of HABITS) it(c.name, () => oracle.compare(c, bytewise, true));
 });
 
 describe('with data on two shards', () => {
   beforeAll(() => oracle.split());
-  it.each(HABITS.filter((c) => !c.sole))('$name', (c) => oracle.compare(c, false, true));
+  for (const c of HABITS) if (!c.sole) it(c.name, () => oracle.compare(c, whole, true));
 });

@@ -18,6 +18,7 @@ import {
   TERMINATE,
 } from '../../proxy/wire/frontend.js';
 import { FRONTEND } from '../../proxy/wire/message-types.js';
+import { generator, oneOf, type Random } from '../support/random.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -192,14 +193,15 @@ async function watcher(tenant: number, name: string, signal: AbortSignal): Promi
   return asked;
 }
 
-type Random = (below: number) => number;
-
 async function mutation(random: Random, beforeLogin: boolean): Promise<void> {
-  const pick = <T>(list: readonly T[]): T => list[random(list.length)] as T;
-  const messages = [...pick(beforeLogin ? LOGINS : CONVERSATIONS)];
+  const messages = [...oneOf(random, beforeLogin ? LOGINS : CONVERSATIONS)];
   for (let n = 1 + random(3); n > 0; n--) mutate(messages, random);
   const bytes = Buffer.concat(beforeLogin ? messages : [STARTUP, ...messages]);
-  await say(bytes, pick(['end', 'end', 'goodbye', 'reset'] as const), random(2) === 0 ? 0 : 1 + random(bytes.length));
+  await say(
+    bytes,
+    oneOf(random, ['end', 'end', 'goodbye', 'reset'] as const),
+    random(2) === 0 ? 0 : 1 + random(bytes.length),
+  );
 }
 
 function mutate(messages: Buffer[], random: Random): void {
@@ -277,15 +279,4 @@ function say(bytes: Buffer, ending: 'end' | 'goodbye' | 'reset', cut = 0): Promi
       socket.write(bytes.subarray(0, cut), () => setImmediate(() => socket.write(bytes.subarray(cut), leave)));
     });
   });
-}
-
-/** mulberry32 */
-function generator(seed: number): Random {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-  };
 }

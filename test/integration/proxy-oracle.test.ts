@@ -1,11 +1,11 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { COPY_DONE, encodeBind, encodeCopyFail, TERMINATE } from '../../proxy/wire/frontend.js';
+import { encodeBind, TERMINATE } from '../../proxy/wire/frontend.js';
 import { MessageBuilder } from '../../proxy/wire/message-builder.js';
 import { FRONTEND } from '../../proxy/wire/message-types.js';
-import { B, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S } from '../support/oracle.js';
+import { B, bytewise, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S, whole } from '../support/oracle.js';
+import { generator, oneOf, type Random } from '../support/random.js';
+import { COPIES, randomCopies } from './copy-conversations.js';
 
-const d = (data: string | Buffer) =>
-  new MessageBuilder(FRONTEND.CopyData).bytes(Buffer.isBuffer(data) ? data : Buffer.from(data)).finish();
 const call = (oid: number, ...args: number[]) => {
   const builder = new MessageBuilder(FRONTEND.FunctionCall).uint32(oid).count16(0).count16(args.length);
   for (const arg of args) {
@@ -20,7 +20,6 @@ const INT4_DIVIDE = 154;
 const NAME = 'SELECT name FROM tenants WHERE tenant_id = $1';
 const SEVERAL = 'SELECT tenant_id FROM tenants WHERE tenant_id IN ($1, $2)';
 const ADD = 'INSERT INTO tenants VALUES ($1, $2)';
-const HEADER = Buffer.from('5047434f50590aff0d0a000000000000000000', 'hex');
 const ORDERS = 'SELECT id FROM orders WHERE tenant_id = 150 ORDER BY id';
 const TENANTS = 'SELECT name FROM tenants WHERE tenant_id = 150';
 
@@ -32,6 +31,7 @@ function withBody(type: string, body: string): Buffer {
 }
 
 const CONVERSATIONS: readonly Conversation[] = [
+  ...COPIES,
   { name: 'a simple query', steps: [['Z', Q(TENANTS)]] },
   {
     name: 'an empty query',
@@ -544,182 +544,8 @@ const CONVERSATIONS: readonly Conversation[] = [
     ],
   },
   {
-    name: 'COPY FROM STDIN',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d('160\ta\n161\tb'), d('\n162\t\\N'), d('x\n'), COPY_DONE],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 162')],
-    ],
-    sole: true,
-  },
-  {
     name: 'a Query behind a message that fails, before the Sync',
     steps: [['Z', DP('no_such'), Q('SELECT 1'), Q('SELECT 2'), S]],
-  },
-  {
-    name: 'COPY FROM STDIN, csv',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN (FORMAT csv, HEADER)')],
-      ['Z', d('id,name\n160,"a, b"\n'), COPY_DONE],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY TO STDOUT',
-    steps: [
-      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT')],
-      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT (FORMAT csv)')],
-      ['Z', Q('COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT (FORMAT binary)')],
-    ],
-  },
-  {
-    name: 'COPY TO STDOUT, extended',
-    steps: [['Z', P('', 'COPY (SELECT * FROM tenants WHERE tenant_id = 150) TO STDOUT'), B('', ''), DP(''), E(''), S]],
-  },
-  {
-    name: 'COPY FROM STDIN, binary',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN (FORMAT binary)')],
-      [
-        'Z',
-        d(HEADER),
-        d(Buffer.from('00020000000800000000000000a00000000178', 'hex')),
-        d(Buffer.from('ffff', 'hex')),
-        COPY_DONE,
-      ],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended',
-    steps: [
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), DP(''), E(''), H],
-      ['Z', d('160\ta\n'), COPY_DONE, S],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended, with a Sync before CopyDone',
-    steps: [
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
-      ['Z', d('160\ta\n'), S, H, COPY_DONE, S],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, failed by the client',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d('160\ta\n'), encodeCopyFail('never mind')],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended, failed by the client',
-    steps: [
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
-      ['Z', d('160\ta\n'), encodeCopyFail('never mind'), S],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN: an error while the client goes on sending',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d('160\ta\n'), d('bad\n'), d('161\tb\n'), d('162\tc\n'), COPY_DONE],
-      ['Z', d('163\td\n'), COPY_DONE, Q(TENANTS)],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended: an error while the client goes on sending',
-    steps: [
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
-      ['Z', d('160\ta\n'), d('bad\n'), d('161\tb\n'), COPY_DONE, S],
-      ['Z', Q(TENANTS)],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN in a transaction with an error',
-    steps: [
-      ['Z', Q('BEGIN')],
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d('bad\n'), COPY_DONE],
-      ['Z', Q(TENANTS)],
-      ['Z', Q('ROLLBACK')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN sent in one go',
-    steps: [
-      ['Z', Q('COPY tenants FROM STDIN'), d('160\ta\n'), COPY_DONE],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended, sent in one go',
-    steps: [
-      ['Z', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S, d('160\ta\n'), COPY_DONE, S],
-      ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY FROM STDIN, extended, without a Flush',
-    steps: [
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), H],
-      ['Z', d('160\ta\n'), COPY_DONE, S, Q('SELECT name FROM tenants WHERE tenant_id = 160')],
-    ],
-    sole: true,
-  },
-  {
-    name: 'COPY of a table that is not there, sent in one go',
-    steps: [
-      ['Z', Q('COPY no_such FROM STDIN'), d('1\n'), COPY_DONE],
-      ['Z', Q(TENANTS)],
-    ],
-  },
-  {
-    name: 'COPY between other statements of a Query',
-    steps: [
-      ['G', Q(`SELECT 1; COPY tenants FROM STDIN; SELECT 2`)],
-      ['Z', d('160\ta\n'), COPY_DONE],
-    ],
-    sole: true,
-  },
-  {
-    name: 'two COPYs in one Query',
-    steps: [
-      ['G', Q(`COPY tenants FROM STDIN; COPY tenants FROM STDIN`)],
-      ['G', d('160\ta\n'), COPY_DONE],
-      ['Z', d('161\ta\n'), COPY_DONE],
-    ],
-    sole: true,
-  },
-  {
-    name: 'a Query in the middle of COPY',
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d('160\ta\n'), Q('SELECT 1')],
-      ['Z', Q(TENANTS)],
-    ],
-    sole: true,
-  },
-  {
-    name: 'CopyData, CopyDone and CopyFail out of place',
-    steps: [
-      ['Z', d('x'), COPY_DONE, encodeCopyFail('x'), Q(TENANTS)],
-      ['Z', S],
-    ],
   },
   {
     name: 'a notice',
@@ -979,37 +805,17 @@ const CONVERSATIONS: readonly Conversation[] = [
       ['Z', Q(`SELECT length('${'y'.repeat(5_000_000)}') FROM tenants WHERE tenant_id = 150`)],
     ],
   },
-  {
-    name: 'COPY: an error in a large CopyData',
-    large: true,
-    sole: true,
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      ['Z', d(`bad\n${'1000\tx\n'.repeat(300_000)}`), COPY_DONE],
-      ['Z', Q(TENANTS)],
-      ['G', P('', 'COPY tenants FROM STDIN'), B('', ''), E(''), S],
-      ['Z', d(`bad\n${'1000\tx\n'.repeat(300_000)}`), COPY_DONE, S],
-      ['Z', Q(TENANTS)],
-    ],
-  },
-  {
-    name: 'a big COPY',
-    large: true,
-    sole: true,
-    steps: [
-      ['G', Q('COPY tenants FROM STDIN')],
-      [
-        'Z',
-        ...Array.from({ length: 500 }, (_, i) =>
-          d(Array.from({ length: 400 }, (_, k) => `${1000 + i * 400 + k}\tname ${k}\n`).join('')),
-        ),
-        COPY_DONE,
-      ],
-      ['Z', Q('SELECT count(*), sum(tenant_id) FROM tenants WHERE tenant_id > 999')],
-      ['Z', Q('COPY tenants TO STDOUT')],
-    ],
-  },
 ];
+
+const COPIES_AT_RANDOM = Number(process.env.FORESHARD_COPIES ?? 30);
+
+function* inPieces(bytes: Buffer, largest: number, random: Random): Iterable<Buffer> {
+  for (let at = 0; at < bytes.length; ) {
+    const size = 1 + random(Math.min(largest, bytes.length));
+    yield bytes.subarray(at, at + size);
+    at += size;
+  }
+}
 
 let oracle: Oracle;
 
@@ -1019,14 +825,28 @@ beforeAll(async () => {
 afterAll(() => oracle.stop());
 
 describe('with all data on one shard, the proxy says what PostgreSQL says', () => {
-  it.each(CONVERSATIONS)('$name', (c) => oracle.compare(c, false));
+  for (const c of CONVERSATIONS) it(c.name, () => oracle.compare(c, whole));
+
+  it(`whatever is pipelined behind COPY, in whatever pieces (${COPIES_AT_RANDOM} times)`, async () => {
+    const seed = Number(process.env.FORESHARD_SEED ?? Math.floor(Math.random() * 2 ** 31));
+    for (let n = 0; n < COPIES_AT_RANDOM; n++) {
+      const random = generator(seed + n);
+      const conversation = randomCopies(random);
+      const largest = oneOf(random, [3, 30, 3000, Number.POSITIVE_INFINITY]);
+      await oracle
+        .compare(conversation, (bytes) => inPieces(bytes, largest, random))
+        .catch((error: unknown) => {
+          throw new Error(`FORESHARD_SEED=${seed + n}: ${conversation.name}`, { cause: error });
+        });
+    }
+  }, 600_000);
 });
 
 describe('a byte at a time', () => {
-  it.each(CONVERSATIONS.filter((c) => !c.large))('$name', (c) => oracle.compare(c, true));
+  for (const c of CONVERSATIONS) if (!c.large) it(c.name, () => oracle.compare(c, bytewise));
 });
 
 describe('with data on two shards', () => {
   beforeAll(() => oracle.split());
-  it.each(CONVERSATIONS.filter((c) => !c.sole))('$name', (c) => oracle.compare(c, false));
+  for (const c of CONVERSATIONS) if (!c.sole) it(c.name, () => oracle.compare(c, whole));
 });

@@ -1,3 +1,4 @@
+import pg from 'pg';
 import { expect } from 'vitest';
 import { decodeParameterStatus, decodeRowDescription } from '../../proxy/wire/backend.js';
 import { decodeErrorFields } from '../../proxy/wire/error-response.js';
@@ -10,6 +11,7 @@ import {
   encodeQuery,
   FLUSH,
   SYNC,
+  TERMINATE,
 } from '../../proxy/wire/frontend.js';
 import { type RawMessage, RawPeer } from './raw-peer.js';
 import { Sharded, type ShardedOptions } from './sharded.js';
@@ -50,6 +52,15 @@ export const CP = (name: string) => encodeClose('portal', name);
 export const S = SYNC;
 export const H = FLUSH;
 
+/** How what is sent to the proxy in one go is cut: each piece is sent in a turn of its own. */
+type Cut = (bytes: Buffer) => Iterable<Buffer>;
+
+export const whole: Cut = (bytes) => [bytes];
+
+export function* bytewise(bytes: Buffer): Iterable<Buffer> {
+  for (let at = 0; at < bytes.length; at++) yield bytes.subarray(at, at + 1);
+}
+
 interface Heard {
   readonly replies: readonly string[];
   readonly parameters: ReadonlyMap<string, string>;
@@ -61,16 +72,25 @@ export class Oracle {
   /** The second shard has the tenants from 100 on. */
   #split = false;
 
-  private constructor(sharded: Sharded) {
+  /** Superusers of the shards. */
+  readonly #shards: readonly [pg.Client, pg.Client];
+
+  private constructor(sharded: Sharded, shards: readonly [pg.Client, pg.Client]) {
     this.sharded = sharded;
+    this.#shards = shards;
   }
 
   static async start(options: Partial<ShardedOptions> = {}): Promise<Oracle> {
-    return new Oracle(await Sharded.start({ splitAt: null, ...options }));
+    const sharded = await Sharded.start({ splitAt: null, ...options });
+    const [a, b] = sharded.clusters;
+    const shards = [new pg.Client(a.url('shop')), new pg.Client(b.url('shop'))] as const;
+    await Promise.all(shards.map((client) => client.connect()));
+    return new Oracle(sharded, shards);
   }
 
-  stop(): Promise<void> {
-    return this.sharded.stop();
+  async stop(): Promise<void> {
+    await Promise.all(this.#shards.map((client) => client.end()));
+    await this.sharded.stop();
   }
 
   /** From here on tenant 150 is on the second shard. */
@@ -89,7 +109,7 @@ export class Oracle {
       },
       { what: 'the new epoch' },
     );
-    await sharded.onShard(0, 'DELETE FROM tenants WHERE tenant_id >= 100');
+    await this.#shards[0].query('DELETE FROM tenants WHERE tenant_id >= 100');
     await waitFor(async () => (await client.query(`SELECT name FROM tenants WHERE tenant_id = 151`)).rowCount === 1, {
       what: 'the new epoch to be served',
     });
@@ -97,24 +117,25 @@ export class Oracle {
   }
 
   async reset(): Promise<void> {
-    for (const shard of [0, 1] as const) {
-      await this.sharded.onShard(shard, 'TRUNCATE tenants, orders, items, settings CASCADE');
-      const ids = shard === 0 ? (this.#split ? [1] : [1, 150, 151]) : [150, 151];
-      for (const id of ids) await this.sharded.onShard(shard, `INSERT INTO tenants VALUES (${id}, 't${id}')`);
-    }
+    const reset = (shard: 0 | 1, ids: readonly number[]) =>
+      this.#shards[shard].query(
+        `DELETE FROM items; DELETE FROM orders; DELETE FROM tenants; DELETE FROM settings;
+         INSERT INTO tenants SELECT id, 't' || id FROM unnest('{${ids}}'::int[]) AS id`,
+      );
+    await Promise.all([reset(0, this.#split ? [1] : [1, 150, 151]), reset(1, [150, 151])]);
   }
 
   /** `ordered`: parameters told are compared in their place among the replies, not only in the end. */
-  async compare(conversation: Conversation, bytewise: boolean, ordered = false): Promise<void> {
+  async compare(conversation: Conversation, cut: Cut, ordered = false): Promise<void> {
     const { sharded } = this;
     await this.reset();
     const home = this.#split ? 1 : 0;
-    const plain = await converse(sharded.clusters[home].port, conversation, false, ordered);
+    const plain = await converse(sharded.clusters[home].port, conversation, whole, ordered);
     // A server process outlives its client for a moment.
     await waitFor(async () => (await this.#active(home)) === 0, { what: 'the end of the plain session' });
     const after = await this.#state(home);
     await this.reset();
-    const proxied = await converse(sharded.proxy.port, conversation, bytewise, ordered);
+    const proxied = await converse(sharded.proxy.port, conversation, cut, ordered);
     expect(proxied.replies).toEqual(plain.replies);
     expect([...proxied.parameters].sort()).toEqual([...plain.parameters].sort());
     await waitFor(async () => (await this.#active(home)) === 0, { what: 'the end of the proxied session’s work' });
@@ -122,21 +143,20 @@ export class Oracle {
   }
 
   /** What is there afterwards. */
-  #state(shard: 0 | 1): Promise<unknown[]> {
-    return this.sharded.onShard(shard, 'SELECT tenant_id, id FROM orders ORDER BY 1, 2');
+  async #state(shard: 0 | 1): Promise<unknown[]> {
+    return (await this.#shards[shard].query('SELECT tenant_id, id FROM orders ORDER BY 1, 2')).rows;
   }
 
   /** Sessions of the client's user that run something or hold a transaction open. */
   async #active(shard: 0 | 1): Promise<number> {
-    const [row] = await this.sharded.onShard<{ n: number }>(
-      shard,
+    const { rows } = await this.#shards[shard].query<{ n: number }>(
       `SELECT count(*)::int AS n FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`,
     );
-    return row?.n ?? 0;
+    return rows[0]?.n ?? 0;
   }
 }
 
-async function converse(port: number, conversation: Conversation, bytewise: boolean, ordered: boolean): Promise<Heard> {
+async function converse(port: number, conversation: Conversation, cut: Cut, ordered: boolean): Promise<Heard> {
   const peer = await RawPeer.connect(port);
   const login = await peer.login({
     user: 'app',
@@ -153,15 +173,13 @@ async function converse(port: number, conversation: Conversation, bytewise: bool
   for (const m of login) if (m.type === 'S') note(m);
   try {
     for (const [until, ...send] of conversation.steps) {
-      if (bytewise) {
-        for (const byte of Buffer.concat(send)) {
-          peer.send(Buffer.from([byte]));
-          await new Promise((resolve) => setImmediate(resolve));
-        }
-      } else peer.send(...send);
+      for (const piece of cut(Buffer.concat(send))) {
+        peer.send(piece);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
       for (const type of until) {
         if (type === '.') {
-          await drain(peer, replies);
+          await drain(peer, replies, note);
           break;
         }
         const told: string[] = [];
@@ -179,6 +197,11 @@ async function converse(port: number, conversation: Conversation, bytewise: bool
         }
       }
     }
+    if (conversation.steps.at(-1)?.[0] !== '.') {
+      // What else it has to say is not missed.
+      peer.send(TERMINATE);
+      await drain(peer, replies, note);
+    }
   } catch (error) {
     replies.push(String(error));
   } finally {
@@ -187,13 +210,17 @@ async function converse(port: number, conversation: Conversation, bytewise: bool
   return { replies, parameters };
 }
 
-async function drain(peer: RawPeer, replies: string[]): Promise<void> {
+async function drain(peer: RawPeer, replies: string[], note: (m: RawMessage) => void): Promise<void> {
   for (;;) {
+    let m: RawMessage;
     try {
-      replies.push(show(await peer.receive()));
-    } catch {
-      return;
+      m = await peer.receive();
+    } catch (error) {
+      if (peer.ended) return;
+      throw error;
     }
+    if (m.type === 'S') note(m);
+    else replies.push(show(m));
   }
 }
 

@@ -154,6 +154,11 @@ export class RawPeer {
     return this.socket;
   }
 
+  /** Whether the other side has ended the connection. */
+  get ended(): boolean {
+    return this.#ended || this.#error !== null;
+  }
+
   /** Says goodbye. */
   end(): void {
     this.socket.end(TERMINATE);
