@@ -20,6 +20,8 @@ export interface LiveTopologyOptions {
   readonly inUse: (hold: Hold) => boolean;
   /** Whether what is known of the schema is enough to route by, at the current topology. */
   readonly schemaReady: () => boolean;
+  /** Nothing is routed by the schema from before this generation; null: none has been read yet. */
+  readonly schemaHeard: () => bigint | null;
   /** Whether anything in progress was placed by an older epoch on a shard that no longer owns what it touches. */
   readonly stale: (topology: Topology) => boolean;
 }
@@ -147,6 +149,11 @@ export class LiveTopology {
   /** Calls `listener` whenever the catalog has been read, before anything is placed by it. */
   onApplied(listener: () => void): void {
     this.#onApplied.push(listener);
+  }
+
+  /** `schemaHeard` has grown: DDL elsewhere may wait for that. */
+  tellHeard(): void {
+    void this.#renew();
   }
 
   /** Something else that statements wait for has come. */
@@ -293,7 +300,8 @@ export class LiveTopology {
       if (!this.#options.stale(this.#current)) this.#epochAcked = this.#current.epoch;
       const asked = performance.now();
       const epochAcked = this.#epochAcked;
-      const facts = { ttlMs: leaseTtlMs, epochAcked, schemaHeard: this.#current.schemaGeneration };
+      const schemaHeard = this.#options.schemaHeard() ?? this.#current.schemaGeneration;
+      const facts = { ttlMs: leaseTtlMs, epochAcked, schemaHeard };
       const renewed = await this.#leases.renew(this.id, facts);
       // The word of it may have been lost on its way, and this proxy would go on with a schema from before.
       if (renewed !== null && renewed.schemaGeneration > this.#current.schemaGeneration) void this.reload();

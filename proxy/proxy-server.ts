@@ -161,6 +161,7 @@ export class ProxyServer {
         logger: options.logger,
         inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
         schemaReady: () => schema?.ready ?? true,
+        schemaHeard: () => schema?.heard ?? null,
         stale: (topology) => [...clients].some((c) => c.session.isStale(topology)),
       });
       const started = live;
@@ -168,6 +169,7 @@ export class ProxyServer {
         live,
         catalog: options.catalog,
         leaseTtlMs: options.lease.ttlMs,
+        holdTimeoutMs: options.limits.holdTimeoutMs,
         logger: options.logger,
       });
       schema = view;
@@ -315,7 +317,7 @@ export class ProxyServer {
             logger,
             holdTimeoutMs: this.#options.limits.holdTimeoutMs,
             largeMessages: this.largeMessages,
-            schemaChanged: (matters) => schema.changed(matters),
+            schema,
             noteTimeout: (ms) => this.#timeouts.note(ms),
             pool: (shard) => this.pools.get(shard, user),
             lanes: (shard) => this.pools.lanesOf(this.pools.get(shard, user)),

@@ -8,32 +8,37 @@ import { ForeshardError } from '../topology/errors.js';
 import { soleShard } from '../topology/topology.js';
 import { Coalesced } from './coalesced.js';
 import type { LiveTopology } from './live-topology.js';
+import type { CodeChange } from './router/code-change.js';
 import { EMPTY_METADATA, loadMetadata, type Metadata, schemaSignature } from './router/metadata.js';
+import type { Execution } from './session/placement.js';
+import { UnreadCode } from './unread-code.js';
 
 /** How often it is looked whether somebody has changed the schema behind the proxies' backs: more seldom the longer a look takes. */
 const MIN_PAUSE_MS = 5_000;
 const MAX_PAUSE_MS = 60_000;
 /** Looking takes at most this part of the time. */
 const SHARE = 1 / 200;
-/** A reading that takes longer is not begun at once after each DDL, unless statements wait for it. */
-const LONG_READING_MS = 200;
+/** After DDL that no statement waits for, this many times as long as the last reading took passes before the next. */
+const REST = 10;
 /** After one that has failed. */
 const RETRY_MS = 500;
-/** How long DDL is held up at most while one shard has everything, when answers depend on what it has made even so. */
-const READING_PATIENCE_MS = 5_000;
 
 export interface SchemaViewOptions {
   readonly live: LiveTopology;
   readonly catalog: Catalog;
   readonly leaseTtlMs: number;
+  /** How long statements wait at most, while one shard has everything, for code that they may run to be known. */
+  readonly holdTimeoutMs: number;
   readonly logger: Logger;
 }
 
 /**
  * What the router knows of the database: the home shard's schema, read with a connection of our own.
  *
- * While one shard has everything no route depends on it, and it follows changes in the background. While several have, nothing is
- * routed by a schema that was read before
+ * While one shard has everything no route depends on it, and it follows changes in the background. But what functions, triggers and the
+ * like leave on a server connection does: statements that name code which our clients have made, and which may leave something, wait
+ * until it is known, and their clients hear that it is made when the other proxies know it. While several have, nothing is routed by
+ * a schema that was read before
  * - data came to be on several shards: whatever made the schema what it was then, DDL in a function or in another process, is seen;
  * - the last DDL that any proxy has announced. It is announced in the catalog before its client hears that it is done, and that
  *   waits until all other proxies have heard of it (or have stopped serving, because their lease has ended).
@@ -58,9 +63,13 @@ export class SchemaView {
   #era = 0;
   #epoch = 0n;
   #ready = true;
+  readonly #unread = new UnreadCode();
   #lookMs = 0;
   #readMs = 0;
-  #timer: NodeJS.Timeout | null = null;
+  #readAt = 0;
+  #timer: { readonly timeout: NodeJS.Timeout; readonly at: number } | null = null;
+  /** The last error that was logged. */
+  #logged: unknown = null;
   #pool: { readonly url: string; readonly pool: pg.Pool } | null = null;
 
   /** Reads the schema once, and loads the parser. @throws ForeshardError 08001 when the home shard cannot be asked */
@@ -97,40 +106,67 @@ export class SchemaView {
     return this.#ready;
   }
 
+  /** Nothing is known to have been changed since it was read. */
+  get fresh(): boolean {
+    const { generation, changes } = this.#seen;
+    return this.#ready && changes === this.#changes && generation >= this.#options.live.current.schemaGeneration;
+  }
+
+  /** No proxy that has told the catalog so is behind this generation: nothing is routed here by the schema from before it. */
+  get heard(): bigint {
+    const { current } = this.#options.live;
+    // Statements wait as long as it is not read; while one shard has everything they do not.
+    return soleShard(current) === null ? current.schemaGeneration : this.#seen.generation;
+  }
+
+  /** Whether one of these statements may run what our clients have made and is not known yet. */
+  mayRunUnread(executions: readonly Execution[]): boolean {
+    return !this.#unread.isEmpty && this.#unread.mayBeRunBy(executions);
+  }
+
+  /** Whether they are to wait for it. Who waits hears from `LiveTopology.changed`. */
+  holdsUp(executions: readonly Execution[]): boolean {
+    return !this.#unread.isEmpty && this.#unread.mayBeRunBy(executions, performance.now());
+  }
+
+  /** Whether the text names some of it. */
+  namesUnread(text: Buffer): boolean {
+    return this.#unread.isNamedIn(text);
+  }
+
   /**
-   * One of our clients has committed DDL. Resolves when no proxy routes by the schema from before any more; at once while one shard
-   * has everything, unless `matters`: then when this proxy knows what was made. Never rejects.
+   * One of our clients has committed DDL. Resolves when no proxy routes by the schema from before any more. While one shard has
+   * everything: at once, unless there is `code` that other proxies have to know of. Never rejects.
    */
-  async changed(matters: boolean): Promise<void> {
+  async changed(code: readonly CodeChange[]): Promise<void> {
     this.#changes += 1;
-    this.#judge();
-    const { live, leaseTtlMs, logger } = this.#options;
-    const announced = this.#announcements.run();
+    const { live, leaseTtlMs, holdTimeoutMs, logger } = this.#options;
     const sole = soleShard(live.current) !== null;
-    if (sole && matters) return this.#readInTime();
+    if (sole && code.length > 0) this.#holdUp(code);
+    this.#judge();
+    const announced = this.#announcements.run();
     this.#lookSoon();
-    if (sole) return;
-    // By then a proxy that has not heard of it has lost its lease, or we have lost ours.
+    if (sole && code.length === 0) return;
+    // With several shards: by then a proxy that has not heard of it has lost its lease, or we have lost ours.
+    const patienceMs = sole ? holdTimeoutMs : 2 * leaseTtlMs;
     const patience = new AbortController();
-    const enough = delay(2 * leaseTtlMs, false, { signal: patience.signal }).catch(() => false);
+    const enough = delay(patienceMs, false, { signal: patience.signal }).catch(() => false);
     const heard = announced.then((generation) => this.#untilHeard(generation, patience.signal));
     if (!(await Promise.race([heard, enough])))
       logger.warn('could not tell all proxies of a change of the schema in time; they find it by themselves');
     patience.abort();
   }
 
-  async #readInTime(): Promise<void> {
-    const patience = new AbortController();
-    const enough = delay(READING_PATIENCE_MS, undefined, { signal: patience.signal });
-    // One that fails is tried again, and told of, by the looks that come of themselves.
-    await Promise.race([this.#looks.run(), enough]).catch(() => this.#lookSoon());
-    patience.abort();
-    await enough.catch(() => undefined);
+  #holdUp(code: readonly CodeChange[]): void {
+    const { live, holdTimeoutMs } = this.#options;
+    const until = performance.now() + holdTimeoutMs;
+    for (const change of code) this.#unread.add({ ...change, number: this.#changes, until });
+    setTimeout(() => live.wake(), holdTimeoutMs + 1).unref();
   }
 
   async close(): Promise<void> {
     this.#closing.abort();
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#clearTimer();
     await this.#pool?.pool.end();
     this.#pool = null;
   }
@@ -150,10 +186,10 @@ export class SchemaView {
   }
 
   async #untilHeard(generation: bigint, signal: AbortSignal): Promise<boolean> {
-    const { catalog, logger } = this.#options;
+    const { catalog, live, logger } = this.#options;
     for (let ms = 2; !signal.aborted && !this.#closed; ms = Math.min(2 * ms, 100)) {
       try {
-        if (await schemaHeardByAll(catalog.pool, generation)) return true;
+        if (await schemaHeardByAll(catalog.pool, generation, live.id)) return true;
       } catch (error) {
         logger.warn({ err: error }, 'could not ask who has heard of a change of the schema; trying again');
       }
@@ -172,7 +208,8 @@ export class SchemaView {
     const look = current.epoch !== this.#epoch || current.schemaGeneration > this.#seen.generation;
     this.#epoch = current.epoch;
     this.#judge();
-    if (look || !this.#ready) this.#lookSoon();
+    // Somebody may wait for us to know.
+    if (look || !this.#ready) this.#tryLook();
     else this.#schedule();
   }
 
@@ -186,26 +223,37 @@ export class SchemaView {
 
   /** At once when statements wait; else when the last reading is long enough ago. */
   #lookSoon(): void {
-    if (this.#ready && this.#readMs > LONG_READING_MS) this.#schedule(10 * this.#readMs);
+    const rest = this.#readAt + REST * this.#readMs - performance.now();
+    if (this.#ready && this.#unread.isEmpty && rest > 0) this.#schedule(rest);
     else this.#tryLook();
   }
 
   #tryLook(): void {
-    if (this.#timer !== null) clearTimeout(this.#timer);
-    this.#timer = null;
+    this.#clearTimer();
     this.#looks.run().then(
       () => this.#schedule(),
       (error: unknown) => {
         if (this.#closed) return;
-        this.#options.logger.warn({ err: error }, 'could not read the schema; the last one is used');
-        this.#schedule(this.#ready ? MIN_PAUSE_MS : RETRY_MS);
+        // Everybody who has asked for the same look hears of it.
+        if (error !== this.#logged)
+          this.#options.logger.warn({ err: error }, 'could not read the schema; the last one is used');
+        this.#logged = error;
+        this.#schedule(this.#ready && this.#unread.isEmpty ? MIN_PAUSE_MS : RETRY_MS);
       },
     );
   }
 
+  /** Unless there is a look before. */
   #schedule(ms = Math.min(MAX_PAUSE_MS, Math.max(MIN_PAUSE_MS, this.#lookMs / SHARE))): void {
-    if (this.#closed || this.#timer !== null) return;
-    this.#timer = setTimeout(() => this.#tryLook(), ms).unref();
+    const at = performance.now() + ms;
+    if (this.#closed || (this.#timer !== null && this.#timer.at <= at)) return;
+    this.#clearTimer();
+    this.#timer = { timeout: setTimeout(() => this.#tryLook(), ms).unref(), at };
+  }
+
+  #clearTimer(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer.timeout);
+    this.#timer = null;
   }
 
   async #look(): Promise<void> {
@@ -221,15 +269,18 @@ export class SchemaView {
     this.#lookMs = performance.now() - began;
     if (signature !== this.#signature) {
       const metadata = await loadMetadata(pool, this.#current);
-      this.#readMs = performance.now() - began;
+      this.#readAt = performance.now();
+      this.#readMs = this.#readAt - began;
       this.#signature = signature;
       this.#current = metadata;
     }
+    const before = { ready: this.#ready, heard: this.heard };
     this.#seen = seen;
     if (spread && era === this.#era) this.#spread = true;
-    const before = this.#ready;
     this.#judge();
-    if (this.#ready !== before) live.wake();
+    const read = this.#unread.read(seen.changes);
+    if (read || this.#ready !== before.ready) live.wake();
+    if (this.heard > before.heard) live.tellHeard();
   }
 
   get #closed(): boolean {
@@ -259,6 +310,10 @@ export class SchemaView {
       lock_timeout: 5_000,
       query_timeout: 60_000,
       application_name: 'foreshard schema',
+      // It would take longer to compile the query than to run it.
+      onConnect: async (client) => {
+        await client.query('SET jit = off');
+      },
     });
     // An idle connection that dies is replaced when it is needed.
     pool.on('error', () => undefined);

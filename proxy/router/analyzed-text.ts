@@ -40,7 +40,6 @@ export class AnalyzedText implements Analyzed {
   readonly scope: Scope;
   /** Another object when plans made before are out of date. */
   readonly world: object;
-  /** The same text, analysed after the world changed. */
   again: Analyzed | undefined;
   readonly #known: KnownLiterals;
   #literals: readonly LiteralToken[] | undefined;

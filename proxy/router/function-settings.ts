@@ -75,6 +75,13 @@ function doingsOf(body: string): Doings {
   return { sets: SETS_IN_CODE.test(code) || callsSetConfig(code), says, executes: EXECUTES.test(code) };
 }
 
+/** Whether a function with this body may change settings for longer than its transaction, itself or by a text that is in it. */
+export function changesSettings(body: string): boolean {
+  if (!/\b((set|reset)\s|set_config\b)/i.test(body)) return false;
+  const { sets, says } = doingsOf(body);
+  return sets || says;
+}
+
 /** Which functions may change settings for longer than their transaction. Errs towards yes. */
 export class SettingFunctions {
   readonly #byName = new Map<string, FunctionText[]>();

@@ -63,7 +63,7 @@ export interface Relation extends TableName {
   readonly writes: readonly TableName[];
   /** What changing it looks at: tables that its foreign keys point to; the table that owns a sequence. */
   readonly checks: readonly TableName[];
-  /** Functions, not PostgreSQL's own, that reading it runs: of views, rules, policies. */
+  /** Functions that reading it runs: of views, rules, policies. */
   readonly calls: readonly string[];
   /** Functions that changing it runs: of triggers, defaults, constraints, indexes. */
   readonly fires: readonly string[];
@@ -96,7 +96,6 @@ export interface MetadataJson {
     kind: string;
     columns: readonly string[];
     parents: readonly (readonly [string, string])[];
-    asks?: boolean;
   }[];
   readonly functions: readonly {
     schema: string;
@@ -120,10 +119,8 @@ export interface MetadataJson {
     kind: 'reads' | 'writes' | 'checks';
     to: readonly [string, string];
   }[];
-  /** From a relation to a function, by name. */
+  /** From a relation to a function, by name; PostgreSQL's own are among them. */
   readonly runs?: readonly { schema: string; table: string; kind: 'calls' | 'fires'; name: string }[];
-  /** Expressions and queries of relations, because no catalog says which of PostgreSQL's own functions they call. */
-  readonly definitions?: readonly { schema: string; table: string; kind: 'calls' | 'fires'; text: string }[];
   readonly builtins?: Readonly<Record<string, BuiltinFunction>>;
   readonly eventTriggers?: readonly string[];
 }
@@ -170,9 +167,6 @@ class Snapshot implements Metadata {
     };
     for (const e of row.edges ?? []) edgesOf(e)[e.kind].push({ schema: e.to[0], table: e.to[1] });
     for (const r of row.runs ?? []) edgesOf(r)[r.kind].push(r.name);
-    for (const d of row.definitions ?? [])
-      for (const word of new Set(d.text.match(/[a-z_][a-z0-9_]*/g) ?? []))
-        if (this.#builtins.has(word)) edgesOf(d)[d.kind].push(word);
     const asking = new Set(['currval', 'lastval', ...row.functions.filter((f) => f.asks).map((f) => f.name)]);
     for (const r of row.relations) {
       this.#relations.set(tableId(r), {
@@ -181,7 +175,7 @@ class Snapshot implements Metadata {
         kind: r.kind,
         columns: r.columns,
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
-        ...(r.asks || edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
+        ...(edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
       });
     }
@@ -286,7 +280,9 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions":[],"operators":[]}', 'empty');
 
 /**
- * currval and lastval are 1575 and 2559 in pg_proc.dat; pg_get_expr would fail for a table that is dropped meanwhile.
+ * What expressions and queries of relations call is read from their trees, where a call has its function's oid: pg_get_viewdef and
+ * the like would wait for locks on the relations, and fail for those that are dropped meanwhile. (No catalog says which of PostgreSQL's
+ * own functions are called.)
  *
  * One query, one row. System catalogs and information_schema are in it as relations without columns: they are never
  * sharded, and the lists would be long.
@@ -306,9 +302,19 @@ setting AS (
 drawing AS (
   SELECT oid, proname FROM bodies WHERE body ~* '\\m(currval|lastval)\\M'
   UNION SELECT b.oid, b.proname FROM drawing s JOIN bodies b ON position(s.proname IN b.body) > 0),
-asking AS (
-  SELECT adrelid AS oid FROM pg_attrdef WHERE adbin::text ~ ':funcid (1575|2559)\\M'
-  UNION SELECT conrelid FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND conbin::text ~ ':funcid (1575|2559)\\M'),
+above AS (
+  SELECT inhrelid AS rel, inhparent AS parent FROM pg_inherits
+  UNION SELECT a.rel, i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.parent),
+trees AS (
+  SELECT ev_class AS rel, 'calls' AS kind, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
+  UNION ALL SELECT polrelid, 'calls', concat(polqual, polwithcheck) FROM pg_policy
+  UNION ALL SELECT adrelid, 'fires', adbin::text FROM pg_attrdef
+  UNION ALL SELECT conrelid, 'fires', conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
+  UNION ALL SELECT tgrelid, 'fires', concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal),
+called AS (
+  SELECT DISTINCT t.rel, t.kind, substring(f.node FROM '^\\d+')::oid AS function
+  FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
+  WHERE f.n > 1),
 depends AS MATERIALIZED (
   SELECT r.ev_class AS rel, 'reads' AS kind, d.refclassid, d.refobjid
   FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
@@ -351,14 +357,10 @@ SELECT jsonb_build_object(
         (SELECT coalesce(jsonb_agg(a.attname ORDER BY a.attnum), '[]'::jsonb)
          FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END,
-      'parents', (WITH RECURSIVE up AS (
-          SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid
-          UNION SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.inhparent)
-        SELECT coalesce(jsonb_agg(jsonb_build_array(pn.nspname, p.relname)), '[]'::jsonb)
-        FROM up JOIN pg_class p ON p.oid = up.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace))
-      || CASE WHEN asking.oid IS NULL THEN '{}'::jsonb ELSE '{"asks": true}'::jsonb END
-    ORDER BY n.nspname, c.relname), '[]'::jsonb)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN asking ON asking.oid = c.oid
+      'parents', coalesce(up.parents, '[]'::jsonb)) ORDER BY n.nspname, c.relname), '[]'::jsonb)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN (SELECT a.rel, jsonb_agg(jsonb_build_array(n.nspname, p.relname) ORDER BY n.nspname, p.relname) AS parents
+        FROM above a JOIN pg_class p ON p.oid = a.parent JOIN pg_namespace n ON n.oid = p.relnamespace GROUP BY a.rel) up ON up.rel = c.oid
     WHERE (c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') OR (c.relkind IN ('i', 'I') AND n.nspname <> 'pg_catalog')) AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'),
   'functions', (SELECT coalesce(jsonb_agg(jsonb_build_object(
       'schema', schema, 'name', name, 'immutable', immutable, 'stable', stable, 'native', native, 'stateful', stateful, 'keepsSettings', keeps_settings, 'asks', asks,
@@ -389,21 +391,16 @@ SELECT jsonb_build_object(
       'to', jsonb_build_array(n.nspname, c.relname)) ORDER BY a.schema, a.name, a.kind, n.nspname, c.relname), '[]'::jsonb)
     FROM about a JOIN pg_class c ON a.refclassid = 'pg_class'::regclass AND c.oid = a.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')),
-  'runs', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('schema', a.schema, 'table', a.name,
-      'kind', CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END, 'name', p.proname)), '[]'::jsonb)
-    FROM about a LEFT JOIN pg_operator o ON a.refclassid = 'pg_operator'::regclass AND o.oid = a.refobjid
-      JOIN pg_proc p ON p.oid = CASE WHEN a.refclassid = 'pg_proc'::regclass THEN a.refobjid ELSE o.oprcode::oid END
-      JOIN pg_namespace n ON n.oid = p.pronamespace),
-  'definitions', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', n.nspname, 'table', c.relname, 'kind', d.kind, 'text', d.text)
-      ORDER BY n.nspname, c.relname, d.kind, d.text), '[]'::jsonb)
-    FROM (SELECT r.ev_class AS rel, 'calls' AS kind, CASE r.rulename WHEN '_RETURN' THEN pg_get_viewdef(r.ev_class) ELSE pg_get_ruledef(r.oid) END AS text FROM pg_rewrite r
-          UNION ALL SELECT p.polrelid, 'calls', concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)) FROM pg_policy p
-          UNION ALL SELECT a.adrelid, 'fires', pg_get_expr(a.adbin, a.adrelid) FROM pg_attrdef a
-          UNION ALL SELECT k.conrelid, 'fires', pg_get_expr(k.conbin, k.conrelid) FROM pg_constraint k WHERE k.contype = 'c' AND k.conrelid <> 0
-          UNION ALL SELECT t.tgrelid, 'fires', CASE WHEN t.tgqual IS NULL THEN p.proname::text ELSE concat(p.proname, ' ', pg_get_triggerdef(t.oid)) END
-            FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal) d
-      JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)' AND d.text IS NOT NULL),
+  'runs', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'table', "table", 'kind', kind, 'name', name)
+      ORDER BY schema, "table", kind, name), '[]'::jsonb)
+    FROM (
+      SELECT a.schema, a.name AS "table", CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END AS kind, p.proname AS name
+      FROM about a LEFT JOIN pg_operator o ON a.refclassid = 'pg_operator'::regclass AND o.oid = a.refobjid
+        JOIN pg_proc p ON p.oid = CASE WHEN a.refclassid = 'pg_proc'::regclass THEN a.refobjid ELSE o.oprcode::oid END
+      UNION SELECT n.nspname, c.relname, d.kind, p.proname
+      FROM called d JOIN pg_proc p ON p.oid = d.function AND p.pronamespace = 'pg_catalog'::regnamespace
+        JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)') r),
   'eventTriggers', (SELECT coalesce(jsonb_agg(p.proname ORDER BY p.proname), '[]'::jsonb)
     FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D'),
   'builtins', (SELECT jsonb_object_agg(name, CASE WHEN other THEN 'other' WHEN about_objects THEN 'catalog' WHEN pure THEN 'pure' ELSE 'stable' END)
@@ -427,13 +424,24 @@ function versionOf(json: string): string {
   return createHash('sha1').update(json).digest('hex');
 }
 
+/** What PostgreSQL says when it is to describe something that has been dropped since the query began: internal errors, of caches and relations. */
+const DROPPED_MEANWHILE = new Set(['XX000', '42P01']);
+/** Each is of a moment of its own: that something is dropped during all of them is no coincidence. */
+const READINGS = 10;
+
 /** Reads a snapshot from a server, in one query. @param last what comes back if nothing is different */
 export async function loadMetadata(pool: pg.Pool, last: Metadata = EMPTY_METADATA): Promise<Metadata> {
-  const { rows } = await pool.query<{ metadata: string }>(QUERY);
-  const row = rows[0];
-  if (row === undefined) throw new Error('the metadata query gave no row');
-  const version = versionOf(row.metadata);
-  return version === last.version ? last : new Snapshot(row.metadata, version);
+  for (let left = READINGS - 1; ; left--) {
+    try {
+      const { rows } = await pool.query<{ metadata: string }>(QUERY);
+      const row = rows[0];
+      if (row === undefined) throw new Error('the metadata query gave no row');
+      const version = versionOf(row.metadata);
+      return version === last.version ? last : new Snapshot(row.metadata, version);
+    } catch (error) {
+      if (left === 0 || !DROPPED_MEANWHILE.has((error as { code?: string }).code ?? '')) throw error;
+    }
+  }
 }
 
 /**

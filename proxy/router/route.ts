@@ -24,6 +24,8 @@ export interface StatementPlan {
   readonly executesText?: true;
   /** Shows prepared statements, or uses one in a way that cannot be put in other words. */
   readonly showsPrepared?: true;
+  /** DDL that makes temporary objects: other sessions see nothing of it. */
+  readonly temporary?: true;
   /** The plan depends on the literals of the text, so that it is not the template's. */
   readonly ofLiterals?: true;
   /** Calls pg_notify. */
@@ -201,6 +203,8 @@ export interface Analyzed {
   readonly pace: Pace;
   /** PostgreSQL could not parse it: send it to any server, which will say so in its own words. */
   readonly syntaxError: boolean;
+  /** The same text, analysed again for another schema, or other sharded tables ({@link Router.refresh}). */
+  again?: Analyzed | undefined;
 }
 
 /** Values of a Bind, for key extraction. */

@@ -301,17 +301,17 @@ export class Router {
     return !(analyzed instanceof AnalyzedText) || analyzed.world === this.#world;
   }
 
-  /**
-   * Where one execution of a statement goes at this topology. Pure but for one case: if other tables are sharded now than when the
-   * text was analysed, or the schema is another one, it is analysed again.
-   */
+  /** If other tables are sharded now than when the text was analysed, or the schema is another one, it is analysed again. @returns as of now */
+  refresh(analyzed: Analyzed): Analyzed {
+    if (!(analyzed instanceof AnalyzedText) || this.isCurrent(analyzed)) return analyzed;
+    if (analyzed.again === undefined || !this.isCurrent(analyzed.again))
+      analyzed.again = this.analyze(analyzed.text, analyzed.scope.session);
+    return analyzed.again;
+  }
+
+  /** Where one execution of a statement goes at this topology. The text is refreshed before. */
   route(analyzed: Analyzed, statementIndex: number, params: BoundParams | null, topology: Topology): Route {
-    let from = analyzed;
-    if (analyzed instanceof AnalyzedText && !this.isCurrent(analyzed)) {
-      if (analyzed.again === undefined || !this.isCurrent(analyzed.again))
-        analyzed.again = this.analyze(analyzed.text, analyzed.scope.session);
-      from = analyzed.again;
-    }
+    const from = this.refresh(analyzed);
     const statement = from.statements[statementIndex];
     if (!statement) throw new RangeError(`statement ${statementIndex} of ${from.statements.length}`);
     const values =

@@ -381,6 +381,7 @@ function tablesTarget(
 function temporary(tables: readonly RangeVar[], statement: Node | null, context: Context, make: Make): StatementPlan {
   const more = {
     pin: 'temporary table',
+    ...(tables.every((t) => t.relpersistence === 't') ? { temporary: true as const } : {}),
     ...(statement !== null && dropsAtCommit(statement) ? { unsureOfState: true as const } : {}),
   };
   // Whatever the path is now: it may be another one while the table is there.

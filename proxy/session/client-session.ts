@@ -6,6 +6,7 @@ import type { Notifications } from '../backend/notifications.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Router } from '../router/router.js';
+import type { SchemaView } from '../schema-view.js';
 import type { LoadRecord } from '../telemetry/load-counter.js';
 import type { PinCounts } from '../telemetry/pin-counts.js';
 import type { ErrorFields } from '../wire/error-response.js';
@@ -32,8 +33,7 @@ export interface SessionServices {
   readonly holdTimeoutMs: number;
   /** Shared by all clients of the process. */
   readonly largeMessages: MessageBudget;
-  /** To be called when DDL is committed. Resolves when no proxy routes by the schema from before any more; while one shard has everything, at once unless it `matters`. */
-  readonly schemaChanged: (matters: boolean) => Promise<void>;
+  readonly schema: SchemaView;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;
   /** Its connections that several clients share. */

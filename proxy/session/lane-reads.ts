@@ -218,6 +218,8 @@ export class LaneReads {
     const plan = statements[0]?.plan;
     if (plan?.laneSafe !== true || statements.length !== 1 || !analyzed.pace.isFit) return null;
     const { lease, listening, lookup, services } = this.#session;
+    // What a view or function does may be another thing by now.
+    if (!services.schema.fresh) return null;
     if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return null;
     if (lookup.pending || !lookup.current.sure) return null;
     const { live, router } = services;

@@ -5,8 +5,9 @@ import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
 import { saysSettings } from '../router/function-settings.js';
-import { SETTINGS_OF_FUNCTION } from '../router/route.js';
+import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
 import type { Router } from '../router/router.js';
+import type { SchemaView } from '../schema-view.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import type { Activity } from './activity.js';
@@ -34,6 +35,7 @@ const NOTHING = { touches: [], parts: [], everything: false, writesReference: fa
 
 export interface LeaseContext {
   readonly live: LiveTopology;
+  readonly schema: SchemaView;
   readonly router: Router;
   readonly settings: SessionSettings;
   readonly logger: Logger;
@@ -147,13 +149,15 @@ export class Lease {
    * @param since when the wait began, on performance.now()'s clock; null: now
    */
   #getReady(executions: readonly Execution[], wait: Wait, how: How, since: number | null): Prepared | Promise<unknown> {
-    const { live, router, listening, lookup, settings } = this.#context;
+    const { live, schema, router, listening, lookup, settings } = this.#context;
     wait.throwIfAborted();
     const topology = live.current;
     this.#checkStale(topology);
     const unheld = how === TO_FAIL;
     if (!unheld && !this.#begun && !live.schemaReady)
       return this.#waitForChange(wait.signal, since ?? performance.now());
+    // Not within a transaction: it may itself keep the schema from being read.
+    if (!unheld && !this.#begun && schema.holdsUp(executions)) return this.#waitForSchema(wait.signal);
     const placement = place(executions, router, topology);
     if (placement.kind === 'refused') {
       const { sqlstate, message, hint } = placement.refusal;
@@ -331,8 +335,19 @@ export class Lease {
 
   /** The statements go to this connection now. */
   #sending(backend: Backend, executions: readonly Execution[]): void {
-    const { asksSequences, live, router } = this.#context;
+    const { asksSequences, live, router, schema } = this.#context;
     const { sequences } = this;
+    // What they run may be something else than what is known of it.
+    const doubtful =
+      this.transaction?.madeCode === true ||
+      schema.mayRunUnread(executions) ||
+      (executions.length > 1 && firstThat(executions, isDdl) >= 0);
+    if (doubtful) {
+      this.pinning.doubt();
+      this.#settingsUnsure = true;
+      if (!this.unsynced && this.transaction?.draws !== true && sequences.isForeign(backend))
+        sequences.cleanFirst(backend);
+    }
     if (firstThat(executions, mayDraw) >= 0 && !this.unsynced) {
       // A user's session that asks outside of a transaction keeps its connection. In one, what it draws is told from what was drawn before.
       const pins = asksSequences.value && soleShard(live.current) !== null;
@@ -403,6 +418,18 @@ export class Lease {
     } finally {
       this.#context.activity.waitEnds();
       clearTimeout(timer);
+    }
+  }
+
+  /** It comes before long, or is not waited for any more. */
+  async #waitForSchema(signal: AbortSignal): Promise<void> {
+    const { activity, live } = this.#context;
+    if (this.backend !== null && this.pinned === null) this.#giveBack();
+    activity.waitBegins();
+    try {
+      await live.changed(signal);
+    } finally {
+      activity.waitEnds();
     }
   }
 
@@ -515,6 +542,8 @@ export class Lease {
     this.serverSettings.tellParameters(backend);
   }
 }
+
+const isDdl = (plan: StatementPlan): boolean => plan.kind === 'ddl' && plan.temporary !== true;
 
 /** Whether the statement hands a text that changes settings to what executes texts. */
 function handsOverSettings(text: string, { params }: Execution): boolean {

@@ -92,6 +92,11 @@ export class Pinning {
     if (plan.unsureOfState || (this.#reasons.size > 0 && endsState(plan))) this.#doubt = true;
   }
 
+  /** What the statements of the transaction leave is not known. */
+  doubt(): void {
+    this.#doubt = true;
+  }
+
   /**
    * The server is between transactions. Null: it is known what holds. Else the connection is asked; rejects only when it is lost.
    */

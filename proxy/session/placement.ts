@@ -35,8 +35,10 @@ export type Placement =
   | ({ readonly kind: 'fanout'; readonly shards: readonly ShardName[] } & Footprint)
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 
-export function planOf(execution: Execution): StatementPlan | null {
-  return execution.analyzed.statements[execution.index]?.plan ?? null;
+/** As of the schema by which it was placed last. */
+export function planOf({ analyzed, index }: Execution): StatementPlan | null {
+  const { statements } = analyzed.again ?? analyzed;
+  return statements[index]?.plan ?? null;
 }
 
 /** Where the first statement of this kind stands; -1: there is none. */
@@ -78,17 +80,18 @@ export function place(executions: readonly Execution[], router: Router, topology
   const touches: Touch[] = [];
   const parts: (readonly Touch[])[] = [];
   for (const execution of executions) {
-    const plan = planOf(execution);
-    if (plan === null || execution.analyzed.syntaxError) {
+    const known = planOf(execution);
+    if (known === null || execution.analyzed.syntaxError) {
       parts.push([]); // any server says what is wrong with it
       continue;
     }
-    const unresolved = execution.lookup?.sure !== true && namesTables(plan);
+    const unresolved = execution.lookup?.sure !== true && namesTables(known);
+    if (unresolved) router.refresh(execution.analyzed);
     const route: Route = unresolved
-      ? routeExecution({ ...plan, target: UNRESOLVED }, NO_VALUES, topology)
+      ? routeExecution({ ...known, target: UNRESOLVED }, NO_VALUES, topology)
       : router.route(execution.analyzed, execution.index, execution.params, topology);
     if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
-    if (unresolved || plan.target.kind === 'sole') everything = true;
+    if (unresolved || planOf(execution)?.target.kind === 'sole') everything = true;
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout') {

@@ -124,6 +124,7 @@ export class Session implements LoopOwner, TimedSession {
     this.lease = new Lease(
       {
         live: this.services.live,
+        schema: this.services.schema,
         router: this.services.router,
         settings: this.settings,
         logger: this.services.logger,

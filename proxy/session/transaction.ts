@@ -23,6 +23,8 @@ export class Transaction {
   /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */
   draws = false;
   writesReference = false;
+  /** It has made code that nobody knows before it is committed. */
+  madeCode = false;
 
   get footprint(): Footprint {
     return this;

@@ -1,5 +1,7 @@
 import { quoteLiteral } from '../../topology/quote.js';
+import { soleShard } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
+import { type CodeChange, codeChange } from '../router/code-change.js';
 import { readText } from '../router/keys.js';
 import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
@@ -29,10 +31,10 @@ export class Units {
   #commits = false;
   #settingsTouched = false;
   #discarded = false;
-  /** The schema was changed in the transaction under way. */
+  /** The schema was changed in the transaction under way, for other sessions too. */
   #ddl = false;
-  /** So that what runs behind statements, and leaves something on a connection, is another from now on. */
-  #code = false;
+  /** So was what runs behind statements and leaves something on a connection. */
+  #code: CodeChange[] = [];
   /** Resolves when the router knows what DDL has made; it is told at the end of its transaction. */
   #schema: Promise<void> | null = null;
   /** Settings given a value that is not known here. */
@@ -146,8 +148,7 @@ export class Units {
     const { effect } = plan;
     if (plan.kind === 'ddl') {
       services.contents.schemaChanged();
-      this.#ddl = true;
-      if (plan.asksSequences !== undefined || OF_CODE.test(plan.command)) this.#code = true;
+      if (plan.temporary !== true) this.#noteDdl(plan, analyzed.text.subarray(start, end));
     }
     lease.transaction?.note(effect, text, this.#harmless(plan, analyzed.text, lease.transaction));
     if (plan.command === 'DISCARD SEQUENCES') lease.sequences.discarded(lease.backend);
@@ -213,6 +214,18 @@ export class Units {
     }
   }
 
+  #noteDdl({ command }: StatementPlan, text: Buffer): void {
+    const { lease, services } = this.#session;
+    const { live, schema } = services;
+    this.#ddl = true;
+    // On several, nothing at all goes on before the schema is read.
+    if (soleShard(live.current) === null) return;
+    const change = codeChange(text, command, schema.current, (t) => this.#code.length > 0 || schema.namesUnread(t));
+    if (change === null) return;
+    this.#code.push(change);
+    if (lease.transaction !== null) lease.transaction.madeCode = true;
+  }
+
   #askIfNeeded(name: string): void {
     if (isAsked(name)) this.#toAsk.add(name);
   }
@@ -226,10 +239,10 @@ export class Units {
     // Now others see it too.
     if (this.#ddl) {
       this.#session.services.contents.schemaChanged();
-      this.#schema = this.#session.services.schemaChanged(this.#code);
+      this.#schema = this.#session.services.schema.changed(this.#code);
     }
     this.#ddl = false;
-    this.#code = false;
+    this.#code = [];
     const committed = !failed && !this.#lastTag.startsWith('ROLLBACK');
     settings.end(committed);
     this.#session.listening.ended(committed);
@@ -343,9 +356,6 @@ export class Units {
     return this.#session.settings.get('default_transaction_isolation') === undefined;
   }
 }
-
-/** DDL of functions, which the next statement may run. */
-const OF_CODE = /\b(FUNCTION|PROCEDURE|ROUTINE|TRIGGER)\b/;
 
 /** Texts that are not looked through. */
 const LONG = 64 * 1024;

@@ -66,6 +66,19 @@ beforeEach(() => pool({}));
 afterAll(() => s.stop());
 
 describe('reads of several clients on one server connection', () => {
+  it('are none of a view that was made anew, before it is known', async () => {
+    const c = await s.connect();
+    for (let i = 0; i < 5; i++) {
+      await c.query('CREATE OR REPLACE VIEW renewed AS SELECT a FROM shaped');
+      await untilInLane(() => c.query('SELECT a FROM renewed'));
+      await c.query('CREATE OR REPLACE VIEW renewed AS SELECT pg_backend_pid() AS a');
+      const before = totals().reads;
+      await c.query('SELECT a FROM renewed');
+      expect(totals().reads).toBe(before);
+    }
+    await c.query('DROP VIEW renewed');
+  });
+
   it('give everybody its own rows and its own errors, in both protocols', async () => {
     await pool({ lanesMax: 1 });
     const clients = await Promise.all(Array.from({ length: 24 }, () => s.connect()));

@@ -21,6 +21,32 @@ async function twoProxies(splitAt: number | null) {
   return { s, other, a, b };
 }
 
+/** While the function is there, whoever locks `settings` keeps the schema from being read. */
+const UNREADABLE =
+  'CREATE FUNCTION shown() RETURNS SETOF text LANGUAGE sql BEGIN ATOMIC SELECT name FROM settings; END';
+
+/** Keeps the schema of the home shard from being read until it is called. Resolves when somebody has been stopped by it. */
+async function unreadable(s: Sharded, begin: () => Promise<unknown>): Promise<() => Promise<void>> {
+  const locker = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+  await locker.connect();
+  await locker.query('BEGIN; LOCK TABLE settings IN ACCESS EXCLUSIVE MODE');
+  await begin();
+  await waitFor(
+    async () =>
+      (
+        await s.onShard(
+          0,
+          `SELECT FROM pg_stat_activity WHERE application_name = 'foreshard schema' AND wait_event_type = 'Lock'`,
+        )
+      ).length > 0,
+    { what: 'a reading that waits' },
+  );
+  return async () => {
+    await locker.query('COMMIT');
+    await locker.end();
+  };
+}
+
 const generation = async (s: Sharded) => (await s.catalog.loadTopology()).schemaGeneration;
 
 describe('while several shards have data', () => {
@@ -79,13 +105,10 @@ describe('while several shards have data', () => {
   });
 
   it('nothing new is routed until the schema can be read, while transactions under way go on', async () => {
-    await a.query('CREATE VIEW shown AS SELECT name FROM settings');
+    await s.onShard(0, UNREADABLE);
     const open = await s.connect();
     await open.query('BEGIN; SELECT FROM orders WHERE tenant_id = 150');
-    const locker = new pg.Client({ connectionString: s.clusters[0].url('shop') });
-    await locker.connect();
-    await locker.query('BEGIN; LOCK TABLE settings IN ACCESS EXCLUSIVE MODE');
-    await a.query('CREATE TABLE unseen (x int)');
+    const release = await unreadable(s, () => a.query('CREATE TABLE unseen (x int)'));
     let answered = false;
     const waiting = b.query('SELECT id FROM orders WHERE tenant_id = 150').then(() => {
       answered = true;
@@ -93,9 +116,17 @@ describe('while several shards have data', () => {
     expect((await open.query('SELECT id FROM orders WHERE tenant_id = 150')).rowCount).toBe(1);
     await open.query('COMMIT');
     expect(answered).toBe(false);
-    await locker.query('COMMIT');
+    await release();
     await waiting;
-    await locker.end();
+    await s.onShard(0, 'DROP FUNCTION shown');
+  });
+
+  it('temporary tables are nobody else’s matter', async () => {
+    const before = await generation(s);
+    await a.query('CREATE TEMP TABLE mine (x int)');
+    await a.query('CREATE TEMP VIEW seen AS SELECT 1 AS one');
+    await a.query('CREATE TABLE everybodys (x int)');
+    expect(await generation(s)).toBe(before + 1n);
   });
 
   it('what is done directly on the home shard is found without being asked for', async () => {
@@ -112,6 +143,111 @@ describe('while several shards have data', () => {
       },
       { what: 'the view to be known' },
     );
+  });
+});
+
+describe('while one shard has everything', () => {
+  let s: Sharded;
+  let other: ProxyServer;
+  let a: pg.Client;
+  let b: pg.Client;
+  let ofOther: pg.Client;
+
+  const sets = (name: string) =>
+    `CREATE OR REPLACE FUNCTION ${name}() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.${name}', 'kept', false); RETURN 1; END $$`;
+  /** What a client has is seen only where it is: on its own connection, which others use too unless it keeps it. */
+  const kept = async (client: pg.Client, name: string) => {
+    for (let i = 0; i < 3; i++) {
+      expect((await client.query(`SELECT current_setting('my.${name}', true) AS v`)).rows[0].v).toBe('kept');
+      expect(
+        (await (await s.connect()).query(`SELECT nullif(current_setting('my.${name}', true), '') AS v`)).rows[0].v,
+      ).toBe(null);
+    }
+  };
+
+  beforeAll(async () => {
+    s = await Sharded.start({ splitAt: null, holdTimeoutMs: 60_000, poolSize: 4 });
+    await s.onShard(0, `${UNREADABLE}; GRANT CREATE ON SCHEMA public TO app`);
+    await s.onShard(
+      0,
+      `CREATE FUNCTION harmless() RETURNS int LANGUAGE sql AS 'SELECT 1'; ALTER FUNCTION harmless() OWNER TO app`,
+    );
+    await s.onShard(
+      0,
+      'CREATE TABLE watched (x int); CREATE TABLE others (x int); ALTER TABLE watched OWNER TO app; ALTER TABLE others OWNER TO app',
+    );
+    await s.proxy.close();
+    s.proxy = await startProxy(s.catalog, s.options);
+    a = await s.connect();
+    b = await s.connect();
+  });
+  afterAll(() => s?.stop());
+
+  it.each([
+    ['a function that was made', sets('made'), 'SELECT made()', 'made'],
+    ['one that was harmless before', sets('harmless'), 'SELECT harmless()', 'harmless'],
+    [
+      'a trigger',
+      `CREATE FUNCTION watches() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.watches', 'kept', false); RETURN NEW; END $$;
+       CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION watches()`,
+      'INSERT INTO watched VALUES (1)',
+      'watches',
+    ],
+    ['a view', `${sets('viewed')}; CREATE VIEW looking AS SELECT viewed() AS x`, 'SELECT * FROM looking', 'viewed'],
+  ])('DDL waits for nothing, and what may run it, %s, until it is known', async (_, ddl, use, name) => {
+    const release = await unreadable(s, () => a.query(ddl));
+    let answered = false;
+    const waiting = b.query(use).then(() => {
+      answered = true;
+    });
+    // Nor does anything else.
+    for (const sql of [
+      'INSERT INTO others VALUES (1)',
+      'SELECT * FROM others',
+      'CREATE TABLE more (x int)',
+      'DROP TABLE more',
+    ])
+      await a.query(sql);
+    expect(answered).toBe(false);
+    await release();
+    await waiting;
+    expect(s.proxy.pins.all.get('settings of a function')).toBeGreaterThan(0);
+    await kept(b, name);
+    await b.query('DISCARD ALL');
+  });
+
+  it('statements of a transaction that is open wait for nothing, and leave nothing to others', async () => {
+    await b.query('BEGIN');
+    await b.query('SELECT * FROM others');
+    const release = await unreadable(s, () => a.query(sets('late')));
+    await b.query('SELECT late()');
+    await b.query('COMMIT');
+    await release();
+    for (let i = 0; i < 8; i++) {
+      const c = await s.connect();
+      expect((await c.query(`SELECT nullif(current_setting('my.late', true), '') AS v`)).rows[0].v).toBe(null);
+    }
+  });
+
+  it('other proxies have read the schema when code is said to be made', async () => {
+    other = await startProxy(s.catalog, s.options);
+    ofOther = await s.connect({ connectionString: `postgres://app:secret@127.0.0.1:${other.port}/shop` });
+    let answered = false;
+    let making: Promise<unknown> | undefined;
+    const release = await unreadable(s, async () => {
+      making = a.query(sets('elsewhere')).then(() => {
+        answered = true;
+      });
+    });
+    await ofOther.query('SELECT * FROM others');
+    expect(answered).toBe(false);
+    await release();
+    await making;
+    expect(answered).toBe(true);
+    await ofOther.query('SELECT elsewhere()');
+    await kept(ofOther, 'elsewhere');
+    await ofOther.end();
+    await other.close();
   });
 });
 

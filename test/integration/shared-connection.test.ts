@@ -105,6 +105,32 @@ describe('two clients that share one server connection', () => {
     await b.end();
   });
 
+  it('never see what a function sets that was another one before the same transaction, or the same Query', async () => {
+    const a = await s.connect();
+    const b = await s.connect();
+    const process = await pid(a);
+    const making = (body: string) =>
+      `CREATE OR REPLACE FUNCTION changes() RETURNS int LANGUAGE plpgsql AS $$ BEGIN ${body} RETURN 1; END $$`;
+    const sets = (name: string) => making(`EXECUTE concat('S', 'ET my.${name} = ''of a''');`);
+    const seen = async (name: string) =>
+      (await b.query(`SELECT current_setting('my.${name}', true) AS v`)).rows[0]?.v as string | null;
+    await a.query(making(''));
+    await a.query('SELECT changes()');
+    await a.query('BEGIN');
+    await a.query(sets('later'));
+    await a.query('SELECT changes()');
+    await a.query('COMMIT');
+    expect(['', null]).toContain(await seen('later'));
+    await a.query(making(''));
+    await a.query('SELECT changes()');
+    await a.query(`${sets('together')}; SELECT changes()`);
+    expect(['', null]).toContain(await seen('together'));
+    expect(await pid(b)).toBe(process);
+    await a.query('DROP FUNCTION changes');
+    await a.end();
+    await b.end();
+  });
+
   it('keep both halves of DateStyle, though each is set alone', async () => {
     const a = await s.connect({ options: '-c datestyle=postgres' });
     const b = await s.connect();

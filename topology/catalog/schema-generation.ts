@@ -14,12 +14,12 @@ export async function raiseSchemaGeneration(client: CatalogClient): Promise<bigi
   return BigInt((rows[0] as { generation: string }).generation);
 }
 
-/** Whether no live proxy has yet to hear of this generation. Those whose lease has ended do not count: they have stopped serving. */
-export async function schemaHeardByAll(client: CatalogClient, generation: bigint): Promise<boolean> {
+/** Whether no live proxy but this one has yet to hear of the generation. Those whose lease has ended do not count: they have stopped serving. */
+export async function schemaHeardByAll(client: CatalogClient, generation: bigint, proxyId: string): Promise<boolean> {
   const { rows } = await client.query<{ all: boolean }>(
     timedQuery(
-      `SELECT NOT EXISTS (SELECT FROM foreshard.proxy WHERE lease_until > clock_timestamp() AND schema_heard < $1) AS all`,
-      [generation.toString()],
+      `SELECT NOT EXISTS (SELECT FROM foreshard.proxy WHERE lease_until > clock_timestamp() AND schema_heard < $1 AND id <> $2) AS all`,
+      [generation.toString(), proxyId],
     ),
   );
   return rows[0]?.all === true;

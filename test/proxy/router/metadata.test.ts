@@ -2,12 +2,15 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadMetadata, schemaSignature } from '../../../proxy/router/metadata.js';
 import { startTestCluster } from '../../support/cluster.js';
+import { waitFor } from '../../support/wait-for.js';
 
+let url: string;
 let pool: pg.Pool;
 
 beforeAll(async () => {
   const cluster = await startTestCluster();
-  pool = new pg.Pool({ connectionString: cluster.url() });
+  url = cluster.url();
+  pool = new pg.Pool({ connectionString: url });
   // A pool has "ended" before its connections have: the server may still tell them that it stops.
   pool.on('error', () => undefined);
   await pool.query(
@@ -118,4 +121,45 @@ it('is the same object while nothing changes', async () => {
   const second = await loadMetadata(pool, first);
   expect(second.version).not.toBe(first.version);
   expect(second.resolveRelation(null, 'one_more', ['public'])).not.toBeNull();
+});
+
+describe('reading while others change the schema', () => {
+  const locking = async (sql: string, use: (client: pg.Client) => Promise<void>) => {
+    const client = new pg.Client({ connectionString: url });
+    await client.connect();
+    try {
+      await client.query(`BEGIN; ${sql}`);
+      await use(client);
+    } finally {
+      await client.end();
+    }
+  };
+
+  it('waits for no lock on a table, whatever depends on it', async () => {
+    await pool.query(
+      `CREATE TABLE held (x int CHECK (abs(x) > 0) DEFAULT length('x')); CREATE VIEW of_held AS SELECT upper(x::text) AS x, count(*) FROM held GROUP BY x`,
+    );
+    await locking('LOCK TABLE held IN ACCESS EXCLUSIVE MODE', async () => {
+      const m = await loadMetadata(pool);
+      expect(m.resolveRelation(null, 'of_held', ['public'])?.calls).toEqual(expect.arrayContaining(['upper', 'count']));
+      expect(m.resolveRelation(null, 'held', ['public'])?.fires).toEqual(expect.arrayContaining(['abs', 'length']));
+    });
+  });
+
+  it('begins again when something that it describes is dropped meanwhile', async () => {
+    await pool.query(
+      `CREATE TABLE going (x int); CREATE FUNCTION of_going() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT x FROM going; END`,
+    );
+    await locking('DROP TABLE going CASCADE', async (client) => {
+      const reading = loadMetadata(pool);
+      reading.catch(() => undefined);
+      await waitFor(
+        async () =>
+          (await client.query(`SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'`)).rowCount !== 0,
+        { what: 'the reading to wait' },
+      );
+      await client.query('COMMIT');
+      expect((await reading).userFunction(null, 'of_going', ['public'])).toBeNull();
+    });
+  });
 });

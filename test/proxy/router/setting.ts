@@ -190,8 +190,10 @@ export const METADATA: MetadataJson = {
     { schema: 'public', table: 'settings_pkey', kind: 'reads', to: ['public', 'settings'] },
     { schema: 'public', table: 'orders_id_seq', kind: 'checks', to: ['public', 'orders'] },
   ],
-  runs: [{ schema: 'public', table: 'audited', kind: 'fires', name: 'audit' }],
-  definitions: [{ schema: 'public', table: 'sized', kind: 'calls', text: "SELECT pg_relation_size('x')" }],
+  runs: [
+    { schema: 'public', table: 'audited', kind: 'fires', name: 'audit' },
+    { schema: 'public', table: 'sized', kind: 'calls', name: 'pg_relation_size' },
+  ],
   builtins: {
     now: 'stable',
     count: 'other',
