@@ -70,6 +70,7 @@ export const resultsSchema = z.strictObject({
     scale: z.number(),
     poolSize: z.number(),
     workers: z.number(),
+    lanes: z.enum(['auto', 'off']).default('off'),
   }),
   machine: z.strictObject({
     processor: z.string(),

@@ -18,14 +18,14 @@ export async function bench(
   say: (text: string) => void,
 ): Promise<{ results: Results; failed: boolean }> {
   const startedAt = new Date();
-  const { quick, rounds, seconds, scale, poolSize, workers, parts } = options;
+  const { quick, rounds, seconds, scale, poolSize, workers, lanes, parts } = options;
   const found = machine();
   say(`${found.processor}, ${found.cores} cores, ${found.system}, Node ${found.node}`);
   const results: Results = {
     format: 1,
     startedAt: startedAt.toISOString(),
     seconds: 0,
-    options: { quick, rounds, seconds, scale, poolSize, workers },
+    options: { quick, rounds, seconds, scale, poolSize, workers, lanes },
     machine: found,
     versions: { foreshard: foreshardVersion() },
     cells: [],

@@ -22,6 +22,8 @@ export interface Options {
   readonly poolSize: number;
   /** Processes of one more `foreshard serve` beside that with one; 1: there is none. */
   readonly workers: number;
+  /** proxy.pool.lanes of Foreshard. */
+  readonly lanes: 'auto' | 'off';
   readonly idleClients: number;
   /** Make all load with our own generator, also where pgbench would do. */
   readonly generator: boolean;
@@ -56,6 +58,7 @@ export async function parseOptions(args: readonly string[]): Promise<Options> {
       default: 1,
       describe: 'More than 1: foreshard serve --workers N takes part, too',
     })
+    .option('lanes', { choices: ['auto', 'off'] as const, default: 'auto' as const, describe: 'proxy.pool.lanes' })
     .option('idle', { type: 'number', describe: 'Idle clients of the memory part. Default: 5000' })
     .option('generator', { type: 'boolean', default: false, describe: 'Make all load without pgbench' })
     .option('join', {
@@ -85,6 +88,7 @@ export async function parseOptions(args: readonly string[]): Promise<Options> {
     scale: positive('scale', given.scale),
     poolSize: positive('pool', given.pool),
     workers: positive('workers', given.workers),
+    lanes: given.lanes,
     idleClients: positive('idle', given.idle ?? standard.idleClients),
     generator: given.generator,
     join: given.join ?? null,

@@ -204,8 +204,8 @@ export class Scene {
   }
 
   get #behind() {
-    const { poolSize } = this.#options;
-    return { folder: this.#folder, database: WHOLE, password: this.#password, poolSize };
+    const { poolSize, lanes } = this.#options;
+    return { folder: this.#folder, database: WHOLE, password: this.#password, poolSize, lanes };
   }
 
   get password(): string {

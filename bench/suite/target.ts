@@ -30,6 +30,8 @@ export interface Behind {
   readonly database: string;
   readonly password: string;
   readonly poolSize: number;
+  /** Of Foreshard. */
+  readonly lanes: 'auto' | 'off';
 }
 
 /** More than any part connects. */
@@ -110,7 +112,7 @@ export async function startForeshard(
       listen: { port: 0 },
       auth: { method: 'trust' },
       serverPasswords: { [USER]: { password: behind.password } },
-      pool: { size: behind.poolSize },
+      pool: { size: behind.poolSize, lanes: behind.lanes },
       limits: { maxClients: MAX_CLIENTS },
     },
   };

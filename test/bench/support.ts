@@ -38,7 +38,7 @@ export function results(cells: CellResult[], more: Partial<Results> = {}): Resul
     format: 1,
     startedAt: '2026-01-02T03:04:05.678Z',
     seconds: 60,
-    options: { quick: false, rounds: 3, seconds: 2, scale: 10, poolSize: 20, workers: 1 },
+    options: { quick: false, rounds: 3, seconds: 2, scale: 10, poolSize: 20, workers: 1, lanes: 'auto' },
     machine: { processor: 'A <processor>', cores: 2, memoryBytes: 8e9, system: 'Linux 6', node: '20.19.0' },
     versions: { foreshard: '0.1.0', postgresql: '18.4' },
     cells,
