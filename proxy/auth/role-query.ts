@@ -43,7 +43,8 @@ export interface RoleQueryOptions {
 export class RoleQuery implements UserSource {
   readonly #options: RoleQueryOptions;
   readonly #now: () => number;
-  #pool: { readonly url: string; readonly pool: pg.Pool } | null = null;
+  #connections: Connections | null = null;
+  #closed = false;
   #iterations: number | null = null;
 
   constructor(options: RoleQueryOptions) {
@@ -90,9 +91,12 @@ export class RoleQuery implements UserSource {
     return row === null ? null : { canLogin: row.rolcanlogin !== false };
   }
 
+  /** Look-ups under way get their answer, and so does who comes later: a login may have begun before a reload. */
   async close(): Promise<void> {
-    await this.#pool?.pool.end();
-    this.#pool = null;
+    this.#closed = true;
+    const connections = this.#connections;
+    this.#connections = null;
+    await connections?.retire();
   }
 
   async #ask(sql: string, values: readonly string[]): Promise<Record<string, unknown> | null> {
@@ -101,7 +105,7 @@ export class RoleQuery implements UserSource {
     // No name in PostgreSQL holds a zero byte, and no parameter can.
     if (values.some((value) => value.includes('\0'))) return null;
     try {
-      const { rows } = await this.#poolOf(home.url).query<Record<string, unknown>>(sql, [...values]);
+      const { rows } = await this.#query(home.url, sql, values);
       if (rows.length > 1) throw new Error(`the auth query gave ${rows.length} rows`);
       return rows[0] ?? null;
     } catch (error) {
@@ -116,11 +120,30 @@ export class RoleQuery implements UserSource {
     }
   }
 
-  #poolOf(homeUrl: string): pg.Pool {
-    if (this.#pool?.url === homeUrl) return this.#pool.pool;
-    // The home shard has a new address or password: who still uses the old pool gets to the end.
-    void this.#pool?.pool.end();
-    const { login, timeoutMs } = this.#options;
+  #query(homeUrl: string, sql: string, values: readonly string[]): Promise<pg.QueryResult<Record<string, unknown>>> {
+    if (this.#connections?.homeUrl !== homeUrl) {
+      // The home shard has a new address or password: who still uses the old connections gets to the end.
+      void this.#connections?.retire();
+      this.#connections = new Connections(homeUrl, this.#options);
+    }
+    const connections = this.#connections;
+    const answer = connections.use((pool) => pool.query<Record<string, unknown>>(sql, [...values]));
+    if (this.#closed) void this.close();
+    return answer;
+  }
+}
+
+/** Connections to the home shard at one address, which are closed when they are no longer wanted and nobody waits for one or uses it. */
+class Connections {
+  readonly homeUrl: string;
+  readonly #pool: pg.Pool;
+  #uses = 0;
+  #retired = false;
+  #ended: Promise<void> | null = null;
+  #onUnused: () => void = () => undefined;
+
+  constructor(homeUrl: string, { login, timeoutMs }: Pick<RoleQueryOptions, 'login' | 'timeoutMs'>) {
+    this.homeUrl = homeUrl;
     const url = new URL(homeUrl);
     // They would win over those below.
     url.searchParams.delete('options');
@@ -128,7 +151,7 @@ export class RoleQuery implements UserSource {
       url.username = encodeURIComponent(login.user);
       url.password = encodeURIComponent(login.password ?? '');
     }
-    const pool = new pg.Pool({
+    this.#pool = new pg.Pool({
       connectionString: url.href,
       max: CONNECTIONS,
       idleTimeoutMillis: IDLE_MS,
@@ -138,10 +161,33 @@ export class RoleQuery implements UserSource {
       options: `-c search_path=pg_catalog -c default_transaction_read_only=on -c statement_timeout=${timeoutMs}`,
     });
     // A connection that breaks fails the query in flight; there is nothing else to tell.
-    pool.on('error', () => undefined);
-    pool.on('connect', (client) => client.on('error', () => undefined));
-    this.#pool = { url: homeUrl, pool };
-    return pool;
+    this.#pool.on('error', () => undefined);
+    this.#pool.on('connect', (client) => client.on('error', () => undefined));
+  }
+
+  async use<T>(work: (pool: pg.Pool) => Promise<T>): Promise<T> {
+    this.#uses += 1;
+    try {
+      return await work(this.#pool);
+    } finally {
+      this.#uses -= 1;
+      if (this.#uses === 0 && this.#retired) this.#onUnused();
+    }
+  }
+
+  /** Resolves when they are closed. A pool that is ended at once would never serve who waits for a connection. */
+  retire(): Promise<void> {
+    this.#ended ??= this.#end();
+    return this.#ended;
+  }
+
+  async #end(): Promise<void> {
+    this.#retired = true;
+    if (this.#uses > 0)
+      await new Promise<void>((resolve) => {
+        this.#onUnused = resolve;
+      });
+    await this.#pool.end();
   }
 }
 

@@ -143,6 +143,49 @@ describe('serve --workers', () => {
     expect(await processes.stop()).toEqual({ code: 143, left: [] });
   });
 
+  it('gives each client its own answers while clients come, go and break off, and topology and configuration change', async () => {
+    const processes = await serving.serve('--workers', '3');
+    const slots = new Set<number>();
+    const life = async (name: string, breaksOff: boolean) => {
+      const { client } = await processes.connect();
+      slots.add(slotOfClient(client));
+      await client.query(`SET application_name = '${name}'`);
+      // The same name of a statement stands for another text with each client.
+      const own = { name: 'own', text: `SELECT current_setting('application_name') AS name, '${name}' AS text` };
+      for (let i = 0; i < 3; i++) {
+        expect((await client.query(own)).rows).toEqual([{ name, text: name }]);
+        await client.query('BEGIN');
+        await client.query('INSERT INTO orders VALUES ($1, $2)', [Number(name.slice(1)), i]);
+        if (breaksOff && i === 2) break;
+        await client.query('COMMIT');
+      }
+      if (breaksOff) (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+      else await client.end();
+    };
+    const crowd = Array.from({ length: 6 }, async (_, lane) => {
+      for (let turn = 0; turn < 4; turn++) await life(`c${100 * (lane + 1) + turn}`, turn % 4 === 3);
+    });
+    const done = Promise.all(crowd);
+    for (let i = 1; i <= 3; i++) {
+      processes.signal('SIGHUP');
+      await serving.direct('foreshard', 'UPDATE foreshard.meta SET epoch = epoch + 1');
+      await processes.logged('the configuration was read again', i);
+    }
+    await done;
+    expect(slots.size).toBe(3);
+    // Whoever broke off had not committed its last row.
+    const count = () =>
+      serving.direct<{ n: string }>('shop', 'SELECT count(*) AS n FROM orders WHERE tenant_id >= 100');
+    expect(Number((await count())[0]?.n)).toBe(6 * (3 * 3 + 2));
+    await waitFor(
+      async () =>
+        (await serving.direct('postgres', `SELECT FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`))
+          .length === 0,
+      { what: 'what was broken off to be rolled back' },
+    );
+    expect(await processes.stop()).toEqual({ code: 143, left: [] });
+  });
+
   it('leaves nobody behind when the parent is killed', async () => {
     const processes = await serving.serve('--workers', '2');
     const { client, lost } = await processes.connect();
