@@ -14,7 +14,10 @@ import type { ServerConnection } from './server-connection.js';
  * messages of its own (a Parse on a new connection, a BEGIN replayed) and leave others out without the client seeing it.
  */
 export interface Expectation {
-  /** `syncs`: the answers to Syncs that were sent into a COPY FROM STDIN which has failed, however many they are. */
+  /**
+   * `batch`: several messages with their Sync, sent and answered as one. `syncs`: the answers to Syncs that were sent into a COPY FROM STDIN which has
+   * failed, however many they are.
+   */
   readonly kind:
     | 'parse'
     | 'bind'
@@ -22,6 +25,7 @@ export interface Expectation {
     | 'execute'
     | 'close'
     | 'query'
+    | 'batch'
     | 'function'
     | 'sync'
     | 'syncs'
@@ -59,6 +63,8 @@ export interface Expectation {
 export interface BackendOwner {
   /** What it has asked for, or its transaction, reads or writes rows that could be moved. Default: false. */
   readonly rowsAtStake?: boolean;
+  /** Takes whole answers from the beginning of what has come, while none is begun. @returns how many bytes it took */
+  onChunk?(chunk: Buffer): number;
   /** A whole message for the client (not for internal expectations). */
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void;
   /** DataRow or CopyData bytes for the client: whole messages or part of one. */
@@ -157,6 +163,7 @@ export class Backend {
     this.generation = generation;
     this.#totals = totals;
     connection.setHandler({
+      onChunk: (chunk) => this.#owner?.onChunk?.(chunk) ?? 0,
       onMessage: (type, frame) => this.#onMessage(type, frame),
       onRun: (slice) => this.#onData(slice),
       onPartial: (_type, chunk, remaining) => {
@@ -483,7 +490,7 @@ export class Backend {
         head.replacement ?? head.tell?.(BACKEND.ErrorResponse, frame) ?? frame,
         head,
       );
-    else if (head.kind !== 'query' && head.kind !== 'sync' && head.quiet !== true)
+    else if (head.kind !== 'query' && head.kind !== 'batch' && head.kind !== 'sync' && head.quiet !== true)
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, head.tell?.(BACKEND.ErrorResponse, frame) ?? frame, head);
     if (head.kind === 'syncs') return;
@@ -491,10 +498,26 @@ export class Backend {
       this.#countSyncs(head);
       return;
     }
-    if (head.kind === 'query' || head.kind === 'function') return;
+    if (head.kind === 'query' || head.kind === 'batch' || head.kind === 'function') return;
     // The server skips to the next Sync; so do we.
     this.#skipping = true;
-    while (this.#expected.length > 0 && this.#expected[0]?.kind !== 'sync') this.#expected.shift()?.undo?.();
+    for (let next = this.#expected[0]; next !== undefined; next = this.#expected[0]) {
+      if (next.kind === 'sync' || next.kind === 'batch') return;
+      this.#expected.shift();
+      next.undo?.();
+    }
+  }
+
+  /** Whether this is what is expected next. */
+  expects(what: object): boolean {
+    return this.#expected[0] === what;
+  }
+
+  /** All of what is expected next has come, up to a ReadyForQuery that says "idle", and nothing of it needs to be looked at here. */
+  wholeAnswer(): void {
+    this.status = IDLE;
+    this.#expected.shift();
+    if (this.#expected[0]?.kind === 'local') this.#flushLocal();
   }
 
   #onReady(frame: Buffer): void {

@@ -27,7 +27,8 @@ export abstract class LaneRead {
   /** Since when the server can have been at it. */
   headAt = 0;
   expectedMs = 0;
-  bytes = 0;
+  /** Bytes of its answer. */
+  size = 0;
   rowCount = 0;
   /** Nobody waits for its answer here. */
   dropped = false;
@@ -35,7 +36,7 @@ export abstract class LaneRead {
   told = false;
   /** A cancel request was sent for it. */
   canceled = false;
-  readonly pace: LanePace;
+  pace: LanePace;
   #lane: Lane | null = null;
   /** What is held back: whole buffers, then a stretch of one that may still grow. */
   #held: Buffer[] = [];
@@ -49,8 +50,21 @@ export abstract class LaneRead {
     this.expectedMs = pace.expectedMs;
   }
 
+  /** Nothing is known of it any more: it is another read from now on. */
+  protected anew(pace: LanePace): void {
+    this.pace = pace;
+    this.expectedMs = pace.expectedMs;
+    this.size = 0;
+    this.rowCount = 0;
+    this.told = false;
+    this.canceled = false;
+    this.#refused = false;
+  }
+
   /** Puts its messages on the connection, ending with a Query or a Sync. */
   abstract send(backend: Backend): void;
+  /** It was described, by a message of this type. */
+  protected described(_type: number, _frame: Buffer): void {}
   /** Whether what the server has read is still what it should be read from. */
   protected abstract get isCertain(): boolean;
   /** Part of an answer that is not complete. */
@@ -78,20 +92,25 @@ export abstract class LaneRead {
     return this.lane.isHead(this);
   }
 
+  /** Nothing of its answer was looked at, and somebody waits for it: one that has begun goes on as it began. */
+  get isFresh(): boolean {
+    return this.size === 0 && !this.dropped && !this.#refused;
+  }
+
   /** Bytes of its answer, in order. */
   take(slice: Buffer): void {
-    this.bytes += slice.length;
+    this.size += slice.length;
     if (this.dropped) return;
     if (this.told) {
       this.deliver(slice);
       return;
     }
     this.#hold(slice);
-    if (this.bytes > HELD_BYTES) this.tell();
+    if (this.size > HELD_BYTES) this.show();
   }
 
   /** What has come of the answer goes to the client now. */
-  tell(): void {
+  show(): void {
     if (this.dropped || this.#refused) return;
     if (!this.isCertain) {
       this.#refused = true;
@@ -107,6 +126,22 @@ export abstract class LaneRead {
     const words = this.worded(fields, frame, byMistake);
     if (words !== null) this.take(words);
     else this.#refused = true;
+  }
+
+  /**
+   * All of its answer has come at once, ReadyForQuery included.
+   * @param described where in it the RowDescription or NoData begins; -1: there is none
+   */
+  whole(answer: Buffer, rows: number, described: number, ms: number): void {
+    this.size = answer.length;
+    this.rowCount = rows;
+    this.pace.served(ms, answer.length, this.lane.lateMs);
+    if (described >= 0) {
+      const end = described + 1 + answer.readInt32BE(described + 1);
+      this.described(answer[described] as number, answer.subarray(described, end));
+    }
+    if (this.isCertain) this.answered(answer, ms);
+    else this.again('refused');
   }
 
   /** The server is done with it. */

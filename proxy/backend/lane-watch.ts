@@ -8,6 +8,7 @@ const REST_MS = 100;
 /** Looks after the lanes of a process with one timer: nothing is armed when a read begins or ends. */
 export class LaneWatch {
   readonly #lanes = new Map<Lane, Lanes>();
+  #suspects: Lane[] = [];
   #timer: NodeJS.Timeout | null = null;
   #resting = false;
   #swept = 0;
@@ -17,7 +18,8 @@ export class LaneWatch {
     if (this.#timer === null) this.#arm(REST_MS);
   }
 
-  begins(_lane: Lane): void {
+  /** Reads are under way. */
+  begins(): void {
     if (this.#resting) this.#arm(LOOK_MS);
   }
 
@@ -48,17 +50,25 @@ export class LaneWatch {
     const now = performance.now();
     let busy = false;
     for (const lane of [...this.#lanes.keys()]) {
-      lane.look(now);
+      if (lane.look(now)) this.#suspects.push(lane);
       if (!lane.isEmpty || lane.retired !== null) busy = true;
     }
     if (now - this.#swept > REST_MS) {
       this.#swept = now;
       for (const lanes of new Set(this.#lanes.values())) lanes.sweep(now);
     }
+    // An answer may have been there before, and this process too busy to read it. The next turn reads all that is there.
+    if (this.#suspects.length > 0) setImmediate(this.#judge);
     if (this.#lanes.size > 0) this.#arm(busy ? LOOK_MS : REST_MS);
     else {
       this.#timer = null;
       this.#resting = false;
     }
+  };
+  readonly #judge = (): void => {
+    const now = performance.now();
+    const suspects = this.#suspects;
+    this.#suspects = [];
+    for (const lane of suspects) if (this.#lanes.has(lane)) lane.late(now);
   };
 }

@@ -1,5 +1,6 @@
+import { namesOf } from '../session/name-lookup.js';
 import { decodeErrorFields } from '../wire/error-response.js';
-import { BACKEND } from '../wire/message-types.js';
+import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Backend, BackendOwner, Expectation } from './backend.js';
 import type { LaneRead } from './lane-read.js';
 
@@ -7,8 +8,8 @@ import type { LaneRead } from './lane-read.js';
 export interface LaneOwner {
   /** A read is late when the server has had it in hand for so long. */
   readonly lateMs: number;
-  /** It has something to do, after it had nothing. */
-  begins(lane: Lane): void;
+  /** One has something to do, after it had nothing. */
+  begins(): void;
   /** A read is answered. @param waitedMs until the server could begin with it */
   served(lane: Lane, waitedMs: number): void;
   /** Its server takes too long. */
@@ -28,10 +29,25 @@ const LATE_TIMES = 8;
 /** What the server says of itself in place of an answer to one read. */
 const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
+/** What an answer consists of when nothing about it is out of the ordinary. Index: type byte. */
+const PLAIN = new Uint8Array(256);
+for (const type of [
+  BACKEND.ParseComplete,
+  BACKEND.BindComplete,
+  BACKEND.RowDescription,
+  BACKEND.NoData,
+  BACKEND.DataRow,
+  BACKEND.CommandComplete,
+  BACKEND.CloseComplete,
+])
+  PLAIN[type] = 1;
+
 /** A server connection on which reads of several clients stand in line, each with its own Query or Sync. */
 export class Lane implements BackendOwner {
   readonly rowsAtStake = true;
   readonly backend: Backend;
+  /** What names mean there: `namesOf` its parameters, which do not change while it takes reads. */
+  readonly names: string;
   /** Reads in it, those that nobody waits for included. */
   depth = 0;
   /** How long the server is expected to need for them, ms. */
@@ -46,6 +62,8 @@ export class Lane implements BackendOwner {
   #retired: RetireReason | null = null;
   #paused = false;
   #late = false;
+  /** What the server seemed to take too long for. */
+  #suspect: LaneRead | null = null;
   /** A cancel request was sent: what comes next may be hit by it. */
   #canceled = false;
   #gone = false;
@@ -53,6 +71,7 @@ export class Lane implements BackendOwner {
   /** `backend` has the settings of those who will read, and is nobody's. */
   constructor(backend: Backend, owner: LaneOwner, now: number) {
     this.backend = backend;
+    this.names = namesOf(backend.connection.parameters);
     this.#owner = owner;
     this.idleSince = now;
     backend.attach(this);
@@ -72,6 +91,10 @@ export class Lane implements BackendOwner {
     return this.#retired === null && this.backend.lost === null && !this.backend.connection.isClosed;
   }
 
+  get lateMs(): number {
+    return this.#owner.lateMs;
+  }
+
   isHead(read: LaneRead): boolean {
     return this.#head === read;
   }
@@ -87,7 +110,7 @@ export class Lane implements BackendOwner {
     if (alone) {
       read.headAt = now;
       this.backend.requestedAt = now;
-      this.#owner.begins(this);
+      this.#owner.begins();
     }
     read.send(this.backend);
     // Whoever comes while it is answered is gathered; nobody waits for others to come.
@@ -129,21 +152,33 @@ export class Lane implements BackendOwner {
     if (this.#head === read) this.#resume();
   }
 
-  /** Looks whether the server takes too long. `now` as performance.now(), after all that has arrived was looked at. */
-  look(now: number): void {
+  /**
+   * Looks whether the server seems to take too long. `now` as performance.now(). @returns whether `late` should follow, when all that had arrived by
+   * now has been looked at
+   */
+  look(now: number): boolean {
     const head = this.#head;
+    this.#suspect = null;
     if (head === null) {
       if (this.#retired !== null) this.settle();
-      return;
+      return false;
     }
+    if (now - head.headAt < Math.max(this.#owner.lateMs, LATE_TIMES * head.expectedMs)) return false;
+    this.#suspect = head;
+    return true;
+  }
+
+  /** The server does take too long if it has not answered what it seemed to take too long for. */
+  late(now: number): void {
+    const head = this.#head;
+    if (head === null || head !== this.#suspect) return;
     const ms = now - head.headAt;
-    if (ms < Math.max(this.#owner.lateMs, LATE_TIMES * head.expectedMs)) return;
     if (!this.#late) {
       this.#late = true;
       this.#owner.late(this);
       this.retire('late');
       // The client may be one that shows rows as they come.
-      head.tell();
+      head.show();
     }
     head.pace.late(ms, this.#owner.lateMs);
     this.#rescueBehind();
@@ -159,6 +194,42 @@ export class Lane implements BackendOwner {
     this.#gone = true;
     backend.pipelined = false;
     this.#owner.drained(this);
+  }
+
+  /** Whole answers are cut out by their headers and go on as they are, each in one piece. */
+  onChunk(chunk: Buffer): number {
+    const { backend } = this;
+    const limit = chunk.length;
+    let now = 0;
+    let start = 0;
+    let at = 0;
+    let rows = 0;
+    let described = -1;
+    while (at + HEADER_BYTES <= limit) {
+      const type = chunk[at] as number;
+      const end = at + 1 + chunk.readInt32BE(at + 1);
+      if (end > limit || end <= at + 4) return start;
+      if (type !== BACKEND.ReadyForQuery) {
+        if (PLAIN[type] !== 1) return start;
+        if (type === BACKEND.DataRow) rows += 1;
+        else if (type === BACKEND.RowDescription || type === BACKEND.NoData) described = at - start;
+        at = end;
+        continue;
+      }
+      const read = this.#head;
+      if (read === null || !read.isFresh || !backend.expects(read) || chunk[at + HEADER_BYTES] !== IDLE) return start;
+      if (now === 0) now = performance.now();
+      backend.wholeAnswer();
+      const ms = this.#ended(read, now);
+      read.whole(chunk.subarray(start, end), rows, described, ms);
+      if (this.#head === null) this.settle();
+      if (backend.connection.isClosed) return limit;
+      start = end;
+      at = end;
+      rows = 0;
+      described = -1;
+    }
+    return start;
   }
 
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
@@ -185,8 +256,18 @@ export class Lane implements BackendOwner {
   onReady(_backend: Backend, status: number, internal: boolean, frame: Buffer): void {
     const read = this.#head;
     if (internal || read === null) return;
-    const now = performance.now();
+    const ms = this.#ended(read, performance.now());
+    read.pace.served(ms, read.size, this.#owner.lateMs);
+    // Nothing else can come of a read; nobody else is to have such a connection.
+    if (status !== IDLE) this.retire('parameters');
+    if (!read.dropped) read.end(frame, ms);
+    if (this.#head === null) this.settle();
+  }
+
+  /** The server is done with the head. @returns how long it took */
+  #ended(read: LaneRead, now: number): number {
     const { next } = read;
+    read.next = null;
     this.#head = next;
     this.depth -= 1;
     if (next === null) {
@@ -201,12 +282,8 @@ export class Lane implements BackendOwner {
     this.served += 1;
     const ms = now - read.headAt;
     this.backend.countRead(ms);
-    read.pace.served(ms, read.bytes, this.#owner.lateMs);
     this.#owner.served(this, read.headAt - read.submittedAt);
-    // Nothing else can come of a read; nobody else is to have such a connection.
-    if (status !== IDLE) this.retire('parameters');
-    if (!read.dropped) read.end(frame, ms);
-    if (this.#head === null) this.settle();
+    return ms;
   }
 
   onLost(_backend: Backend, error: Error): void {
@@ -215,8 +292,8 @@ export class Lane implements BackendOwner {
     const first = this.#head;
     this.#head = null;
     this.#tail = null;
-    this.depth = 0;
     this.#owner.lost(this, error);
+    this.depth = 0;
     for (let read = first; read !== null; read = read.next) {
       if (read.dropped) continue;
       read.dropped = true;

@@ -7,8 +7,13 @@ import { Lane, type LaneOwner } from './lane.js';
 import type { LaneWatch } from './lane-watch.js';
 import type { Pool } from './pool.js';
 
-/** Another lane is opened when a read would wait for longer than this in every one there is; the second for four times as long, and so on. */
+/**
+ * A second lane is opened when a read would wait for longer than this; the third when it would for 2⁴ times as long in each of the two, the
+ * fourth for 3⁴ times: each further one leaves fewer reads to be sent and answered together.
+ */
 const OPEN_MS = 0.2;
+/** A server that takes less for a read is not what it waits for. */
+const BRIEF_MS = 0.5;
 /** An empty lane gives its connection back after this time. */
 const IDLE_MS = 1_000;
 /** After a late statement fewer reads may stand in line; so many good ones later one more. */
@@ -58,9 +63,11 @@ export class LaneGroup {
   choose(now: number): Lane | null {
     const { lanes } = this;
     let best = this.#best();
-    const more = best === null || best.workMs > OPEN_MS * lanes.length * lanes.length;
+    const more = best === null || best.workMs > OPEN_MS * lanes.length ** 4;
     if (more && this.#owner.open(this, now)) best = this.#best();
-    if (best === null || best.depth >= this.depth || best.workMs > this.#owner.lateMs) return null;
+    if (best === null || best.depth >= this.depth) return null;
+    // Several at a time are only faster where the server takes longer for each than this process does.
+    if (best.workMs > this.#owner.lateMs && best.workMs > BRIEF_MS * best.depth && this.#owner.hasSpare) return null;
     return best;
   }
 
@@ -119,6 +126,11 @@ export class Lanes implements LaneOwner {
     return this.#pool.options.laneLateMs;
   }
 
+  /** There is a connection for whoever asks now. */
+  get hasSpare(): boolean {
+    return this.#pool.hasSpare;
+  }
+
   /** All lanes there are, for whoever looks. */
   get all(): Iterable<Lane> {
     return this.#all;
@@ -143,8 +155,7 @@ export class Lanes implements LaneOwner {
     const { lanesMax, size } = this.#pool.options;
     // Half of the connections stay with the leases.
     if (this.#all.size + this.#opening >= Math.min(lanesMax, Math.max(1, size >> 1))) return false;
-    const first = group.lanes.length === 0;
-    const backend = this.#pool.takeForLane(first && size > 1);
+    const backend = this.#pool.takeForLane(size > 1);
     if (backend === null) return false;
     if (!(backend instanceof Promise)) {
       if (backend.settings !== null && areAlike(backend.settings, group.settings)) {
@@ -173,8 +184,8 @@ export class Lanes implements LaneOwner {
     for (const lane of [...this.#all]) lane.retire('given back');
   }
 
-  begins(lane: Lane): void {
-    this.#watch.begins(lane);
+  begins(): void {
+    this.#watch.begins();
   }
 
   served(lane: Lane, waitedMs: number): void {

@@ -27,7 +27,7 @@ export interface PoolOptions {
   readonly lanes?: 'auto' | 'off';
   /** Connections so shared at most, per shard and user; never more than half of `size`. Default: 4. */
   readonly lanesMax?: number;
-  /** Reads in line on one of them at most. Default: 128. */
+  /** Reads in line on one of them at most. Default: 512. */
   readonly laneDepth?: number;
   /** A statement that has kept a lane busy for so long, and for several times what it was expected to take, is late. Default: 5. */
   readonly laneLateMs?: number;
@@ -45,7 +45,7 @@ export function withDefaults(options: PoolOptions): Required<PoolOptions> {
     maxConnecting: 8,
     lanes: 'off',
     lanesMax: 4,
-    laneDepth: 128,
+    laneDepth: 512,
     laneLateMs: 5,
     ...options,
   });

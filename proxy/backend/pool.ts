@@ -99,6 +99,11 @@ export class Pool {
     return lent;
   }
 
+  /** Whoever asks for a connection now does not wait for others. */
+  get hasSpare(): boolean {
+    return this.#waiters.size === 0 && (this.#idle.length > 0 || this.total < this.#gate.options.size);
+  }
+
   /** Connections open or being opened. */
   get total(): number {
     return this.#all.size + this.#connecting;

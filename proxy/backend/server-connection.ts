@@ -37,6 +37,8 @@ export interface ServerConnectionOptions extends ServerAddress {
 export interface ServerHandler extends FrameHandler {
   /** All that was read has been told of. */
   onRead?(): void;
+  /** Asked with what has come, where a message begins: so many bytes of it are dealt with. Whole messages, of types that tell of the connection neither settings nor errors. */
+  onChunk?(chunk: Buffer): number;
   /** Whether what comes now may be rows that could have been moved meanwhile: `mayRead` is asked. Default: no. */
   rowsAtStake?(): boolean;
   /** After `write` has returned false: the server has taken enough of it to go on. */
@@ -247,7 +249,8 @@ export class ServerConnection {
 
   #scan(chunk: Buffer): void {
     try {
-      this.#scanner.push(chunk);
+      const from = this.#scanner.atBoundary && !this.isClosed ? (this.#handler?.onChunk?.(chunk) ?? 0) : 0;
+      if (from < chunk.length) this.#scanner.push(from === 0 ? chunk : chunk.subarray(from));
     } catch (error) {
       // The server's words cannot be told apart any more. Anything else is a bug of the handler, not of the server.
       if (!(error instanceof ProtocolError)) throw error;

@@ -1,7 +1,7 @@
 import type { Values } from './keys.js';
 import { Lexer } from './lexer.js';
 import { Pace } from './pace.js';
-import type { Analyzed, AnalyzedStatement, BoundParams, LiteralToken } from './route.js';
+import type { Analyzed, AnalyzedStatement, BoundParams, LaneRoute, LiteralToken } from './route.js';
 
 /** Literals of a text by ordinal, of which not all need be there. */
 export interface KnownLiterals {
@@ -41,6 +41,8 @@ export class AnalyzedText implements Analyzed {
   /** Another object when plans made before are out of date. */
   readonly world: object;
   again: Analyzed | undefined;
+  /** Where it goes whatever its values are, as a read that shares a server connection. */
+  laneRoute: LaneRoute | null = null;
   readonly #known: KnownLiterals;
   #literals: readonly LiteralToken[] | undefined;
 

@@ -1,5 +1,5 @@
 import type { KeyTuple, Position } from '../../topology/key.js';
-import type { KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
+import type { KeyspaceName, ShardName, TableName, Topology } from '../../topology/topology.js';
 import type { Pace } from './pace.js';
 
 /**
@@ -205,6 +205,18 @@ export interface Analyzed {
   readonly syntaxError: boolean;
   /** The same text, analysed again for another schema, or other sharded tables ({@link Router.refresh}). */
   again?: Analyzed | undefined;
+}
+
+/** Where a read that may share a server connection goes, at one topology. Its own footprint, see `Footprint`. */
+export interface LaneRoute {
+  /** As in `Analyzed`. */
+  readonly template: string;
+  readonly pace: Pace;
+  readonly topology: Topology;
+  readonly shard: ShardName;
+  readonly touches: readonly Touch[];
+  readonly everything: boolean;
+  readonly writesReference: false;
 }
 
 /** Values of a Bind, for key extraction. */

@@ -1,4 +1,4 @@
-import type { Topology } from '../../topology/topology.js';
+import type { ShardName, Topology } from '../../topology/topology.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
@@ -7,7 +7,7 @@ import { Pace } from './pace.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import type { Analyzed, AnalyzedStatement, BoundParams, KeySource, Route, StatementPlan } from './route.js';
+import type { Analyzed, AnalyzedStatement, BoundParams, KeySource, LaneRoute, Route, StatementPlan } from './route.js';
 import { reduced, repeatedBytes, unfolded } from './runs.js';
 import { TemplateCache } from './template-cache.js';
 import type { TextReader } from './text-reader.js';
@@ -58,6 +58,10 @@ interface Template {
   memo: AnalyzedText | null;
   /** How fast executions were. */
   readonly pace: Pace;
+  /** It is one statement that may share a server connection. */
+  readonly laneSafe: boolean;
+  /** Where it goes then, whatever its values are. */
+  laneRoute: LaneRoute | null;
 }
 
 /** Scopes that are kept by name; those of sessions live as long as they do. */
@@ -224,6 +228,8 @@ export class Router {
 
   #template({ plans }: Reading, plainStatements: boolean): Template {
     return {
+      laneSafe: plainStatements && plans.length === 1 && plans[0]?.laneSafe === true,
+      laneRoute: null,
       text: shown(this.#lexer.key()),
       plans,
       ordinals: ordinalsOf(plans),
@@ -319,6 +325,51 @@ export class Router {
         ? from.values(params)
         : { text: from.text, params, literal: (ordinal: number) => from.literals[ordinal] };
     return routeExecution(statement.plan, values, topology);
+  }
+
+  /**
+   * Where a text goes that is one read of a known template which may share a server connection now; null: `analyze` it. Where its values
+   * do not matter, the same object is given again. `text` is not kept.
+   */
+  laneRead(text: Buffer, session: SessionNames, topology: Topology): LaneRoute | null {
+    this.#forgetOutdated();
+    const scope = this.#scopeOf(session);
+    const lexer = this.#lexer;
+    if (!lexer.scan(text, false, scope.conforming) || lexer.runs.length > 0) return null;
+    const template = this.#cached(scope);
+    if (template?.laneSafe !== true || !template.pace.isFit) return null;
+    this.counters.hits++;
+    const known = template.laneRoute;
+    if (known !== null && known.topology === topology) return known;
+    const analyzed = this.#found(template, text, scope);
+    const route = analyzed === null ? null : this.laneRoute(analyzed, null, topology);
+    if (analyzed?.laneRoute === route) template.laneRoute = route;
+    return route;
+  }
+
+  /** The same of what is analysed. Null: it has to go alone, or is not one to one shard. */
+  laneRoute(analyzed: Analyzed, params: BoundParams | null, topology: Topology): LaneRoute | null {
+    if (!(analyzed instanceof AnalyzedText)) return null;
+    const { statements, template, pace } = analyzed;
+    const plan = statements[0]?.plan;
+    if (plan?.laneSafe !== true || statements.length !== 1 || !pace.isFit || !this.isCurrent(analyzed)) return null;
+    const known = analyzed.laneRoute;
+    if (known !== null && known.topology === topology) return known;
+    const route = routeExecution(plan, analyzed.values(params), topology);
+    if (route.kind !== 'shard' && route.kind !== 'any') return null;
+    const shard = route.kind === 'shard' ? route.shard : (route.shards[0] as ShardName);
+    const everything = plan.target.kind === 'sole';
+    const found = {
+      template,
+      pace,
+      topology,
+      shard,
+      touches: route.touches,
+      everything,
+      writesReference: false,
+    } as const;
+    if (everything || plan.target.kind === 'any') analyzed.laneRoute = found;
+    return found;
   }
 
   /** Whether a DO block, given as its whole text, may change settings for longer than its transaction. */

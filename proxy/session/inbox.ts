@@ -24,6 +24,8 @@ export interface Incoming {
   readonly remaining: number;
   /** The beginning of a large message; nothing comes behind it before it has been told what becomes of it. */
   readonly head?: true;
+  /** It has been looked at before. */
+  readonly again?: true;
   /** It was too large to be held, and is no more: its size. */
   readonly refused?: number;
 }
@@ -78,6 +80,11 @@ export class Inbox {
     return this.#messages[0];
   }
 
+  /** Nothing is there, not even of a message that has yet to come in whole. */
+  get isEmpty(): boolean {
+    return this.#messages.length === 0 && this.#scanner.atBoundary;
+  }
+
   /** A large message has begun to come, and waits for room. */
   get isWaiting(): boolean {
     return this.#scanner.isWaiting;
@@ -126,6 +133,19 @@ export class Inbox {
   /** Puts a Sync that was taken before in front of all others. */
   syncAgain(): void {
     this.#messages.unshift(SYNC_AGAIN);
+  }
+
+  /** Puts whole messages that were taken before in front of all others. */
+  unread(bytes: Buffer): void {
+    const messages: Incoming[] = [];
+    for (let at = 0; at < bytes.length; ) {
+      const end = at + 1 + bytes.readInt32BE(at + 1);
+      const frame = bytes.subarray(at, end);
+      messages.push({ type: bytes[at] as number, frame, remaining: 0, again: true });
+      this.#bytes += frame.length + INCOMING_BYTES;
+      at = end;
+    }
+    this.#messages.unshift(...messages);
   }
 
   /** Has the socket not be read until `resume`. */

@@ -1,14 +1,14 @@
 import type { Backend, Expectation } from '../backend/backend.js';
-import type { Analyzed } from '../router/route.js';
+import type { LaneRoute } from '../router/route.js';
 import { PARSE_COMPLETE } from '../wire/backend.js';
 import { rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
 import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Item } from './batch.js';
-import { ClientRead, type LanePlace, type OnLease } from './client-read.js';
+import { ClientRead, type OnLease } from './client-read.js';
 import type { ClientSession } from './client-session.js';
 import type { LaneReads } from './lane-reads.js';
 import { shapeFor } from './prepared.js';
-import { ServerStatements } from './server-statements.js';
+import type { ServerStatements } from './server-statements.js';
 import type { ClientStatements } from './statements.js';
 
 type Of<T extends Item['type']> = Item & { type: T };
@@ -22,8 +22,8 @@ interface LaneBatch {
   readonly items: readonly Item[];
   readonly parse: Of<'parse'> | null;
   readonly bind: Of<'bind'>;
-  /** Whether the client can read what this connection would answer: it was told the same columns, or asks for them. */
-  fits(backend: Backend, version: number): boolean;
+  /** The client is told the columns, or has yet to ask for them. */
+  readonly tells: boolean;
 }
 
 /** The batch as one that can run among others, or null. */
@@ -55,13 +55,7 @@ export function laneBatch(items: readonly Item[], longest: number): LaneBatch | 
   if (sync?.type !== 'sync' || sync.frame.length !== HEADER_BYTES || at !== items.length) return null;
   bytes += execute.frame.length;
   if (bytes > longest) return null;
-  const fits = (backend: Backend, version: number) => {
-    const { told, content } = statement;
-    if (described || parse !== null || told === null) return true;
-    if (bind.bind.statement === '') return backend.unnamed === content || told.version === version;
-    return backend.shapes.get(content) === told.shape;
-  };
-  return { items, parse, bind, fits };
+  return { items, parse, bind, tells: described || parse !== null };
 }
 
 /** Describe of the unnamed portal. */
@@ -70,33 +64,36 @@ const UNNAMED_BYTES = HEADER_BYTES + 2;
 /** A batch of the extended protocol in a lane. */
 export class BatchRead extends ClientRead {
   readonly hasPortal = true;
+  readonly #onLease: OnLease;
   readonly #batch: LaneBatch;
   readonly #session: ClientSession;
   readonly #statements: ClientStatements;
+  readonly #names: ServerStatements;
 
   constructor(
     reads: LaneReads,
-    analyzed: Analyzed,
-    place: LanePlace,
+    route: LaneRoute,
     onLease: OnLease,
-    rescues: number,
     batch: LaneBatch,
     session: ClientSession,
     statements: ClientStatements,
+    names: ServerStatements,
   ) {
-    super(reads, analyzed, place, onLease, rescues);
+    super(reads, route);
+    this.#onLease = onLease;
     this.#batch = batch;
     this.#session = session;
     this.#statements = statements;
+    this.#names = names;
   }
 
-  repeat(rescues: number): boolean {
-    return this.reads.batch(this.#batch.items, this.onLease, rescues);
+  repeat(alone: boolean): void {
+    this.reads.repeatBatch(this.#batch.items, this.#onLease, alone);
   }
 
   send(backend: Backend): void {
     const { items, parse, bind } = this.#batch;
-    const names = new ServerStatements(this.#session, this.#statements);
+    const names = this.#names;
     if (parse !== null) this.#parse(backend, parse, names);
     for (const item of items) {
       switch (item.type) {
@@ -116,9 +113,7 @@ export class BatchRead extends ClientRead {
           backend.send(item.frame, {
             kind: 'execute',
             internal: false,
-            completed: (frame, empty) => {
-              if (!empty) this.complete(frame);
-            },
+            completed: (frame, empty) => this.completed(frame, empty),
           });
           break;
         case 'close-portal':

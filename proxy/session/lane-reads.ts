@@ -4,19 +4,28 @@ import type { Backend } from '../backend/backend.js';
 import type { Lane } from '../backend/lane.js';
 import type { AgainReason } from '../backend/lane-read.js';
 import type { LaneGroup } from '../backend/lanes.js';
-import type { Analyzed, BoundParams, Touch } from '../router/route.js';
+import { AnalyzedText } from '../router/analyzed-text.js';
+import type { Analyzed, BoundParams, LaneRoute } from '../router/route.js';
 import { encodeErrorResponse, ServerError } from '../wire/error-response.js';
+import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Item } from './batch.js';
 import type { ClientOutput } from './client-output.js';
-import { type ClientRead, type LanePlace, type OnLease, QueryRead } from './client-read.js';
+import type { ClientRead, LanePlace, OnLease } from './client-read.js';
+import type { ExtendedProtocol } from './extended.js';
+import type { Inbox } from './inbox.js';
 import { BatchRead, laneBatch } from './lane-batch.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
+import { type Lookup, namesOf } from './name-lookup.js';
 import { type Footprint, stillOn } from './placement.js';
+import type { ClientStatement } from './prepared.js';
 import type { ServerReplies } from './server-replies.js';
+import { ServerStatements } from './server-statements.js';
 import type { SettingMap } from './settings.js';
-import { learnShape } from './stale-plan.js';
+import { hasShape, learnShape } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
+import { StraightBatch } from './straight-batch.js';
+import { StraightRead } from './straight-read.js';
 
 /** Longer ones take a lease: what is sent in a lane is not held back by a server that is busy. */
 const LONGEST_BYTES = 16 * 1024;
@@ -28,20 +37,41 @@ export interface LaneReadsParts {
   readonly loop: MessageLoop;
   readonly replies: ServerReplies;
   readonly output: ClientOutput;
+  readonly inbox: Inbox;
   readonly statements: ClientStatements;
-  /** No portal is open any more. */
-  readonly forgetPortals: () => void;
+  readonly extended: ExtendedProtocol;
 }
 
-/** The reads of one client that share server connections with others' reads. One at a time, like all that a client asks. */
+/** What the messages that came last are; nothing of it is kept. */
+const batch = new StraightBatch();
+
+/**
+ * The reads of one client that share server connections with others' reads. One at a time, like all that a client asks.
+ *
+ * A client whose last read ran in a lane, and that has nothing open, most likely sends one more such read, in one piece. Then `take`
+ * has it in its lane without any of the things that other statements need.
+ */
 export class LaneReads {
   readonly #session: LoopOwner;
   readonly #loop: MessageLoop;
   readonly #replies: ServerReplies;
   readonly #output: ClientOutput;
+  readonly #inbox: Inbox;
   readonly #statements: ClientStatements;
-  readonly #forgetPortals: () => void;
+  readonly #extended: ExtendedProtocol;
+  readonly #names: ServerStatements;
   #current: ClientRead | null = null;
+  /** Nothing is open, or under way, and nothing has been asked since that was looked at. */
+  #straight = false;
+  /** What names mean, as long as it is `straight`. */
+  #lookup: Lookup | null = null;
+  #signature = '';
+  /** For the next Query or batch; null: the one before may still be in a lane. */
+  #spare: StraightRead | null = null;
+  /** How often the read has been taken from behind late statements. */
+  #rescues = 0;
+  /** The messages to be looked at next have been in a lane, and are to go on a lease. */
+  #alone = false;
   /** The lanes found last, and what for. */
   #group: LaneGroup | null = null;
   #shard: ShardName | null = null;
@@ -52,8 +82,79 @@ export class LaneReads {
     this.#loop = parts.loop;
     this.#replies = parts.replies;
     this.#output = parts.output;
+    this.#inbox = parts.inbox;
     this.#statements = parts.statements;
-    this.#forgetPortals = parts.forgetPortals;
+    this.#extended = parts.extended;
+    this.#names = new ServerStatements(parts.owner, parts.statements);
+  }
+
+  /** All that has come since the client was last told that the proxy is ready. @returns whether it is a read that is in a lane now; nobody changes the bytes then */
+  take(bytes: Buffer): boolean {
+    if (!this.#straight) return false;
+    const fits = this.#current === null && bytes.length <= LONGEST_BYTES && bytes.length > HEADER_BYTES;
+    if (fits && this.#took(bytes)) return true;
+    this.#straight = false;
+    return false;
+  }
+
+  #took(bytes: Buffer): boolean {
+    const { activity, lookup, services } = this.#session;
+    const { live, router } = services;
+    if (bytes[0] === FRONTEND.Query) {
+      const end = bytes.length - 1;
+      // Exactly one message, which is a text and its end.
+      if (bytes.readInt32BE(1) !== end || bytes.indexOf(0, HEADER_BYTES) !== end) return false;
+      const route = router.laneRead(bytes.subarray(HEADER_BYTES, end), (this.#lookup as Lookup).names, live.current);
+      const lane = route === null ? null : this.#laneFor(route);
+      if (route === null || lane === null) return false;
+      activity.message(FRONTEND.Query);
+      if (this.#statements.size > 0) this.#statements.forget('');
+      const read = this.#read(route, bytes);
+      read.query(route, bytes);
+      this.#join(read, lane);
+      return true;
+    }
+    if (bytes[0] !== FRONTEND.Parse && bytes[0] !== FRONTEND.Bind) return false;
+    if (!batch.read(bytes, this.#statements)) return false;
+    const { statement } = batch as { statement: ClientStatement };
+    const { analyzed, content } = statement;
+    if (statement.lookup !== lookup.current || content.definition !== null) return false;
+    const known = analyzed instanceof AnalyzedText && analyzed.laneRoute?.topology === live.current;
+    const params = known ? null : batch.params(bytes);
+    if (!known && params === null) return false;
+    const route = router.laneRoute(analyzed, params, live.current);
+    const lane = route === null ? null : this.#laneFor(route);
+    if (route === null || lane === null) return false;
+    const { version } = services.contents;
+    lane.backend.prepareFor(version);
+    if (!batch.described && !batch.parses && !hasShape(lane.backend, statement, batch.name === '', version))
+      return false;
+    if (batch.parses) activity.message(FRONTEND.Parse);
+    activity.message(FRONTEND.Bind);
+    activity.message(FRONTEND.Execute);
+    const read = this.#read(route, bytes);
+    read.batch(route, bytes, batch);
+    this.#join(read, lane);
+    return true;
+  }
+
+  /** Something has come by another way, or the client does not read. */
+  get #isStraight(): boolean {
+    const { lease, listening, lookup } = this.#session;
+    return (
+      this.#inbox.isEmpty &&
+      !this.#loop.busy &&
+      !this.#loop.awaitingReady &&
+      !this.#loop.canceling &&
+      !this.#output.full &&
+      !this.#extended.open &&
+      lease.backend === null &&
+      lease.transaction === null &&
+      !lease.unsynced &&
+      !listening.active &&
+      !lookup.pending &&
+      lookup.current.sure
+    );
   }
 
   /** The lane in which the client's read is. */
@@ -69,39 +170,64 @@ export class LaneReads {
 
   /** Whether the read under way touches what `covers` says. */
   uses(covers: (footprint: Footprint) => boolean): boolean {
-    return this.#current !== null && covers(this.#current.place.footprint);
+    return this.#current !== null && covers(this.#current.route);
   }
 
   /** Whether what the read under way touches is no longer all on its shard. */
   isStale(topology: Topology): boolean {
-    const place = this.#current?.place;
-    return place !== undefined && !stillOn(place.shard, place.footprint, topology);
+    const route = this.#current?.route;
+    return route !== undefined && !stillOn(route.shard, route, topology);
   }
 
   /** Runs a Query in a lane, if it may. @param frame the whole message */
-  query(frame: Buffer, analyzed: Analyzed, onLease: OnLease, rescues = 0): boolean {
-    if (frame.length > LONGEST_BYTES) return false;
+  query(frame: Buffer, analyzed: Analyzed): boolean {
+    const alone = this.#alone;
+    this.#alone = false;
+    if (alone || frame.length > LONGEST_BYTES) return false;
     const place = this.#place(analyzed, null);
     if (place === null) return false;
-    this.#join(new QueryRead(this, analyzed, place, onLease, rescues, frame));
+    const read = this.#read(place.route, frame);
+    read.query(place.route, frame);
+    this.#join(read, place.lane);
     return true;
   }
 
   /** Runs a batch of the extended protocol in a lane, if it is one statement with its Sync, and may. */
-  batch(items: readonly Item[], onLease: OnLease, rescues = 0): boolean {
-    const batch = laneBatch(items, LONGEST_BYTES);
-    if (batch === null || batch.bind.execution.lookup !== this.#session.lookup.current) return false;
-    const { analyzed } = batch.bind.statement;
-    const place = this.#place(analyzed, batch.bind.execution.params);
+  batch(items: readonly Item[], onLease: OnLease): boolean {
+    const alone = this.#alone;
+    this.#alone = false;
+    if (alone) return false;
+    const found = laneBatch(items, LONGEST_BYTES);
+    if (found === null || found.bind.execution.lookup !== this.#session.lookup.current) return false;
+    const { statement } = found.bind;
+    const place = this.#place(statement.analyzed, found.bind.execution.params);
     if (place === null) return false;
     const { version } = this.#session.services.contents;
-    place.lane.backend.prepareFor(version);
-    if (!batch.fits(place.lane.backend, version)) {
-      learnShape(place.lane.backend, batch.bind.statement.content);
+    const { backend } = place.lane;
+    backend.prepareFor(version);
+    if (!found.tells && !hasShape(backend, statement, found.bind.bind.statement === '', version)) {
+      learnShape(backend, statement.content);
       return false;
     }
-    this.#join(new BatchRead(this, analyzed, place, onLease, rescues, batch, this.#session, this.#statements));
+    this.#join(
+      new BatchRead(this, place.route, onLease, found, this.#session, this.#statements, this.#names),
+      place.lane,
+    );
     return true;
+  }
+
+  /** Has the messages of a read looked at once more, before all others. @param alone they are to go on a lease */
+  repeat(messages: Buffer, alone: boolean): void {
+    this.#alone = alone;
+    this.#inbox.unread(messages);
+    this.#loop.pump();
+  }
+
+  /** The same of a batch. */
+  repeatBatch(items: readonly Item[], onLease: OnLease, alone: boolean): void {
+    if (!alone && this.batch(items, onLease)) return;
+    const work = onLease();
+    if (work !== null) this.#loop.follow(work);
   }
 
   /** A statement has run on a lease: whether it is fit for lanes is learned from that. */
@@ -117,6 +243,7 @@ export class LaneReads {
    */
   cancel(reason: string): Backend | null {
     const read = this.#current;
+    this.#straight = false;
     if (read === null) return null;
     read.canceled = true;
     if (read.isHead) {
@@ -124,12 +251,14 @@ export class LaneReads {
       return read.lane.backend;
     }
     read.lane.drop(read);
+    this.#spare = null;
     this.#answerCanceled(reason);
     return null;
   }
 
   /** The client does not read. */
   clogged(): void {
+    this.#straight = false;
     this.#current?.lane.clogged(this.#current);
   }
 
@@ -148,9 +277,9 @@ export class LaneReads {
   }
 
   /** Whether the rows that were read are still where they were read, as far as this proxy may say so: its lease lasts. */
-  isCertain({ place }: ClientRead): boolean {
+  isCertain({ route }: ClientRead): boolean {
     const { live } = this.#session.services;
-    return live.mayServe && (live.current === place.topology || stillOn(place.shard, place.footprint, live.current));
+    return live.mayServe && (live.current === route.topology || stillOn(route.shard, route, live.current));
   }
 
   deliver(read: ClientRead, bytes: Buffer): void {
@@ -160,43 +289,51 @@ export class LaneReads {
 
   answered(read: ClientRead, bytes: Buffer, ms: number): void {
     const session = this.#session;
+    const { route } = read;
     this.#current = null;
+    this.#rescues = 0;
     session.activity.laneReads += 1;
     session.services.load.record({
-      template: read.analyzed.template,
-      shard: read.place.shard,
-      touches: read.place.footprint.touches,
+      template: route.template,
+      shard: route.shard,
+      touches: route.touches,
       write: false,
       rows: read.rowCount,
-      bytes: read.bytes,
+      bytes: read.size,
       ms,
       lane: true,
     });
-    if (read.hasPortal) this.#forgetPortals();
+    if (read.hasPortal) this.#extended.ready(IDLE);
     this.#output.answer(bytes);
     this.#replies.answered(IDLE);
     session.services.live.released();
     this.#loop.awaitingReady = false;
+    if (this.#straight) return;
     this.#loop.pump();
     if (session.listening.active) session.notify();
+    if (session.closed || !this.#isStraight) return;
+    this.#straight = true;
+    this.#lookup = session.lookup.current;
+    this.#signature = namesOf(session.lookup.known);
   }
 
   again(read: ClientRead, why: AgainReason): void {
+    this.#straight = false;
     this.#current = null;
     this.#loop.awaitingReady = false;
     this.#session.services.live.released();
+    if (read.dropped) this.#spare = null;
     if (read.canceled) {
       this.#answerCanceled('canceling statement due to user request');
       return;
     }
-    if (why === 'late' && read.rescues < RESCUES && read.repeat(read.rescues + 1)) return;
-    const work = read.onLease();
-    if (work !== null) this.#loop.follow(work);
+    if (why === 'late') this.#rescues += 1;
+    read.repeat(why !== 'late' || this.#rescues > RESCUES);
   }
 
   cutShort(error: Error): void {
     const session = this.#session;
-    const { shard } = this.#current?.place ?? {};
+    const { shard } = this.#current?.route ?? {};
     const midMessage = this.#current?.lane.backend.midMessage === true;
     this.#current = null;
     if (midMessage) session.close();
@@ -214,24 +351,24 @@ export class LaneReads {
 
   /** Where the statement may run among others' now; null: nowhere, it takes a lease. */
   #place(analyzed: Analyzed, params: BoundParams | null): LanePlace | null {
-    const { statements } = analyzed;
-    const plan = statements[0]?.plan;
-    if (plan?.laneSafe !== true || statements.length !== 1 || !analyzed.pace.isFit) return null;
+    if (analyzed.statements[0]?.plan.laneSafe !== true || !analyzed.pace.isFit) return null;
     const { lease, listening, lookup, services } = this.#session;
     // What a view or function does may be another thing by now.
     if (!services.schema.fresh) return null;
     if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return null;
     if (lookup.pending || !lookup.current.sure) return null;
-    const { live, router } = services;
-    const route = router.route(analyzed, 0, params, live.current);
-    if (route.kind !== 'shard' && route.kind !== 'any') return null;
-    const footprint = footprintOf(route.touches, plan.target.kind === 'sole');
-    // In the turn in which the footprint is registered: no hold slips in between.
-    if (!live.admits(footprint, null)) return null;
-    const shard = route.kind === 'shard' ? route.shard : (route.shards[0] as ShardName);
-    const lane = this.#groupOn(shard)?.choose(performance.now()) ?? null;
-    if (lane === null || !lookup.agrees(lane.backend.connection.parameters)) return null;
-    return { lane, shard, footprint, topology: live.current };
+    const route = services.router.laneRoute(analyzed, params, services.live.current);
+    if (route === null) return null;
+    this.#signature = namesOf(lookup.known);
+    const lane = this.#laneFor(route);
+    return lane === null ? null : { lane, route };
+  }
+
+  /** To be joined in the turn in which holds are looked at: none slips in between. */
+  #laneFor(route: LaneRoute): Lane | null {
+    if (!this.#session.services.live.admits(route, null)) return null;
+    const lane = this.#groupOn(route.shard)?.choose(performance.now()) ?? null;
+    return lane === null || lane.names !== this.#signature ? null : lane;
   }
 
   #groupOn(shard: ShardName): LaneGroup | null {
@@ -244,25 +381,25 @@ export class LaneReads {
     return this.#group;
   }
 
-  #join(read: ClientRead): void {
+  #read(route: LaneRoute, messages: Buffer): StraightRead {
+    this.#spare ??= new StraightRead(this, this.#session, this.#statements, this.#names, route, messages);
+    return this.#spare;
+  }
+
+  #join(read: ClientRead, lane: Lane): void {
     this.#current = read;
-    this.#session.expectReady();
-    read.place.lane.join(read, performance.now());
+    this.#loop.awaitingReady = true;
+    lane.join(read, performance.now());
   }
 
   #answerCanceled(reason: string): void {
     this.#current = null;
+    this.#rescues = 0;
     this.#output.write(encodeErrorResponse({ severity: 'ERROR', sqlstate: '57014', message: reason }));
-    this.#forgetPortals();
+    this.#extended.ready(IDLE);
     this.#loop.awaitingReady = false;
     this.#session.services.live.released();
     this.#session.answerReady();
     this.#loop.pump();
   }
-}
-
-const NOTHING: Footprint = { touches: [], everything: false, writesReference: false };
-
-function footprintOf(touches: readonly Touch[], everything: boolean): Footprint {
-  return touches.length === 0 && !everything ? NOTHING : { touches, everything, writesReference: false };
 }

@@ -151,7 +151,7 @@ export class MessageLoop {
       return null;
     }
     if (message.head) return this.#begin(message);
-    this.#owner.activity.message(type);
+    if (message.again !== true) this.#owner.activity.message(type);
     this.#inbox.large.process(frame.length);
     if (refused !== undefined) return this.#refuseLarge(type, refused);
     return this.#readAhead(message) ?? this.#carryOut(message);

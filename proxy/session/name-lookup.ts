@@ -13,6 +13,12 @@ export interface Lookup {
   readonly sure: boolean;
 }
 
+/** What names and texts mean by these parameter values, to be compared. */
+export function namesOf(parameters: ReadonlyMap<string, string>): string {
+  const path = parameters.get('search_path');
+  return `${path === undefined ? '' : `=${path}`}\0${parameters.get('client_encoding')}\0${parameters.get('standard_conforming_strings')}`;
+}
+
 /** Settings on which it depends what a text means. */
 const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding', 'standard_conforming_strings']);
 

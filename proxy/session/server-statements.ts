@@ -84,6 +84,11 @@ export class ServerStatements {
       });
   }
 
+  /** As `toBind`, of a statement that was prepared by Parse and is said as it is. @param unnamed it is the client's unnamed one */
+  nameOf(backend: Backend, statement: ClientStatement, unnamed: boolean): string {
+    return this.#ensurePrepared(backend, statement, unnamed);
+  }
+
   /** The name under which the statement is prepared on this connection; prepares it there if it is not. */
   #ensurePrepared(backend: Backend, statement: ClientStatement, unnamed: boolean): string {
     const { content } = statement;

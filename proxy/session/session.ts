@@ -118,8 +118,9 @@ export class Session implements LoopOwner, TimedSession {
       loop: this.#loop,
       replies: this.#replies,
       output: this.#output,
+      inbox: this.#inbox,
       statements: this.#statements,
-      forgetPortals: () => this.#extended.ready(IDLE),
+      extended: this.#extended,
     });
     this.lease = new Lease(
       {
@@ -415,7 +416,7 @@ export class Session implements LoopOwner, TimedSession {
   #read(chunk: Buffer): void {
     if (this.#closed) return;
     this.activity.received += chunk.length;
-    this.#inbox.read(chunk);
+    if (!this.lanes.take(chunk)) this.#inbox.read(chunk);
   }
 
   #pauseServers(): void {

@@ -43,10 +43,9 @@ export class SimpleProtocol {
   query(frame: Buffer): Promise<void> | null {
     const analyzed = this.#statements.analyze(decodeQuery(frame));
     this.#statements.forget(''); // as PostgreSQL does with every Query
-    const onLease = () => this.#run(frame, analyzed, performance.now(), 0);
-    if (this.#session.lanes.query(frame, analyzed, onLease)) return null;
+    if (this.#session.lanes.query(frame, analyzed)) return null;
     if (this.#answerLocally(analyzed)) return null;
-    return onLease();
+    return this.#run(frame, analyzed, performance.now(), 0);
   }
 
   /** @returns where the rest of the message is to be sent, if it has one; null: nowhere, the client has been told why. */

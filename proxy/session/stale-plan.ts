@@ -4,7 +4,7 @@ import { encodeDescribe, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { Item } from './batch.js';
 import { FAILED, IDLE } from './lease.js';
-import { type PreparedContent, shapeOf } from './prepared.js';
+import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { prepareSql } from './sql-statements.js';
 
 /** What PostgreSQL says of a prepared statement whose columns have changed (RevalidateCachedQuery in plancache.c); drivers know it by its routine. */
@@ -27,16 +27,25 @@ export function mustCheckShapes(backend: Backend, items: readonly Item[], versio
   let must = false;
   for (const item of items) {
     if (item.type === 'describe-portal' || item.type === 'describe-statement' || item.type === 'parse') return false;
-    if (item.type === 'bind' && !hasShape(backend, item, version)) must = true;
+    if (item.type === 'bind' && !isSure(backend, item, version)) must = true;
   }
   return must;
 }
 
 /** Whether the rows of what is bound are surely as the client expects them. */
-function hasShape(backend: Backend, { statement, sql, bind }: Item & { type: 'bind' }, version: number): boolean {
-  const { content, told } = statement;
-  if (sql !== null || told === null || backend.shapes.get(content) === told.shape) return true;
-  return bind.statement === '' && (backend.unnamed === content || told.version === version);
+function isSure(backend: Backend, { statement, sql, bind }: Item & { type: 'bind' }, version: number): boolean {
+  return sql !== null || hasShape(backend, statement, bind.statement === '', version);
+}
+
+/** Whether the rows of a statement, which is the client's unnamed one or not, are surely as the client expects them. */
+export function hasShape(
+  backend: Backend,
+  { content, told }: ClientStatement,
+  unnamed: boolean,
+  version: number,
+): boolean {
+  if (told === null || backend.shapes.get(content) === told.shape) return true;
+  return unnamed && (backend.unnamed === content || told.version === version);
 }
 
 /**
@@ -48,7 +57,7 @@ function hasShape(backend: Backend, { statement, sql, bind }: Item & { type: 'bi
  */
 export async function checkShapes(backend: Backend, items: readonly Item[], version: number): Promise<void> {
   for (const item of items) {
-    if (item.type !== 'bind' || hasShape(backend, item, version)) continue;
+    if (item.type !== 'bind' || isSure(backend, item, version)) continue;
     const { content, told } = item.statement;
     try {
       if (!backend.shapes.has(content)) await askShape(backend, content);

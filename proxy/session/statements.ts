@@ -113,6 +113,11 @@ export class ClientStatements {
     return statement;
   }
 
+  /** What the name stands for, as it was looked at last; null: nothing. */
+  peek(name: string): ClientStatement | null {
+    return this.#byName.get(name) ?? null;
+  }
+
   /** Whether `statement` is what this name stands for now. */
   is(name: string, statement: ClientStatement): boolean {
     return this.#byName.get(name) === statement;

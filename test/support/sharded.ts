@@ -21,6 +21,9 @@ CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
 CREATE TABLE settings (name text PRIMARY KEY, value text);
 `;
 
+/** FORESHARD_TEST_LANES=auto runs any test with lanes, where the test itself does not say whether there are to be any. */
+const LANES: Partial<ProxyOptions['pool']> = process.env.FORESHARD_TEST_LANES === 'auto' ? { lanes: 'auto' } : {};
+
 export interface ShardedOptions {
   /** The second shard owns tenants from here on; null: the first shard owns all. */
   readonly splitAt: number | null;
@@ -172,6 +175,7 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
       idleTimeoutMs: 60_000,
       connectTimeoutMs: 5000,
       queueTimeoutMs: 10_000,
+      ...LANES,
       ...options.pool,
     },
     limits: {

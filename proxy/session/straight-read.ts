@@ -1,0 +1,126 @@
+import type { Backend, Expectation } from '../backend/backend.js';
+import type { LaneRoute } from '../router/route.js';
+import { rewriteBindStatement } from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
+import { ClientRead } from './client-read.js';
+import type { ClientSession } from './client-session.js';
+import type { LaneReads } from './lane-reads.js';
+import { type ClientStatement, shapeFor } from './prepared.js';
+import type { ServerStatements } from './server-statements.js';
+import type { ClientStatements } from './statements.js';
+import type { StraightBatch } from './straight-batch.js';
+
+/**
+ * A read that came in one piece, and goes to the server and comes back in one: a Query, or the messages from a Parse or Bind to the
+ * Sync. A client uses one such object for all of them, one after the other.
+ */
+export class StraightRead extends ClientRead implements Expectation {
+  kind: 'query' | 'batch' = 'query';
+  readonly internal = false;
+  readonly hasPortal = false;
+  readonly #session: ClientSession;
+  readonly #statements: ClientStatements;
+  readonly #names: ServerStatements;
+  #messages: Buffer;
+  /** The statement that is bound; null: a Query. */
+  #statement: ClientStatement | null = null;
+  /** It is prepared by the messages themselves, and the server has yet to say that it is. */
+  #parses = false;
+  /** Where the Bind begins, and the statement's name there. */
+  #bindAt = 0;
+  #name = '';
+
+  constructor(
+    reads: LaneReads,
+    session: ClientSession,
+    statements: ClientStatements,
+    names: ServerStatements,
+    route: LaneRoute,
+    messages: Buffer,
+  ) {
+    super(reads, route);
+    this.#session = session;
+    this.#statements = statements;
+    this.#names = names;
+    this.#messages = messages;
+  }
+
+  /** @param messages nobody changes them */
+  query(route: LaneRoute, messages: Buffer): void {
+    this.#begin(route, messages);
+    this.kind = 'query';
+    this.#statement = null;
+  }
+
+  batch(route: LaneRoute, messages: Buffer, { statement, parses, bindAt, name }: StraightBatch): void {
+    this.#begin(route, messages);
+    this.kind = 'batch';
+    this.#statement = statement;
+    this.#parses = parses;
+    this.#bindAt = bindAt;
+    this.#name = name;
+  }
+
+  #begin(route: LaneRoute, messages: Buffer): void {
+    this.anew(route.pace);
+    this.route = route;
+    this.#messages = messages;
+  }
+
+  send(backend: Backend): void {
+    const statement = this.#statement;
+    if (statement === null) {
+      backend.send(this.#messages, this);
+      return;
+    }
+    if (backend.toClose.length > 0) this.#names.closeUnused(backend);
+    if (this.#parses) {
+      backend.unnamed = statement.content;
+      this.#session.activity.serverParses += 1;
+      backend.send(this.#messages, this);
+      return;
+    }
+    const name = this.#names.nameOf(backend, statement, this.#name === '');
+    if (name === this.#name) {
+      backend.send(this.#messages, this);
+      return;
+    }
+    const end = this.#bindAt + 1 + this.#messages.readInt32BE(this.#bindAt + 1);
+    const bind = rewriteBindStatement(this.#messages.subarray(this.#bindAt, end), name);
+    bind.push(this.#messages.subarray(end));
+    backend.send(bind, this);
+  }
+
+  repeat(alone: boolean): void {
+    this.reads.repeat(this.#messages, alone);
+  }
+
+  replied(type: number, frame: Buffer): void {
+    if (type === BACKEND.ParseComplete) this.#parses = false;
+    else if (type === BACKEND.RowDescription || type === BACKEND.NoData) this.described(type, frame);
+  }
+
+  failed(): void {
+    // The server has given up the unnamed statement before.
+    if (!this.#parses) return;
+    this.lane.backend.unnamed = null;
+    if (!this.dropped) this.#statements.forget('');
+  }
+
+  undo(): void {
+    if (this.#parses) this.lane.backend.unnamed = null;
+  }
+
+  protected override described(type: number, frame: Buffer): void {
+    const statement = this.#statement;
+    if (statement === null) return;
+    const { content, told } = statement;
+    const { backend } = this.lane;
+    const { version } = this.#session.services.contents;
+    const shape = shapeFor(content, type, frame);
+    if (!this.dropped && (told === null || told.shape !== shape || told.version !== version))
+      statement.told = { shape, version };
+    if (this.#name !== '' && backend.shapes.get(content) !== shape && backend.prepared.has(content))
+      backend.shapes.set(content, shape);
+  }
+}
