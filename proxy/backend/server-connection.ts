@@ -159,7 +159,7 @@ export class ServerConnection {
 
   /** True from the moment of `destroy`, `terminate` or the loss of the connection. */
   get isClosed(): boolean {
-    return this.#isClosed || this.#socket.destroyed || this.#socket.writableEnded;
+    return this.#isClosed || this.#socket.destroyed || this.#writer.isEnded;
   }
 
   /** Bytes accepted by `write` and not yet given to the kernel. */

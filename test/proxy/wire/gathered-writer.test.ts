@@ -84,6 +84,64 @@ describe('what is written in one turn', () => {
   });
 });
 
+describe('while the socket is busy with a write', () => {
+  test('everything waits, and goes as the next one', async () => {
+    const socket = new Slow(false);
+    const writer = new GatheredWriter(socket, nothing);
+    writer.writeNow(Buffer.from('a'));
+    for (const text of ['b', 'c']) {
+      writer.writeNow(Buffer.from(text));
+      await nextTurn();
+    }
+    expect(writer.buffered).toBe(3);
+    socket.takeOne();
+    socket.takeOne();
+    await nextTurn();
+    expect(socket.writes.map(String)).toEqual(['a', 'bc']);
+    expect(writer.buffered).toBe(0);
+  });
+
+  test('its end waits too, and nothing follows it', async () => {
+    const socket = new Slow(false);
+    const writer = new GatheredWriter(socket, nothing);
+    writer.writeNow(Buffer.from('a'));
+    writer.write(Buffer.from('b'));
+    writer.end(Buffer.from('c'));
+    expect(writer.isEnded).toBe(true);
+    writer.write(Buffer.from('too late'));
+    expect(socket.writableEnded).toBe(false);
+    socket.takeOne();
+    expect(socket.writableEnded).toBe(false);
+    socket.takeOne();
+    expect(socket.writableEnded).toBe(true);
+    expect(socket.writes.map(String)).toEqual(['a', 'bc']);
+  });
+
+  test('what the stream itself has yet to write stands before it', async () => {
+    const socket = new Slow(false);
+    socket.write('a');
+    const writer = new GatheredWriter(socket, nothing);
+    writer.writeNow(Buffer.from('b'));
+    for (let i = 0; i < 2; i++) {
+      socket.takeOne();
+      await nextTurn();
+    }
+    expect(socket.writes.map(String)).toEqual(['a', 'b']);
+  });
+
+  test('a write that fails ends the socket, once', async () => {
+    const errors: Error[] = [];
+    const socket = new Writable({ write: (_chunk, _encoding, done) => done(new Error('EPIPE')) });
+    socket.on('error', (error) => errors.push(error));
+    const writer = new GatheredWriter(socket, nothing);
+    writer.writeNow(Buffer.from('a'));
+    writer.writeNow(Buffer.from('b'));
+    writer.end();
+    await nextTurn();
+    expect([socket.destroyed, errors.map((e) => e.message)]).toEqual([true, ['EPIPE']]);
+  });
+});
+
 test('a slow peer stops the writer, and starts it again once', async () => {
   const socket = new Slow(false);
   let drained = 0;
