@@ -75,12 +75,15 @@ const COARSEST_MS = 1_000;
 /**
  * Carries out the time-outs of all sessions of a process with one timer: nothing is read from a clock or armed when a
  * statement begins or ends. A time-out comes late by up to two looks, a quarter of the shortest time-out each (at least 10 ms, a
- * second at most); never early, because time counts from the first look that sees a new phase.
+ * second at most); never early, because time counts from the first look that sees a new phase, and a time in which this process
+ * did not come to look does not count: what clients have sent in it has not been read yet.
  */
 export class TimeoutSweep {
   readonly #sessions: () => Iterable<TimedSession>;
   #timeouts: Required<SessionTimeouts> = OFF;
   #timer: NodeJS.Timeout | null = null;
+  #pause = 0;
+  #lastLook = 0;
   /** The shortest that some client has set for itself; 0: none has. */
   #shortest = 0;
 
@@ -108,6 +111,8 @@ export class TimeoutSweep {
     const set = all.filter((t) => t > 0);
     if (set.length === 0) return;
     const pause = Math.min(COARSEST_MS, Math.max(FINEST_MS, Math.min(...set) / 4));
+    this.#pause = pause;
+    this.#lastLook = performance.now();
     this.#timer = setInterval(() => this.#look(performance.now()), pause);
     this.#timer.unref();
   }
@@ -118,11 +123,17 @@ export class TimeoutSweep {
   }
 
   #look(now: number): void {
-    for (const session of [...this.#sessions()]) this.#lookAt(session, now);
+    const passed = now - this.#lastLook;
+    this.#lastLook = now;
+    const asleep = passed > 2 * this.#pause ? passed - this.#pause : 0;
+    for (const session of [...this.#sessions()]) this.#lookAt(session, now, asleep);
   }
 
-  #lookAt(session: TimedSession, now: number): void {
+  /** @param asleep of the time since the last look, so much does not count. ms */
+  #lookAt(session: TimedSession, now: number, asleep: number): void {
     const { watch } = session;
+    watch.since += asleep;
+    watch.transactionSince += asleep;
     const { phase, answers, transactions } = session;
     const fresh = watch.transactions !== transactions || (phase !== 'idle' && watch.phase === 'idle');
     if (fresh) watch.transactionSince = now;

@@ -348,7 +348,7 @@ describe('when nothing else works', () => {
   });
 
   it('is there while clients wait in a PAUSE; they come in at RESUME, however long it took', async () => {
-    const limits = { maxClients: 200, loginTimeoutMs: 300, holdTimeoutMs: 10_000, maxStartups: 2 };
+    const limits = { maxClients: 200, loginTimeoutMs: 2000, holdTimeoutMs: 10_000, maxStartups: 2 };
     const port = at.s.proxy.port;
     await at.s.proxy.reload({ limits });
     const root = await admin();

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { ProxyServer } from '../../proxy/proxy-server.js';
+import type { SessionTimeouts } from '../../proxy/session/time-outs.js';
 import { decodeErrorFields } from '../../proxy/wire/error-response.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../../proxy/wire/frontend.js';
 import { withClient } from '../support/client.js';
@@ -25,6 +26,11 @@ async function proxyWith(options: Partial<ShardedOptions>): Promise<ProxyServer>
   const proxy = await startProxy(s.catalog, { splitAt: 100, ...options });
   proxies.push(proxy);
   return proxy;
+}
+
+/** Its limits from here on. What is to be done in time, on whatever machine, is done before, or after they are lifted. */
+function limit(proxy: ProxyServer, limits: SessionTimeouts): Promise<void> {
+  return proxy.reload({ limits: { maxClients: 200, loginTimeoutMs: 10_000, holdTimeoutMs: 10_000, ...limits } });
 }
 
 function login(proxy: ProxyServer): Promise<RawPeer> {
@@ -66,7 +72,9 @@ describe('the query time-out', () => {
     const peer = await login(proxy);
     const messages = await query(peer, 'SELECT pg_sleep(60), name FROM tenants WHERE tenant_id = 150');
     expect(errorOf(messages)).toEqual(OVERDUE);
+    await limit(proxy, {});
     expect(types(await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150'))).toBe('TDCZ');
+    await limit(proxy, { queryTimeoutMs: 100 });
     peer.send(
       encodeParse('', 'SELECT pg_sleep(60), name FROM tenants WHERE tenant_id = 1'),
       encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] }),
@@ -86,17 +94,20 @@ describe('the query time-out', () => {
       expect(errorOf(await query(peer, 'SELECT name FROM tenants'))).toEqual(OVERDUE);
       expect([await active(0), await active(1)]).toEqual([0, 0]);
     });
+    await limit(proxy, {});
     expect(types(await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150'))).toBe('TDCZ');
     peer.end();
   });
 
   it('holds for one that still waits for a connection', async () => {
-    const proxy = await proxyWith({ poolSize: 1, limits: { queryTimeoutMs: 100 } });
+    const proxy = await proxyWith({ poolSize: 1 });
     const holder = await login(proxy);
     await query(holder, 'BEGIN');
     await query(holder, 'SELECT name FROM tenants WHERE tenant_id = 150');
     const peer = await login(proxy);
+    await limit(proxy, { queryTimeoutMs: 100 });
     expect(errorOf(await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150'))).toEqual(OVERDUE);
+    await limit(proxy, {});
     await query(holder, 'COMMIT');
     expect(types(await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150'))).toBe('TDCZ');
     peer.end();
@@ -104,12 +115,14 @@ describe('the query time-out', () => {
   });
 
   it('fails the transaction it hits, as PostgreSQL does', async () => {
-    const proxy = await proxyWith({ limits: { queryTimeoutMs: 100 } });
+    const proxy = await proxyWith({});
     const peer = await login(proxy);
     await query(peer, 'BEGIN');
     await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150');
+    await limit(proxy, { queryTimeoutMs: 100 });
     const messages = await query(peer, 'SELECT pg_sleep(60)');
     expect(errorOf(messages)).toEqual(OVERDUE);
+    await limit(proxy, {});
     expect(messages.at(-1)?.body.toString()).toBe('E');
     expect(errorOf(await query(peer, 'SELECT 1')).sqlstate).toBe('25P02');
     peer.end();
@@ -118,9 +131,10 @@ describe('the query time-out', () => {
 
 describe('a session that does nothing', () => {
   it('ends with 57P05', async () => {
-    const proxy = await proxyWith({ limits: { idleTimeoutMs: 100 } });
+    const proxy = await proxyWith({});
     const peer = await login(proxy);
     await query(peer, 'SELECT name FROM tenants WHERE tenant_id = 150');
+    await limit(proxy, { idleTimeoutMs: 100 });
     expect(errorOf([await peer.expect('E')])).toEqual({
       severity: 'FATAL',
       sqlstate: '57P05',
@@ -130,11 +144,12 @@ describe('a session that does nothing', () => {
   });
 
   it('ends with 25P03 inside a transaction, which is rolled back', async () => {
-    const proxy = await proxyWith({ limits: { idleInTransactionTimeoutMs: 100 } });
+    const proxy = await proxyWith({});
     const bystander = await login(proxy);
     const peer = await login(proxy);
     await query(peer, 'BEGIN');
     await query(peer, `INSERT INTO orders VALUES (150, 77, 'a')`);
+    await limit(proxy, { idleInTransactionTimeoutMs: 100 });
     expect(errorOf([await peer.expect('E')])).toEqual({
       severity: 'FATAL',
       sqlstate: '25P03',
@@ -148,9 +163,10 @@ describe('a session that does nothing', () => {
   });
 
   it('ends with 25P03 also when no server has heard of its transaction', async () => {
-    const proxy = await proxyWith({ limits: { idleInTransactionTimeoutMs: 100 } });
+    const proxy = await proxyWith({});
     const peer = await login(proxy);
     await query(peer, 'BEGIN');
+    await limit(proxy, { idleInTransactionTimeoutMs: 100 });
     expect(errorOf([await peer.expect('E')]).sqlstate).toBe('25P03');
     await peer.expectClose();
   });
@@ -168,9 +184,11 @@ describe('the transaction time-out', () => {
     });
     await peer.expectClose();
     await waitFor(async () => (await active(1)) === 0, { what: 'the cancel' });
+    await limit(proxy, {});
     const other = await login(proxy);
     await query(other, 'BEGIN');
     await query(other, `INSERT INTO orders VALUES (150, 78, 'a')`);
+    await limit(proxy, { transactionTimeoutMs: 100 });
     expect(errorOf([await other.expect('E')]).sqlstate).toBe('25P04');
   });
 
@@ -205,6 +223,21 @@ describe('who waits long for a connection', () => {
 });
 
 describe('no time-out', () => {
+  it('hits a client whose question the proxy had no time to read', async () => {
+    const proxy = await proxyWith({});
+    const peer = await login(proxy);
+    await limit(proxy, { idleTimeoutMs: 400 });
+    for (let n = 0; n < 3; n++) {
+      // It is seen to be idle.
+      await new Promise((resolve) => setTimeout(resolve, 150));
+      const until = performance.now() + 600;
+      peer.send(encodeQuery('SELECT 1'));
+      while (performance.now() < until); // the proxy is of this process
+      expect(types(await peer.until('Z'))).toBe('TDCZ');
+    }
+    peer.end();
+  });
+
   it('hits a client that is within its limits', async () => {
     const proxy = await proxyWith({
       limits: {
