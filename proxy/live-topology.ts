@@ -51,6 +51,8 @@ export class LiveTopology {
   readonly #leases: ProxyLeases;
   #current: Topology;
   #epochAcked: Epoch;
+  /** The catalog knows that we have heard of this generation of the schema. */
+  #schemaTold = -1n;
   #holds = new Map<bigint, LiveHold>();
   #leaseUntil = 0;
   #listeners = new Set<() => void>();
@@ -151,9 +153,13 @@ export class LiveTopology {
     this.#onApplied.push(listener);
   }
 
-  /** `schemaHeard` has grown: DDL elsewhere may wait for that. */
+  /** `schemaHeard` may have grown: DDL elsewhere waits for that. */
   tellHeard(): void {
-    void this.#renew();
+    if (this.#schemaHeard > this.#schemaTold) void this.#renew();
+  }
+
+  get #schemaHeard(): bigint {
+    return this.#options.schemaHeard() ?? this.#current.schemaGeneration;
   }
 
   /** Something else that statements wait for has come. */
@@ -226,7 +232,6 @@ export class LiveTopology {
   #apply(topology: Topology): void {
     if (this.#closed || topology.epoch < this.#current.epoch) return;
     const changed = topology.epoch !== this.#current.epoch;
-    const newSchema = topology.schemaGeneration !== this.#current.schemaGeneration;
     if (changed)
       this.#options.logger.info({ epoch: String(topology.epoch), before: String(this.#current.epoch) }, 'new epoch');
     const before = this.#current;
@@ -243,7 +248,7 @@ export class LiveTopology {
     this.#acknowledge();
     this.#notify();
     // Migrators wait for this before they remove rows from the source, and DDL before its client is told.
-    if (changed || newSchema) void this.#renew();
+    if (changed || this.#schemaHeard > this.#schemaTold) void this.#renew();
     if (changed) for (const listener of this.#onNewEpoch) listener(before, topology);
   }
 
@@ -300,9 +305,9 @@ export class LiveTopology {
       if (!this.#options.stale(this.#current)) this.#epochAcked = this.#current.epoch;
       const asked = performance.now();
       const epochAcked = this.#epochAcked;
-      const schemaHeard = this.#options.schemaHeard() ?? this.#current.schemaGeneration;
-      const facts = { ttlMs: leaseTtlMs, epochAcked, schemaHeard };
+      const facts = { ttlMs: leaseTtlMs, epochAcked, schemaHeard: this.#schemaHeard };
       const renewed = await this.#leases.renew(this.id, facts);
+      if (facts.schemaHeard > this.#schemaTold) this.#schemaTold = facts.schemaHeard;
       // The word of it may have been lost on its way, and this proxy would go on with a schema from before.
       if (renewed !== null && renewed.schemaGeneration > this.#current.schemaGeneration) void this.reload();
       if (renewed === null) {

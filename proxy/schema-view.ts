@@ -57,6 +57,9 @@ export class SchemaView {
   #changes = 0;
   /** What the last look has come after. */
   #seen = { generation: -1n, changes: -1 };
+  /** Generations that we have announced ourselves, newer than what was seen. */
+  readonly #own = new Set<bigint>();
+  #announcing = false;
   /** A look has begun since data is on several shards. */
   #spread = false;
   /** Grows whenever one shard has everything, or may have had. */
@@ -176,7 +179,13 @@ export class SchemaView {
     const { catalog, logger } = this.#options;
     while (!this.#closed) {
       try {
-        return await raiseSchemaGeneration(catalog.pool);
+        this.#announcing = true;
+        const generation = await raiseSchemaGeneration(catalog.pool).finally(() => {
+          this.#announcing = false;
+        });
+        if (generation > this.#seen.generation) this.#own.add(generation);
+        if (this.#othersHaveChanged) this.#tryLook();
+        return generation;
       } catch (error) {
         if (!this.#closed) logger.warn({ err: error }, 'could not announce a change of the schema; trying again');
         await this.#pause(RETRY_MS);
@@ -208,9 +217,18 @@ export class SchemaView {
     const look = current.epoch !== this.#epoch || current.schemaGeneration > this.#seen.generation;
     this.#epoch = current.epoch;
     this.#judge();
-    // Somebody may wait for us to know.
-    if (look || !this.#ready) this.#tryLook();
+    if (this.#othersHaveChanged) this.#tryLook();
+    else if (look || !this.#ready) this.#lookSoon();
     else this.#schedule();
+  }
+
+  /** Other proxies have announced what was not seen here yet; they may wait for us. */
+  get #othersHaveChanged(): boolean {
+    const { schemaGeneration } = this.#options.live.current;
+    let own = 0;
+    for (const generation of this.#own) if (generation <= schemaGeneration) own += 1;
+    // The word of our own may come before its number does.
+    return schemaGeneration - this.#seen.generation > BigInt(this.#announcing ? own + 1 : own);
   }
 
   #judge(): void {
@@ -274,13 +292,14 @@ export class SchemaView {
       this.#signature = signature;
       this.#current = metadata;
     }
-    const before = { ready: this.#ready, heard: this.heard };
+    const before = this.#ready;
     this.#seen = seen;
+    for (const generation of this.#own) if (generation <= seen.generation) this.#own.delete(generation);
     if (spread && era === this.#era) this.#spread = true;
     this.#judge();
     const read = this.#unread.read(seen.changes);
-    if (read || this.#ready !== before.ready) live.wake();
-    if (this.heard > before.heard) live.tellHeard();
+    if (read || this.#ready !== before) live.wake();
+    live.tellHeard();
   }
 
   get #closed(): boolean {
