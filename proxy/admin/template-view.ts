@@ -11,7 +11,7 @@ export const TEMPLATES: View<ProcessState> = {
   name: 'templates',
   about: 'statements without their literals: calls, latency in microseconds, where they run',
   columns: columns(`template calls:int8 writes:int8 rows:int8 bytes:int8 total_time:int8 avg_time:int8 p50_time:int8
-    p95_time:int8 p99_time:int8 route way spread_calls:int8`),
+    p95_time:int8 p99_time:int8 route way spread_calls:int8 lane_calls:int8`),
   rows: ({ templates }) =>
     [...templates].map(
       (t): Row => [
@@ -53,5 +53,6 @@ function finishOne([template, route, calls, writes, rows, bytes, ms, spread, lan
     route ?? '(several)',
     spread === calls ? 'fan-out' : 2 * Number(lanes) > Number(calls) ? 'lane' : 'lease',
     spread ?? null,
+    lanes ?? null,
   ];
 }

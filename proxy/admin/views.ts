@@ -1,5 +1,6 @@
 import { ForeshardError } from '../../topology/errors.js';
 import { CLIENTS, SERVERS, SOCKETS } from './connection-views.js';
+import { LANES } from './lane-view.js';
 import { DATABASES, LISTS, MEM, PINS, POOLS, SHARD_POOLS, STATE, USERS } from './pool-views.js';
 import type { ProcessState } from './process-state.js';
 import { STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS_VIEW } from './stats-views.js';
@@ -70,6 +71,7 @@ const VIEWS: readonly View<ProcessState>[] = [
   SOCKETS,
   POOLS,
   SHARD_POOLS,
+  LANES,
   PINS,
   STATS,
   STATS_TOTALS,

@@ -294,12 +294,17 @@ export class Lane implements BackendOwner {
     this.#tail = null;
     this.#owner.lost(this, error);
     this.depth = 0;
+    let reads = 0;
     for (let read = first; read !== null; read = read.next) {
       if (read.dropped) continue;
       read.dropped = true;
       if (read.told) read.cutShort(error);
-      else read.again('lost');
+      else {
+        reads += 1;
+        read.again('lost');
+      }
     }
+    if (reads > 0) this.#owner.rescued(reads);
   }
 
   onWritable(): void {}
