@@ -195,7 +195,7 @@ const proxy = z.strictObject({
       queueNoticeMs: milliseconds(5_000, 0),
       lanes: z.enum(['auto', 'off']).default('off'),
       lanesMax: count(4, 1_000),
-      laneDepth: count(128, 10_000),
+      laneDepth: count(512, 10_000),
       laneLateMs: milliseconds(5),
     })
     .prefault({}),

@@ -6,7 +6,7 @@ import type { AgainReason } from '../backend/lane-read.js';
 import type { LaneGroup } from '../backend/lanes.js';
 import { AnalyzedText } from '../router/analyzed-text.js';
 import type { Analyzed, BoundParams, LaneRoute } from '../router/route.js';
-import { encodeErrorResponse, ServerError } from '../wire/error-response.js';
+import { encodeErrorResponse } from '../wire/error-response.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Item } from './batch.js';
 import type { ClientOutput } from './client-output.js';
@@ -19,6 +19,7 @@ import type { LoopOwner, MessageLoop } from './message-loop.js';
 import { type Lookup, namesOf } from './name-lookup.js';
 import { type Footprint, stillOn } from './placement.js';
 import type { ClientStatement } from './prepared.js';
+import { lost } from './refusals.js';
 import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
 import type { SettingMap } from './settings.js';
@@ -332,17 +333,11 @@ export class LaneReads {
   }
 
   cutShort(error: Error): void {
-    const session = this.#session;
-    const { shard } = this.#current?.route ?? {};
-    const midMessage = this.#current?.lane.backend.midMessage === true;
+    const read = this.#current;
+    if (read === null) return;
     this.#current = null;
-    if (midMessage) session.close();
-    else
-      session.close(
-        error.cause instanceof ServerError
-          ? error.cause
-          : new ForeshardError('08006', `the connection to shard "${shard ?? ''}" was lost`, { detail: error.message }),
-      );
+    // In the middle of a message nothing else can be said.
+    this.#session.close(read.lane.backend.midMessage ? undefined : lost(read.route.shard, error));
   }
 
   worded(frame: Buffer): Buffer {

@@ -1,5 +1,6 @@
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
+import { ServerError } from '../wire/error-response.js';
 
 /** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
 export class RefusedError extends ForeshardError {}
@@ -57,4 +58,15 @@ export function transactionMoved(): RefusedError {
   return new RefusedError('40001', 'the range of this transaction has moved to another shard', {
     hint: 'Retry the transaction.',
   });
+}
+
+/** What a client is told whose server connection is lost. @param unknown whether what it asked for has been committed */
+export function lost(shard: ShardName, error: Error, unknown = false): ForeshardError {
+  // The server may have said why, of itself (an idle transaction's time-out, a shutdown).
+  if (error.cause instanceof ServerError) return error.cause;
+  return new ForeshardError(
+    unknown ? '08007' : '08006',
+    `the connection to shard "${shard}" was lost${unknown ? '; whether the transaction was committed is unknown' : ''}`,
+    { detail: error.message },
+  );
 }

@@ -11,6 +11,7 @@ import type { Inbox } from './inbox.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
+import { lost } from './refusals.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
@@ -224,21 +225,8 @@ export class ServerReplies implements BackendOwner {
       this.#unanswered(backend, error);
       return;
     }
-    // The server may have said why, of itself (an idle transaction's time-out, a shutdown).
-    if (error.cause instanceof ServerError) {
-      session.close(error.cause);
-      return;
-    }
     // What PostgreSQL itself does when a backend dies: the session ends. A write in flight may or may not have happened.
-    session.close(
-      new ForeshardError(
-        unknown ? '08007' : '08006',
-        unknown
-          ? `the connection to shard "${backend.shard}" was lost; whether the transaction was committed is unknown`
-          : `the connection to shard "${backend.shard}" was lost`,
-        { detail: error.message },
-      ),
-    );
+    session.close(lost(backend.shard, error, unknown));
   }
 
   /** We cut the connection ourselves, because what has been read may not be told: that fails, and the session lives on. */

@@ -14,13 +14,17 @@ const SPLIT = 100;
 let s: Sharded;
 let second: ProxyServer;
 
+/** Orders that are there before. */
+const OLD = 20_000;
+
 beforeAll(async () => {
-  s = await Sharded.start({ splitAt: null });
-  second = await startProxy(s.catalog, s.options);
+  // Reads of the first proxy share connections; those of the second do not.
+  s = await Sharded.start({ splitAt: null, pool: { lanes: 'auto' } });
+  second = await startProxy(s.catalog, { ...s.options, pool: { lanes: 'off' } });
   await s.onShard(0, `INSERT INTO tenants SELECT i, 't' || i FROM generate_series(1, ${TENANTS}) i`);
   await s.onShard(
     0,
-    `INSERT INTO orders SELECT 1 + i % ${TENANTS}, i, repeat('x', 50) FROM generate_series(1, 20000) i`,
+    `INSERT INTO orders SELECT 1 + i % ${TENANTS}, i, repeat('x', 50) FROM generate_series(1, ${OLD}) i`,
   );
 });
 afterAll(async () => {
@@ -87,12 +91,54 @@ class Writer {
   }
 }
 
+/** Reads what is there from the beginning, in one of two ways, until told to stop. */
+class Reader {
+  readonly errors: unknown[] = [];
+  reads = 0;
+  #stop = false;
+  readonly #done: Promise<void>;
+
+  constructor(client: pg.Client, no: number) {
+    this.#done = this.#run(client, no).catch((error: unknown) => {
+      this.errors.push(error);
+    });
+  }
+
+  async stop(): Promise<void> {
+    this.#stop = true;
+    await this.#done;
+  }
+
+  async #run(c: pg.Client, no: number): Promise<void> {
+    const text = 'SELECT id::int AS id, note FROM orders WHERE tenant_id = $1 AND id = $2';
+    for (let n = 0; !this.#stop; n++) {
+      const id = 1 + ((n * 7919 + no * 101) % OLD);
+      const tenant = 1 + (id % TENANTS);
+      const { rows } = await (n % 2 === 0
+        ? c.query({ name: 'old', text, values: [tenant, id] })
+        : c.query(`SELECT id::int AS id, note FROM orders WHERE tenant_id = ${tenant} AND id = ${id}`));
+      // On both shards for a while, then on one; never on none, and never twice.
+      expect(rows).toEqual([{ id, note: 'x'.repeat(50) }]);
+      this.reads += 1;
+    }
+  }
+}
+
+/** Reads that shared connections, by shard. */
+function laneReads(): Record<string, number> {
+  const reads: Record<string, number> = {};
+  for (const pool of s.proxy.pools.all) reads[pool.shard] = s.proxy.pools.lanesOf(pool).totals.reads;
+  return reads;
+}
+
 it('moves half of the tenants under live load through two proxies: no error, no write lost or doubled', async () => {
   const writers: Writer[] = [];
   for (let no = 0; no < 6; no++) {
     const port = no % 2 === 0 ? s.proxy.port : second.port;
     writers.push(new Writer(await s.connect({ connectionString: `postgres://app:secret@127.0.0.1:${port}/shop` }), no));
   }
+  const readers: Reader[] = [];
+  for (let no = 0; no < 8; no++) readers.push(new Reader(await s.connect(), no));
   const topology = await s.catalog.loadTopology();
   const keyspace = topology.keyspaces.get('main' as KeyspaceName);
   if (!keyspace) throw new Error('no keyspace');
@@ -121,17 +167,19 @@ it('moves half of the tenants under live load through two proxies: no error, no 
       async () => {
         const [m] = await listMigrations(s.catalog.pool);
         if (m?.state === 'failed' || m?.state === 'aborted') throw new Error(`${m.state}: ${m.error}`);
-        for (const w of writers) if (w.errors.length > 0) throw w.errors[0];
+        for (const w of [...writers, ...readers]) if (w.errors.length > 0) throw w.errors[0];
         return m?.state === 'done';
       },
       { what: 'the move', timeoutMs: 50_000 },
     );
   } finally {
-    await Promise.all(writers.map((w) => w.stop()));
+    await Promise.all([...writers, ...readers].map((w) => w.stop()));
     stop.abort();
     await running;
   }
-  expect(writers.flatMap((w) => w.errors)).toEqual([]);
+  expect([...writers, ...readers].flatMap((w) => w.errors)).toEqual([]);
+  expect(laneReads()).toEqual({ s1: expect.any(Number), s2: expect.any(Number) });
+  for (const reads of Object.values(laneReads())) expect(reads).toBeGreaterThan(0);
 
   type Row = { tenant: number; id: number; note: string };
   const sql = 'SELECT tenant_id::int AS tenant, id::int AS id, note FROM orders WHERE id >= 1000000';
@@ -146,6 +194,6 @@ it('moves half of the tenants under live load through two proxies: no error, no 
   const old = 'SELECT count(*)::int AS n FROM orders WHERE id < 1000000';
   const [a] = await s.onShard<{ n: number }>(0, old);
   const [b] = await s.onShard<{ n: number }>(1, old);
-  expect((a?.n ?? 0) + (b?.n ?? 0)).toBe(20_000);
+  expect((a?.n ?? 0) + (b?.n ?? 0)).toBe(OLD);
   expect(await s.onShard(1, 'SELECT count(*)::int AS n FROM countries')).toEqual([{ n: 2 }]);
 });

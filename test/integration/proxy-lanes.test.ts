@@ -274,6 +274,39 @@ describe('reads of several clients on one server connection', () => {
     await waitFor(() => lanes().length === 0, { what: 'the lanes to be given back' });
   });
 
+  it('keep to the time-out that the client has set, and to that of the proxy', async () => {
+    await pool({ lanesMax: 2 });
+    const hasty = await s.connect({ options: '-c statement_timeout=100' });
+    const others = await Promise.all(Array.from({ length: 2 }, () => s.connect()));
+    await untilInLane(() => hasty.query(onLocked(0)));
+    await untilInLane(() => others[0]?.query(onLocked(0)) as Promise<unknown>);
+    await untilInLane(() => others[1]?.query(onFree(0)) as Promise<unknown>);
+    await withClient(s.clusters[0].url('shop'), async (holder) => {
+      await holder.query('BEGIN; LOCK TABLE locked');
+      const timedOut = { code: '57014', message: 'canceling statement due to statement timeout' };
+      await untilInLane(() => expect(hasty.query(onLocked(1))).rejects.toMatchObject(timedOut));
+      const held = expect(others[0]?.query(onLocked(2))).rejects.toMatchObject(timedOut);
+      await waitFor(() => lanes().some((l) => l.depth === 1), { what: 'the read to be in its lane' });
+      const behind = others[1]?.query(onFree(3));
+      await waitFor(() => lanes().some((l) => l.depth === 2), { what: 'the other behind it' });
+      const limits = { maxClients: 200, loginTimeoutMs: 5000, holdTimeoutMs: 10_000 };
+      await s.proxy.reload({ limits: { ...limits, queryTimeoutMs: 50 } });
+      await held;
+      await s.proxy.reload({ limits: { ...limits, queryTimeoutMs: 0 } });
+      await holder.query('COMMIT');
+      // It stood behind for as long, so it may have been told the same.
+      await behind?.catch((error: unknown) => expect(error).toMatchObject(timedOut));
+    });
+    for (const client of [hasty, ...others]) expect((await client.query(onFree(4))).rows[0]?.n).toBe(4);
+  });
+
+  it('are seen, with how long they wait', async () => {
+    const client = await s.connect();
+    await untilInLane(() => client.query(onFree(0)));
+    const rows = [...s.proxy.pools.all].map((p) => s.proxy.pools.lanesOf(p));
+    expect(rows.reduce((sum, l) => sum + l.waits.count, 0)).toBe(totals().reads);
+  });
+
   it('end with their client, and are waited for by PAUSE', async () => {
     await pool({ lanesMax: 1 });
     const [leaving, staying] = await Promise.all([s.connect(), s.connect()]);
