@@ -10,8 +10,8 @@ const HELD_BYTES = 16 * 1024;
 export interface LanePace {
   readonly expectedMs: number;
   served(ms: number, bytes: number, lateMs: number): void;
-  /** It keeps others waiting, for so long until now. */
-  late(ms: number, lateMs: number): void;
+  /** It keeps others waiting, for so long until now. @returns whether that counts: it is not to be told of the same run again */
+  late(ms: number, lateMs: number): boolean;
 }
 
 /** Why a read is to be run elsewhere: what is ahead of it is late, the connection is lost, or the server would have it said again. */

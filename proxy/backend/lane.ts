@@ -62,6 +62,8 @@ export class Lane implements BackendOwner {
   #retired: RetireReason | null = null;
   #paused = false;
   #late = false;
+  /** The read of which its template has been told that it is late. */
+  #blamed: LaneRead | null = null;
   /** What the server seemed to take too long for. */
   #suspect: LaneRead | null = null;
   /** A cancel request was sent: what comes next may be hit by it. */
@@ -180,7 +182,7 @@ export class Lane implements BackendOwner {
       // The client may be one that shows rows as they come.
       head.show();
     }
-    head.pace.late(ms, this.#owner.lateMs);
+    if (this.#blamed !== head && head.pace.late(ms, this.#owner.lateMs)) this.#blamed = head;
     this.#rescueBehind();
     if (head.dropped && !this.#canceled) this.#cancelForNobody();
   }

@@ -10,6 +10,8 @@ const MOST_RUNS = 20_000;
 /** Each disgrace asks for so many times more good runs; so many good runs in lanes halve that again. */
 const BACK_OFF = 4;
 const FORGIVEN_AFTER = 500;
+/** Once in so many runs in lanes anything is late: the server's machine was busy with something else. */
+const RARELY = 2_000;
 /** What one run weighs in the expectation. */
 const WEIGHT = 1 / 16;
 
@@ -21,6 +23,7 @@ const WEIGHT = 1 / 16;
 export class Pace {
   #good = 0;
   #needed = FIRST_RUNS;
+  /** Runs in lanes since it was late. */
   #streak = 0;
   #expectedMs = 0;
 
@@ -54,14 +57,17 @@ export class Pace {
     this.#learn(Math.min(ms, lateMs));
     if (this.#expectedMs > lateMs / 2) this.#good = 0;
     this.#streak += 1;
-    if (this.#streak < FORGIVEN_AFTER) return;
-    this.#streak = 0;
+    if (this.#streak % FORGIVEN_AFTER !== 0) return;
     this.#needed = Math.max(FIRST_RUNS, Math.floor(this.#needed / 2));
   }
 
-  /** It keeps others waiting, for so long until now. */
-  late(ms: number, lateMs: number): void {
-    if (ms >= lateMs * SLOW) this.disgrace();
+  /** It keeps others waiting, for so long until now. @returns whether that counts: it is not to be told of the same run again */
+  late(ms: number, lateMs: number): boolean {
+    if (ms < lateMs * SLOW) return false;
+    const rarely = this.#streak >= RARELY;
+    this.#streak = 0;
+    if (!rarely) this.disgrace();
+    return true;
   }
 
   /** It has lost its place. */

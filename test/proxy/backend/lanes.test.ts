@@ -28,13 +28,17 @@ const NEVER_LATE = 60_000;
 class FixedPace implements LanePace {
   readonly expectedMs: number;
   readonly runs: { ms: number; bytes: number }[] = [];
+  lates = 0;
   constructor(expectedMs: number) {
     this.expectedMs = expectedMs;
   }
   served(ms: number, bytes: number): void {
     this.runs.push({ ms, bytes });
   }
-  late(): void {}
+  late(): boolean {
+    this.lates += 1;
+    return true;
+  }
 }
 
 /** A Query, and what became of it. */
@@ -226,6 +230,12 @@ describe('a lane', () => {
       join(lane, late, behind);
       expect(await behind.ended).toBe('late');
       expect([lane.retired, lanes.totals.late, lanes.totals.rescued]).toEqual(['late', 1, 1]);
+      // However often it is looked at.
+      for (let looks = 0; looks < 3; looks++) {
+        expect(lane.look(performance.now())).toBe(true);
+        lane.late(performance.now());
+      }
+      expect((late.pace as FixedPace).lates).toBe(1);
       await holder.query('COMMIT');
       expect(await late.ended).toBe('answered');
       expect(behind.text).toBe('');

@@ -73,6 +73,17 @@ describe('the pace of a template', () => {
     expect(runsUntilFit(pace)).toBe(24);
   });
 
+  it('keeps its place when it is late once in two thousand runs', () => {
+    const pace = new Pace();
+    runsUntilFit(pace);
+    for (let i = 0; i < 2000; i++) pace.served(0.1, 100, LATE);
+    pace.late(100 * LATE, LATE);
+    expect(pace.isFit).toBe(true);
+    for (let i = 0; i < 1999; i++) pace.served(0.1, 100, LATE);
+    pace.late(100 * LATE, LATE);
+    expect(pace.isFit).toBe(false);
+  });
+
   it('gives its place up when it becomes slow by and by, whatever single runs took', () => {
     const pace = new Pace();
     runsUntilFit(pace);
