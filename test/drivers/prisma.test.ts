@@ -90,7 +90,10 @@ describeShop<PrismaShop>(
       });
     },
     async connect(url) {
-      const prisma = new PrismaClient({ adapter: new PrismaPg({ connectionString: url, max: 8 }) });
+      const adapter = new PrismaPg({ connectionString: url, max: 8 });
+      // Its own are 2 and 5 s, which is not what is tested here.
+      const transactionOptions = { maxWait: 60_000, timeout: 60_000 };
+      const prisma = new PrismaClient({ adapter, transactionOptions });
       await prisma.$connect();
       return { ...shopOf(prisma), prisma, close: () => prisma.$disconnect() };
     },
