@@ -165,9 +165,13 @@ export class Lane implements BackendOwner {
       if (this.#retired !== null) this.settle();
       return false;
     }
-    if (now - head.headAt < Math.max(this.#owner.lateMs, LATE_TIMES * head.expectedMs)) return false;
+    if (now - head.headAt < this.#lateAfter(head)) return false;
     this.#suspect = head;
     return true;
+  }
+
+  #lateAfter({ expectedMs }: LaneRead): number {
+    return Math.max(this.#owner.lateMs, LATE_TIMES * expectedMs);
   }
 
   /** The server does take too long if it has not answered what it seemed to take too long for. */
@@ -175,6 +179,8 @@ export class Lane implements BackendOwner {
     const head = this.#head;
     if (head === null || head !== this.#suspect) return;
     const ms = now - head.headAt;
+    // A client's next read is the same object.
+    if (ms < this.#lateAfter(head)) return;
     if (!this.#late) {
       this.#late = true;
       this.#owner.late(this);
