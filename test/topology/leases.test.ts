@@ -97,6 +97,23 @@ describe('a hold', () => {
     expect(await waiting(id)).toEqual([proxy]);
   });
 
+  it('that goes while a proxy acknowledges it is gone', async () => {
+    const id = await hold();
+    const proxy = await register();
+    const migrator = await catalog.pool.connect();
+    try {
+      await migrator.query('BEGIN');
+      await dropHold(migrator, id);
+      const acknowledged = leases.ackHold(id, proxy);
+      const waits = `SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()`;
+      await waitFor(async () => (await migrator.query(waits)).rowCount === 1, { what: 'the proxy to wait' });
+      await migrator.query('COMMIT');
+      expect(await acknowledged).toBe(false);
+    } finally {
+      migrator.release();
+    }
+  });
+
   it('is in the topology until its deadline or its end', async () => {
     const id = await hold(60_000);
     expect((await catalog.loadTopology()).holds).toMatchObject([{ id, keyspace: 'tenants', lo: [10n], hi: null }]);

@@ -1,9 +1,12 @@
 import type pg from 'pg';
+import { errorCode } from '../connection.js';
 import type { Interval } from '../key.js';
 import { positionToJson } from '../key-codec.js';
 import type { Epoch, Keyspace } from '../topology.js';
 import type { CatalogClient } from './change.js';
 import { timedQuery } from './timed-query.js';
+
+const FOREIGN_KEY_VIOLATION = '23503';
 
 export interface ProxyIdentity {
   /** A UUID made at start-up: a restarted proxy is another one. */
@@ -122,7 +125,7 @@ export class ProxyLeases {
    * @returns false when the hold is gone, or the proxy's lease has ended
    */
   async ackHold(holdId: bigint, proxyId: string): Promise<boolean> {
-    const { rowCount } = await this.#pool.query(
+    const acknowledged = this.#pool.query(
       timedQuery(
         `INSERT INTO foreshard.hold_ack (hold_id, proxy_id)
        SELECT h.id, p.id FROM foreshard.hold h, foreshard.proxy p
@@ -131,7 +134,14 @@ export class ProxyLeases {
         [holdId.toString(), proxyId],
       ),
     );
-    return rowCount === 1;
+    return acknowledged.then(
+      ({ rowCount }) => rowCount === 1,
+      (error: unknown) => {
+        // One of the two was seen, and went before this was written.
+        if (errorCode(error) === FOREIGN_KEY_VIOLATION) return false;
+        throw error;
+      },
+    );
   }
 }
 
