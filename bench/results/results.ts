@@ -44,8 +44,9 @@ const cell = z.strictObject({
 const memory = z.strictObject({
   peer: z.string(),
   idleClients: z.number(),
-  /** Proportional set size of the peer's processes before the clients came and with all of them idle. */
+  /** Proportional set size of the peer's processes before the clients came, with half and with all of them idle. */
   bytesBefore: z.number(),
+  bytesWithHalf: z.number(),
   bytesWith: z.number(),
 });
 

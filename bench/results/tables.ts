@@ -1,7 +1,7 @@
 import { byRound, throughputRatio } from './ratios.js';
 import { type CellResult, FORESHARD, type Results, ROUTED, type Sample, WORKERS } from './results.js';
 import { type Spread, spreadOf } from './statistics.js';
-import { isMet, memoryOutcomes, outcomes } from './targets.js';
+import { bytesOfOne, isMet, memoryOutcomes, outcomes } from './targets.js';
 
 /** What the tables call a workload. */
 const TITLES: Readonly<Record<CellResult['workload'], string>> = {
@@ -124,11 +124,11 @@ function memoryTargets(found: Results['memory']): string[] {
 function memory({ memory: found }: Results): string {
   if (found.length === 0) return '';
   const mb = (bytes: number) => (bytes / 1e6).toFixed(1);
-  const rows = found.map(({ peer, idleClients, bytesBefore, bytesWith }) => [
+  const rows = found.map(({ peer, bytesBefore, bytesWith, ...more }) => [
     peer,
     mb(bytesBefore),
     mb(bytesWith),
-    ((bytesWith - bytesBefore) / idleClients / 1024).toFixed(1),
+    (bytesOfOne({ bytesWith, ...more }) / 1024).toFixed(1),
   ]);
   const head = ['', 'alone, MB', 'with them, MB', 'each, KiB'];
   const title = `Memory with ${whole(found[0]?.idleClients ?? 0)} idle clients`;

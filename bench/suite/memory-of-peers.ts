@@ -24,11 +24,10 @@ export async function measureMemory({ scene, options, say }: Setting): Promise<M
     if (target === null) continue;
     const { peer, port, database } = target;
     const bytesBefore = memoryBytes(target.pids());
-    const clients = options.idleClients;
+    const half = options.idleClients >> 1;
     const request = {
       workload: 'select',
       protocol: 'simple',
-      clients,
       threads: 1,
       seconds: 0,
       scale: 1,
@@ -37,14 +36,18 @@ export async function measureMemory({ scene, options, say }: Setting): Promise<M
       user: USER,
       password: scene.password,
     } as const;
-    const bytesWith = await withIdleClients(request, async () => memoryBytes(target.pids()));
+    const measured = () => memoryBytes(target.pids());
+    const [bytesWithHalf, bytesWith] = await withIdleClients({ ...request, clients: half }, async () => [
+      measured(),
+      await withIdleClients({ ...request, clients: options.idleClients - half }, async () => measured()),
+    ]);
     await target.stop();
-    if (bytesBefore === null || bytesWith === null) {
+    if (bytesBefore === null || bytesWithHalf == null || bytesWith == null) {
       say('memory of processes is not known on this system');
       return [];
     }
-    say(`memory  ${peer}: ${(bytesWith / 1e6).toFixed(0)} MB with ${clients} idle clients`);
-    results.push({ peer, idleClients: clients, bytesBefore, bytesWith });
+    say(`memory  ${peer}: ${(bytesWith / 1e6).toFixed(0)} MB with ${options.idleClients} idle clients`);
+    results.push({ peer, idleClients: options.idleClients, bytesBefore, bytesWithHalf, bytesWith });
   }
   return results;
 }

@@ -119,7 +119,7 @@ export async function startForeshard(
   writeFileSync(file, JSON.stringify(configuration), { mode: 0o600 });
   const held = await spawnHeld({
     file: process.execPath,
-    args: [join(ROOT, 'dist/cli/main.js'), 'serve', '--config', file],
+    args: [join(ROOT, 'dist/cli/main.js'), 'serve', '--only', 'proxy', '--config', file],
     cwd: behind.folder,
     log,
     stopSignals: ['SIGTERM', 'SIGKILL'],

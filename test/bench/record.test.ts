@@ -42,8 +42,8 @@ describe('ratiosOf', () => {
     const ratios = ratiosOf({
       cells: [cell(4, {}, { samples })],
       memory: [
-        { peer: 'pgbouncer', idleClients: 1000, bytesBefore: 1, bytesWith: 10 },
-        { peer: 'foreshard', idleClients: 1000, bytesBefore: 1, bytesWith: 40 },
+        { peer: 'pgbouncer', idleClients: 1000, bytesBefore: 1, bytesWithHalf: 5, bytesWith: 10 },
+        { peer: 'foreshard', idleClients: 1000, bytesBefore: 1, bytesWithHalf: 5, bytesWith: 40 },
       ],
       micro: [
         { task: 'hash', contender: 'MD5', role: 'reference', us: us(1) },

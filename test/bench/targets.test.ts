@@ -25,8 +25,14 @@ it('holds each target beside what was measured, and says why one was not', () =>
 
 it('holds the memory of 5,000 idle clients beside its targets, and that of fewer beside none', () => {
   const found = (idleClients: number) => [
-    { peer: 'pgbouncer', idleClients, bytesBefore: 1, bytesWith: 1 },
-    { peer: 'foreshard', idleClients, bytesBefore: 100 * 1024 ** 2, bytesWith: 210 * 1024 ** 2 },
+    { peer: 'pgbouncer', idleClients, bytesBefore: 1, bytesWithHalf: 1, bytesWith: 1 },
+    {
+      peer: 'foreshard',
+      idleClients,
+      bytesBefore: 100 * 1024 ** 2,
+      bytesWithHalf: 150 * 1024 ** 2,
+      bytesWith: 210 * 1024 ** 2,
+    },
   ];
   expect(memoryOutcomes(found(1000))).toEqual([]);
   expect(memoryOutcomes(found(5000)).map(({ most, bytes }) => bytes <= most)).toEqual([false, false]);
