@@ -47,7 +47,7 @@ async function main(): Promise<void> {
     runs.push((await bench(options, ending.say).finally(ending.end)).results);
   }
   if (given.update) {
-    writeFileSync(given.record, `${JSON.stringify(runs.reduce(withRun, record), null, 1)}\n`);
+    writeFileSync(given.record, `${JSON.stringify(runs.reduce(withRun, record), null, 2)}\n`);
     console.log(`written: ${given.record}`);
     return;
   }
