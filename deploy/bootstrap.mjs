@@ -3,7 +3,7 @@
 // missing or stale, builds what has changed, then does what was asked. Plain JavaScript without dependencies, because
 // nothing is installed when it starts, and in the syntax of old Nodes, so that they reach the message about their age.
 //
-//   node deploy/bootstrap.mjs start|test|bench|bench:check|check [arguments…]
+//   node deploy/bootstrap.mjs start|test|bench|bench:check|build|check [arguments…]
 import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import {
@@ -59,12 +59,14 @@ async function main() {
     case 'bench:check':
       await prepare(true);
       return runHere(join(DIST, 'bench', command === 'bench' ? 'main.js' : 'check.js'), args);
+    case 'build':
+      return prepare(true);
     case 'check':
       process.chdir(ROOT);
       await prepare(false);
       return check(args);
     default:
-      throw new Failure('usage: node deploy/bootstrap.mjs start|test|bench|bench:check|check [arguments…]', 2);
+      throw new Failure('usage: node deploy/bootstrap.mjs start|test|bench|bench:check|build|check [arguments…]', 2);
   }
 }
 

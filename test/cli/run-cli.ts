@@ -1,38 +1,15 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, rmdirSync, statSync } from 'node:fs';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { resolve } from 'node:path';
-import { waitFor } from '../support/wait-for.js';
+import { promisify } from 'node:util';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 /** The built command, for `node`. */
 export const CLI = resolve(ROOT, 'dist/cli/main.js');
-const LOCK = resolve(ROOT, 'node_modules/.cache/cli-build.lock');
-const STALE_LOCK_MS = 120_000;
 
-/** Compiles into dist/, one test file at a time; the compiler itself does nothing when nothing has changed. */
+/** Compiles into dist/ if something has changed since the last time. */
 export async function buildCli(): Promise<void> {
-  mkdirSync(resolve(LOCK, '..'), { recursive: true });
-  await waitFor(takeLock, { what: 'the other build', timeoutMs: STALE_LOCK_MS * 2 });
-  try {
-    const build = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc'], { cwd: ROOT, encoding: 'utf8' });
-    if (!existsSync(CLI)) throw new Error(`the build failed:\n${build.stdout}${build.stderr}`);
-  } finally {
-    rmdirSync(LOCK);
-  }
-}
-
-function takeLock(): boolean {
-  try {
-    mkdirSync(LOCK);
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    // Left by a build that was killed.
-    const made = statSync(LOCK, { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
-    if (Date.now() - made > STALE_LOCK_MS) rmdirSync(LOCK);
-    return false;
-  }
+  await promisify(execFile)(process.execPath, [resolve(ROOT, 'deploy/bootstrap.mjs'), 'build']);
 }
 
 export interface CliResult {
