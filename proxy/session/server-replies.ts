@@ -175,9 +175,7 @@ export class ServerReplies implements BackendOwner {
       return;
     }
     const pathUnsure = !backend.connection.reportsSearchPath && lookup.unsure(status);
-    lookup.ready(status);
-    this.#extended.ready(status);
-    this.#units.transactionStatus(backend, status);
+    this.#unitEnded(backend, status);
     if (gate.refused) {
       this.#retry();
       return;
@@ -193,6 +191,12 @@ export class ServerReplies implements BackendOwner {
     const heard = work === null ? this.#hear(backend, status) : work.then(() => this.#hear(backend, status));
     if (heard === null) this.#tellReady(backend, status);
     else this.#loop.follow(heard.then(() => this.#tellReady(backend, status)));
+  }
+
+  #unitEnded(backend: Backend, status: number): void {
+    this.#session.lookup.ready(status);
+    this.#extended.ready(status);
+    this.#units.transactionStatus(backend, status);
   }
 
   onWritable(): void {
@@ -231,13 +235,10 @@ export class ServerReplies implements BackendOwner {
 
   /** We cut the connection ourselves, because what has been read may not be told: that fails, and the session lives on. */
   #unanswered(backend: Backend, error: Error): void {
-    const { lookup } = this.#session;
     this.#openGate();
     this.#loop.awaitingReady = false;
     this.#units.unitFailed = true;
-    lookup.ready(IDLE);
-    this.#extended.ready(IDLE);
-    this.#units.transactionStatus(backend, IDLE);
+    this.#unitEnded(backend, IDLE);
     this.#loop.follow(this.#units.fail(error));
   }
 

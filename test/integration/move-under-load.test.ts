@@ -32,27 +32,36 @@ afterAll(async () => {
   await s.stop();
 });
 
-/** Writes through the proxy until told to stop; remembers what was acknowledged, and every error. */
-class Writer {
-  readonly acknowledged = new Map<string, string>();
+/** Does something through the proxy, from its making until told to stop; remembers every error. */
+abstract class Worker {
   readonly errors: unknown[] = [];
   reads = 0;
-  #stop = false;
-  #done: Promise<void>;
+  protected stopped = false;
+  readonly #done: Promise<void>;
 
   constructor(client: pg.Client, no: number) {
-    this.#done = this.#run(client, no).catch((error: unknown) => {
-      this.errors.push(error);
-    });
+    // What a subclass has of its own is there when it begins.
+    this.#done = Promise.resolve()
+      .then(() => this.run(client, no))
+      .catch((error: unknown) => {
+        this.errors.push(error);
+      });
   }
+
+  protected abstract run(client: pg.Client, no: number): Promise<void>;
 
   async stop(): Promise<void> {
-    this.#stop = true;
+    this.stopped = true;
     await this.#done;
   }
+}
 
-  async #run(c: pg.Client, no: number): Promise<void> {
-    for (let n = 0; !this.#stop; n++) {
+/** Writes; remembers what was acknowledged. */
+class Writer extends Worker {
+  readonly acknowledged = new Map<string, string>();
+
+  protected override async run(c: pg.Client, no: number): Promise<void> {
+    for (let n = 0; !this.stopped; n++) {
       const tenant = 1 + ((n * 37 + no * 11) % TENANTS);
       const id = 1_000_000 * (no + 1) + n;
       const key = `${tenant}/${id}`;
@@ -91,27 +100,11 @@ class Writer {
   }
 }
 
-/** Reads what is there from the beginning, in one of two ways, until told to stop. */
-class Reader {
-  readonly errors: unknown[] = [];
-  reads = 0;
-  #stop = false;
-  readonly #done: Promise<void>;
-
-  constructor(client: pg.Client, no: number) {
-    this.#done = this.#run(client, no).catch((error: unknown) => {
-      this.errors.push(error);
-    });
-  }
-
-  async stop(): Promise<void> {
-    this.#stop = true;
-    await this.#done;
-  }
-
-  async #run(c: pg.Client, no: number): Promise<void> {
+/** Reads what is there from the beginning, in one of two ways. */
+class Reader extends Worker {
+  protected override async run(c: pg.Client, no: number): Promise<void> {
     const text = 'SELECT id::int AS id, note FROM orders WHERE tenant_id = $1 AND id = $2';
-    for (let n = 0; !this.#stop; n++) {
+    for (let n = 0; !this.stopped; n++) {
       const id = 1 + ((n * 7919 + no * 101) % OLD);
       const tenant = 1 + (id % TENANTS);
       const { rows } = await (n % 2 === 0

@@ -52,6 +52,13 @@ function errorOf(messages: readonly RawMessage[]): { severity: string; sqlstate:
   return { severity, sqlstate, message };
 }
 
+/** Whether the time-outs' last look has seen all clients as they are, and idle. */
+function seenIdle(proxy: ProxyServer): boolean {
+  return [...proxy.clients].every(
+    ({ session }) => session.watch.phase === 'idle' && session.watch.answers === session.answers,
+  );
+}
+
 const OVERDUE = {
   severity: 'ERROR',
   sqlstate: '57014',
@@ -228,8 +235,7 @@ describe('no time-out', () => {
     const peer = await login(proxy);
     await limit(proxy, { idleTimeoutMs: 400 });
     for (let n = 0; n < 3; n++) {
-      // It is seen to be idle.
-      await new Promise((resolve) => setTimeout(resolve, 150));
+      await waitFor(() => seenIdle(proxy), { what: 'the client to be seen idle' });
       const until = performance.now() + 600;
       peer.send(encodeQuery('SELECT 1'));
       while (performance.now() < until); // the proxy is of this process
