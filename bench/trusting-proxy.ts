@@ -5,7 +5,13 @@ import { Catalog } from '../topology/catalog/catalog.js';
 /** A proxy with room for all clients of a benchmark, which asks nobody for a password; in the process that calls. */
 export async function startTrustingProxy(
   catalogUrl: string,
-  options: { readonly name: string; readonly logLevel: string; readonly tls?: ProxyOptions['tls'] },
+  options: {
+    readonly name: string;
+    readonly logLevel: string;
+    readonly tls?: ProxyOptions['tls'];
+    /** Over the defaults. */
+    readonly pool?: Partial<ProxyOptions['pool']>;
+  },
 ): Promise<ProxyServer> {
   return ProxyServer.start({
     catalog: await Catalog.connect(catalogUrl),
@@ -14,7 +20,7 @@ export async function startTrustingProxy(
     tls: options.tls,
     auth: { method: 'trust', users: new Map() },
     serverPasswords: new Map([['postgres', new URL(catalogUrl).password]]),
-    pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000 },
+    pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000, ...options.pool },
     limits: { maxClients: 100_000, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000 },
     lease: { ttlMs: 60_000 },
     telemetry: { flushIntervalMs: 60_000 },
