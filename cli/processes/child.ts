@@ -42,7 +42,10 @@ export class Child implements Receiver {
   #isReady: () => void = () => undefined;
   #fail: (error: Error) => void = () => undefined;
   #endTimer: NodeJS.Timeout | null = null;
-  #running = true;
+  /** How it ended; null: it has not. */
+  #end: string | null = null;
+  /** What is to be done when it ends. A reaction to `ended` for each client and question would stay, with all it knows, as long as the process. */
+  readonly #atEnd = new Set<(how: string) => void>();
   #serving = false;
 
   /** @param onRequest what the process wants of its parent */
@@ -61,11 +64,12 @@ export class Child implements Receiver {
     this.#process.on('message', (message: FromChild) => this.#receive(message));
     this.ended = new Promise((resolve) => {
       const end = (how: string) => {
-        this.#running = false;
+        this.#end = how;
         this.#serving = false;
         if (this.#endTimer !== null) clearTimeout(this.#endTimer);
         this.#fail(new Error(`a process of foreshard serve has ended (${how})`));
         resolve(how);
+        for (const over of this.#atEnd) over(how);
       };
       this.#process.on('exit', (code, signal) => end(signal ?? `exit code ${code}`));
       this.#process.on('error', (error) => {
@@ -93,16 +97,19 @@ export class Child implements Receiver {
   }
 
   give(socket: Socket): Promise<boolean> {
+    if (this.#end !== null) return Promise.resolve(false);
     this.clients += 1;
-    const given = new Promise<boolean>((resolve) => {
-      this.#process.send({ kind: 'client' } satisfies ToChild, socket, {}, (error) => {
-        const untouched = (error as NodeJS.ErrnoException | null)?.code === 'ERR_IPC_CHANNEL_CLOSED';
-        if (!untouched) socket.destroy();
-        resolve(!untouched);
-      });
-    });
-    // One that dies with a socket on its way does not say so.
-    return Promise.race([given, this.ended.then(() => true)]);
+    return this.#unlessEnded(
+      (given) => {
+        this.#process.send({ kind: 'client' } satisfies ToChild, socket, {}, (error) => {
+          const untouched = (error as NodeJS.ErrnoException | null)?.code === 'ERR_IPC_CHANNEL_CLOSED';
+          if (!untouched) socket.destroy();
+          given(!untouched);
+        });
+      },
+      // One that dies with a socket on its way does not say so.
+      () => true,
+    );
   }
 
   cancel(key: CancelKey): void {
@@ -118,16 +125,14 @@ export class Child implements Receiver {
     const id = this.#next++;
     let timer: NodeJS.Timeout | undefined;
     try {
-      return await Promise.race([
-        new Promise<AdminAnswer>((resolve) => {
-          this.#answers.set(id, resolve);
+      return await this.#unlessEnded<AdminAnswer | null>(
+        (answer) => {
+          this.#answers.set(id, answer);
+          timer = setTimeout(() => answer(null), ANSWER_MS);
           this.#tell({ kind: 'ask', id, request });
-        }),
-        new Promise<null>((resolve) => {
-          timer = setTimeout(() => resolve(null), ANSWER_MS);
-        }),
-        this.ended.then(() => null),
-      ]);
+        },
+        () => null,
+      );
     } finally {
       clearTimeout(timer);
       this.#answers.delete(id);
@@ -137,15 +142,16 @@ export class Child implements Receiver {
   /** Never rejects. */
   async reload(): Promise<ReloadOutcome> {
     const id = this.#next++;
-    const outcome = new Promise<ReloadOutcome>((resolve) => this.#reloads.set(id, resolve));
-    this.#tell({ kind: 'reload', id });
-    return await Promise.race([
-      outcome,
-      this.ended.then((how): ReloadOutcome => {
+    return await this.#unlessEnded<ReloadOutcome>(
+      (reloaded) => {
+        this.#reloads.set(id, reloaded);
+        this.#tell({ kind: 'reload', id });
+      },
+      (how) => {
         const message = `a process has ended while it read the configuration (${how})`;
         return { kind: 'failed', failure: { exitCode: EXIT.failed, message, hint: undefined } };
-      }),
-    ]).finally(() => this.#reloads.delete(id));
+      },
+    ).finally(() => this.#reloads.delete(id));
   }
 
   answers(id: number, answers: readonly AdminAnswer[]): void {
@@ -159,12 +165,25 @@ export class Child implements Receiver {
   /** Lets its clients go as `mode` says, and ends. `now` is bounded. */
   stop(mode: ShutdownMode, patienceMs: number): void {
     this.#tell({ kind: 'stop', mode, patienceMs });
-    if (mode === 'now' && this.#running) this.#endTimer ??= setTimeout(() => this.kill(), END_MS);
+    if (mode === 'now' && this.#end === null) this.#endTimer ??= setTimeout(() => this.kill(), END_MS);
   }
 
   /** Ends it at once. */
   kill(): void {
     this.#process.kill('SIGKILL');
+  }
+
+  /** What `begin` is told, or, when the process ends before, what `otherwise` makes of that. */
+  #unlessEnded<T>(begin: (done: (value: T) => void) => void, otherwise: (how: string) => T): Promise<T> {
+    if (this.#end !== null) return Promise.resolve(otherwise(this.#end));
+    return new Promise((resolve) => {
+      const over = (how: string) => resolve(otherwise(how));
+      this.#atEnd.add(over);
+      begin((value) => {
+        this.#atEnd.delete(over);
+        resolve(value);
+      });
+    });
   }
 
   #tell(message: ToChild): void {

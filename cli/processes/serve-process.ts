@@ -160,7 +160,7 @@ class ServeProcess {
       this.#tell({ kind: 'gone' });
       return;
     }
-    socket.once('close', () => this.#tell({ kind: 'gone' }));
+    socket.on('close', () => this.#tell({ kind: 'gone' }));
     proxy.accept(socket);
   }
 

@@ -1,0 +1,103 @@
+import { once } from 'node:events';
+import { writeFileSync } from 'node:fs';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { Child } from '../../cli/processes/child.js';
+import { waitFor } from '../support/wait-for.js';
+import { buildCli, CLI } from './run-cli.js';
+import { temporaryDirectory } from './temporary-directory.js';
+
+const dir = temporaryDirectory('foreshard-child-');
+const [node, program] = process.argv as [string, string];
+
+beforeAll(buildCli, 180_000);
+
+beforeEach(() => {
+  // Which a child is started from.
+  process.argv = [node, CLI];
+});
+
+afterEach(() => {
+  process.argv = [node, program];
+});
+
+/** A process that has read its configuration and was not told to go: it lets go of whoever it is given. */
+async function start(): Promise<Child> {
+  const config = join(dir, 'foreshard.yaml');
+  writeFileSync(config, JSON.stringify({ catalog: { url: 'postgresql://127.0.0.1:1/foreshard' }, database: 'shop' }));
+  const child = new Child({ kind: 'proxy', slot: 0, index: 0 }, { config }, () => undefined);
+  await child.plan;
+  return child;
+}
+
+/** What `give` makes of so many clients that connect one after the other, and what is left of each. */
+async function giveAll(child: Child, count: number): Promise<WeakRef<Socket>[]> {
+  const given: WeakRef<Socket>[] = [];
+  const server = createServer({ pauseOnConnect: true }, (socket) => {
+    given.push(new WeakRef(socket));
+    void child.give(socket);
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  for (let i = 0; i < count; i++) {
+    const client = connect((server.address() as AddressInfo).port, '127.0.0.1');
+    await once(client, 'close');
+  }
+  server.close();
+  return given;
+}
+
+describe('a process of foreshard serve', () => {
+  it('is all that has a client which it was given: nothing of it stays with the parent', async () => {
+    const child = await start();
+    try {
+      const given = await giveAll(child, 20);
+      expect(given.length).toBe(20);
+      await waitFor(() => child.clients === 0 || null, { what: 'clients that have left' });
+      setFlagsFromString('--expose-gc');
+      const collect = runInNewContext('gc') as () => void;
+      await waitFor(
+        () => {
+          collect();
+          return given.every((socket) => socket.deref() === undefined);
+        },
+        { what: 'sockets that nobody holds' },
+      );
+    } finally {
+      child.kill();
+      await child.ended;
+    }
+  });
+
+  it('takes nobody once it has ended', async () => {
+    const child = await start();
+    child.kill();
+    await child.ended;
+    const given = await new Promise<[Socket, boolean]>((resolve) => {
+      const server = createServer({ pauseOnConnect: true }, (socket) => {
+        server.close();
+        void child.give(socket).then((taken) => resolve([socket, taken]));
+      });
+      server.listen(0, '127.0.0.1', () => {
+        const client = connect((server.address() as AddressInfo).port, '127.0.0.1');
+        client.on('close', () => undefined);
+      });
+    });
+    expect(given[1]).toBe(false);
+    expect(given[0].destroyed).toBe(false);
+    given[0].destroy();
+    expect(child.clients).toBe(0);
+  });
+
+  it('has whoever waits for its answer told when it ends', async () => {
+    const child = await start();
+    const reloaded = child.reload();
+    child.kill();
+    expect(await reloaded).toMatchObject({ kind: 'failed', failure: { message: expect.stringContaining('SIGKILL') } });
+    expect(await child.reload()).toMatchObject({ kind: 'failed' });
+    await child.ended;
+  });
+});
