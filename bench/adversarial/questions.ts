@@ -35,8 +35,8 @@ const SLOW_FROM = 1_001;
 const SLOW_KEYS = 4;
 const SMALL_WORK = 10;
 /** Bytes of a large document. */
-export const HUGE_BYTES = 10_000_000;
-export const SLOW_MS = 200;
+const HUGE_BYTES = 10_000_000;
+const SLOW_MS = 200;
 
 export const hugeDocument = (draw: Draw): Question => question('document', SLOW_FROM - 1 + draw(SLOW_KEYS));
 export const slowWork = (draw: Draw): Question => question('work', SLOW_FROM - 1 + draw(SLOW_KEYS));

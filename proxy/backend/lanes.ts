@@ -1,7 +1,8 @@
 import type { Logger } from 'pino';
 import type { SettingMap } from '../session/settings.js';
-import { areAlike } from '../session/settings.js';
+import { areAlike, readOnly, SET_READ_ONLY } from '../session/settings.js';
 import { LatencySketch } from '../telemetry/latency-sketch.js';
+import { encodeQuery } from '../wire/frontend.js';
 import type { Backend } from './backend.js';
 import { Lane, type LaneOwner } from './lane.js';
 import type { LaneWatch } from './lane-watch.js';
@@ -16,6 +17,8 @@ const OPEN_MS = 0.2;
 const BRIEF_MS = 0.5;
 /** An empty lane gives its connection back after this time. */
 const IDLE_MS = 1_000;
+/** While clients wait for a connection. */
+const WANTED_MS = 5;
 /** After a late statement fewer reads may stand in line; so many good ones later one more. */
 const FEWEST = 4;
 const REGAINED_AFTER = 8;
@@ -35,7 +38,13 @@ export interface LaneTotals {
 
 /** Lanes with the same settings. */
 export class LaneGroup {
+  /** Those of the clients. */
   readonly settings: SettingMap;
+  /**
+   * Those of the connections: what a read does there may be done again elsewhere, so that nothing is to come of it, whatever a function has
+   * become that was harmless. Whoever has the connection next takes that back as he would anybody's settings.
+   */
+  readonly onServer: SettingMap;
   /** Those that take reads. */
   readonly lanes: Lane[] = [];
   /** How many reads may stand in line in one. */
@@ -50,6 +59,7 @@ export class LaneGroup {
 
   constructor(settings: SettingMap, depth: number, owner: Lanes) {
     this.settings = settings;
+    this.onServer = readOnly(settings);
     this.depth = depth;
     this.#owner = owner;
   }
@@ -155,11 +165,17 @@ export class Lanes implements LaneOwner {
     const { lanesMax, size } = this.#pool.options;
     // Half of the connections stay with the leases.
     if (this.#all.size + this.#opening >= Math.min(lanesMax, Math.max(1, size >> 1))) return false;
-    const backend = this.#pool.takeForLane(size > 1);
+    const backend = this.#pool.takeForLane(size > 1, group.onServer);
     if (backend === null) return false;
     if (!(backend instanceof Promise)) {
-      if (backend.settings !== null && areAlike(backend.settings, group.settings)) {
+      const { settings } = backend;
+      if (settings !== null && areAlike(settings, group.onServer)) {
         this.#add(group, backend, now);
+        return true;
+      }
+      if (settings !== null && areAlike(settings, group.settings)) {
+        this.#add(group, backend, now);
+        makeReadOnly(backend);
         return true;
       }
     }
@@ -232,10 +248,12 @@ export class Lanes implements LaneOwner {
     this.#pool.discard(lane.backend);
   }
 
-  /** Gives back what nobody has used for a while, and what the pool would have replaced. */
+  /** Gives back what nobody has used for a while or somebody waits for, and what the pool would have replaced. */
   sweep(now: number): void {
+    // One may have been opened since clients began to wait, and have nothing to do.
+    const idleMs = this.#pool.counts.waiting > 0 ? WANTED_MS : IDLE_MS;
     for (const lane of [...this.#all])
-      if ((lane.isEmpty && now - lane.idleSince > IDLE_MS) || this.#pool.wants(lane.backend, now))
+      if ((lane.isEmpty && now - lane.idleSince > idleMs) || this.#pool.wants(lane.backend, now))
         lane.retire('given back');
   }
 
@@ -245,7 +263,7 @@ export class Lanes implements LaneOwner {
     let backend: Backend | null = null;
     try {
       backend = await from;
-      await this.#prepare(backend, group.settings);
+      await this.#prepare(backend, group.onServer);
       this.#opening -= 1;
       if (this.#pool.options.lanes === 'off' || group.forgotten) this.#pool.release(backend);
       else this.#add(group, backend, performance.now());
@@ -261,7 +279,7 @@ export class Lanes implements LaneOwner {
 
   #add(group: LaneGroup, backend: Backend, now: number): void {
     const lane = new Lane(backend, this, now);
-    backend.settings = group.settings;
+    backend.settings = group.onServer;
     group.lanes.push(lane);
     this.#all.add(lane);
     this.#watch.opened(lane, this);
@@ -279,6 +297,14 @@ export class Lanes implements LaneOwner {
       this.#groups.splice(this.#groups.indexOf(group), 1);
     }
   }
+}
+
+const MAKE_READ_ONLY = encodeQuery(Buffer.from(SET_READ_ONLY));
+
+/** Not waited for: the first read follows in the same packet. */
+function makeReadOnly(backend: Backend): void {
+  // It is no lane then; what stands in line runs elsewhere.
+  backend.runInternal(MAKE_READ_ONLY).catch(() => backend.destroy());
 }
 
 /** Kinds of settings whose clients may share connections, of one user and shard. */

@@ -1,5 +1,6 @@
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
+import type { SettingMap } from '../session/settings.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { Backend } from './backend.js';
 import type { PoolOptions } from './pool-options.js';
@@ -230,14 +231,17 @@ export class Pool {
   /**
    * A connection for a lane, at once or when it is open. `ahead`: when all are in use, the next that is given back, before
    * anybody who waits: more clients are served by it. Null: there is none to spare.
+   *
+   * @param settings what it should have, if any does
    */
-  takeForLane(ahead: boolean): Backend | Promise<Backend> | null {
+  takeForLane(ahead: boolean, settings: SettingMap): Backend | Promise<Backend> | null {
     if (this.#closed || this.#gate.paused) return null;
     if (this.#waiters.size === 0) {
       const now = performance.now();
       const fresh = this.#idle.filter((backend) => !this.#mustTest(backend, now));
       // Rather none that holds numbers which a client may ask for.
-      const backend = fresh.findLast((b) => b.sequencesOf === null) ?? fresh.at(-1);
+      const backend =
+        fresh.findLast((b) => b.settings === settings) ?? fresh.findLast((b) => b.sequencesOf === null) ?? fresh.at(-1);
       if (backend !== undefined) {
         this.#idle.splice(this.#idle.indexOf(backend), 1);
         return backend;

@@ -15,8 +15,12 @@ const HARMLESS_EXTENSIONS = words('uuid_generate_v1 uuid_generate_v1mc uuid_gene
 /** Declared STABLE and written in C: what the others do (tablefunc's crosstab runs a text) nobody can see. */
 const STABLE_EXTENSIONS = words('similarity word_similarity show_trgm unaccent');
 
-/** They only read, but what they tell is the server connection's or its transaction's, or takes as long as it likes. */
+/**
+ * They only read, but what they tell is the server connection's or its transaction's, or takes as long as it likes. Lanes are read-only, which
+ * nobody who asks for settings is to see.
+ */
 const OF_THE_CONNECTION = words(`
+current_setting pg_show_all_settings
 pg_sleep pg_sleep_for pg_sleep_until pg_backend_pid pg_current_xact_id pg_current_xact_id_if_assigned pg_current_snapshot txid_current
 txid_current_if_assigned txid_current_snapshot inet_client_addr inet_client_port inet_server_addr inet_server_port pg_listening_channels
 pg_my_temp_schema pg_cursor pg_prepared_statement pg_notification_queue_usage pg_input_is_valid pg_input_error_info ts_rewrite ts_stat`);

@@ -57,6 +57,11 @@ export abstract class ClientRead extends LaneRead {
       if (byMistake && fields.sqlstate === '57014') return null;
       // Prepared by a read ahead of it, which has failed.
       if (fields.sqlstate === '26000') return null;
+      // A function that was harmless is no longer. Nothing has come of it here: it may run once more, where it can do what it does.
+      if (fields.sqlstate === '25006') {
+        this.route.pace.disgrace();
+        return null;
+      }
       if (isStalePlan(fields)) {
         this.lane.backend.forgetPrepared();
         return null;

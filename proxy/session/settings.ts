@@ -105,6 +105,19 @@ export function forNobody(
   return { sql: left.map((name) => `RESET ${name}`), to };
 }
 
+/** Transactions change nothing unless they say that they do. */
+const READ_ONLY = 'default_transaction_read_only';
+/** What makes other settings those of `readOnly`. */
+export const SET_READ_ONLY = `SET ${READ_ONLY} TO on`;
+
+/** These settings, for statements that are not to change anything. */
+export function readOnly(settings: SettingMap): SettingMap {
+  const all = new Map(settings);
+  all.delete(READ_ONLY);
+  all.set(READ_ONLY, { sql: SET_READ_ONLY });
+  return all;
+}
+
 /** Whether two have the same settings in the same order. */
 export function areAlike(a: SettingMap, b: SettingMap): boolean {
   if (a === b) return true;

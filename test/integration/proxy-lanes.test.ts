@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events';
 import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { Lane } from '../../proxy/backend/lane.js';
@@ -49,8 +50,9 @@ beforeAll(async () => {
   for (const shard of [0, 1] as const) {
     await s.onShard(
       shard,
-      `CREATE TABLE free (a int); CREATE TABLE locked (a int); CREATE TABLE shaped (a int); INSERT INTO shaped VALUES (1);
+      `CREATE TABLE free (a int); CREATE TABLE written (pid int); CREATE TABLE locked (a int); CREATE TABLE shaped (a int); INSERT INTO shaped VALUES (1);
        CREATE TABLE big (a text); INSERT INTO big SELECT repeat('x', 10000) FROM generate_series(1, 2000);
+       CREATE FUNCTION turns() RETURNS int STABLE LANGUAGE sql AS 'SELECT 1';
        GRANT ALL ON ALL TABLES IN SCHEMA public TO app; ALTER TABLE shaped OWNER TO app;`,
     );
   }
@@ -127,11 +129,16 @@ describe('reads of several clients on one server connection', () => {
   });
 
   it('use their own settings', async () => {
+    const OFFSETS: Readonly<Record<string, string>> = {
+      'Asia/Tokyo': '+09',
+      'America/Lima': '-05',
+      'Africa/Cairo': '+02',
+    };
     const zones = ['Asia/Tokyo', 'America/Lima', 'Asia/Tokyo', 'America/Lima'];
     const clients = await Promise.all(zones.map((zone) => s.connect({ options: `-c TimeZone=${zone}` })));
     const ask = async (c: pg.Client, zone: string) => {
-      const { rows } = await c.query(`SELECT current_setting('TimeZone') AS zone`);
-      expect(rows).toEqual([{ zone }]);
+      const { rows } = await c.query(`SELECT to_char('2026-01-01 00:00Z'::timestamptz, 'OF') AS off`);
+      expect(rows).toEqual([{ off: OFFSETS[zone] }]);
     };
     await untilInLane(() => Promise.all(clients.map((c, i) => ask(c, zones[i] as string))));
     await (clients[0] as pg.Client).query(`SET TimeZone = 'Africa/Cairo'`);
@@ -235,6 +242,54 @@ describe('reads of several clients on one server connection', () => {
     await untilInLane(() => Promise.all([read(one), read(two)]));
     await s.onShard(0, 'ALTER TABLE shaped ALTER COLUMN b TYPE text');
     expect(await Promise.all([read(one), read(two)])).toEqual([[{ a: 1, b: '2' }], [{ a: 1, b: '2' }]]);
+  });
+
+  it('have what would change something said again on a lease, after a function was replaced behind the proxy’s back', async () => {
+    const c = await s.connect();
+    let before: LaneTotals;
+    let lanePids: readonly number[];
+    // Where the proxy hears of the new function before the read comes, there is nothing to be seen.
+    do {
+      await s.onShard(0, 'TRUNCATE written');
+      await s.onShard(0, `CREATE OR REPLACE FUNCTION turns() RETURNS int STABLE LANGUAGE sql AS 'SELECT 1'`);
+      await untilInLane(() => c.query('SELECT turns() AS n'));
+      await s.onShard(
+        0,
+        `CREATE OR REPLACE FUNCTION turns() RETURNS int VOLATILE LANGUAGE plpgsql AS
+         'BEGIN INSERT INTO written VALUES (pg_backend_pid()); RETURN 2; END'`,
+      );
+      before = totals();
+      lanePids = lanes().map((lane) => lane.backend.connection.processId);
+      expect((await c.query('SELECT turns() AS n')).rows).toEqual([{ n: 2 }]);
+    } while (totals().reads === before.reads);
+    const written = await s.onShard<{ pid: number }>(0, 'SELECT pid FROM written');
+    expect(written).toHaveLength(1);
+    expect(lanePids).not.toContain(written[0]?.pid);
+    await c.query('SELECT turns()');
+    expect(totals().reads).toBe(before.reads + 1);
+  });
+
+  it('leave no trace of being read-only to whoever has the connection next', async () => {
+    await pool({ size: 1 });
+    const c = await s.connect();
+    const told: string[] = [];
+    const { connection } = c as unknown as { connection: EventEmitter };
+    connection.on('parameterStatus', (m: { parameterName: string }) => told.push(m.parameterName));
+    await untilInLane(() => c.query('SELECT count(*) FROM free'));
+    expect(lanes().map((lane) => lane.backend.settings?.get('default_transaction_read_only')?.sql)).toEqual([
+      'SET default_transaction_read_only TO on',
+    ]);
+    await c.query('INSERT INTO free VALUES (1)');
+    await untilInLane(() => c.query('SELECT count(*) FROM free'));
+    expect((await c.query('SHOW default_transaction_read_only')).rows).toEqual([
+      { default_transaction_read_only: 'off' },
+    ]);
+    await c.query('SET default_transaction_read_only = on');
+    await untilInLane(() => c.query('SELECT count(*) FROM free'));
+    await expect(c.query('INSERT INTO free VALUES (1)')).rejects.toMatchObject({ code: '25006' });
+    await c.query('RESET default_transaction_read_only');
+    await c.query('DELETE FROM free');
+    expect(told).toEqual(['default_transaction_read_only', 'default_transaction_read_only']);
   });
 
   it('leave a statement with a large result on leases, and its slow reader alone', async () => {

@@ -48,6 +48,8 @@ beforeAll(async () => {
     CREATE VIEW view_that_draws AS SELECT nextval('numbers') AS n;
     CREATE VIEW view_with_own_function AS SELECT acts(a) FROM plain;
     CREATE VIEW view_of_limited AS SELECT * FROM limited;
+    CREATE VIEW view_of_setting AS SELECT current_setting('work_mem') FROM plain;
+    CREATE FUNCTION tells_setting() RETURNS text STABLE LANGUAGE sql AS 'SELECT current_setting(''work_mem'')';
     CREATE VIEW view_of_operator AS SELECT a @@@@ b AS x FROM plain;
     CREATE MATERIALIZED VIEW kept AS SELECT a FROM plain;
     CREATE EXTENSION IF NOT EXISTS file_fdw;
@@ -92,7 +94,6 @@ describe('what may share a server connection', () => {
     'SELECT * FROM rows_of(1)',
     'SELECT 1 ### 2',
     'SELECT random(), clock_timestamp(), gen_random_uuid(), now(), current_date',
-    `SELECT current_setting('work_mem')`,
     `SELECT '5'::numeric, CAST('a' AS varchar(3)), ARRAY[1,2]::int8[], date_trunc('day', now())`,
     'SELECT CASE WHEN a > 1 THEN coalesce(b, upper(b)) END FROM plain',
     `SELECT '{"a":1}'::jsonb ->> 'a', jsonb_build_object('a', a), string_agg(b, ',' ORDER BY a) FROM plain GROUP BY a`,
@@ -121,6 +122,13 @@ describe('what may share a server connection', () => {
     'SELECT * FROM numbers',
     `SELECT set_config('a.b', 'c', false)`,
     'SELECT setseed(0.5)',
+    `SELECT current_setting('work_mem')`,
+    'SELECT * FROM view_of_setting',
+    'SELECT tells_setting()',
+    'SELECT * FROM pg_show_all_settings()',
+    'SELECT * FROM pg_settings',
+    `SELECT table_to_xml('plain', true, true, '')`,
+    `SELECT schema_to_xml('pg_catalog', true, true, '')`,
     'SELECT pg_backend_pid()',
     'SELECT 1 FROM plain WHERE a = pg_backend_pid()',
     'SELECT pg_sleep(0)',
