@@ -165,8 +165,8 @@ export class Login {
     }
     session.write(encodeBackendKeyData(key.processId, key.secret));
     session.write(encodeReadyForQuery('I'));
-    session.start();
     reader.detach();
+    session.start();
     socket.off('close', gone);
   }
 

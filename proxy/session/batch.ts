@@ -16,6 +16,7 @@ import type { Execution } from './placement.js';
 import type { ClientStatement } from './prepared.js';
 import { type Spoken, SqlStatements } from './sql-statements.js';
 import type { ClientStatements } from './statements.js';
+import type { Units } from './units.js';
 
 /** A message of a batch, read. */
 export type Item =
@@ -71,15 +72,16 @@ export interface Bound {
 
 /** Reads batches, and remembers which portals the client has bound. */
 export class BatchReader {
-  readonly portals = new Map<string, Bound>();
+  /** null: it has bound none yet. */
+  #portals: Map<string, Bound> | null = null;
   readonly #statements: ClientStatements;
   readonly #lookup: NameLookup;
-  readonly #fieldsOf: (error: unknown) => ErrorFields;
+  readonly #units: Pick<Units, 'fieldsOf'>;
 
-  constructor(statements: ClientStatements, lookup: NameLookup, fieldsOf: (error: unknown) => ErrorFields) {
+  constructor(statements: ClientStatements, lookup: NameLookup, units: Pick<Units, 'fieldsOf'>) {
     this.#statements = statements;
     this.#lookup = lookup;
-    this.#fieldsOf = fieldsOf;
+    this.#units = units;
   }
 
   /** Decodes a batch and finds what its names mean, as the server will when it gets there. */
@@ -101,7 +103,7 @@ export class BatchReader {
         if (rest.some((m) => m.type !== FRONTEND.Sync && m.type !== FRONTEND.Flush))
           return { items, executions, error: null, sync: null, rest };
       } catch (e) {
-        const error = this.#fieldsOf(e);
+        const error = this.#units.fieldsOf(e);
         const last = batch.at(-1);
         const sync: Item | null = last?.type === FRONTEND.Sync ? { type: 'sync', frame: last.frame } : null;
         return { items, executions, error, sync, rest: [] };
@@ -112,7 +114,7 @@ export class BatchReader {
 
   /** The portal's values were large and have been sent: they are not kept as long as it is. */
   forgetValues(portal: string): void {
-    const bound = this.portals.get(portal);
+    const bound = this.#portals?.get(portal);
     if (bound === undefined || bound.execution.params === null) return;
     const { params } = bound.execution;
     bound.execution = { ...bound.execution, params: { ...params, values: new Array(params.values.length) } };
@@ -150,18 +152,19 @@ export class BatchReader {
           part: [],
         };
         this.forgetPortal(bind.portal);
-        this.portals.set(bind.portal, bound);
+        this.#portals ??= new Map();
+        this.#portals.set(bind.portal, bound);
         return item;
       }
       case FRONTEND.Describe: {
         const { kind, name } = decodeDescribe(frame);
         if (kind === 'portal')
-          return { type: 'describe-portal', frame, statement: this.portals.get(name)?.statement ?? null };
+          return { type: 'describe-portal', frame, statement: this.#portals?.get(name)?.statement ?? null };
         return { type: 'describe-statement', frame, statement: this.#statements.get(name) };
       }
       case FRONTEND.Execute: {
         const { portal, maxRows } = decodeExecute(frame);
-        return { type: 'execute', frame, bound: this.portals.get(portal) ?? null, maxRows };
+        return { type: 'execute', frame, bound: this.#portals?.get(portal) ?? null, maxRows };
       }
       case FRONTEND.Close: {
         const { kind, name } = decodeClose(frame);
@@ -177,12 +180,13 @@ export class BatchReader {
   }
 
   forgetPortal(name: string): void {
-    this.portals.get(name)?.sql?.release();
-    this.portals.delete(name);
+    this.#portals?.get(name)?.sql?.release();
+    this.#portals?.delete(name);
   }
 
   forgetPortals(): void {
-    for (const name of [...this.portals.keys()]) this.forgetPortal(name);
+    if (this.#portals === null || this.#portals.size === 0) return;
+    for (const name of [...this.#portals.keys()]) this.forgetPortal(name);
   }
 
   /** Takes back what reading the batch did. */

@@ -7,6 +7,9 @@ const CLOGGED_BYTES = 256 * 1024;
 /** Replies that a client which has said goodbye no longer reads; beyond, its statement is canceled. */
 const UNREAD_BYTES = 1024 * 1024;
 
+/** Waits for the client to read. */
+const NOBODY = (): void => undefined;
+
 /** Whose output it is. */
 export interface OutputOwner {
   /** The client does not read as fast as it is answered. */
@@ -30,7 +33,7 @@ export class ClientOutput {
   #unread = 0;
   #ended = false;
   /** Called when the client has read. */
-  #onDrained: () => void = () => undefined;
+  #onDrained: () => void = NOBODY;
 
   constructor(socket: Socket, activity: Activity, owner: OutputOwner) {
     this.#socket = socket;

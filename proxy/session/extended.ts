@@ -58,7 +58,7 @@ export class ExtendedProtocol {
     this.#session = session;
     this.#units = units;
     this.#statements = statements;
-    this.#reader = new BatchReader(statements, session.lookup, (error) => units.fieldsOf(error));
+    this.#reader = new BatchReader(statements, session.lookup, units);
     this.#sender = new BatchSender(session, units, statements, this.#reader);
   }
 

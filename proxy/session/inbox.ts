@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import { clientFrames, FrameScanner } from '../wire/frame-scanner.js';
+import { clientFrames, type FrameHandler, FrameScanner } from '../wire/frame-scanner.js';
 import { SYNC } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { LargeMessages } from './large-messages.js';
@@ -36,15 +36,15 @@ const SYNC_AGAIN: Incoming = { type: FRONTEND.Sync, frame: SYNC, remaining: 0 };
 /** Whose inbox it is. */
 export interface InboxOwner {
   /** Whether the socket may be read, as far as the owner is concerned. */
-  readonly mayRead: () => boolean;
+  mayRead(): boolean;
   /** Messages may have come. */
-  readonly arrived: () => void;
+  arrived(): void;
   /** What the client sends has lost its frame. */
-  readonly failed: (error: unknown) => void;
+  failed(error: unknown): void;
 }
 
 /** What a client has sent and nobody has looked at yet, in order. Keeps the socket from being read while that is too much. */
-export class Inbox {
+export class Inbox implements FrameHandler {
   /** What the client has of the budget for large messages. */
   readonly large: LargeMessages;
   readonly #socket: Socket;
@@ -62,17 +62,8 @@ export class Inbox {
   constructor(socket: Socket, budget: MessageBudget, owner: InboxOwner) {
     this.#socket = socket;
     this.#owner = owner;
-    this.large = new LargeMessages(budget, () => this.#admitted());
-    this.#scanner = new FrameScanner(
-      {
-        onMessage: (type, frame) => this.#receive({ type, frame, remaining: 0 }),
-        onPartial: (type, frame, remaining) => this.#receive({ type, frame, remaining }),
-        admit: (type, size) => this.#admit(type, size),
-        onRefused: (type, size) => this.#refused(type, size),
-      },
-      FRAMES,
-      LARGE_MESSAGE_BYTES,
-    );
+    this.large = new LargeMessages(budget, this);
+    this.#scanner = new FrameScanner(this, FRAMES, LARGE_MESSAGE_BYTES);
   }
 
   /** The message to be looked at next. */
@@ -178,7 +169,18 @@ export class Inbox {
     return this.#scanner.isWaiting && this.#beginning === 0;
   }
 
-  #admit(type: number, size: number): 'take' | 'wait' | 'refuse' {
+  /** See FrameHandler. */
+  onMessage(type: number, frame: Buffer): void {
+    this.#receive({ type, frame, remaining: 0 });
+  }
+
+  /** See FrameHandler. */
+  onPartial(type: number, frame: Buffer, remaining: number): void {
+    this.#receive({ type, frame, remaining });
+  }
+
+  /** See FrameHandler. */
+  admit(type: number, size: number): 'take' | 'wait' | 'refuse' {
     if (type === FRONTEND.Bind || type === FRONTEND.FunctionCall) {
       if (this.#drop) return 'refuse';
       if (!this.#hold) {
@@ -191,7 +193,8 @@ export class Inbox {
     return answer;
   }
 
-  #refused(type: number, size: number): void {
+  /** See FrameHandler. */
+  onRefused(type: number, size: number): void {
     if (this.#drop) this.#drop = false;
     else this.#receive({ type, frame: NO_BYTES, remaining: 0, refused: size });
   }
@@ -221,7 +224,7 @@ export class Inbox {
   }
 
   /** There is room now for the large message that the client has begun to send. */
-  #admitted(): void {
+  admitted(): void {
     if (this.#closed) return;
     this.#goOn(() => this.#scanner.resume());
     this.#owner.arrived();

@@ -16,7 +16,7 @@ import type { Inbox } from './inbox.js';
 import { BatchRead, laneBatch } from './lane-batch.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
-import { type Lookup, namesOf } from './name-lookup.js';
+import type { Lookup } from './name-lookup.js';
 import { type Footprint, stillOn } from './placement.js';
 import type { ClientStatement } from './prepared.js';
 import { lost } from './refusals.js';
@@ -64,9 +64,8 @@ export class LaneReads {
   #current: ClientRead | null = null;
   /** Nothing is open, or under way, and nothing has been asked since that was looked at. */
   #straight = false;
-  /** What names mean, as long as it is `straight`. */
+  /** What names mean, as it was looked at last: it does not change as long as it is `straight`. */
   #lookup: Lookup | null = null;
-  #signature = '';
   /** For the next Query or batch; null: the one before may still be in a lane. */
   #spare: StraightRead | null = null;
   /** How often the read has been taken from behind late statements. */
@@ -315,7 +314,6 @@ export class LaneReads {
     if (session.closed || !this.#isStraight) return;
     this.#straight = true;
     this.#lookup = session.lookup.current;
-    this.#signature = namesOf(session.lookup.known);
   }
 
   again(read: ClientRead, why: AgainReason): void {
@@ -351,10 +349,10 @@ export class LaneReads {
     // What a view or function does may be another thing by now.
     if (!services.schema.fresh) return null;
     if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return null;
-    if (lookup.pending || !lookup.current.sure) return null;
+    this.#lookup = lookup.current;
+    if (lookup.pending || !this.#lookup.sure) return null;
     const route = services.router.laneRoute(analyzed, params, services.live.current);
     if (route === null) return null;
-    this.#signature = namesOf(lookup.known);
     const lane = this.#laneFor(route);
     return lane === null ? null : { lane, route };
   }
@@ -363,7 +361,7 @@ export class LaneReads {
   #laneFor(route: LaneRoute): Lane | null {
     if (!this.#session.services.live.admits(route, null)) return null;
     const lane = this.#groupOn(route.shard)?.choose(performance.now()) ?? null;
-    return lane === null || lane.names !== this.#signature ? null : lane;
+    return lane === null || lane.names !== this.#lookup?.signature ? null : lane;
   }
 
   #groupOn(shard: ShardName): LaneGroup | null {

@@ -4,7 +4,7 @@ import { LARGE_MESSAGE_BYTES, type MessageBudget } from './message-budget.js';
 /** What one client has of the process's budget for large messages. */
 export class LargeMessages {
   readonly #budget: MessageBudget;
-  readonly #admitted: () => void;
+  readonly #owner: { admitted(): void };
   /** Granted in all; of that, for messages that have been looked at, and are let go of when they are done with. */
   #bytes = 0;
   #processed = 0;
@@ -13,10 +13,10 @@ export class LargeMessages {
   #withdraw: (() => void) | null = null;
   #closed = false;
 
-  /** @param admitted told when the message that had to wait may be read */
-  constructor(budget: MessageBudget, admitted: () => void) {
+  /** @param owner told when the message that had to wait may be read */
+  constructor(budget: MessageBudget, owner: { admitted(): void }) {
     this.#budget = budget;
-    this.#admitted = admitted;
+    this.#owner = owner;
   }
 
   /** A message of this size has begun to come. */
@@ -30,7 +30,7 @@ export class LargeMessages {
       this.#withdraw = null;
       this.#granted = size;
       this.#bytes += size;
-      this.#admitted();
+      this.#owner.admitted();
     });
     if (this.#withdraw !== null) return 'wait';
     this.#bytes += size;

@@ -1,20 +1,13 @@
-import type { Logger } from 'pino';
 import { type ShardName, soleShard, type Topology } from '../../topology/topology.js';
 import { asServerError, type Backend, type BackendOwner } from '../backend/backend.js';
-import type { Pool } from '../backend/pool.js';
-import type { LiveTopology } from '../live-topology.js';
 import { holdTimeout } from '../live-topology.js';
 import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
-import type { Router } from '../router/router.js';
-import type { SchemaView } from '../schema-view.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
-import type { Activity } from './activity.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
+import type { ClientSession } from './client-session.js';
 import { giveBack } from './give-back.js';
-import type { Listening } from './listening.js';
-import type { NameLookup } from './name-lookup.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
 import { firstThat, place, planOf, refusedInBlock, stillOn } from './placement.js';
@@ -22,7 +15,6 @@ import { queueNotice } from './queue-notice.js';
 import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
 import { asksSequences, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
-import type { SessionSettings } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
@@ -33,26 +25,14 @@ export const FAILED = 0x45; // 'E'
 
 const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
 
-export interface LeaseContext {
-  readonly live: LiveTopology;
-  readonly schema: SchemaView;
-  readonly router: Router;
-  readonly settings: SessionSettings;
-  readonly logger: Logger;
-  readonly holdTimeoutMs: number;
-  readonly pool: (shard: ShardName) => Pool;
-  readonly lookup: NameLookup;
-  readonly activity: Activity;
-  readonly listening: Listening;
-  /** What the client has prepared. */
-  readonly statements: () => ClientStatements;
-  /** The session's. */
+/** Whose lease it is. */
+export interface LeaseClient
+  extends Pick<ClientSession, 'services' | 'settings' | 'lookup' | 'activity' | 'listening' | 'write'> {
   readonly id: number;
-  /** Whether sessions of this user have asked for currval or lastval. */
-  readonly asksSequences: { value: boolean };
-  /** Told why the session is pinned. */
-  readonly pinned: (reason: string) => void;
-  readonly tellClient: (frame: Buffer) => void;
+  /** What the client has prepared. */
+  readonly statements: ClientStatements;
+  /** Told why it keeps its connection, when that begins. */
+  notePinned(reason: string): void;
 }
 
 /** What is to be made ready: statements that are sent at once, or later; or a transaction that is only to be failed. */
@@ -69,7 +49,7 @@ export type Prepared = Exclude<Placement, { kind: 'refused' }> | { readonly kind
  * transaction that has done nothing yet to the shard its first real statement needs, and gives it back.
  */
 export class Lease {
-  readonly #context: LeaseContext;
+  readonly #client: LeaseClient;
   readonly #owner: BackendOwner;
   backend: Backend | null = null;
   transaction: Transaction | null = null;
@@ -87,13 +67,13 @@ export class Lease {
   #settingsUnsure = false;
   #unopened: Buffer | null = null;
 
-  constructor(context: LeaseContext, owner: BackendOwner) {
-    this.#context = context;
+  constructor(client: LeaseClient, owner: BackendOwner) {
+    this.#client = client;
     this.#owner = owner;
-    this.#seen = context.live.current;
-    this.pinning = new Pinning(context.pinned, context.settings);
-    this.sequences = new Sequences(context.id);
-    this.serverSettings = new ServerSettings(context.settings, context.lookup, context.tellClient);
+    this.#seen = client.services.live.current;
+    this.pinning = new Pinning(client);
+    this.sequences = new Sequences(client.id);
+    this.serverSettings = new ServerSettings(client);
   }
 
   /** Why the connection must stay, or null. */
@@ -149,7 +129,8 @@ export class Lease {
    * @param since when the wait began, on performance.now()'s clock; null: now
    */
   #getReady(executions: readonly Execution[], wait: Wait, how: How, since: number | null): Prepared | Promise<unknown> {
-    const { live, schema, router, listening, lookup, settings } = this.#context;
+    const { listening, lookup, services, settings } = this.#client;
+    const { live, schema, router } = services;
     wait.throwIfAborted();
     const topology = live.current;
     this.#checkStale(topology);
@@ -188,7 +169,7 @@ export class Lease {
       if (asking !== null) return asking;
     }
     // Before its transaction begins: what is used in that must not be of an older schema than what the client was told.
-    if (!this.#begun) backend.prepareFor(this.#context.statements().schemaVersion);
+    if (!this.#begun) backend.prepareFor(this.#client.statements.schemaVersion);
     const first = listening.prepare(backend, executions, this.#begun);
     if (first !== null) return orServerError(first);
     const mustSpell = !this.unsynced && !backend.byName && this.#seesNames(executions);
@@ -197,7 +178,7 @@ export class Lease {
       return this.#unlessDead(backend, this.#open(backend, opens));
     if (mustSpell) {
       this.pinning.add(BY_NAME);
-      return orServerError(prepareByName(backend, this.#context.statements()));
+      return orServerError(prepareByName(backend, this.#client.statements));
     }
     if (!lookup.agrees(backend.connection.parameters)) this.serverSettings.tellParameters(backend);
     const { current } = lookup;
@@ -217,11 +198,11 @@ export class Lease {
    */
   refusedInBlock(executions: readonly Execution[]): number {
     if (this.transaction !== null || this.unsynced) return -1;
-    return refusedInBlock(executions, this.#context.router, this.#context.live.current);
+    return refusedInBlock(executions, this.#client.services.router, this.#client.services.live.current);
   }
 
   #seesNames(executions: readonly Execution[]): boolean {
-    return firstThat(executions, (plan) => seesNames(plan, this.#context.statements())) >= 0;
+    return firstThat(executions, (plan) => seesNames(plan, this.#client.statements)) >= 0;
   }
 
   /** Whether a transaction is open on the server, or a batch is. */
@@ -249,14 +230,14 @@ export class Lease {
       this.backend = null;
       this.#return(backend);
     }
-    this.#context.live.released();
+    this.#client.services.live.released();
   }
 
   /** What has been set on it unseen must not get to the next client. */
   #return(backend: Backend): void {
     if (this.#settingsUnsure) backend.settings = null;
     this.#settingsUnsure = false;
-    giveBack(backend, this.#context.pool(backend.shard));
+    giveBack(backend, this.#client.services.pool(backend.shard));
   }
 
   /** The connection has died before anything was sent on it: forgets it, and nothing else. */
@@ -270,7 +251,7 @@ export class Lease {
       transaction.deferred = true;
     }
     if (transaction?.deferred !== true) this.transaction = null;
-    if (backend) this.#context.pool(backend.shard).discard(backend);
+    if (backend) this.#client.services.pool(backend.shard).discard(backend);
   }
 
   /** Waits for `work`, also when the connection turns out to have died before it was used: then another is taken. */
@@ -291,8 +272,8 @@ export class Lease {
     this.unsyncedDirty = false;
     this.pinning.clear();
     this.#settingsUnsure = false;
-    if (backend) this.#context.pool(backend.shard).discard(backend);
-    this.#context.live.released();
+    if (backend) this.#client.services.pool(backend.shard).discard(backend);
+    this.#client.services.live.released();
   }
 
   /**
@@ -306,13 +287,13 @@ export class Lease {
       // What it is pinned for stays where it is; the statement is then refused if its range has left.
       if (this.pinned === null) {
         this.backend = null;
-        this.#context.listening.left(backend);
+        this.#client.listening.left(backend);
         this.#return(backend);
       }
     }
     this.transaction = null;
     if (prelude.length > 0) this.#defer(prelude);
-    this.#context.live.released();
+    this.#client.services.live.released();
   }
 
   /** BEGIN answered by the proxy itself: the server hears of it with the first statement that says which shard it is. */
@@ -335,7 +316,7 @@ export class Lease {
 
   /** The statements go to this connection now. */
   #sending(backend: Backend, executions: readonly Execution[]): void {
-    const { asksSequences, live, router, schema } = this.#context;
+    const { asksSequences, live, router, schema } = this.#client.services;
     const { sequences } = this;
     // What they run may be something else than what is known of it.
     const doubtful =
@@ -376,10 +357,10 @@ export class Lease {
 
   /** currval or lastval outside a transaction: on the very connection that drew the number, if it is free. */
   #returnToSequences(shards: readonly ShardName[]): void {
-    this.#context.asksSequences.value = true;
+    this.#client.services.asksSequences.value = true;
     const { place } = this.sequences;
     if (this.pinned !== null || this.#begun || typeof place === 'string' || place === this.backend) return;
-    if (!shards.includes(place.shard) || !this.#context.pool(place.shard).take(place)) return;
+    if (!shards.includes(place.shard) || !this.#client.services.pool(place.shard).take(place)) return;
     if (this.backend !== null) this.#giveBack();
     place.attach(this.#owner);
     this.backend = place;
@@ -403,7 +384,7 @@ export class Lease {
   }
 
   async #waitForChange(signal: AbortSignal, since: number): Promise<void> {
-    const { live, holdTimeoutMs } = this.#context;
+    const { live, holdTimeoutMs } = this.#client.services;
     const waited = performance.now() - since;
     const timeout = new AbortController();
     const timer = setTimeout(
@@ -412,22 +393,22 @@ export class Lease {
     );
     // A lease between nothing and a statement would keep a connection from others while it waits.
     if (this.backend !== null && !this.#begun && this.pinned === null) this.#giveBack();
-    this.#context.activity.waitBegins();
+    this.#client.activity.waitBegins();
     try {
       await live.changed(AbortSignal.any([signal, timeout.signal]));
     } finally {
-      this.#context.activity.waitEnds();
+      this.#client.activity.waitEnds();
       clearTimeout(timer);
     }
   }
 
   /** It comes before long, or is not waited for any more. */
   async #waitForSchema(signal: AbortSignal): Promise<void> {
-    const { activity, live } = this.#context;
+    const { activity, services } = this.#client;
     if (this.backend !== null && this.pinned === null) this.#giveBack();
     activity.waitBegins();
     try {
-      await live.changed(signal);
+      await services.live.changed(signal);
     } finally {
       activity.waitEnds();
     }
@@ -436,7 +417,7 @@ export class Lease {
   #giveBack(): void {
     const backend = this.backend as Backend;
     this.backend = null;
-    this.#context.listening.left(backend);
+    this.#client.listening.left(backend);
     this.#return(backend);
   }
 
@@ -454,7 +435,7 @@ export class Lease {
       if (this.unsynced || open) return this.#leave(from, open);
       this.#giveBack();
     }
-    const idle = this.#context.pool(shard).takeIdle();
+    const idle = this.#client.services.pool(shard).takeIdle();
     if (idle === null) return this.#acquire(shard, wait);
     this.#use(idle);
     return null;
@@ -469,17 +450,17 @@ export class Lease {
   }
 
   async #acquire(shard: ShardName, wait: Wait): Promise<void> {
-    const { activity, tellClient } = this.#context;
+    const { activity } = this.#client;
     activity.waitBegins();
     try {
-      this.#use(await this.#context.pool(shard).acquire(wait, () => tellClient(queueNotice(shard))));
+      this.#use(await this.#client.services.pool(shard).acquire(wait, () => this.#client.write(queueNotice(shard))));
     } finally {
       activity.waitEnds();
     }
   }
 
   #use(backend: Backend): void {
-    this.#context.activity.assignments += 1;
+    this.#client.activity.assignments += 1;
     backend.attach(this.#owner);
     this.backend = backend;
   }

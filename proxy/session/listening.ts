@@ -15,6 +15,9 @@ const WAITING_BYTES = 8 * 1024 * 1024;
 
 const UNLISTEN_ALL = encodeQuery('UNLISTEN *');
 
+/** What nearly every client listens to. */
+const NO_CHANNELS: readonly string[] = [];
+
 /** What Listening needs of its session. */
 export interface ListeningClient {
   /** The process id that the client was told. */
@@ -39,17 +42,17 @@ export interface ListeningClient {
 export class Listening implements Subscriber {
   readonly #client: ListeningClient;
   /** The client's channels, as byte strings in its encoding, in the order of their LISTENs. */
-  readonly #channels = new Scoped<readonly string[]>([]);
-  /** Channels that listeners know of, with their encoding: before the LISTEN is sent, until after the UNLISTEN is committed. */
-  readonly #subscribed = new Map<string, string>();
+  readonly #channels = new Scoped(NO_CHANNELS);
+  /** Channels that listeners know of, with their encoding: before the LISTEN is sent, until after the UNLISTEN is committed. Null: none. */
+  #subscribed: Map<string, string> | null = null;
   #queue: { readonly channel: string; readonly frame: Buffer }[] = [];
   #waiting = 0;
   /** The transaction at hand made the server connection listen. */
   #serverListens = false;
   /** Statements of the transaction at hand may notify; `explicitly`: surely, in so many words. */
   #notifies: 'no' | 'perhaps' | 'explicitly' = 'no';
-  /** Server processes by which this client may have notified in the transaction at hand. */
-  readonly #sendingBy = new Set<Backend>();
+  /** Server processes by which this client may have notified in the transaction at hand. Null: none. */
+  #sendingBy: Set<Backend> | null = null;
   /** What was committed before the client's statement began is heard when this resolves. */
   #before: Promise<void> | null = null;
   #lost: ForeshardError | null = null;
@@ -80,7 +83,7 @@ export class Listening implements Subscriber {
       const plan = planOf(execution);
       if (plan === null) continue;
       const channel = channelOf(plan.effect);
-      if (channel !== null && this.#subscribed.get(channel) === undefined)
+      if (channel !== null && this.#subscribed?.get(channel) === undefined)
         return this.#subscribe(channel, lookup.encoding);
       if (plan.showsChannels && this.active && !this.#serverListens) {
         if (open)
@@ -118,7 +121,7 @@ export class Listening implements Subscriber {
 
   /** The connection serves somebody else from now on; what was done there is undone. */
   left(backend: Backend): void {
-    if (!this.#sendingBy.delete(backend)) return;
+    if (this.#sendingBy?.delete(backend) !== true) return;
     this.#client.services.notifications.sent(backend.shard, backend.connection.processId);
   }
 
@@ -178,7 +181,7 @@ export class Listening implements Subscriber {
     const { notifications } = this.#client.services;
     // The client is told the new one with what follows.
     const encoding = backend?.connection.parameters.get('client_encoding') ?? this.#client.lookup.encoding;
-    const sentBy = [...this.#sendingBy];
+    const sentBy = [...(this.#sendingBy ?? [])];
     for (const used of sentBy) this.left(used);
     const waits: Promise<void>[] = [];
     if (this.#serverListens && backend !== null) waits.push(this.#unlistenThere(backend));
@@ -224,15 +227,15 @@ export class Listening implements Subscriber {
   close(): void {
     this.#closed = true;
     const { notifications } = this.#client.services;
-    for (const used of this.#sendingBy) this.left(used);
+    for (const used of this.#sendingBy ?? []) this.left(used);
     this.#queue = [];
-    this.#subscribed.clear();
+    this.#subscribed = null;
     notifications.leave(this);
   }
 
   notified(listener: NotificationListener, channel: string, frame: Buffer): void {
     // While client_encoding changes there are two listeners.
-    if (this.#closed || this.#subscribed.get(channel) !== listener.encoding) return;
+    if (this.#closed || this.#subscribed?.get(channel) !== listener.encoding) return;
     const heard = this.#channels.committed.includes(channel);
     // Of a channel whose LISTEN is being committed, what comes from now on counts.
     if (!heard && this.#client.mayHear) return;
@@ -261,8 +264,8 @@ export class Listening implements Subscriber {
     return (
       this.active ||
       this.#serverListens ||
-      this.#sendingBy.size > 0 ||
-      this.#subscribed.size > 0 ||
+      (this.#sendingBy?.size ?? 0) > 0 ||
+      (this.#subscribed?.size ?? 0) > 0 ||
       this.#queue.length > 0
     );
   }
@@ -272,6 +275,7 @@ export class Listening implements Subscriber {
     const { notifications } = services;
     if (this.#closed || !notifications.isHeard(backend.shard)) return;
     notifications.sending(backend.shard, backend.connection.processId, id);
+    this.#sendingBy ??= new Set();
     this.#sendingBy.add(backend);
   }
 
@@ -287,11 +291,12 @@ export class Listening implements Subscriber {
   }
 
   async #subscribe(channel: string, encoding: string): Promise<void> {
+    this.#subscribed ??= new Map();
     this.#subscribed.set(channel, encoding);
     try {
       await this.#client.services.notifications.subscribe(this, channel, encoding);
     } catch (error) {
-      this.#subscribed.delete(channel);
+      this.#subscribed?.delete(channel);
       throw error;
     }
     if (this.#closed) this.#client.services.notifications.leave(this);
@@ -319,10 +324,10 @@ export class Listening implements Subscriber {
   /** Has the listeners know what the client listens to now, in the encoding it has now. */
   #reconcile(waits: Promise<void>[], encoding: string): void {
     const { notifications } = this.#client.services;
-    for (const [channel, known] of [...this.#subscribed]) {
+    for (const [channel, known] of [...(this.#subscribed ?? [])]) {
       const wanted = this.#channels.committed.includes(channel);
       if (wanted && known === encoding) continue;
-      this.#subscribed.delete(channel);
+      this.#subscribed?.delete(channel);
       if (wanted)
         waits.push(
           this.#subscribe(channel, encoding)

@@ -6,17 +6,70 @@ import { parseSearchPath } from './search-path.js';
 /** Idle, in ReadyForQuery. */
 const IDLE = 0x49;
 
-/** What names in the client's SQL mean. The same object as long as nothing of it changes. */
+/** What names in the client's SQL mean. The same object as long as nothing of it changes; others who look names up alike may have it, too. */
 export interface Lookup {
   readonly names: SessionNames;
   /** search_path is certain; if not, the plan of a statement may be one for other tables. */
   readonly sure: boolean;
+  /** The parameters of which it was made; and `namesOf` them. */
+  readonly path: string | undefined;
+  readonly encoding: string | undefined;
+  readonly strings: string | undefined;
+  readonly signature: string;
 }
 
 /** What names and texts mean by these parameter values, to be compared. */
 export function namesOf(parameters: ReadonlyMap<string, string>): string {
-  const path = parameters.get('search_path');
-  return `${path === undefined ? '' : `=${path}`}\0${parameters.get('client_encoding')}\0${parameters.get('standard_conforming_strings')}`;
+  return signatureOf(
+    parameters.get('search_path'),
+    parameters.get('client_encoding'),
+    parameters.get('standard_conforming_strings'),
+  );
+}
+
+function signatureOf(path: string | undefined, encoding: string | undefined, strings: string | undefined): string {
+  return `${path === undefined ? '' : `=${path}`}\0${encoding}\0${strings}`;
+}
+
+const NOTHING: ReadonlyMap<string, string> = new Map();
+
+/** How many of what clients have alike are remembered to be shared: most clients of an application are told the same, and look names up alike. */
+const SHARED = 16;
+
+/** Those used for the first time last. */
+const lookups: Lookup[] = [];
+const told: ReadonlyMap<string, string>[] = [];
+
+function remember<T>(shared: T[], one: T): T {
+  if (shared.length === SHARED) shared.shift();
+  shared.push(one);
+  return one;
+}
+
+function lookupOf(user: string, parameters: Pick<Lookup, 'path' | 'encoding' | 'strings'>): Lookup {
+  const { path, encoding, strings } = parameters;
+  const like = lookups.find(
+    (one) => one.path === path && one.encoding === encoding && one.strings === strings && one.names.user === user,
+  );
+  if (like !== undefined) return like;
+  const searchPath = path === undefined ? null : parseSearchPath(path);
+  return remember(lookups, {
+    names: {
+      searchPath: searchPath ?? [],
+      user,
+      ...(encoding === undefined || encoding === 'UTF8' ? {} : { encoding }),
+      ...(strings === 'off' ? { conforming: false } : {}),
+    },
+    sure: searchPath !== null,
+    ...parameters,
+    signature: signatureOf(path, encoding, strings),
+  });
+}
+
+function areEqual(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
+  if (a.size !== b.size) return false;
+  for (const [name, value] of a) if (b.get(name) !== value) return false;
+  return true;
 }
 
 /** Settings on which it depends what a text means. */
@@ -30,8 +83,9 @@ const SETTINGS: ReadonlySet<string> = new Set(['search_path', 'client_encoding',
  * by the time it is ready for the next Query or batch. Older servers are asked: at the login, and after what may have changed it.
  */
 export class NameLookup {
-  /** Parameter values the client has been told. */
-  readonly known = new Map<string, string>();
+  #known: ReadonlyMap<string, string> = NOTHING;
+  /** The same, if nobody else has it. */
+  #own: Map<string, string> | null = null;
   readonly #user: string;
   /** The path was changed in the transaction at hand, so that its end, and ROLLBACK TO, change it again. */
   #touched = false;
@@ -39,12 +93,7 @@ export class NameLookup {
   #pending = false;
   /** A statement that may have changed the path is done. */
   #changed = false;
-  #last: {
-    readonly path: string | undefined;
-    readonly encoding: string | undefined;
-    readonly conforming: boolean;
-    readonly lookup: Lookup;
-  } | null = null;
+  #last: Lookup | null = null;
 
   constructor(user: string) {
     this.#user = user;
@@ -58,7 +107,21 @@ export class NameLookup {
   /** The client is told a parameter's value. @throws ForeshardError for an encoding that the lexer cannot read. */
   learn(name: string, value: string): void {
     if (name === 'client_encoding') checkClientEncoding(value);
-    this.known.set(name, value);
+    this.#own ??= new Map(this.#known);
+    this.#own.set(name, value);
+    this.#known = this.#own;
+  }
+
+  /** Parameter values the client has been told. */
+  get known(): ReadonlyMap<string, string> {
+    return this.#known;
+  }
+
+  /** The client has been told what all are told at first: it shares that with others until it is told something else. */
+  share(): void {
+    const { known } = this;
+    this.#known = told.find((one) => areEqual(one, known)) ?? remember(told, known);
+    this.#own = null;
   }
 
   /** Whether a server connection looks names up as this says. */
@@ -77,24 +140,14 @@ export class NameLookup {
   }
 
   get current(): Lookup {
-    const reported = this.known.get('search_path');
-    const encoding = this.known.get('client_encoding');
-    const conforming = this.known.get('standard_conforming_strings') !== 'off';
+    const known = this.#known;
+    const path = known.get('search_path');
+    const encoding = known.get('client_encoding');
+    const strings = known.get('standard_conforming_strings');
     const last = this.#last;
-    if (last !== null && last.path === reported && last.encoding === encoding && last.conforming === conforming)
-      return last.lookup;
-    const path = reported === undefined ? null : parseSearchPath(reported);
-    const lookup: Lookup = {
-      names: {
-        searchPath: path ?? [],
-        user: this.#user,
-        ...(encoding === undefined || encoding === 'UTF8' ? {} : { encoding }),
-        ...(conforming ? {} : { conforming }),
-      },
-      sure: path !== null,
-    };
-    this.#last = { path: reported, encoding, conforming, lookup };
-    return lookup;
+    if (last !== null && last.path === path && last.encoding === encoding && last.strings === strings) return last;
+    this.#last = lookupOf(this.#user, { path, encoding, strings });
+    return this.#last;
   }
 
   /** Whether what was sent since the server was ready may have changed the lookup. */

@@ -30,8 +30,18 @@ FROM pg_catalog.pg_my_temp_schema() AS s`);
 /** They give way on several shards, where a session has more than one server process anyway. */
 const SOFT: ReadonlySet<string> = new Set([PINNED_FOR_CURRVAL, 'pg_backend_pid']);
 
+/** Why those keep their connection who keep none. */
+const NONE: ReadonlySet<string> = new Set();
+
 /** When the connection could not be asked. */
 const UNKNOWN = 'state that could not be asked for';
+
+/** Whose connection it is. */
+interface PinnedClient {
+  readonly settings: SessionSettings;
+  /** Told each reason when it begins to hold. */
+  notePinned(reason: string): void;
+}
 
 /**
  * Why one session keeps its server connection. It is pinned before the statement is sent, because a lock outlives the error
@@ -39,17 +49,14 @@ const UNKNOWN = 'state that could not be asked for';
  * may have ended the last of it.
  */
 export class Pinning {
-  readonly #noted: (reason: string) => void;
-  readonly #reasons = new Set<string>();
-  readonly #settings: SessionSettings;
+  #reasons: ReadonlySet<string> = NONE;
+  readonly #client: PinnedClient;
   /** What the transaction at hand has added: to be asked for if it fails. */
   #added = false;
   #doubt = false;
 
-  /** @param noted told each reason when it begins to hold */
-  constructor(noted: (reason: string) => void, settings: SessionSettings) {
-    this.#noted = noted;
-    this.#settings = settings;
+  constructor(client: PinnedClient) {
+    this.#client = client;
   }
 
   /** The first reason that holds; null: none. */
@@ -70,18 +77,19 @@ export class Pinning {
 
   add(reason: string): void {
     if (this.#reasons.has(reason)) return;
-    this.#reasons.add(reason);
+    this.#reasons = new Set(this.#reasons).add(reason);
     this.#added = true;
-    this.#noted(reason);
+    this.#client.notePinned(reason);
   }
 
   delete(reason: string): void {
-    this.#reasons.delete(reason);
+    if (!this.#reasons.has(reason)) return;
+    this.#reasons = this.#reasons.size === 1 ? NONE : new Set([...this.#reasons].filter((held) => held !== reason));
   }
 
   /** DISCARD ALL, or the end of the connection. */
   clear(): void {
-    this.#reasons.clear();
+    this.#reasons = NONE;
     this.#added = false;
     this.#doubt = false;
   }
@@ -129,7 +137,7 @@ export class Pinning {
     const [count, ...made] = found.slice(PROBED.length).split(' ');
     // Somebody has deallocated what we had prepared.
     if (Number(count) < backend.prepared.size) backend.forgetPrepared();
-    if (made.some((name) => !this.#settings.current.has(name.toLowerCase()))) this.add(SETTINGS_OF_FUNCTION);
+    if (made.some((name) => !this.#client.settings.current.has(name.toLowerCase()))) this.add(SETTINGS_OF_FUNCTION);
     this.#added = false;
   }
 }

@@ -2,27 +2,23 @@ import { asServerError, type Backend, InternalStatementError } from '../backend/
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
-import type { NameLookup } from './name-lookup.js';
-import { ahead, areAlike, difference, fromScratch, type SessionSettings, type SettingMap } from './settings.js';
+import type { ClientSession } from './client-session.js';
+import { ahead, areAlike, difference, fromScratch, type SettingMap } from './settings.js';
 
 /** Statements of ours that another client's statement_timeout may cut in a row. */
 const TIMED_OUT = 50;
 
 /** Gives server connections one client's settings, and tells the client the parameters that result. */
 export class ServerSettings {
-  readonly #settings: SessionSettings;
-  readonly #lookup: NameLookup;
-  readonly #tellClient: (frame: Buffer) => void;
+  readonly #client: Pick<ClientSession, 'settings' | 'lookup' | 'write'>;
 
-  constructor(settings: SessionSettings, lookup: NameLookup, tellClient: (frame: Buffer) => void) {
-    this.#settings = settings;
-    this.#lookup = lookup;
-    this.#tellClient = tellClient;
+  constructor(client: Pick<ClientSession, 'settings' | 'lookup' | 'write'>) {
+    this.#client = client;
   }
 
   /** Whether the connection's settings are this client's: those of clients that logged in alike are, without being the same object. */
   has(backend: Backend): boolean {
-    const { current } = this.#settings;
+    const { current } = this.#client.settings;
     if (backend.settings === null || !areAlike(backend.settings, current)) return false;
     backend.settings = current;
     return true;
@@ -33,10 +29,10 @@ export class ServerSettings {
    * @returns whether names mean there what they meant to the proxy; if not, the client is told what they mean.
    */
   async adopt(backend: Backend): Promise<boolean> {
-    const before = this.#lookup.current;
-    if (backend.settings !== this.#settings.current) await this.apply(backend);
-    if (!this.#lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
-    return this.#lookup.current === before;
+    const before = this.#client.lookup.current;
+    if (backend.settings !== this.#client.settings.current) await this.apply(backend);
+    if (!this.#client.lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
+    return this.#client.lookup.current === before;
   }
 
   /**
@@ -45,19 +41,19 @@ export class ServerSettings {
    * @throws ServerError as the server says it, when one of them cannot be
    */
   async apply(backend: Backend): Promise<boolean> {
-    if (!(await applySettings(backend, this.#settings.current))) return false;
+    if (!(await applySettings(backend, this.#client.settings.current))) return false;
     this.tellParameters(backend);
     return true;
   }
 
   /** Tells the client the parameters that differ from what it was told last. */
   tellParameters(backend: Backend): void {
-    const lookup = this.#lookup;
+    const lookup = this.#client.lookup;
     const { parameters, reportsSearchPath } = backend.connection;
     for (const [name, value] of parameters) {
       if (lookup.known.get(name) === value) continue;
       lookup.learn(name, value);
-      if (name !== 'search_path' || reportsSearchPath) this.#tellClient(encodeParameterStatus(name, value));
+      if (name !== 'search_path' || reportsSearchPath) this.#client.write(encodeParameterStatus(name, value));
     }
   }
 }

@@ -5,14 +5,14 @@ import type { Backend } from '../backend/backend.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { Activity } from './activity.js';
-import { ClientOutput } from './client-output.js';
+import { ClientOutput, type OutputOwner } from './client-output.js';
 import type { SessionServices, SpreadRun } from './client-session.js';
 import { CopyIn } from './copy-in.js';
 import { ExtendedProtocol } from './extended.js';
 import { leaveServer } from './farewell.js';
-import { Inbox } from './inbox.js';
+import { Inbox, type InboxOwner } from './inbox.js';
 import { LaneReads } from './lane-reads.js';
-import { IDLE, Lease } from './lease.js';
+import { IDLE, Lease, type LeaseClient } from './lease.js';
 import { Listening } from './listening.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';
@@ -31,11 +31,13 @@ import { Wait } from './wait.js';
  * One client after its login: what it has, and how it begins and ends. `MessageLoop` takes what it sends, `ServerReplies` what it
  * is answered.
  */
-export class Session implements LoopOwner, TimedSession {
+export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner, TimedSession {
   readonly id: number;
   readonly user: string;
   readonly services: SessionServices;
   readonly settings: SessionSettings;
+  /** What the client has prepared. */
+  readonly statements: ClientStatements;
   readonly lease: Lease;
   readonly lanes: LaneReads;
   readonly activity = new Activity();
@@ -49,7 +51,6 @@ export class Session implements LoopOwner, TimedSession {
   bytesForwarded = 0;
   readonly watch = new Watch();
 
-  readonly #statements: ClientStatements;
   readonly #extended: ExtendedProtocol;
   readonly #socket: Socket;
   readonly #output: ClientOutput;
@@ -76,31 +77,23 @@ export class Session implements LoopOwner, TimedSession {
     this.services = options.services;
     this.#onEnd = options.onEnd;
     this.#socket = options.socket;
-    this.#output = new ClientOutput(options.socket, this.activity, {
-      clogged: () => this.#pauseServers(),
-      drained: () => this.#clientDrained(),
-      close: () => this.close(),
-    });
+    this.#output = new ClientOutput(options.socket, this.activity, this);
     this.settings = new SessionSettings(options.startupSettings);
     this.lookup = new NameLookup(options.user);
     this.listening = new Listening(this);
-    this.#statements = new ClientStatements(this.services, this.lookup);
-    const units = new Units(this, this.#statements);
-    this.#extended = new ExtendedProtocol(this, units, this.#statements);
-    this.#inbox = new Inbox(options.socket, this.services.largeMessages, {
-      mayRead: () => !this.#closed && !this.#copyIn.full && !this.#stream.full,
-      arrived: () => this.#loop.pump(),
-      failed: (error) => this.close(error),
-    });
+    this.statements = new ClientStatements(this.services, this.lookup);
+    const units = new Units(this, this.statements);
+    this.#extended = new ExtendedProtocol(this, units, this.statements);
+    this.#inbox = new Inbox(options.socket, this.services.largeMessages, this);
     this.#loop = new MessageLoop({
       owner: this,
       inbox: this.#inbox,
       output: this.#output,
       copyIn: this.#copyIn,
       stream: this.#stream,
-      statements: this.#statements,
+      statements: this.statements,
       units,
-      simple: new SimpleProtocol(this, units, this.#statements),
+      simple: new SimpleProtocol(this, units, this.statements),
       extended: this.#extended,
     });
     this.#replies = new ServerReplies({
@@ -119,32 +112,10 @@ export class Session implements LoopOwner, TimedSession {
       replies: this.#replies,
       output: this.#output,
       inbox: this.#inbox,
-      statements: this.#statements,
+      statements: this.statements,
       extended: this.#extended,
     });
-    this.lease = new Lease(
-      {
-        live: this.services.live,
-        schema: this.services.schema,
-        router: this.services.router,
-        settings: this.settings,
-        logger: this.services.logger,
-        holdTimeoutMs: this.services.holdTimeoutMs,
-        pool: this.services.pool,
-        lookup: this.lookup,
-        activity: this.activity,
-        listening: this.listening,
-        statements: () => this.#statements,
-        id: this.id,
-        asksSequences: this.services.asksSequences,
-        pinned: (reason) => {
-          this.services.pins.count(reason);
-          this.services.logger.debug({ session: this.id, reason }, 'the session keeps its server connection');
-        },
-        tellClient: (frame) => this.write(frame),
-      },
-      this.#replies,
-    );
+    this.lease = new Lease(this, this.#replies);
   }
 
   /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
@@ -167,6 +138,7 @@ export class Session implements LoopOwner, TimedSession {
     await lease.prepare([], this.wait);
     if (lease.backend) lease.serverSettings.tellParameters(lease.backend);
     lease.releaseIfIdle();
+    this.lookup.share();
     this.#wait = null;
   }
 
@@ -203,7 +175,7 @@ export class Session implements LoopOwner, TimedSession {
 
   /** Statements that the client has prepared by protocol. */
   get preparedStatements(): number {
-    return this.#statements.size;
+    return this.statements.size;
   }
 
   get closed(): boolean {
@@ -419,13 +391,36 @@ export class Session implements LoopOwner, TimedSession {
     if (!this.lanes.take(chunk)) this.#inbox.read(chunk);
   }
 
-  #pauseServers(): void {
+  /** See InboxOwner. */
+  mayRead(): boolean {
+    return !this.#closed && !this.#copyIn.full && !this.#stream.full;
+  }
+
+  /** See InboxOwner. */
+  arrived(): void {
+    this.#loop.pump();
+  }
+
+  /** See InboxOwner. */
+  failed(error: unknown): void {
+    this.close(error);
+  }
+
+  /** See LeaseClient. */
+  notePinned(reason: string): void {
+    this.services.pins.count(reason);
+    this.services.logger.debug({ session: this.id, reason }, 'the session keeps its server connection');
+  }
+
+  /** See OutputOwner. */
+  clogged(): void {
     this.lease.backend?.connection.pause();
     this.lanes.clogged();
     this.#fanOut?.pause();
   }
 
-  #clientDrained(): void {
+  /** See OutputOwner. */
+  drained(): void {
     this.lease.backend?.connection.resume();
     this.lanes.drained();
     this.#fanOut?.resume();

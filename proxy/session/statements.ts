@@ -4,11 +4,16 @@ import type { SessionServices } from './client-session.js';
 import type { NameLookup } from './name-lookup.js';
 import { BACKSLASH, type ClientStatement } from './prepared.js';
 
+/** What those have prepared who have prepared nothing. */
+const NONE: ReadonlyMap<string, ClientStatement> = new Map();
+
 /** The statements that the client has prepared, by protocol or by PREPARE; `''` is the unnamed one. Names are byte strings, as in messages. */
 export class ClientStatements {
   readonly #services: SessionServices;
   readonly #lookup: NameLookup;
-  readonly #byName = new Map<string, ClientStatement>();
+  #byName: ReadonlyMap<string, ClientStatement> = NONE;
+  /** The same; null: it has prepared none yet. */
+  #own: Map<string, ClientStatement> | null = null;
   #closed = false;
 
   constructor(services: SessionServices, lookup: NameLookup) {
@@ -57,7 +62,7 @@ export class ClientStatements {
       undone: false,
       released: false,
     };
-    this.#byName.set(name, statement);
+    this.#put(name, statement);
     return statement;
   }
 
@@ -102,7 +107,7 @@ export class ClientStatements {
   /** A server has taken what `make` made. */
   define(name: string, statement: ClientStatement): void {
     this.forget(name);
-    this.#byName.set(name, statement);
+    this.#put(name, statement);
   }
 
   /** What the name stands for, as names are looked up now; null: nothing. */
@@ -196,8 +201,16 @@ export class ClientStatements {
   /** Takes it away from the client; `release` or `restore` follows. */
   take(name: string): ClientStatement | null {
     const statement = this.#byName.get(name) ?? null;
-    this.#byName.delete(name);
+    this.#own?.delete(name);
     return statement;
+  }
+
+  #put(name: string, statement: ClientStatement): void {
+    if (this.#own === null) {
+      this.#own = new Map();
+      this.#byName = this.#own;
+    }
+    this.#own.set(name, statement);
   }
 
   /** Nobody uses it any more. */
@@ -211,7 +224,7 @@ export class ClientStatements {
   restore(name: string, statement: ClientStatement | null): void {
     if (statement === null) return;
     if (this.#closed || this.#byName.has(name)) this.release(statement);
-    else this.#byName.set(name, statement);
+    else this.#put(name, statement);
   }
 
   forgetAll(): void {

@@ -10,6 +10,8 @@ import type { ServerStatements } from './server-statements.js';
 import type { ClientStatements } from './statements.js';
 import type { StraightBatch } from './straight-batch.js';
 
+const NO_BYTES = Buffer.alloc(0);
+
 /**
  * A read that came in one piece, and goes to the server and comes back in one: a Query, or the messages from a Parse or Bind to the
  * Sync. A client uses one such object for all of them, one after the other.
@@ -89,6 +91,12 @@ export class StraightRead extends ClientRead implements Expectation {
     const bind = rewriteBindStatement(this.#messages.subarray(this.#bindAt, end), name);
     bind.push(this.#messages.subarray(end));
     backend.send(bind, this);
+  }
+
+  protected override answered(bytes: Buffer, ms: number): void {
+    // An idle client keeps nothing of what it sent.
+    this.#messages = NO_BYTES;
+    super.answered(bytes, ms);
   }
 
   repeat(alone: boolean): void {

@@ -37,8 +37,8 @@ export class Units {
   #code: CodeChange[] = [];
   /** Resolves when the router knows what DDL has made; it is told at the end of its transaction. */
   #schema: Promise<void> | null = null;
-  /** Settings given a value that is not known here. */
-  readonly #toAsk = new Set<string>();
+  /** Settings given a value that is not known here; null: none. */
+  #toAsk: Set<string> | null = null;
 
   constructor(session: ClientSession, statements: ClientStatements) {
     this.#session = session;
@@ -227,7 +227,12 @@ export class Units {
   }
 
   #askIfNeeded(name: string): void {
-    if (isAsked(name)) this.#toAsk.add(name);
+    if (isAsked(name)) this.#ask(name);
+  }
+
+  #ask(name: string): void {
+    this.#toAsk ??= new Set();
+    this.#toAsk.add(name);
   }
 
   /** The server is ready for the next Query or batch. */
@@ -261,14 +266,14 @@ export class Units {
   settle(backend: Backend, status: number, pathUnsure: boolean): Promise<void> | null {
     const discarded = this.#discarded && status === IDLE;
     this.#discarded = false;
-    if (status === FAILED) this.#toAsk.clear();
+    if (status === FAILED) this.#toAsk = null;
     // What a failed transaction has set, its end takes back, and then it is asked for.
     const path = pathUnsure && status !== FAILED;
     const schema = this.#schema;
     this.#schema = null;
-    if (this.#toAsk.size === 0 && !discarded && !path) return schema;
-    const names = [...this.#toAsk];
-    this.#toAsk.clear();
+    if (this.#toAsk === null && !discarded && !path) return schema;
+    const names = [...(this.#toAsk ?? [])];
+    this.#toAsk = null;
     const settled = this.#settle(backend, names, discarded, path);
     return schema === null ? settled : settled.then(() => schema);
   }
@@ -301,7 +306,7 @@ export class Units {
       return;
     }
     const value = call.value === null ? undefined : readText(call.value, values);
-    if (value === undefined || isAsked(name.toString('utf8'))) this.#toAsk.add(name.toString('utf8'));
+    if (value === undefined || isAsked(name.toString('utf8'))) this.#ask(name.toString('utf8'));
     else if (value === null) settings.reset(name.toString('utf8'));
     else settings.setValue(name.toString('utf8'), value.toString('utf8'));
   }
