@@ -5,6 +5,7 @@ import { ProxyLeases } from '../topology/catalog/leases.js';
 import { ForeshardError } from '../topology/errors.js';
 import { contains } from '../topology/key.js';
 import type { Epoch, Hold, Topology } from '../topology/topology.js';
+import { Again } from './again.js';
 import type { Footprint } from './session/placement.js';
 
 export interface LiveTopologyOptions {
@@ -62,8 +63,8 @@ export class LiveTopology {
   readonly #onApplied: (() => void)[] = [];
   #renewTimer: NodeJS.Timeout | null = null;
   #holdTimer: NodeJS.Timeout | null = null;
-  #reloading: Promise<void> | null = null;
-  #reloadAgain = false;
+  readonly #reads = new Again(async () => this.#apply(await this.#options.catalog.loadTopology()));
+  readonly #renewals = new Again(() => this.#renewOnce());
   #watch: { close(): Promise<void> } | null = null;
   #closed = false;
 
@@ -87,7 +88,7 @@ export class LiveTopology {
     });
     live.#watch = await options.catalog.watch(() => void live.reload());
     // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
-    live.#apply(await options.catalog.loadTopology());
+    await live.#reads.run();
     live.#leaseUntil = asked + options.leaseTtlMs;
     live.#notify();
     live.#scheduleRenewal();
@@ -189,26 +190,13 @@ export class LiveTopology {
   }
 
   /** Reads the catalog again; calls made meanwhile share one more read after it. */
-  reload(): Promise<void> {
-    if (this.#reloading !== null) {
-      this.#reloadAgain = true;
-      return this.#reloading;
+  async reload(): Promise<void> {
+    try {
+      await this.#reads.run();
+    } catch (error) {
+      // The last epoch serves on while the lease lasts.
+      this.#options.logger.warn({ err: error }, 'could not read the topology');
     }
-    this.#reloading = (async () => {
-      do {
-        this.#reloadAgain = false;
-        try {
-          this.#apply(await this.#options.catalog.loadTopology());
-        } catch (error) {
-          // The last epoch serves on while the lease lasts.
-          this.#options.logger.warn({ err: error }, 'could not read the topology');
-          return;
-        }
-      } while (this.#reloadAgain && !this.#closed);
-    })().finally(() => {
-      this.#reloading = null;
-    });
-    return this.#reloading;
   }
 
   /** To be called when a transaction has ended: a hold that waited for it may now be acknowledged. */
@@ -297,7 +285,15 @@ export class LiveTopology {
     }, this.#options.leaseTtlMs / 4);
   }
 
-  async #renew(): Promise<void> {
+  /**
+   * One at a time: another one would find the lease renewed as soon as this one has registered, and serve before what has happened
+   * without it has been read.
+   */
+  #renew(): Promise<void> {
+    return this.#closed ? Promise.resolve() : this.#renewals.run();
+  }
+
+  async #renewOnce(): Promise<void> {
     if (this.#closed) return;
     const { leaseTtlMs, name, listen, logger } = this.#options;
     try {
@@ -315,7 +311,7 @@ export class LiveTopology {
         // again, so what is loaded after it is safe to serve.
         await this.#leases.register({ id: this.id, name, listen, ...facts });
         for (const live of this.#holds.values()) live.acked = false;
-        this.#apply(await this.#options.catalog.loadTopology());
+        await this.#reads.run();
         logger.info('the lease had ended and is back');
       }
       const lapsed = !this.mayServe;

@@ -1,0 +1,89 @@
+import type pg from 'pg';
+import { pino } from 'pino';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { LiveTopology } from '../../proxy/live-topology.js';
+import { Catalog } from '../../topology/catalog/catalog.js';
+import { initCatalog } from '../../topology/catalog/schema.js';
+import { startTestCluster } from '../support/cluster.js';
+import { waitFor } from '../support/wait-for.js';
+
+let catalog: Catalog;
+
+beforeAll(async () => {
+  const cluster = await startTestCluster();
+  const pool = Catalog.pool(cluster.url());
+  await initCatalog(pool, 'shop');
+  await pool.end();
+  catalog = await Catalog.connect(cluster.url());
+  await catalog.pool.query(`INSERT INTO foreshard.shard (name, url, home) VALUES ('one', 'postgres://x/1', true);
+    INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ('tenants', 'range', '{int8}');
+    INSERT INTO foreshard.range (keyspace, shard) VALUES ('tenants', 'one')`);
+});
+afterAll(() => catalog.close());
+
+const TTL_MS = 1000;
+
+async function start(options: { stale?: () => boolean; schemaHeard?: () => bigint } = {}): Promise<LiveTopology> {
+  return LiveTopology.start({
+    catalog,
+    name: 'one',
+    listen: '',
+    leaseTtlMs: TTL_MS,
+    answerTimeoutMs: 10_000,
+    logger: pino({ level: 'silent' }),
+    inUse: () => false,
+    schemaReady: () => true,
+    schemaHeard: () => 0n,
+    stale: () => false,
+    ...options,
+  });
+}
+
+/** A transaction of its own that keeps others from a table of the catalog. */
+async function lock(table: string, mode: string): Promise<pg.PoolClient> {
+  const client = await catalog.pool.connect();
+  await client.query(`BEGIN; LOCK TABLE foreshard.${table} IN ${mode} MODE`);
+  return client;
+}
+
+it('serves again only when what happened without it has been read, whoever else renews the lease meanwhile', async () => {
+  let renewals = 0;
+  let heard = 0n;
+  const stale = () => {
+    renewals += 1;
+    return false;
+  };
+  const live = await start({ stale, schemaHeard: () => heard });
+  try {
+    const proxies = await lock('proxy', 'EXCLUSIVE');
+    await waitFor(
+      async () => {
+        const { rows } = await proxies.query('SELECT lease_until < clock_timestamp() AS over FROM foreshard.proxy');
+        return rows[0]?.over === true && !live.mayServe;
+      },
+      { what: 'the end of the lease' },
+    );
+    // A flip, while the proxy has no lease. It can register, but not yet read.
+    const flip = await lock('range', 'ACCESS EXCLUSIVE');
+    await flip.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+    await proxies.query('ROLLBACK');
+    proxies.release();
+    const registered = async () =>
+      ((await catalog.pool.query('SELECT FROM foreshard.proxy WHERE lease_until > clock_timestamp()')).rowCount ?? 0) >
+      0;
+    await waitFor(registered, { what: 'the registration' });
+    const before = renewals;
+    const epoch = live.current.epoch;
+    // The schema view has news for the catalog.
+    heard = 1n;
+    live.tellHeard();
+    if (renewals > before) await waitFor(() => live.mayServe, { what: 'the lease that another renewal has got' });
+    expect(live.mayServe).toBe(false);
+    await flip.query('COMMIT');
+    flip.release();
+    await waitFor(() => live.mayServe, { what: 'the lease' });
+    expect(live.current.epoch).toBe(epoch + 1n);
+  } finally {
+    await live.close();
+  }
+});
