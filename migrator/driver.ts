@@ -105,6 +105,7 @@ async function attempt(
   lease: MigrationLease,
   signal: AbortSignal,
 ): Promise<MigrationState> {
+  lease.check(); // else the sessions of whoever has it now would be ended below
   let row = await store.load();
   row = await startAbort(store, row);
   if (RESTING_STATES.includes(row.state)) return row.state;
@@ -119,6 +120,9 @@ async function attempt(
   let destination: ShardSession | null = null;
   try {
     destination = await ShardSession.open(target.to, target.names.operation);
+    // A successor that has ended our last sessions is not to be robbed of its own; and whether a flip has happened is only known
+    // when none of ours is under way any more.
+    await lease.confirm();
     // Read again now that no predecessor can act on the shards any more.
     row = await store.load();
     const exec = new RealExecutor({ store, lease, source, destination, row, log: o.log, signal });

@@ -6,6 +6,7 @@ import type { Keyspace } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
 import { STEPS } from './driver.js';
 import type { Executor, TransitionChange } from './executor.js';
+import { endHoldSql } from './hold-end.js';
 import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-store.js';
 import { type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS } from './options.js';
@@ -146,14 +147,10 @@ class DryExecutor implements Executor {
     statements: readonly CatalogStatement[],
     change: TransitionChange,
   ): Promise<MigrationRow> {
-    for (const s of statements)
-      this.steps.push({
-        state: row.state,
-        kind: 'commit',
-        on: 'catalog',
-        text: s.text,
-        sql: [`${s.sql} -- ${JSON.stringify(s.values)}`],
-      });
+    const commit = (text: string, sql: string) =>
+      this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [sql] });
+    for (const s of statements) commit(s.text, `${s.sql} -- ${JSON.stringify(s.values)}`);
+    commit('the hold still stands, and ends with the commit', endHoldSql(row.id));
     return this.transition(row, 'flipped', change);
   }
 

@@ -1,12 +1,15 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { CatalogClient } from '../topology/catalog/change.js';
+import { errorCode } from '../topology/connection.js';
 import { ConflictError, ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import type { Action, CatalogStatement } from './action.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
+import { endHoldSql, HOLD_RAN_OUT } from './hold-end.js';
 import type { MigrationLease } from './lease.js';
 import {
+  BEGIN_OR_BE_ENDED,
   type CleanupRecord,
   type CleanupSpec,
   type Facts,
@@ -166,16 +169,18 @@ export class RealExecutor implements Executor {
     const client = await this.#store.pool.connect();
     let next: MigrationRow;
     try {
-      await client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+      await client.query(BEGIN_OR_BE_ENDED);
       for (const statement of statements) {
         const result = await client.query(statement.sql, [...statement.values]);
         if (statement.elseConflict !== null && result.rowCount === 0) throw new ConflictError(statement.elseConflict);
       }
       next = await this.#store.transition(row, 'flipped', change, client);
-      await client.query('COMMIT');
+      // One message: whatever becomes of us between the last look at the hold and the commit, the catalog does both at once.
+      await client.query(`${endHoldSql(row.id)}; COMMIT`);
       client.release();
     } catch (error) {
       client.release(true);
+      if (errorCode(error) === HOLD_RAN_OUT) throw new ConflictError('the hold ran out before the flip');
       throw error;
     }
     return this.#entered(next);

@@ -43,6 +43,16 @@ export class MigrationLease {
       throw new LeaseLostError(`the lease on migration ${this.#store.id} is lost`);
   }
 
+  /**
+   * Takes it once more, by the catalog. A transaction of ours that is still under way there, though its connection was lost, has
+   * the migration's row locked: it is over when this resolves.
+   * @throws LeaseLostError
+   */
+  async confirm(): Promise<void> {
+    if (!(await this.#renew())) this.#lost.abort();
+    this.check();
+  }
+
   /** Gives it back. */
   async release(): Promise<void> {
     this.#closing.abort();

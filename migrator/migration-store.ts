@@ -68,6 +68,13 @@ export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'ab
 /** From here on a migration only goes forward. */
 export const PAST_FLIP: readonly MigrationState[] = ['flipped', 'cleaning', 'done'];
 
+/** A process that sleeps in a transaction would keep its successor waiting for the migration's row. */
+const SILENCE_MS = 2000;
+
+/** Begins a transaction of the catalog, which ends it when the next word of us does not come within SILENCE_MS. */
+export const BEGIN_OR_BE_ENDED = `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`;
+
 type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
 const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, error,
@@ -330,16 +337,20 @@ export class MigrationStore {
    * @throws LeaseLostError when state, generation or lease are no longer what `row` says; nothing is done then
    */
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
-    return inCatalogTransaction(this.pool, async (client) => {
-      // A successor has written another owner and generation, or will wait for us to do so.
-      const { rowCount } = await client.query(
-        `SELECT FROM foreshard.migration
+    return inCatalogTransaction(
+      this.pool,
+      async (client) => {
+        // A successor has written another owner and generation, or will wait for us to do so.
+        const { rowCount } = await client.query(
+          `SELECT FROM foreshard.migration
           WHERE id = $1 AND state = $2 AND generation = $3 AND lease_owner = $4 AND lease_until > clock_timestamp() FOR SHARE`,
-        [row.id.toString(), row.state, row.generation.toString(), this.owner],
-      );
-      if (rowCount === 0) throw new LeaseLostError(this.#notOurs(row));
-      return work(client);
-    });
+          [row.id.toString(), row.state, row.generation.toString(), this.owner],
+        );
+        if (rowCount === 0) throw new LeaseLostError(this.#notOurs(row));
+        return work(client);
+      },
+      BEGIN_OR_BE_ENDED,
+    );
   }
 
   /** Notes facts without a change of state. */

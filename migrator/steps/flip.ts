@@ -3,10 +3,8 @@ import { contains, type Interval, type Position, sameBound } from '../../topolog
 import { positionFromJson, positionToJson } from '../../topology/key-codec.js';
 import { type Epoch, rangesIn } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
+import { COMMIT_MARGIN_MS } from '../hold-end.js';
 import { isReference, type Move } from '../move.js';
-
-/** Time by which the hold must outlast the flip's transaction, ms. */
-const COMMIT_MARGIN_MS = 1000;
 
 /** What the flip will write, made before anybody is held. */
 export interface FlipPlan {
@@ -108,12 +106,6 @@ function flipStatements(m: Move): CatalogStatement[] {
       values: [t.schema, t.table, spec.to],
       elseConflict: null,
     });
-  statements.push({
-    text: 'the hold ends with the commit',
-    sql: 'DELETE FROM foreshard.hold WHERE migration_id = $1',
-    values: [id],
-    elseConflict: null,
-  });
   statements.push({
     text: 'audit',
     sql: `INSERT INTO foreshard.audit (actor, action, object, detail) VALUES ('migrator', 'migration.flip', $1, $2)`,

@@ -1,12 +1,9 @@
-import { randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
-import { LeaseLostError } from '../../migrator/lease.js';
 import {
   acceptDifference,
   createMigration,
   loadMigration,
-  MigrationStore,
   requestAbort,
   showMigration,
 } from '../../migrator/migration-store.js';
@@ -332,29 +329,6 @@ describe('a fence that cannot be had', () => {
     expect(await atRest(id)).toBe('done');
     expect((await loadMigration(s.catalog.pool, id)).facts.fenceTries).toBeUndefined();
     expect(await leftovers(s)).toEqual([]);
-  });
-});
-
-describe('a migrator that slept while another took over', () => {
-  test('makes no hold and drops none, before its successor has written anything else', async () => {
-    await resetShop(s, 1, 1);
-    const id = await approveMove(s, [6n], null);
-    const { pool } = s.catalog;
-    const [slept, successor] = [new MigrationStore(pool, id, randomUUID()), new MigrationStore(pool, id, randomUUID())];
-    await slept.takeLease(60_000);
-    const row = await slept.load();
-    expect(await slept.inLease(row, async () => 'done')).toBe('done');
-    await pool.query(`UPDATE foreshard.migration SET lease_until = clock_timestamp() - interval '1 s' WHERE id = $1`, [
-      id.toString(),
-    ]);
-    expect((await successor.takeLease(60_000)).taken).toBe(true);
-    let worked = false;
-    const late = slept.inLease(row, async () => {
-      worked = true;
-    });
-    await expect(late).rejects.toThrow(LeaseLostError);
-    expect(worked).toBe(false);
-    expect(await successor.inLease(row, async () => 'done')).toBe('done');
   });
 });
 

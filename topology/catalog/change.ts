@@ -5,11 +5,17 @@ import type { Epoch } from '../topology.js';
 /** A connection to the catalog inside a transaction. */
 export type CatalogClient = Pick<pg.ClientBase, 'query'>;
 
-/** Runs `work` in one transaction: all of it happens, or nothing. */
-export async function inCatalogTransaction<T>(pool: pg.Pool, work: (client: CatalogClient) => Promise<T>): Promise<T> {
+const BEGIN = 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE';
+
+/** Runs `work` in one transaction: all of it happens, or nothing. `begin`: what it is begun with. */
+export async function inCatalogTransaction<T>(
+  pool: pg.Pool,
+  work: (client: CatalogClient) => Promise<T>,
+  begin = BEGIN,
+): Promise<T> {
   const client = await pool.connect();
   try {
-    await client.query('BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE');
+    await client.query(begin);
     const result = await work(client);
     await client.query('COMMIT');
     client.release();
