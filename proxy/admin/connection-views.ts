@@ -179,7 +179,7 @@ function serverRow(
     local.address,
     local.port,
     time(ago(backend.connectedAt)),
-    time(ago(backend.requestedAt === 0 ? backend.connectedAt : backend.requestedAt)),
+    time(ago(backend.clock.since === 0 ? backend.connectedAt : backend.clock.since)),
     0,
     0,
     closeNeeded ? 1 : 0,

@@ -2,95 +2,18 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
-import { decodeErrorFields, ServerError } from '../wire/error-response.js';
-import { encodeBind, encodeClose, encodeExecute, encodeParse, encodeQuery, FLUSH, SYNC } from '../wire/frontend.js';
+import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
-import { type PoolTotals, zeroTotals } from './pool-status.js';
+import { COUNT_SYNCS, CopySyncs } from './copy-syncs.js';
+import { type BackendOwner, type Expectation, endsReply } from './expectation.js';
+import { InternalStatementError } from './internal-statement.js';
+import type { PoolTotals } from './pool-status.js';
+import { QueryClock } from './query-clock.js';
 import type { ServerConnection } from './server-connection.js';
-
-/**
- * One reply that a server owes us, in the order in which we asked. The queue of these is what lets the proxy add
- * messages of its own (a Parse on a new connection, a BEGIN replayed) and leave others out without the client seeing it.
- */
-export interface Expectation {
-  /**
-   * `batch`: several messages with their Sync, sent and answered as one. `syncs`: the answers to Syncs that were sent into a COPY FROM STDIN which has
-   * failed, however many they are.
-   */
-  readonly kind:
-    | 'parse'
-    | 'bind'
-    | 'describe'
-    | 'execute'
-    | 'close'
-    | 'query'
-    | 'batch'
-    | 'function'
-    | 'sync'
-    | 'syncs'
-    | 'local';
-  /** Nothing of this reply is for the client. */
-  readonly internal: boolean;
-  /** An error here is not the client's either: whoever sent it sees to it. */
-  readonly quiet?: true;
-  /** `local`: what the client gets when its turn comes, although no server was asked; nothing if absent. */
-  readonly bytes?: Buffer;
-  /** An error here is ours, forced on the server so that its transaction fails as the client is told: this goes to the client instead. */
-  readonly replacement?: Buffer;
-  /** Called once when it has succeeded. */
-  readonly done?: () => void;
-  /** Called once when it failed or was skipped after an earlier error. */
-  readonly undo?: () => void;
-  /** Called with every statement's CommandComplete or EmptyQueryResponse. */
-  readonly completed?: (frame: Buffer, empty: boolean) => void;
-  /** Called with the server's ErrorResponse. */
-  readonly failed?: (frame: Buffer) => void;
-  /** What of a reply, or of an error, goes to the client; null: nothing. Asked after the callbacks above. */
-  readonly tell?: (type: number, frame: Buffer) => Buffer | null;
-  /** Whether rows that come now are not for the client. */
-  readonly muted?: () => boolean;
-  /** Called with every whole reply that is not an error. */
-  readonly replied?: (type: number, frame: Buffer) => void;
-  /** `internal`: the rows. */
-  readonly rows?: (slice: Buffer) => void;
-}
-
-/**
- * Who a backend works for at the moment: a session, a fan-out, or a lane. The bytes that it is given may be borrowed (see READ_MEMORY): they are good until
- * the call returns, or until `onRead` does for those that have it. So they are for the callbacks of an expectation.
- */
-export interface BackendOwner {
-  /** What it has asked for, or its transaction, reads or writes rows that could be moved. Default: false. */
-  readonly rowsAtStake?: boolean;
-  /** Takes whole answers from the beginning of what has come, while none is begun. @returns how many bytes it took */
-  onChunk?(chunk: Buffer): number;
-  /** A whole message for the client (not for internal expectations). */
-  onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void;
-  /** DataRow or CopyData bytes for the client: whole messages or part of one. */
-  onData(backend: Backend, slice: Buffer, expectation: Expectation): void;
-  /** The server waits for CopyData. */
-  onCopyIn(backend: Backend, frame: Buffer, expectation: Expectation): void;
-  /** The owner has been told of all that was read. */
-  onRead?(): void;
-  /**
-   * A COPY FROM STDIN has failed into which Syncs were sent, and the server has answered `answered` of them, a Query's end included. If
-   * there are any, `onReady` follows, once. If not, everything up to the next Sync is to be skipped; no longer by the server.
-   */
-  onSyncsAnswered?(backend: Backend, answered: number): void;
-  /** ReadyForQuery; `internal` when the client did not ask for it. */
-  onReady(backend: Backend, status: number, internal: boolean, frame: Buffer): void;
-  /** The connection is gone; `error` says why. Outstanding expectations are lost. */
-  onLost(backend: Backend, error: Error): void;
-  /** The server can take more after `write` returned false. */
-  onWritable(backend: Backend): void;
-}
 
 const IDLE = 0x49; // 'I'
 const IN_TRANSACTION = 0x54; // 'T'
-
-/** Behind all Syncs of a COPY that has failed: ends what the server skips, and is answered by what no other message there is. */
-const COUNT_SYNCS = Buffer.concat([SYNC, encodeClose('statement', 'foreshard_copy'), FLUSH]);
 
 const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
@@ -121,11 +44,12 @@ export class Backend {
   readonly connectedAt = performance.now();
   /** The RECONNECTs that its pool had seen when it was opened. */
   readonly generation: number;
-  /** When its owner got it, and sent the first message of the query that runs or ran last. */
+  /** When its owner got it. */
   attachedAt = 0;
-  requestedAt = 0;
+  /** What clients have done on it. */
+  readonly clock: QueryClock;
   lost: Error | null = null;
-  /** Several clients' queries stand in line here: whoever owns it counts them by `countRead`. */
+  /** Several clients' queries stand in line here: whoever owns it counts them by `clock.read`. */
   pipelined = false;
   /** The last bytes of the server were part of a message: nothing else may be said to the client before its end. */
   midMessage = false;
@@ -134,34 +58,19 @@ export class Backend {
   readonly #expected: Expectation[] = [];
   /** After an error in the extended protocol, until its Sync. */
   #skipping = false;
-  /** Syncs sent into the COPY FROM STDIN under way. PostgreSQL ignores those that it reads before it is at an end, or fails. */
-  #copySyncs = 0;
-  /** While they are counted: the answers to them, and the last. */
-  #answers = 0;
-  #lastAnswer: Buffer | null = null;
+  readonly #copySyncs = new CopySyncs();
   #nextStatement = 0;
   /** Cancel requests on their way to the server. */
   #canceling = 0;
   /** The pool is told when an unowned connection closes. */
   onIdleClose: (() => void) | null = null;
-
-  readonly #totals: PoolTotals;
-  /** A query of the client's is being answered; a transaction with one is open. */
-  #inQuery = false;
-  #inTransaction = false;
-  #transactionSince = 0;
   #flushedBefore = 0;
 
-  constructor(
-    shard: ShardName,
-    connection: ServerConnection,
-    generation: number = 0,
-    totals: PoolTotals = zeroTotals(),
-  ) {
+  constructor(shard: ShardName, connection: ServerConnection, generation: number = 0, totals?: PoolTotals) {
     this.shard = shard;
     this.connection = connection;
     this.generation = generation;
-    this.#totals = totals;
+    this.clock = new QueryClock(totals);
     connection.setHandler({
       onChunk: (chunk) => this.#owner?.onChunk?.(chunk) ?? 0,
       onMessage: (type, frame) => this.#onMessage(type, frame),
@@ -219,7 +128,7 @@ export class Backend {
       expectation.undo?.();
       return true;
     }
-    if (!expectation.internal && !this.#inQuery && !this.pipelined) this.#begin();
+    if (!expectation.internal && !this.pipelined) this.clock.begin();
     if (expectation.kind === 'query') this.unnamed = null; // a Query drops the unnamed statement
     // Behind a Sync that was sent already, nothing is skipped.
     if (this.#skipping && expectation.kind !== 'sync' && this.#expected.length === 0) {
@@ -232,37 +141,6 @@ export class Backend {
     return data === null ? true : this.connection.write(data);
   }
 
-  #begin(): void {
-    const now = performance.now();
-    this.#inQuery = true;
-    this.requestedAt = now;
-    if (this.#inTransaction) return;
-    this.#inTransaction = true;
-    this.#transactionSince = now;
-  }
-
-  #count(internal: boolean): void {
-    const now = performance.now();
-    if (this.#inQuery && !internal) {
-      this.#inQuery = false;
-      this.#totals.queryCount += 1;
-      this.#totals.queryTimeMs += now - this.requestedAt;
-    }
-    if (this.status !== IDLE || !this.#inTransaction) return;
-    this.#inTransaction = false;
-    this.#totals.xactCount += 1;
-    this.#totals.xactTimeMs += now - this.#transactionSince;
-  }
-
-  /** A query of its own transaction, among others of their own, took so long. */
-  countRead(ms: number): void {
-    const totals = this.#totals;
-    totals.queryCount += 1;
-    totals.queryTimeMs += ms;
-    totals.xactCount += 1;
-    totals.xactTimeMs += ms;
-  }
-
   /** Sends bytes that have no reply of their own: Flush, CopyData, CopyDone, CopyFail. */
   sendRaw(data: Buffer): boolean {
     return this.connection.write(data);
@@ -270,13 +148,13 @@ export class Backend {
 
   /** Sends a Sync that came instead of CopyData. */
   syncInCopy(sync: Buffer): boolean {
-    this.#copySyncs += 1;
+    this.#copySyncs.sent();
     return this.connection.write(sync);
   }
 
   /** Whether Syncs were sent that will be answered only if the COPY FROM STDIN under way fails. */
   get mayAnswerSyncs(): boolean {
-    return this.#copySyncs > 0;
+    return this.#copySyncs.any;
   }
 
   /** What is prepared here is to be prepared again, under other names, where it is used next. */
@@ -445,7 +323,7 @@ export class Backend {
 
   #onReply(head: Expectation, type: number, frame: Buffer): void {
     if (type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse) {
-      this.#copySyncs = 0;
+      this.#copySyncs.forget();
       head.completed?.(frame, type === BACKEND.EmptyQueryResponse);
     }
     head.replied?.(type, frame);
@@ -494,7 +372,7 @@ export class Backend {
       // An internal Parse that failed: the client asked for what depends on it, so the error is the client's.
       this.#owner?.onReply(this, BACKEND.ErrorResponse, head.tell?.(BACKEND.ErrorResponse, frame) ?? frame, head);
     if (head.kind === 'syncs') return;
-    if (this.#copySyncs > 0) {
+    if (this.#copySyncs.any) {
       this.#countSyncs(head);
       return;
     }
@@ -524,15 +402,14 @@ export class Backend {
     this.status = frame[5] ?? IDLE;
     this.#skipping = false;
     if (this.#expected[0]?.kind === 'syncs') {
-      this.#answers += 1;
-      this.#lastAnswer = kept(frame);
+      this.#copySyncs.answered(frame);
       return;
     }
-    this.#copySyncs = 0;
+    this.#copySyncs.forget();
     // The head is a Sync or a Query, unless the server ended it early (an error was answered above).
     const head = this.#expected.shift();
     const internal = head?.internal ?? true;
-    this.#count(internal);
+    this.clock.ready(!internal, this.status === IDLE);
     head?.done?.();
     this.#flushLocal();
     this.#owner?.onReady(this, this.status, internal, frame);
@@ -541,12 +418,12 @@ export class Backend {
   #onCopyIn(head: Expectation, frame: Buffer): void {
     // PostgreSQL ignores Sync while it waits for CopyData ("for the convenience of libpq", which sends a second one after
     // CopyDone), so those already sent will not be answered; unless it fails before it has read them.
-    this.#copySyncs = 0;
+    this.#copySyncs.forget();
     if (head.kind === 'execute') {
       for (let i = this.#expected.length - 1; i > 0; i--)
         if (this.#expected[i]?.kind === 'sync') {
           this.#expected.splice(i, 1);
-          this.#copySyncs += 1;
+          this.#copySyncs.sent();
         }
     }
     if (!head.internal) this.#owner?.onCopyIn(this, frame, head);
@@ -561,7 +438,7 @@ export class Backend {
     const ofQuery = head.kind === 'query';
     for (const e of this.#expected.splice(0)) if (e !== head || !ofQuery) e.undo?.();
     this.#skipping = !ofQuery;
-    this.#answers = 0;
+    this.#copySyncs.failed();
     this.#expected.push({
       kind: 'syncs',
       internal: false,
@@ -571,15 +448,12 @@ export class Backend {
   }
 
   #onSyncsCounted({ done }: Expectation): void {
-    const frame = this.#lastAnswer as Buffer;
-    const answered = this.#answers - 1;
+    const { answered, last } = this.#copySyncs.take();
     this.#expected.shift();
-    this.#copySyncs = 0;
-    this.#lastAnswer = null;
-    if (answered > 0) this.#count(false);
+    if (answered > 0) this.clock.ready(true, this.status === IDLE);
     done?.();
     this.#owner?.onSyncsAnswered?.(this, answered);
-    if (answered > 0) this.#owner?.onReady(this, this.status, false, frame);
+    if (answered > 0) this.#owner?.onReady(this, this.status, false, last);
   }
 
   /** Whether an error has the server skip everything up to the next Sync. */
@@ -605,40 +479,4 @@ function beginMessages(text: Buffer): Buffer {
     lastBegin = { text: Buffer.from(text), messages: Buffer.concat([encodeParse('', text), bind, encodeExecute('')]) };
   }
   return lastBegin.messages;
-}
-
-/** An internal statement failed on the server. */
-export class InternalStatementError extends Error {
-  /** The server's ErrorResponse. */
-  readonly frame: Buffer;
-  constructor(frame: Buffer) {
-    super('internal statement failed');
-    this.name = 'InternalStatementError';
-    this.frame = frame;
-  }
-}
-
-/** The server's own error, if `error` is that of an internal statement; else `error` itself. */
-export function asServerError(error: unknown): unknown {
-  return error instanceof InternalStatementError ? new ServerError(decodeErrorFields(error.frame)) : error;
-}
-
-function endsReply(kind: Expectation['kind'], type: number): boolean {
-  switch (kind) {
-    case 'parse':
-      return type === BACKEND.ParseComplete;
-    case 'bind':
-      return type === BACKEND.BindComplete;
-    case 'close':
-      return type === BACKEND.CloseComplete;
-    case 'describe':
-      // ParameterDescription comes first for a statement; what ends it is the row description or its absence.
-      return type === BACKEND.RowDescription || type === BACKEND.NoData;
-    case 'execute':
-      return (
-        type === BACKEND.CommandComplete || type === BACKEND.EmptyQueryResponse || type === BACKEND.PortalSuspended
-      );
-    default:
-      return false; // query, function, sync: ReadyForQuery ends them
-  }
 }

@@ -1,7 +1,8 @@
 import { namesOf } from '../session/name-lookup.js';
 import { decodeErrorFields } from '../wire/error-response.js';
 import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
-import type { Backend, BackendOwner, Expectation } from './backend.js';
+import type { Backend } from './backend.js';
+import type { BackendOwner, Expectation } from './expectation.js';
 import type { LaneRead } from './lane-read.js';
 
 /** What a lane tells those it belongs to. */
@@ -111,7 +112,7 @@ export class Lane implements BackendOwner {
     this.#tail = read;
     if (alone) {
       read.headAt = now;
-      this.backend.requestedAt = now;
+      this.backend.clock.since = now;
       this.#owner.begins();
     }
     read.send(this.backend);
@@ -289,7 +290,7 @@ export class Lane implements BackendOwner {
     this.#resume();
     this.served += 1;
     const ms = now - read.headAt;
-    this.backend.countRead(ms);
+    this.backend.clock.read(ms);
     this.#owner.served(this, read.headAt - read.submittedAt);
     return ms;
   }

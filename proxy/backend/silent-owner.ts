@@ -1,4 +1,4 @@
-import type { BackendOwner } from './backend.js';
+import type { BackendOwner } from './expectation.js';
 
 /** For a connection whose client has gone. */
 export const SILENT_OWNER: BackendOwner = {

@@ -1,5 +1,6 @@
 import type { ShardName } from '../../topology/topology.js';
-import type { Backend, BackendOwner } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { BackendOwner } from '../backend/expectation.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import { giveBack } from '../session/give-back.js';
 import type { Footprint, Placement } from '../session/placement.js';

@@ -1,4 +1,5 @@
-import { type Backend, InternalStatementError } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import { InternalStatementError } from '../backend/internal-statement.js';
 import type { StatementPlan } from '../router/route.js';
 import { encodeParse, encodeQuery } from '../wire/frontend.js';
 import type { ClientStatements } from './statements.js';

@@ -1,4 +1,5 @@
-import type { Backend, Expectation } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { Expectation } from '../backend/expectation.js';
 import type { LaneRoute } from '../router/route.js';
 import { PARSE_COMPLETE } from '../wire/backend.js';
 import { rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';

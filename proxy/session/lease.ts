@@ -1,5 +1,7 @@
 import { type ShardName, soleShard, type Topology } from '../../topology/topology.js';
-import { asServerError, type Backend, type BackendOwner } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { BackendOwner } from '../backend/expectation.js';
+import { asServerError } from '../backend/internal-statement.js';
 import { holdTimeout } from '../live-topology.js';
 import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';

@@ -1,5 +1,6 @@
 import { ForeshardError } from '../../topology/errors.js';
-import type { Backend, BackendOwner, Expectation } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { BackendOwner, Expectation } from '../backend/expectation.js';
 import { LISTENS_ITSELF } from '../router/route.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import { decodeErrorFields, encodeErrorResponse, ServerError } from '../wire/error-response.js';

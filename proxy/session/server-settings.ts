@@ -1,4 +1,5 @@
-import { asServerError, type Backend, InternalStatementError } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { encodeParameterStatus } from '../wire/backend.js';
 import { decodeErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';

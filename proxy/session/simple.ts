@@ -1,5 +1,7 @@
 import { soleShard } from '../../topology/topology.js';
-import { asServerError, type Backend, type Expectation } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { Expectation } from '../backend/expectation.js';
+import { asServerError } from '../backend/internal-statement.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';

@@ -1,4 +1,5 @@
-import { asServerError, type Backend, InternalStatementError } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { decodeErrorFields, type ErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeDescribe, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';

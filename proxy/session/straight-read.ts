@@ -1,4 +1,5 @@
-import type { Backend, Expectation } from '../backend/backend.js';
+import type { Backend } from '../backend/backend.js';
+import type { Expectation } from '../backend/expectation.js';
 import type { LaneRoute } from '../router/route.js';
 import { rewriteBindStatement } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
