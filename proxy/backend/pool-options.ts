@@ -23,7 +23,7 @@ export interface PoolOptions {
   readonly connectRetryMs?: number;
   /** Connections to one shard being opened at the same time, at most. Default 8. */
   readonly maxConnecting?: number;
-  /** Whether safe reads of several clients may share connections. Default: `off`. */
+  /** Whether safe reads of several clients may share connections. Default: `auto`. */
   readonly lanes?: 'auto' | 'off';
   /** Connections so shared at most, per shard and user; never more than half of `size`. Default: 4. */
   readonly lanesMax?: number;
@@ -43,7 +43,7 @@ export function withDefaults(options: PoolOptions): Required<PoolOptions> {
     connectTimeoutMs: 5_000,
     connectRetryMs: 5_000,
     maxConnecting: 8,
-    lanes: 'off',
+    lanes: 'auto',
     lanesMax: 4,
     laneDepth: 512,
     laneLateMs: 5,

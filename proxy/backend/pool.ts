@@ -57,6 +57,8 @@ export class Pool {
   readonly #totals = zeroTotals();
   #closed = false;
   #lender: Lender | null = null;
+  /** Of those who wait, how many are no clients. */
+  #lanesWaiting = 0;
   /** A lane is to have the next connection that is given back. */
   #forLane: { readonly resolve: (backend: Backend) => void; readonly reject: (error: Error) => void } | null = null;
 
@@ -81,7 +83,7 @@ export class Pool {
 
   /** Connections open or being opened, those in use, and clients waiting. */
   get counts(): { open: number; inUse: number; waiting: number } {
-    return { open: this.#all.size, inUse: this.#inUse, waiting: this.#waiters.size };
+    return { open: this.#all.size, inUse: this.#inUse, waiting: this.#waiters.size - this.#lanesWaiting };
   }
 
   /** Connections in use. */
@@ -113,7 +115,7 @@ export class Pool {
   get status(): PoolStatus {
     const now = performance.now();
     const used = this.#idle.filter((b) => this.#mustTest(b, now)).length;
-    const first = this.waitingSince;
+    const waiting = this.#waiters.size - this.#lanesWaiting;
     // A lane without reads is as good as unused.
     const { empty, depth } = this.#lender ?? { empty: 0, depth: 0 };
     const lent = this.#lent;
@@ -121,14 +123,14 @@ export class Pool {
       shard: this.shard,
       user: this.user,
       clActive: this.#inUse - lent + depth,
-      clWaiting: this.#waiters.size,
+      clWaiting: waiting,
       svActive: this.#inUse - empty,
       svIdle: this.#idle.length - used + empty,
       lanes: lent,
       svUsed: used,
       svTested: this.#tested.size,
       svLogin: this.#connecting,
-      maxWaitMs: this.#waiters.size === 0 ? 0 : now - first,
+      maxWaitMs: waiting === 0 ? 0 : now - this.waitingSince,
       size: this.#gate.options.size,
     };
   }
@@ -246,8 +248,10 @@ export class Pool {
         this.#idle.splice(this.#idle.indexOf(backend), 1);
         return backend;
       }
-      if (this.#idle.length === 0 && this.total < this.#gate.options.size && !this.#gate.backingOff)
-        return this.acquire(NO_SIGNAL);
+      if (this.#idle.length === 0 && this.total < this.#gate.options.size && !this.#gate.backingOff) {
+        this.#lanesWaiting += 1;
+        return this.acquire(NO_SIGNAL).finally(() => this.#lanesWaiting--);
+      }
     }
     if (!ahead || this.#forLane !== null) return null;
     return new Promise((resolve, reject) => {

@@ -240,7 +240,9 @@ describe('what is shown', () => {
     await client.query(`SELECT note FROM orders WHERE note = 'x'`);
     const rows = await show(await admin(), 'TEMPLATES');
     const one = rows.find((row) => /id = /.test(String(row.template)) && Number(row.calls) === 20) as Values;
-    expect(one).toMatchObject({ route: 's1', way: 'lease', spread_calls: '0' });
+    expect(one).toMatchObject({ route: 's1', spread_calls: '0' });
+    // Where they were fast enough for it, most of them ran among others'.
+    expect(['lane', 'lease']).toContain(one.way);
     expect(String(one.template)).not.toContain('77');
     const [p50, p95, p99] = [one.p50_time, one.p95_time, one.p99_time].map(Number) as [number, number, number];
     expect(p50).toBeGreaterThan(0);

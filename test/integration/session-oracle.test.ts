@@ -565,7 +565,9 @@ describe('with all data on one shard, the proxy says what PostgreSQL says', () =
   for (const c of CONVERSATIONS) it(c.name, () => oracle.compare(c, whole, true));
 });
 
-describe('a byte at a time', () => {
+describe('a byte at a time, and without lanes', () => {
+  beforeAll(() => oracle.sharded.useLanes('off'));
+  afterAll(() => oracle.sharded.useLanes('auto'));
   for (const c of CONVERSATIONS) if (!c.large) it(c.name, () => oracle.compare(c, bytewise, true));
 });
 

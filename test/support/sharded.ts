@@ -21,9 +21,6 @@ CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
 CREATE TABLE settings (name text PRIMARY KEY, value text);
 `;
 
-/** FORESHARD_TEST_LANES=auto runs any test with lanes, where the test itself does not say whether there are to be any. */
-const LANES: Partial<ProxyOptions['pool']> = process.env.FORESHARD_TEST_LANES === 'auto' ? { lanes: 'auto' } : {};
-
 export interface ShardedOptions {
   /** The second shard owns tenants from here on; null: the first shard owns all. */
   readonly splitAt: number | null;
@@ -154,6 +151,11 @@ export class Sharded {
     await split(this.catalog, at);
   }
 
+  /** Whether safe reads share server connections from now on. */
+  async useLanes(lanes: 'auto' | 'off'): Promise<void> {
+    await this.proxy.reload({ pool: { ...poolOf(this.options), lanes } });
+  }
+
   async stop(): Promise<void> {
     for (const client of this.#clients) await client.end().catch(() => undefined);
     await this.proxy.close();
@@ -170,14 +172,7 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     auth: options.auth ?? { method: 'scram-sha-256', users: new Map() },
     serverPasswords: options.serverPasswords ?? new Map(),
     admin: options.admin ?? {},
-    pool: {
-      size: options.poolSize ?? 10,
-      idleTimeoutMs: 60_000,
-      connectTimeoutMs: 5000,
-      queueTimeoutMs: 10_000,
-      ...LANES,
-      ...options.pool,
-    },
+    pool: poolOf(options),
     limits: {
       maxClients: 200,
       loginTimeoutMs: 10_000,
@@ -188,6 +183,16 @@ export function startProxy(catalog: Catalog, options: ShardedOptions): Promise<P
     telemetry: { flushIntervalMs: 60_000 },
     logger: options.logger ?? pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2)),
   });
+}
+
+function poolOf(options: ShardedOptions): ProxyOptions['pool'] {
+  return {
+    size: options.poolSize ?? 10,
+    idleTimeoutMs: 60_000,
+    connectTimeoutMs: 5000,
+    queueTimeoutMs: 10_000,
+    ...options.pool,
+  };
 }
 
 async function split(catalog: Catalog, at: number): Promise<void> {
