@@ -15,6 +15,7 @@ import {
   type ReloadOutcome,
   type Role,
 } from './messages.js';
+import { nodeOptionsOf } from './node-options.js';
 import type { Receiver } from './spread.js';
 
 /** An administrator's question to a process that does not answer is given up after this time. */
@@ -60,7 +61,11 @@ export class Child implements Receiver {
     this.plan.catch(() => undefined);
     this.ready.catch(() => undefined);
     // By the name we were called with, so that a link to an installation leads to the one it points to now.
-    this.#process = fork(process.argv[1] as string, [CHILD_COMMAND], { serialization: 'advanced', stdio: 'inherit' });
+    this.#process = fork(process.argv[1] as string, [CHILD_COMMAND], {
+      serialization: 'advanced',
+      stdio: 'inherit',
+      execArgv: nodeOptionsOf(role, process.execArgv, process.env.NODE_OPTIONS),
+    });
     this.#process.on('message', (message: FromChild) => this.#receive(message));
     this.ended = new Promise((resolve) => {
       const end = (how: string) => {
