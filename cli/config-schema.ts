@@ -243,6 +243,7 @@ const migrator = z.strictObject({
   maxLagMs: milliseconds(1_000),
   maxFenceTries: count(5, 1_000),
   fenceBackoffMs: milliseconds(2_000),
+  wayBackMs: milliseconds(0, 0),
   removePages: count(512, 1_000_000),
   removePauseMs: milliseconds(0, 0),
 });

@@ -1,8 +1,7 @@
-import { loadMigration, type MigrationRow } from '../migrator/migration-store.js';
+import { loadMigration, type MigrationRow, RESTING_STATES } from '../migrator/migration-store.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { progressLine } from './progress-line.js';
 
-const END_STATES: readonly string[] = ['done', 'aborted', 'failed'];
 const POLL_MS = 200;
 
 export interface WatchOptions {
@@ -13,7 +12,7 @@ export interface WatchOptions {
 }
 
 /**
- * Follows a migration until it is done, aborted or failed, or `signal` is aborted. On a terminal one line is kept up to
+ * Follows a migration until it rests, or `signal` is aborted. On a terminal one line is kept up to
  * date, else a line is written for every change.
  * @returns the last state seen
  */
@@ -35,7 +34,7 @@ export async function watchMigration(catalog: Catalog, id: bigint, options: Watc
       shown = line;
       state = migration.state;
     }
-    if (END_STATES.includes(migration.state) || options.signal?.aborted === true) {
+    if (RESTING_STATES.includes(migration.state) || options.signal?.aborted === true) {
       if (!options.quiet && out.isTTY === true) out.write('\n');
       if (!options.quiet && migration.error !== null) out.write(`error: ${migration.error}\n`);
       return migration;

@@ -18,6 +18,8 @@ import { fence, retreat } from './steps/fence.js';
 import { open } from './steps/open.js';
 import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
 import { ready } from './steps/ready.js';
+import { reverse } from './steps/reverse.js';
+import { rollBack, undoAfterFlipBack } from './steps/roll-back.js';
 import { verify } from './steps/verify.js';
 
 type Step = (m: Move) => Promise<void>;
@@ -33,6 +35,9 @@ export const STEPS: Partial<Record<MigrationState, Step>> = {
   fencing: fence,
   drained: (m) => retreat(m, 'the migrator was interrupted between fence and flip', false),
   flipped: open,
+  reversing: reverse,
+  rolling_back: rollBack,
+  flipped_back: undoAfterFlipBack,
   cleaning: clean,
   aborting: abort,
 };

@@ -48,6 +48,7 @@ export async function dryRun(catalog: Catalog, spec: SplitMoveSpec): Promise<Dry
     facts: {},
     progress: {},
     abortRequested: false,
+    requested: null,
     error: null,
     createdAt: new Date(),
     updatedAt: new Date(),
@@ -145,13 +146,14 @@ class DryExecutor implements Executor {
   async flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
+    to: MigrationState,
     change: TransitionChange,
   ): Promise<MigrationRow> {
     const commit = (text: string, sql: string) =>
       this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [sql] });
     for (const s of statements) commit(s.text, `${s.sql} -- ${JSON.stringify(s.values)}`);
     commit('the hold still stands, and ends with the commit', endHoldSql(row.id));
-    return this.transition(row, 'flipped', change);
+    return this.transition(row, to, change);
   }
 
   async progress(): Promise<void> {}

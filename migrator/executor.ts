@@ -47,7 +47,12 @@ export interface Executor {
   /** The migration as the catalog has it now. */
   reload(): Promise<MigrationRow>;
   /** The flip: all statements and the change of state in one transaction of the catalog. */
-  flip(row: MigrationRow, statements: readonly CatalogStatement[], change: TransitionChange): Promise<MigrationRow>;
+  flip(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+  ): Promise<MigrationRow>;
   /** Says how far it is; written at most once a second. */
   progress(progress: Partial<MigrationProgress>): Promise<void>;
   /** A place where a test may kill us. Also where an abort or a lost lease stops us. */
@@ -64,6 +69,9 @@ export interface TransitionChange {
   readonly error?: string | null;
   readonly detail?: Facts;
 }
+
+/** Nothing but the next step may stand behind these: clients wait. */
+const HASTY: readonly MigrationState[] = ['fencing', 'drained', 'flipped', 'flipped_back'];
 
 const POINTS = new Set<string>(CRASH_POINTS);
 
@@ -163,6 +171,7 @@ export class RealExecutor implements Executor {
   async flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
+    to: MigrationState,
     change: TransitionChange,
   ): Promise<MigrationRow> {
     this.check();
@@ -174,7 +183,7 @@ export class RealExecutor implements Executor {
         const result = await client.query(statement.sql, [...statement.values]);
         if (statement.elseConflict !== null && result.rowCount === 0) throw new ConflictError(statement.elseConflict);
       }
-      next = await this.#store.transition(row, 'flipped', change, client);
+      next = await this.#store.transition(row, to, change, client);
       // One message: whatever becomes of us between the last look at the hold and the commit, the catalog does both at once.
       await client.query(`${endHoldSql(row.id)}; COMMIT`);
       client.release();
@@ -218,8 +227,7 @@ export class RealExecutor implements Executor {
       'migration changed state',
     );
     this.#progress = { ...this.#progress, phase: row.state };
-    // Nothing but the next step may stand between the fence and the opening of the destination.
-    if (row.state !== 'fencing' && row.state !== 'drained' && row.state !== 'flipped') await this.#write();
+    if (!HASTY.includes(row.state)) await this.#write();
     return row;
   }
 

@@ -80,6 +80,21 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
   };
 }
 
+/** Of a table on the side that publishes it on the way back; null: it needs none. See sql/shard/arrival.sql. */
+export function arrivalAction(names: ObjectNames, table: MovingTable, info: TableInfo): Action | null {
+  const sql = arrivalSql(names, table, info);
+  if (sql.length === 0) return null;
+  return {
+    name: 'guard-arrival',
+    on: 'source',
+    text: `have updates that bring rows of ${table.schema}.${table.table} into the interval carry all values`,
+    mode: 'locking',
+    present: `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
+                AND tgname = ${quoteLiteral(`${names.trigger}_a`)}) AS present`,
+    sql,
+  };
+}
+
 /** See sql/shard/arrival.sql: rows that an update brings into the interval must carry all their values. */
 function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): string[] {
   const toastable = info.columns.filter((c) => c.toastable && c.generated === '');

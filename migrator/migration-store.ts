@@ -28,6 +28,8 @@ export interface MigrationRow {
   readonly facts: Facts;
   readonly progress: Partial<MigrationProgress>;
   readonly abortRequested: boolean;
+  /** What is to become of the way back, once it is there. */
+  readonly requested: 'finish' | 'rollback' | null;
   readonly error: string | null;
   readonly createdAt: Date;
   readonly updatedAt: Date;
@@ -64,9 +66,17 @@ export interface MigrationEvent {
 }
 
 /** States in which nothing more happens by itself. */
-export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'aborted', 'failed'];
-/** From here on a migration only goes forward. */
-export const PAST_FLIP: readonly MigrationState[] = ['flipped', 'cleaning', 'done'];
+export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
+/** From here on a migration is not aborted any more. */
+export const PAST_FLIP: readonly MigrationState[] = [
+  'flipped',
+  'reversing',
+  'cleaning',
+  'done',
+  'rolling_back',
+  'flipped_back',
+  'rolled_back',
+];
 
 /** A process that sleeps in a transaction would keep its successor waiting for the migration's row. */
 const SILENCE_MS = 2000;
@@ -77,7 +87,7 @@ SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`;
 
 type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
-const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, error,
+const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, requested, error,
   created_at, updated_at`;
 
 interface RawRow {
@@ -89,6 +99,7 @@ interface RawRow {
   facts: Facts;
   progress: Partial<MigrationProgress>;
   abort_requested: boolean;
+  requested: 'finish' | 'rollback' | null;
   error: string | null;
   created_at: Date;
   updated_at: Date;
@@ -104,6 +115,7 @@ function fromRaw(raw: RawRow): MigrationRow {
     facts: raw.facts,
     progress: raw.progress,
     abortRequested: raw.abort_requested,
+    requested: raw.requested,
     error: raw.error,
     createdAt: raw.created_at,
     updatedAt: raw.updated_at,
@@ -217,10 +229,13 @@ export async function requestAbort(db: Db, id: bigint, actor: string): Promise<v
   );
   if (updated.rowCount !== 0) return;
   const { state } = await loadMigration(db, id);
-  if (state === 'done' || state === 'aborted')
+  if (state === 'done' || state === 'aborted' || state === 'rolled_back')
     throw new ForeshardError('55000', `migration ${id} is already ${state}`, { hint: 'Nothing is left to abort.' });
   throw new ForeshardError('55000', `migration ${id} has flipped: its rows belong to the destination now`, {
-    hint: 'It finishes by itself. To undo it, move the range back with a new migration.',
+    hint:
+      state === 'reversing'
+        ? `It can be taken back: "foreshard migrate rollback ${id}".`
+        : 'It finishes by itself. To undo it, move the range back with a new migration.',
   });
 }
 
@@ -232,8 +247,11 @@ export async function requestAbort(db: Db, id: bigint, actor: string): Promise<v
 export async function acceptDifference(db: Db, id: bigint, actor: string): Promise<void> {
   const updated = await (db as pg.Pool).query(
     `WITH accepted AS (
-       UPDATE foreshard.migration SET state = 'cleaning', generation = generation + 1, error = NULL, updated_at = clock_timestamp(),
-              facts = facts || jsonb_build_object('exact', 'difference accepted by ' || $2::text)
+       UPDATE foreshard.migration
+          SET state = CASE WHEN facts ? 'backEpoch' THEN 'flipped_back' ELSE 'cleaning' END,
+              generation = generation + 1, error = NULL, updated_at = clock_timestamp(),
+              facts = facts || jsonb_build_object(CASE WHEN facts ? 'backEpoch' THEN 'backExact' ELSE 'exact' END,
+                                                  'difference accepted by ' || $2::text)
         WHERE id = $1 AND state = 'failed' AND facts ? 'flipEpoch' RETURNING id
      ), audit AS (
        INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.accept', 'migration ' || id FROM accepted
@@ -245,6 +263,36 @@ export async function acceptDifference(db: Db, id: bigint, actor: string): Promi
     throw new ForeshardError('55000', `migration ${id} has no difference to accept`, {
       hint: 'See "foreshard migrate show".',
     });
+}
+
+/**
+ * Asks the migrator to take a migration back that has flipped (`rollback`), or to give up its way back now (`finish`).
+ * @throws ForeshardError 55000 when there is no way back (any more)
+ */
+export async function requestEnd(db: Db, id: bigint, end: 'finish' | 'rollback', actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET requested = $3, updated_at = clock_timestamp()
+        WHERE id = $1 AND state = 'reversing' AND requested IS NULL AND ($3 = 'finish' OR NOT facts ? 'wayBackLost') RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.' || $3, 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, end],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, requested, facts } = await loadMigration(db, id);
+  if (requested !== null)
+    throw new ForeshardError('55000', `migration ${id} has been asked for "${requested}" already`, {
+      hint: `Follow it with "foreshard migrate watch ${id}".`,
+    });
+  if (state === 'reversing')
+    throw new ForeshardError('55000', `migration ${id} cannot be taken back: ${String(facts.wayBackLost)}`, {
+      hint: 'Finish it, and move the range back with a new migration.',
+    });
+  throw new ForeshardError('55000', `migration ${id} has no way back: it is ${state.replaceAll('_', ' ')}`, {
+    hint: 'There is one from the flip on, for as long as migrator.wayBackMs says. Before it, "foreshard migrate abort" undoes a migration.',
+  });
 }
 
 /** What one driver of one migration may do with its row: everything under the lease, by compare-and-set. */
@@ -303,6 +351,7 @@ export class MigrationStore {
             SET state = $5, generation = generation + 1, facts = facts || $6::jsonb,
                 error = CASE WHEN $8 THEN $7 ELSE error END,
                 abort_requested = abort_requested AND $5 NOT IN ('aborted', 'flipped'),
+                requested = CASE WHEN $5 IN ('reversing', 'rolling_back', 'cleaning') THEN NULL ELSE requested END,
                 updated_at = clock_timestamp()
           WHERE id = $1 AND state = $2 AND generation = $3 AND lease_owner = $4 AND lease_until > clock_timestamp()
           RETURNING *

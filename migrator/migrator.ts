@@ -13,10 +13,10 @@ SELECT m.id::text FROM foreshard.migration m
    AND CASE m.state
      WHEN 'approved' THEN m.abort_requested OR NOT EXISTS (
        SELECT FROM foreshard.migration o WHERE o.id <> m.id AND o.spec->>'keyspace' = m.spec->>'keyspace'
-          AND (o.state NOT IN ('planned', 'approved', 'done', 'aborted', 'failed') OR (o.state = 'approved' AND o.id < m.id)))
+          AND (o.state NOT IN ('planned', 'approved', 'done', 'rolled_back', 'aborted', 'failed') OR (o.state = 'approved' AND o.id < m.id)))
      WHEN 'failed' THEN m.abort_requested AND NOT m.facts ? 'flipEpoch'
      WHEN 'planned' THEN m.abort_requested
-     ELSE m.state NOT IN ('done', 'aborted')
+     ELSE m.state NOT IN ('done', 'rolled_back', 'aborted')
    END
  ORDER BY m.id`;
 

@@ -25,6 +25,11 @@ export interface ObjectNames {
   readonly operation: number;
 }
 
+/** The same for the way back, after the flip. */
+export function backNames(names: ObjectNames): ObjectNames {
+  return { ...names, replication: `${names.replication}_back` };
+}
+
 /** The names of migration `id`. The catalog's cluster id keeps two Foreshards on one server apart. */
 export function objectNames(id: bigint, clusterId: string): ObjectNames {
   const suffix = `${clusterId.replaceAll('-', '').slice(0, 8)}_${id}`;

@@ -16,6 +16,8 @@ export interface MigratorOptions {
   readonly maxFenceTries: number;
   /** Pause before the second fence, ms, doubled each time. Default 2000. */
   readonly fenceBackoffMs: number;
+  /** How long a migration can be taken back after its flip, ms; 0: not at all. Default 0. */
+  readonly wayBackMs: number;
   /** Heap pages per transaction when rows are removed. Default 512. */
   readonly removePages: number;
   /** Pause between such transactions, ms. Default 0. */
@@ -31,6 +33,7 @@ export const DEFAULT_OPTIONS: MigratorOptions = {
   maxLagMs: 1000,
   maxFenceTries: 5,
   fenceBackoffMs: 2000,
+  wayBackMs: 0,
   removePages: 512,
   removePauseMs: 0,
 };

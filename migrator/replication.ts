@@ -56,12 +56,13 @@ export function slotAction(m: Move): Action {
   };
 }
 
-export function subscriptionAction(m: Move): Action {
+/** @param how what stands in WITH besides the slot, and what it does, for people */
+function subscribeAction(m: Move, text: string, how: string): Action {
   const name = m.names.replication;
   return {
     name: 'create-subscription',
     on: 'destination',
-    text: 'subscribe: copies the rows, then follows',
+    text,
     mode: 'single',
     cleanup: [{ kind: 'subscription', shard: m.spec.to, object: { name } }],
     present: subscriptionPresent(m.names),
@@ -70,10 +71,25 @@ export function subscriptionAction(m: Move): Action {
     sql: [
       "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'",
       `CREATE SUBSCRIPTION ${quoteIdent(name)} CONNECTION ${quoteLiteral(m.source.shard.url)} PUBLICATION ${quoteIdent(name)}
-         WITH (create_slot = false, slot_name = ${quoteLiteral(name)}, copy_data = true, enabled = true, disable_on_error = true)`,
+         WITH (create_slot = false, slot_name = ${quoteLiteral(name)}, ${how}, enabled = true, disable_on_error = true)`,
       'RESET log_statement; RESET log_min_duration_statement; RESET log_min_error_statement',
     ],
   };
+}
+
+export function subscriptionAction(m: Move): Action {
+  return subscribeAction(m, 'subscribe: copies the rows, then follows', 'copy_data = true');
+}
+
+/** Of a move that is turned: what clients have written since the slot was made, and nothing that came from there. */
+export function followAction(m: Move): Action {
+  const how = knowsOrigin(m) ? 'copy_data = false, origin = none' : 'copy_data = false';
+  return subscribeAction(m, 'subscribe: follows the new owner', how);
+}
+
+/** Whether replication can leave out what has itself been replicated (PostgreSQL 16). */
+export function knowsOrigin(m: Move): boolean {
+  return m.source.version >= 160_000 && m.destination.version >= 160_000;
 }
 
 export function subscriptionPresent(names: ObjectNames): string {

@@ -9,6 +9,7 @@ import { DROP_SHARD_SCHEMA } from './replication.js';
 /** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
 export async function undo(m: Move, record: CleanupRecord): Promise<void> {
   const on = record.shard === m.spec.from ? 'source' : 'destination';
+  const publisher = on === 'source' ? 'destination' : 'source';
   const session = on === 'source' ? m.source : m.destination;
   const { object } = record;
   const named = (): string => quoteTable({ schema: object.schema as string, table: object.table as string });
@@ -28,21 +29,22 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       );
       const oid = found[0]?.oid;
       if (oid === undefined) return;
-      // Slots of table syncs may stay behind at the source and hold its WAL; after the drop their names are not known any more.
-      await m.exec.record({ kind: 'slot', shard: m.spec.from, object: { prefix: `pg_${oid}_sync_` } });
+      // Slots of table syncs may stay behind at the publisher and hold its WAL; after the drop their names are not known any more.
+      const shard = publisher === 'source' ? m.spec.from : m.spec.to;
+      await m.exec.record({ kind: 'slot', shard, object: { prefix: `pg_${oid}_sync_` } });
       await act('drop the subscription', [
         `ALTER SUBSCRIPTION ${quoteIdent(name)} DISABLE`,
-        // Without a slot the drop does not ask the source, which may be away.
+        // Without a slot the drop does not ask the publisher, which may be away.
         `ALTER SUBSCRIPTION ${quoteIdent(name)} SET (slot_name = NONE)`,
         `DROP SUBSCRIPTION ${quoteIdent(name)}`,
       ]);
-      await dropSlots(m, `starts_with(slot_name, ${quoteLiteral(`pg_${oid}_sync_`)})`);
+      await dropSlots(m, publisher, `starts_with(slot_name, ${quoteLiteral(`pg_${oid}_sync_`)})`);
       return;
     }
 
     case 'slot':
-      if (object.prefix !== undefined) await dropSlots(m, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
-      else await dropSlots(m, `slot_name = ${quoteLiteral(object.name as string)}`);
+      if (object.prefix !== undefined) await dropSlots(m, on, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
+      else await dropSlots(m, on, `slot_name = ${quoteLiteral(object.name as string)}`);
       return;
 
     case 'publication':
@@ -81,31 +83,36 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
     }
 
     case 'sequence':
-      await act(`drop sequence ${object.schema}.${object.table}`, [`DROP SEQUENCE IF EXISTS ${named()}`]);
+      await act(`drop sequence ${object.schema}.${object.table}`, [dropUnlessUsed(`SEQUENCE IF EXISTS ${named()}`)]);
       return;
     case 'type':
-      await act(`drop type ${object.schema}.${object.table}`, [`DROP TYPE IF EXISTS ${named()}`]);
+      await act(`drop type ${object.schema}.${object.table}`, [dropUnlessUsed(`TYPE IF EXISTS ${named()}`)]);
       return;
     case 'schema':
       await act(`drop schema ${object.name}`, [
-        `DO $$ BEGIN DROP SCHEMA IF EXISTS ${quoteIdent(object.name as string)} RESTRICT;
-         EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $$`,
+        dropUnlessUsed(`SCHEMA IF EXISTS ${quoteIdent(object.name as string)}`),
       ]);
       return;
   }
 }
 
-/** Drops slots at the source, ending whoever streams from them: their subscription is gone by now. */
-async function dropSlots(m: Move, condition: string): Promise<void> {
+/** What something else uses by now stays: a copy of a reference table that outlives a rollback, or what somebody has made since. */
+function dropUnlessUsed(what: string): string {
+  return `DO $foreshard$ BEGIN DROP ${what} RESTRICT; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $foreshard$`;
+}
+
+/** Drops slots on one side, ending whoever streams from them: their subscription is gone by now. */
+async function dropSlots(m: Move, on: 'source' | 'destination', condition: string): Promise<void> {
+  const session = on === 'source' ? m.source : m.destination;
   const where = `${condition} AND database = current_database()`;
   await m.exec.wait('the replication slot is free', async () => {
-    await m.source.query(
+    await session.query(
       `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE ${where} AND active_pid IS NOT NULL`,
     );
-    await m.source.query(`DO $$ BEGIN
+    await session.query(`DO $$ BEGIN
         PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE ${where} AND active_pid IS NULL;
       EXCEPTION WHEN object_in_use OR undefined_object THEN NULL; END $$`);
-    const left = await m.source.query(`SELECT FROM pg_replication_slots WHERE ${where}`);
+    const left = await session.query(`SELECT FROM pg_replication_slots WHERE ${where}`);
     return left.length === 0;
   });
 }

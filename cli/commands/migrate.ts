@@ -4,6 +4,7 @@ import {
   listMigrations,
   type MigrationRow,
   requestAbort,
+  requestEnd,
   showMigration,
 } from '../../migrator/migration-store.js';
 import { actor, parseId, withCatalog } from '../command.js';
@@ -82,7 +83,7 @@ const showCommand: CommandModule<GlobalArgs, IdArgs> = {
 
 const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
   command: 'watch <id>',
-  describe: 'Follow a migration until it ends: exit code 0 when it is done, 1 when aborted or failed',
+  describe: 'Follow a migration until it ends: exit code 0 when it is done, 1 when aborted, rolled back or failed',
   builder: (y) =>
     withHelp(
       jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
@@ -113,6 +114,42 @@ const abortCommand: CommandModule<GlobalArgs, IdArgs> = {
     }),
 };
 
+/** The two ends of the time after a flip in which the way back is open. */
+function endCommand(
+  end: 'finish' | 'rollback',
+  texts: { describe: string; does: string; example: string },
+): CommandModule<GlobalArgs, IdArgs> {
+  return {
+    command: `${end} <id>`,
+    describe: texts.describe,
+    builder: (y) =>
+      withHelp(
+        jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+        [`migrate ${end} 1`, texts.example],
+      ),
+    handler: (args) =>
+      withCatalog(args, async (catalog) => {
+        const id = parseId(args.id, 'migration');
+        await requestEnd(catalog.pool, id, end, actor());
+        if (args.json) printJson({ id, requested: end });
+        else printLine(`Migration ${id} ${texts.does}. Follow it with "foreshard migrate watch ${id}".`);
+      }),
+  };
+}
+
+const rollbackCommand = endCommand('rollback', {
+  describe:
+    'Take a migration back after its flip, with all that was written since; possible while its way back is open',
+  does: 'will be taken back',
+  example: 'The same flip the other way: nothing is lost, clients wait for some 10 ms',
+});
+
+const finishCommand = endCommand('finish', {
+  describe: 'Give up the way back of a migration now, and remove the moved rows at the source',
+  does: 'will be finished',
+  example: '',
+});
+
 const acceptCommand: CommandModule<GlobalArgs, IdArgs> = {
   command: 'accept <id>',
   describe: 'Let a migration go on that kept the rows at the source because the shards differed as of the flip',
@@ -138,8 +175,10 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(showCommand)
         .command(watchCommand)
         .command(abortCommand)
+        .command(rollbackCommand)
+        .command(finishCommand)
         .command(acceptCommand)
-        .demandCommand(1, 'a command is needed: list, show, watch, abort or accept'),
+        .demandCommand(1, 'a command is needed: list, show, watch, abort, rollback, finish or accept'),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),
   handler: () => undefined,

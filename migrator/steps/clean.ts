@@ -7,7 +7,7 @@ import { removeRows } from '../remove-rows.js';
 import { finish } from './open.js';
 import { compareExactly } from './verify.js';
 
-/** cleaning → done: the source forgets the interval once nobody can read it there any more. */
+/** cleaning → done: the source forgets the interval once nobody can read it there any more. No way leads back from here. */
 export async function clean(m: Move): Promise<void> {
   await m.exec.perform({
     name: 'assert-source',
@@ -23,34 +23,15 @@ export async function clean(m: Move): Promise<void> {
     mode: 'single',
     sql: [assertGateSql(m.names, GATE_OPEN)],
   });
-  await m.exec.progress({ note: 'waiting until every proxy serves the new epoch' });
-  await m.exec.wait(
-    'every proxy serves the new epoch or has lost its lease',
-    () => epochAckedByAll(m.catalog.pool, BigInt(m.row.facts.flipEpoch as string) as Epoch),
-    { everyMs: 50 },
-  );
-  m.exec.at('after:proxies-acked');
-
-  if (!m.exec.dry && m.row.facts.exact === undefined) {
-    await m.exec.progress({ note: 'comparing both sides as of the flip' });
-    const difference = await compareExactly(m);
-    if (difference !== null) {
-      m.row = await m.exec.transition(m.row, 'failed', {
-        error: `the shards differ as of the flip: ${difference}. The rows at the source were kept; compare them with the destination’s, then "foreshard migrate accept ${m.row.id}"`,
-        detail: { difference },
-      });
-      return;
-    }
-    // Without its snapshot (the process died in between) there is nothing exact to compare with; the live comparison has passed.
-    m.row = await m.exec.noteFacts(m.row, { exact: m.snapshot === null ? 'skipped after a restart' : 'identical' });
-    await m.snapshot?.close();
-    m.snapshot = null;
-  }
+  if (!(await compareAsOfFlip(m))) return;
+  // The way back, if there was one.
+  await finish(m, 'subscription');
+  await finish(m, 'slot');
+  await finish(m, 'publication');
 
   if (m.row.facts.rowsRemoved === undefined) await removeMovedRows(m);
   m.exec.at('after:remove-rows');
 
-  await finish(m, 'slot');
   await finish(m, 'marker');
   await finish(m, 'guards');
   m.exec.at('after:drop-guards');
@@ -59,6 +40,35 @@ export async function clean(m: Move): Promise<void> {
     for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
   await m.exec.progress({ note: null });
   m.row = await m.exec.transition(m.row, 'done');
+}
+
+/**
+ * Waits until nobody reads at the source any more, and compares both sides exactly, once. @returns whether they are the same; if not, the migration
+ * has failed
+ */
+export async function compareAsOfFlip(m: Move): Promise<boolean> {
+  await m.exec.progress({ note: 'waiting until every proxy serves the new epoch' });
+  await m.exec.wait(
+    'every proxy serves the new epoch or has lost its lease',
+    () => epochAckedByAll(m.catalog.pool, BigInt(m.row.facts.flipEpoch as string) as Epoch),
+    { everyMs: 50 },
+  );
+  m.exec.at('after:proxies-acked');
+  if (m.exec.dry || m.row.facts.exact !== undefined) return true;
+  await m.exec.progress({ note: 'comparing both sides as of the flip' });
+  const difference = await compareExactly(m);
+  if (difference !== null) {
+    m.row = await m.exec.transition(m.row, 'failed', {
+      error: `the shards differ as of the flip: ${difference}. The rows at the source were kept; compare them with the destination’s, then "foreshard migrate accept ${m.row.id}"`,
+      detail: { difference },
+    });
+    return false;
+  }
+  // Without its snapshot (the process died in between) there is nothing exact to compare with; the live comparison has passed.
+  m.row = await m.exec.noteFacts(m.row, { exact: m.snapshot === null ? 'skipped after a restart' : 'identical' });
+  await m.snapshot?.close();
+  m.snapshot = null;
+  return true;
 }
 
 /** Once: when the guards are gone, whatever comes to the interval at the source is not ours to delete. */

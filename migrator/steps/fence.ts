@@ -2,11 +2,11 @@ import { randomUUID } from 'node:crypto';
 import { createHold, holdStatus } from '../../topology/catalog/leases.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError } from '../../topology/errors.js';
+import type { MigrationState } from '../../topology/migration.js';
 import { quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { MigrationFailure } from '../executor.js';
 import { readGateSql, setGateSql } from '../guards.js';
 import { LeaseLostError } from '../lease.js';
-import { PAST_FLIP } from '../migration-store.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS } from '../names.js';
 import { HOLD_MARGIN_MS } from '../options.js';
@@ -18,6 +18,7 @@ import { flip, planFlip } from './flip.js';
 import { openGates } from './open.js';
 import { readSourceTables } from './prepare.js';
 import { writersInFlight } from './ready.js';
+import { beginWayBackHere } from './reverse.js';
 
 /** Values a sequence skips, so that those cached by sessions at the source are not given out again at the destination. */
 const SEQUENCE_HEADROOM = 1000;
@@ -26,12 +27,32 @@ const FENCE_LOCK_TIMEOUT_MS = 250;
 /** The fence did not succeed in time; everything is as before it. */
 class FenceMissed extends Error {}
 
-/**
- * fencing → drained → flipped, or back to catching_up when a deadline passes. The one stretch that clients can feel; it runs
- * through without looking at anything that can wait.
- */
+/** fencing → drained → flipped, or back to catching_up when a deadline passes. */
 export async function fence(m: Move): Promise<void> {
   if (m.exec.dry) return dryFence(m);
+  await cross(m, {
+    to: 'flipped',
+    drained: async (timings) => {
+      m.row = await m.exec.transition(m.row, 'drained', { facts: { timings } });
+    },
+    missed: (why) => retreat(m, why),
+  });
+}
+
+/** What is particular to one direction. */
+interface Crossing {
+  readonly to: MigrationState;
+  /** The destination has everything, and the source takes no writes. */
+  drained(timings: Readonly<Record<string, number>>): Promise<void>;
+  /** A deadline has passed; nothing is changed. */
+  missed(why: string): Promise<void>;
+}
+
+/**
+ * The one stretch that clients can feel, in either direction; it runs through without looking at anything that can wait. What it leaves: the
+ * snapshot of the destination from between drain and flip.
+ */
+export async function cross(m: Move, { to, drained, missed }: Crossing): Promise<void> {
   const sequences = (await readSourceTables(m)).flatMap((t) => t.sequences);
   // Connected before anybody is held: a connection takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
@@ -50,25 +71,26 @@ export async function fence(m: Move): Promise<void> {
     await m.snapshot.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
     await m.snapshot.query(`SELECT count(*) FROM ${quoteTable(m.names.marker)}`);
     await carrySequences(m, sequences);
+    await beginWayBackHere(m);
     await assertGateClosed(m);
     timings.carriedMs = since();
-    m.row = await m.exec.transition(m.row, 'drained', { facts: { timings } });
+    await drained(timings);
     await flip(m, plan);
     const pauseMs = since();
     await openGates(m);
     await m.exec.progress({ pauseMs, note: null });
-    m.log.info({ migration: m.row.id.toString(), ...timings, pauseMs, openedMs: since() }, 'flipped');
+    m.log.info({ migration: m.row.id.toString(), ...timings, pauseMs, openedMs: since() }, to);
   } catch (error) {
-    if (PAST_FLIP.includes(m.row.state)) throw error;
+    if (m.row.state === to) throw error;
     await m.snapshot.close();
     m.snapshot = null;
     // A conflict: the epoch moved, the hold ran out, a proxy came that has not acknowledged. Nothing was written.
-    const missed =
+    const isMissed =
       error instanceof FenceMissed || (error instanceof ConflictError && !(error instanceof LeaseLostError));
-    if (!missed) throw error;
+    if (!isMissed) throw error;
     m.row = await m.exec.reload();
-    if (PAST_FLIP.includes(m.row.state)) return;
-    await retreat(m, error.message);
+    if (m.row.state === to) return;
+    await missed(error.message);
   }
 }
 

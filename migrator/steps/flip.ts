@@ -30,13 +30,17 @@ export async function planFlip(m: Move): Promise<FlipPlan> {
 }
 
 /**
- * drained → flipped: the point of no return, one transaction of the catalog. It commits only while the hold is alive, every
+ * drained → flipped, and on the way back rolling_back → flipped_back: the point of no return, one transaction of the catalog. It commits only while the hold is alive, every
  * proxy that lives has acknowledged it, and the epoch is the one that the ranges were read at.
  */
 export async function flip(m: Move, plan: FlipPlan): Promise<void> {
   m.exec.at('before:flip');
   const epoch = (plan.epoch + 1n).toString();
-  m.row = await m.exec.flip(m.row, plan.statements, { facts: { flipEpoch: epoch }, detail: { epoch } });
+  const isBack = m.row.state === 'rolling_back';
+  m.row = await m.exec.flip(m.row, plan.statements, isBack ? 'flipped_back' : 'flipped', {
+    facts: isBack ? { backEpoch: epoch } : { flipEpoch: epoch },
+    detail: { epoch },
+  });
   m.exec.at('after:flip');
 }
 

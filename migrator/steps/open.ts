@@ -1,7 +1,7 @@
 import { setGateSql } from '../guards.js';
 import type { CleanupRecord } from '../migration-store.js';
 import type { Move } from '../move.js';
-import { GATE_CLOSED, GATE_OPEN } from '../names.js';
+import { backNames, GATE_CLOSED, GATE_OPEN } from '../names.js';
 import { undo } from '../undo.js';
 
 /**
@@ -25,21 +25,28 @@ export async function openGates(m: Move): Promise<void> {
   });
 }
 
-/** flipped → cleaning: replication ends. The source's rows must not be removed before: their deletion would be replicated. */
+/** flipped → reversing, or cleaning: replication ends. The source's rows must not be removed before: their deletion would be replicated. */
 export async function open(m: Move): Promise<void> {
   await openGates(m);
-  await finish(m, 'subscription');
+  const back = backNames(m.names).replication;
+  const there = ({ object }: CleanupRecord) => object.name !== back;
+  await finish(m, 'subscription', there);
   m.exec.at('after:drop-subscription');
-  await finish(m, 'slot');
+  await finish(m, 'slot', there);
   m.exec.at('after:drop-slot');
-  await finish(m, 'publication');
+  await finish(m, 'publication', there);
   m.exec.at('after:drop-publication');
-  m.row = await m.exec.transition(m.row, 'cleaning');
+  m.row = await m.exec.transition(m.row, m.row.facts.wayBackMs === undefined ? 'cleaning' : 'reversing');
 }
 
-/** Takes back what the records of one kind name, and ticks them off. */
-export async function finish(m: Move, kind: CleanupRecord['kind']): Promise<void> {
+/** Takes back what the records of one kind name, and ticks them off. @param which of them; default: all */
+export async function finish(
+  m: Move,
+  kind: CleanupRecord['kind'],
+  which: (record: CleanupRecord) => boolean = () => true,
+): Promise<void> {
   for (const record of await m.exec.openCleanup(kind)) {
+    if (!which(record)) continue;
     if (m.exec.dry) {
       const on = record.shard === m.spec.from ? 'source' : 'destination';
       await m.exec.perform({ name: 'drop', on, text: `drop the ${kind} of this migration`, mode: 'single', sql: [] });

@@ -50,7 +50,7 @@ async function runPreflight(m: Move): Promise<PreflightResult> {
   const own = await ownCleanup(m);
   const others = await m.catalog.pool.query<{ id: string }>(
     `SELECT id::text FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2
-        AND (state NOT IN ('planned', 'approved', 'done', 'aborted', 'failed')
+        AND (state NOT IN ('planned', 'approved', 'done', 'rolled_back', 'aborted', 'failed')
              OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = migration.id AND c.done_at IS NULL))`,
     [m.row.id.toString(), m.keyspace.name],
   );

@@ -3,6 +3,7 @@ import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { GUARD_LOCK_CLASS } from '../names.js';
 import { waitUntilCaughtUp } from './catch-up.js';
+import { makeWayBack } from './reverse.js';
 import { checkShapes } from './verify.js';
 
 /** A writer of the interval that has been at it for longer than this is waited for before anybody is held. */
@@ -14,6 +15,9 @@ export async function ready(m: Move): Promise<void> {
   if (!m.exec.dry) {
     await checkTopology(m);
     await checkShapes(m);
+  }
+  await makeWayBack(m);
+  if (!m.exec.dry) {
     await waitUntilCaughtUp(m);
     await waitForLongWriters(m);
   }
@@ -55,7 +59,7 @@ export async function writersInFlight(m: Move, olderThan = '0 ms'): Promise<stri
 }
 
 /** A huge transaction would drain for seconds behind the fence: it is let end first. */
-async function waitForLongWriters(m: Move): Promise<void> {
+export async function waitForLongWriters(m: Move): Promise<void> {
   let last: string[] = [];
   const clear = await m.exec.wait(
     'no long transaction writes to the interval',

@@ -6,5 +6,8 @@ import { Catalog } from '../../topology/catalog/catalog.js';
 const catalog = await Catalog.connect(process.argv[2] as string);
 const controller = new AbortController();
 process.once('SIGTERM', () => controller.abort());
-await new Migrator({ catalog, logger: pino({ level: 'warn' }), pollMs: 50, leaseMs: 1000 }).run(controller.signal);
+const wayBackMs = Number(process.argv[3] ?? 0);
+await new Migrator({ catalog, logger: pino({ level: 'warn' }), pollMs: 50, leaseMs: 1000, wayBackMs }).run(
+  controller.signal,
+);
 await catalog.close();

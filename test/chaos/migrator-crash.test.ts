@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
-import { loadMigration } from '../../migrator/migration-store.js';
+import { loadMigration, RESTING_STATES } from '../../migrator/migration-store.js';
 import { Migrator } from '../../migrator/migrator.js';
 import { MiniProxy } from '../migrator/mini-proxy.js';
 import {
@@ -9,6 +9,7 @@ import {
   approveMove,
   leftovers,
   resetShop,
+  rollBackOnReversing,
   type Setting,
   silent,
   startSetting,
@@ -22,6 +23,9 @@ import { type Compiled, compile } from './compile.js';
 const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-tables'];
 /** Passed only by an abort. */
 const ABORTING: readonly CrashPoint[] = ['after:abort-reopen', 'after:undo'];
+/** Passed only by a migration that has a way back, and takes it. */
+const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
+const HOUR = 3_600_000;
 const TENANTS = 12;
 const CUT = 6;
 
@@ -41,7 +45,8 @@ afterAll(async () => {
 /** Runs a migrator that kills itself at the point. @returns the signal that ended it */
 function runUntilCrash(point: CrashPoint): Promise<string | null> {
   return new Promise((resolve, reject) => {
-    const running = spawn(process.execPath, [child.file, s.catalogUrl], {
+    const wayBackMs = ON_THE_WAY_BACK.includes(point) ? HOUR : 0;
+    const running = spawn(process.execPath, [child.file, s.catalogUrl, `${wayBackMs}`], {
       env: { ...process.env, FORESHARD_CRASH_POINT: point },
       stdio: ['ignore', 'ignore', 'inherit'],
     });
@@ -63,7 +68,7 @@ async function runToTheEnd(id: bigint): Promise<string> {
     return await waitFor(
       async () => {
         const { state } = await loadMigration(s.catalog.pool, id);
-        return ['done', 'aborted', 'failed'].includes(state) ? state : null;
+        return RESTING_STATES.includes(state) ? state : null;
       },
       { what: `migration ${id} to end`, timeoutMs: 30_000 },
     );
@@ -82,9 +87,11 @@ async function crashAndResume(point: CrashPoint): Promise<string> {
     const to = owner === 'one' ? 'two' : 'one';
     const id = await approveMove(s, [BigInt(CUT)], null, owner, to);
     if (ABORTING.includes(point)) await abortOnEntering(s, 'verifying');
+    if (ON_THE_WAY_BACK.includes(point)) await rollBackOnReversing(s, true);
     expect(await runUntilCrash(point)).toBe('SIGKILL');
     const end = await runToTheEnd(id);
     await abortOnEntering(s, null);
+    await rollBackOnReversing(s, false);
     if (end === 'done') owner = to;
     const written = writers.acknowledged;
     await waitFor(() => writers.acknowledged > written + 20, { what: 'writes after the migration' });
@@ -119,8 +126,13 @@ describe('a migrator killed at', () => {
     expect(await crashAndResume(point)).toBe('done');
   });
 
-  test.each(CRASH_POINTS.filter((p) => !FRESH.includes(p) && !ABORTING.includes(p)))('%s', async (point) => {
+  const passedByAll = CRASH_POINTS.filter((p) => ![...FRESH, ...ABORTING, ...ON_THE_WAY_BACK].includes(p));
+  test.each(passedByAll)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('done');
+  });
+
+  test.each(ON_THE_WAY_BACK)('%s', async (point) => {
+    expect(await crashAndResume(point)).toBe('rolled_back');
   });
 
   test.each(ABORTING)('%s', async (point) => {
@@ -179,7 +191,7 @@ describe('a server that crashes during a move', () => {
       const end = await waitFor(
         async () => {
           const { state } = await loadMigration(s.catalog.pool, id);
-          return ['done', 'aborted', 'failed'].includes(state) ? state : null;
+          return RESTING_STATES.includes(state) ? state : null;
         },
         { what: 'the migration to end', timeoutMs: 50_000 },
       );

@@ -175,3 +175,14 @@ export async function abortOnEntering(s: Setting, state: string | null): Promise
   await pool.query(`CREATE TRIGGER ask_abort BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
     WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_abort()`);
 }
+
+/** Whether every migration that comes to have a way back finds that somebody has asked for its rollback in that very moment. */
+export async function rollBackOnReversing(s: Setting, on: boolean): Promise<void> {
+  const { pool } = s.catalog;
+  await pool.query('DROP TRIGGER IF EXISTS ask_rollback ON foreshard.migration');
+  if (!on) return;
+  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_rollback() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.requested := 'rollback'; RETURN NEW; END $$`);
+  await pool.query(`CREATE TRIGGER ask_rollback BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
+    WHEN (NEW.state = 'reversing' AND OLD.state = 'flipped') EXECUTE FUNCTION public.ask_rollback()`);
+}

@@ -121,11 +121,11 @@ describe('a hold that runs out while the flip is under way', () => {
       VALUES ($1, 'tenant', false, clock_timestamp() + $2::interval)`;
     const raise = { sql: 'UPDATE foreshard.meta SET epoch = epoch + 1', values: [], text: '', elseConflict: null };
     await pool.query(hold, [id.toString(), '500 ms']);
-    await expect(exec.flip(row, [raise], {})).rejects.toThrow('the hold ran out before the flip');
+    await expect(exec.flip(row, [raise], 'flipped', {})).rejects.toThrow('the hold ran out before the flip');
     expect([await epoch(), (await store.load()).state]).toEqual([before, row.state]);
     await pool.query('DELETE FROM foreshard.hold');
     await pool.query(hold, [id.toString(), '1 h']);
-    await exec.flip(row, [raise], {});
+    await exec.flip(row, [raise], 'flipped', {});
     expect([await epoch(), (await store.load()).state]).toEqual([before + 1n, 'flipped']);
     expect((await pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
   });

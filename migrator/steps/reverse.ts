@@ -1,0 +1,97 @@
+import { quoteLiteral } from '../../topology/quote.js';
+import { MigrationFailure } from '../executor.js';
+import { arrivalAction } from '../guards.js';
+import type { Move } from '../move.js';
+import { followAction, knowsOrigin, publicationAction, Supervisor, slotAction } from '../replication.js';
+import { turned } from '../turned.js';
+import { compareAsOfFlip } from './clean.js';
+import { readSourceTables } from './prepare.js';
+
+/** How often the way back is looked at, ms. */
+const LOOK_MS = 100;
+const SUPERVISE_MS = 1000;
+
+/**
+ * Before the fence: from here on the destination keeps what will have to be done at the source once the interval is the destination's. A slot
+ * waits for every transaction that writes there, so that it has no place behind the fence.
+ */
+export async function makeWayBack(m: Move): Promise<void> {
+  const { wayBackMs } = m.options;
+  if (wayBackMs === 0 && m.row.facts.wayBackMs === undefined) return;
+  if (m.row.facts.wayBackMs === undefined) m.row = await m.exec.noteFacts(m.row, { wayBackMs });
+  const back = turned(m);
+  const infos = m.exec.dry ? [] : await readSourceTables(back);
+  for (const [i, table] of back.tables.entries()) {
+    const info = infos[i];
+    if (info === undefined) continue;
+    const action = arrivalAction(back.names, table, info);
+    if (action !== null) await back.exec.perform(action);
+  }
+  await back.exec.perform(publicationAction(back));
+  await m.exec.progress({ note: 'waiting for the transactions that now write at the destination' });
+  await back.exec.perform(slotAction(back));
+  await m.exec.progress({ note: null });
+}
+
+/**
+ * Behind the fence, when the destination has everything: what it has got from the source is not to go back there. Where replication cannot tell
+ * (before PostgreSQL 16), the slot begins here.
+ */
+export async function beginWayBackHere(m: Move): Promise<void> {
+  if (m.row.state !== 'fencing' || m.row.facts.wayBackMs === undefined || knowsOrigin(m)) return;
+  const slot = quoteLiteral(turned(m).names.replication);
+  await m.destination.query(`SELECT pg_replication_slot_advance(${slot}, pg_current_wal_lsn())`);
+}
+
+/**
+ * reversing → rolling_back, or cleaning: the source follows the new owner, until somebody wants the interval back, or the way back no more, or its
+ * time is over.
+ */
+export async function reverse(m: Move): Promise<void> {
+  if (!(await compareAsOfFlip(m))) return;
+  const back = turned(m);
+  await back.exec.perform(followAction(back));
+  const supervisor = new Supervisor(back);
+  let supervisedAt = 0;
+  let lost: string | null = (m.row.facts.wayBackLost as string | undefined) ?? null;
+  let next: 'rolling_back' | 'cleaning' = 'cleaning';
+  await m.exec.wait(
+    'somebody takes the migration back, or finishes it, or the time for that is over',
+    async () => {
+      if (m.exec.dry) return true;
+      if (lost === null && performance.now() - supervisedAt > SUPERVISE_MS) {
+        supervisedAt = performance.now();
+        lost = await supervise(m, supervisor);
+      }
+      const { requested, elapsedMs } = await asked(m);
+      if (requested === 'rollback' && lost === null) next = 'rolling_back';
+      return requested === 'finish' || next === 'rolling_back' || elapsedMs >= Number(m.row.facts.wayBackMs);
+    },
+    { everyMs: LOOK_MS },
+  );
+  m.row = await m.exec.transition(m.row, next);
+}
+
+/** @returns why there is no way back any more; null: there is */
+async function supervise(m: Move, supervisor: Supervisor): Promise<string | null> {
+  try {
+    const { lagBytes, note } = await supervisor.check();
+    await m.exec.progress({ lagBytes, note: note ?? 'the way back is open' });
+    return null;
+  } catch (error) {
+    if (!(error instanceof MigrationFailure)) throw error;
+    m.row = await m.exec.noteFacts(m.row, { wayBackLost: error.message });
+    await m.exec.progress({ note: `there is no way back any more: ${error.message}` });
+    return error.message;
+  }
+}
+
+async function asked(m: Move): Promise<{ requested: string | null; elapsedMs: number }> {
+  const { rows } = await m.catalog.pool.query<{ requested: string | null; elapsedMs: number }>(
+    `SELECT requested, (SELECT extract(epoch FROM clock_timestamp() - min(at)) * 1000 FROM foreshard.migration_event
+                         WHERE migration_id = m.id AND state = 'reversing')::float8 AS "elapsedMs"
+       FROM foreshard.migration m WHERE id = $1`,
+    [m.row.id.toString()],
+  );
+  return rows[0] as { requested: string | null; elapsedMs: number };
+}
