@@ -49,14 +49,15 @@ function hashed(c: ColumnInfo): string {
 }
 
 /** How a table's rows are hashed, as SQL; the same text on both sides. */
-interface Hashing {
+export interface Hashing {
   readonly row: string;
   readonly bucket: string;
   /** The row's identity, as text. */
   readonly key: string;
 }
 
-function hashing(table: TableInfo, buckets = MIN_BUCKETS): Hashing {
+/** @param buckets a power of two */
+export function hashing(table: TableInfo, buckets = MIN_BUCKETS): Hashing {
   const columns = [...table.columns].filter((c) => c.generated === '').sort((a, b) => (a.name < b.name ? -1 : 1));
   const identity = identityColumns(table);
   const keys = columns.filter((c) => identity.includes(c.name));

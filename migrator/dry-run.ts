@@ -9,7 +9,7 @@ import type { Executor, TransitionChange } from './executor.js';
 import { endHoldSql } from './hold-end.js';
 import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-store.js';
 import { type Move, movingTables, resolveTarget } from './move.js';
-import { DEFAULT_OPTIONS } from './options.js';
+import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
 import { PreflightRefusal } from './steps/prepare.js';
@@ -33,8 +33,13 @@ export interface DryRun {
 /**
  * Walks the very steps of a real migration with an executor that notes what each would do. Reads both shards, changes nothing.
  * The object names end in 0, where the real ones have the migration's id.
+ * @param options those of the migrator that will carry it out
  */
-export async function dryRun(catalog: Catalog, spec: SplitMoveSpec): Promise<DryRun> {
+export async function dryRun(
+  catalog: Catalog,
+  spec: SplitMoveSpec,
+  options: Partial<MigratorOptions> = {},
+): Promise<DryRun> {
   const topology = await catalog.loadTopology();
   const keyspace = topology.keyspaces.get(spec.keyspace) as Keyspace;
   const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
@@ -60,7 +65,7 @@ export async function dryRun(catalog: Catalog, spec: SplitMoveSpec): Promise<Dry
     const m: Move = {
       row,
       exec,
-      options: DEFAULT_OPTIONS,
+      options: { ...DEFAULT_OPTIONS, ...options },
       log: pino({ level: 'silent' }),
       catalog,
       topology,

@@ -30,9 +30,14 @@ export function backNames(names: ObjectNames): ObjectNames {
   return { ...names, replication: `${names.replication}_back` };
 }
 
-/** The names of migration `id`. The catalog's cluster id keeps two Foreshards on one server apart. */
+/** What of a cluster's id is in the names of its objects: it keeps two Foreshards on one server apart. */
+export function clusterPart(clusterId: string): string {
+  return clusterId.replaceAll('-', '').slice(0, 8);
+}
+
+/** The names of migration `id`. */
 export function objectNames(id: bigint, clusterId: string): ObjectNames {
-  const suffix = `${clusterId.replaceAll('-', '').slice(0, 8)}_${id}`;
+  const suffix = `${clusterPart(clusterId)}_${id}`;
   return {
     replication: `foreshard_${suffix}`,
     gate: { schema: SHARD_SCHEMA, table: `gate_${suffix}` },

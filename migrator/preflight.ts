@@ -5,6 +5,7 @@ import type { CleanupRecord } from './migration-store.js';
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
+import { checkWayBack } from './preflight-way-back.js';
 import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
 
 /** What preflight read on the way; later steps build on it. */
@@ -35,6 +36,7 @@ export async function preflight(
     );
   checkOwnership(m, report);
   await checkServers(m, own, report);
+  await checkWayBack(m, report);
   await checkFunctions(m, report);
 
   const source = new Map<string, TableInfo>();

@@ -48,7 +48,7 @@ export function slotAction(m: Move): Action {
   return {
     name: 'create-slot',
     on: 'source',
-    text: 'create the replication slot (waits for every transaction now writing at the source)',
+    text: 'create the replication slot (waits for every transaction that now writes to that server)',
     mode: 'single',
     cleanup: [{ kind: 'slot', shard: m.spec.from, object: { name } }],
     present: `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = ${quoteLiteral(name)}) AS present`,

@@ -1,4 +1,5 @@
 import type { CommandModule } from 'yargs';
+import { audit } from '../../migrator/audit/audit.js';
 import {
   acceptDifference,
   listMigrations,
@@ -167,6 +168,46 @@ const acceptCommand: CommandModule<GlobalArgs, IdArgs> = {
     }),
 };
 
+interface AuditArgs extends JsonArgs {
+  readonly repair: boolean;
+}
+
+const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
+  command: 'audit',
+  describe: 'Look for what migrations have left behind, and for rows that are where they do not belong',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y).option('repair', {
+        type: 'boolean',
+        default: false,
+        describe:
+          'Take away what nobody can need any more: objects of migrations that are over, and rows that their owner has as well',
+      }),
+      ['migrate audit', 'Exit code 0: every row is where it belongs, and nothing is left over'],
+      ['migrate audit --repair', ''],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const findings = await audit(catalog, args.repair);
+      const open = findings.filter((finding) => finding.outcome !== 'repaired');
+      if (args.json) printJson({ ok: open.length === 0, findings });
+      else {
+        for (const { shard, text, remedy, outcome } of findings) {
+          printLine(
+            `${outcome === 'open' ? 'FOUND   ' : outcome === 'repaired' ? 'repaired' : 'NOT DONE'} ${shard === '' ? 'catalog' : `shard ${shard}`}: ${text}`,
+          );
+          if (outcome !== 'repaired') printLine(`         remedy: ${remedy}`);
+        }
+        printLine(
+          open.length === 0
+            ? 'Every row is where it belongs, and nothing is left of any migration.'
+            : `${open.length} finding(s).`,
+        );
+      }
+      if (open.length > 0) process.exitCode = EXIT.failed;
+    }),
+};
+
 export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
   builder: (y) =>
     withHelp(
@@ -178,7 +219,8 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(rollbackCommand)
         .command(finishCommand)
         .command(acceptCommand)
-        .demandCommand(1, 'a command is needed: list, show, watch, abort, rollback, finish or accept'),
+        .command(auditCommand)
+        .demandCommand(1, 'a command is needed: list, show, watch, abort, rollback, finish, accept or audit'),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),
   handler: () => undefined,

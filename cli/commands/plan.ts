@@ -10,6 +10,7 @@ import type { Catalog } from '../../topology/catalog/catalog.js';
 import { ConflictError, UsageError } from '../../topology/errors.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { actor, parseId, withCatalog } from '../command.js';
+import type { Config } from '../config.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { specText } from '../progress-line.js';
@@ -36,8 +37,8 @@ const HTML = {
 const STEPS = { type: 'boolean', default: false, describe: 'Show every step and statement of the migration' } as const;
 
 /** Prints a report in the forms that were asked for. */
-async function show(catalog: Catalog, report: SavedReport, args: ReportArgs): Promise<void> {
-  const steps = args.steps && report.proposal !== null ? await stepsOf(catalog, report) : null;
+async function show(catalog: Catalog, config: Config, report: SavedReport, args: ReportArgs): Promise<void> {
+  const steps = args.steps && report.proposal !== null ? await stepsOf(catalog, config, report) : null;
   if (args.html !== undefined) writeReport(args.html, renderHtml(report));
   if (args.json) return printJson(steps === null ? report : { ...report, dryRun: steps });
   const { isTTY, columns } = process.stdout;
@@ -56,7 +57,7 @@ function writeReport(file: string, html: string): void {
 }
 
 /** What the migrator would do, told by the very steps that do it. */
-async function stepsOf(catalog: Catalog, report: SavedReport): Promise<DryRun> {
+async function stepsOf(catalog: Catalog, config: Config, report: SavedReport): Promise<DryRun> {
   const spec = (report.proposal as NonNullable<SavedReport['proposal']>).spec;
   const topology = await catalog.loadTopology();
   const keyspace = topology.keyspaces.get(spec.keyspace as KeyspaceName);
@@ -65,7 +66,7 @@ async function stepsOf(catalog: Catalog, report: SavedReport): Promise<DryRun> {
       `the plan was made at epoch ${report.epoch}, the topology is at epoch ${topology.epoch}`,
       'Make a new one with "foreshard plan".',
     );
-  return dryRun(catalog, decodeSpec(keyspace, spec));
+  return dryRun(catalog, decodeSpec(keyspace, spec), config.migrator);
 }
 
 function stepsText({ findings, steps }: DryRun): string {
@@ -117,12 +118,12 @@ const showCommand: CommandModule<GlobalArgs, IdArgs & ReportArgs> = {
       '',
     ]),
   handler: (args) =>
-    withCatalog(args, async (catalog) => {
+    withCatalog(args, async (catalog, config) => {
       const { id, hash, status, expiresAt, report } = await new PlanStore(catalog.pool).showPlan(
         parseId(args.id, 'plan'),
       );
       const plan = { id: id.toString(), hash, status, expiresAt: expiresAt.getTime() };
-      await show(catalog, { ...report, plan }, args);
+      await show(catalog, config, { ...report, plan }, args);
     }),
 };
 
@@ -174,6 +175,6 @@ export const planCommand: CommandModule<GlobalArgs, PlanArgs> = {
     withCatalog(args, async (catalog, config) => {
       // Only here: the forecasting library takes its time to load.
       const { createPlanner } = await import('../create-planner.js');
-      await show(catalog, await createPlanner(catalog, config).plan({ save: args.save }), args);
+      await show(catalog, config, await createPlanner(catalog, config).plan({ save: args.save }), args);
     }),
 };

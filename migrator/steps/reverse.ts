@@ -2,6 +2,7 @@ import { quoteLiteral } from '../../topology/quote.js';
 import { MigrationFailure } from '../executor.js';
 import { arrivalAction } from '../guards.js';
 import type { Move } from '../move.js';
+import { isRefusal } from '../preflight-way-back.js';
 import { followAction, knowsOrigin, publicationAction, Supervisor, slotAction } from '../replication.js';
 import { turned } from '../turned.js';
 import { compareAsOfFlip } from './clean.js';
@@ -50,10 +51,10 @@ export async function beginWayBackHere(m: Move): Promise<void> {
 export async function reverse(m: Move): Promise<void> {
   if (!(await compareAsOfFlip(m))) return;
   const back = turned(m);
-  await back.exec.perform(followAction(back));
+  const known = m.row.facts.wayBackLost as string | undefined;
+  let lost = known ?? (await follow(m, back));
   const supervisor = new Supervisor(back);
   let supervisedAt = 0;
-  let lost: string | null = (m.row.facts.wayBackLost as string | undefined) ?? null;
   let next: 'rolling_back' | 'cleaning' = 'cleaning';
   await m.exec.wait(
     'somebody takes the migration back, or finishes it, or the time for that is over',
@@ -72,6 +73,18 @@ export async function reverse(m: Move): Promise<void> {
   m.row = await m.exec.transition(m.row, next);
 }
 
+/** @returns why there is no way back; null: there is */
+async function follow(m: Move, back: Move): Promise<string | null> {
+  try {
+    await back.exec.perform(followAction(back));
+    return null;
+  } catch (error) {
+    // Else somebody who wants to finish the migration would wait for the two servers to reach one another.
+    if (!isRefusal(error)) throw error;
+    return noWayBack(m, `shard "${m.spec.from}" cannot follow shard "${m.spec.to}": ${error.message}`);
+  }
+}
+
 /** @returns why there is no way back any more; null: there is */
 async function supervise(m: Move, supervisor: Supervisor): Promise<string | null> {
   try {
@@ -80,10 +93,14 @@ async function supervise(m: Move, supervisor: Supervisor): Promise<string | null
     return null;
   } catch (error) {
     if (!(error instanceof MigrationFailure)) throw error;
-    m.row = await m.exec.noteFacts(m.row, { wayBackLost: error.message });
-    await m.exec.progress({ note: `there is no way back any more: ${error.message}` });
-    return error.message;
+    return noWayBack(m, error.message);
   }
+}
+
+async function noWayBack(m: Move, why: string): Promise<string> {
+  m.row = await m.exec.noteFacts(m.row, { wayBackLost: why });
+  await m.exec.progress({ note: `there is no way back any more: ${why}` });
+  return why;
 }
 
 async function asked(m: Move): Promise<{ requested: string | null; elapsedMs: number }> {

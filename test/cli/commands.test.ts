@@ -101,6 +101,7 @@ describe('the command line itself', () => {
     'migrate abort',
     'migrate rollback',
     'migrate finish',
+    'migrate audit',
   ])('%s --help shows an example and the exit codes', async (command) => {
     const { code, stdout, stderr } = await cli([...command.split(' '), '--help']);
     expect(code).toBe(0);

@@ -256,6 +256,59 @@ describe('the way back', () => {
     expect(await leftovers(s)).toEqual([]);
   });
 
+  test('is refused by preflight where the destination cannot publish', async () => {
+    await withClient(s.urlTwo, async (c) => {
+      const { rows } = await c.query<{ max: number }>("SELECT current_setting('max_replication_slots')::int AS max");
+      const max = rows[0]?.max ?? 0;
+      for (let i = 0; i < max; i++) await c.query('SELECT pg_create_physical_replication_slot($1)', [`taken_${i}`]);
+    });
+    const id = await approveMove(s, [20n], null);
+    startMigrator({ wayBackMs: HOUR });
+    expect(await atRest(id)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
+      /there would be no way back: shard "two" has no free replication slot.* or set migrator.wayBackMs to 0/s,
+    );
+    await withClient(s.urlTwo, (c) => c.query('SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots'));
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is in the dry run', async () => {
+    const { steps } = await dryRun(s.catalog, moveSpec([20n], null), { wayBackMs: HOUR });
+    const back = steps.filter((step) => step.sql.some((sql) => sql.includes('_back')));
+    expect(back.map(({ state, on, text }) => `${state} ${on}: ${text}`)).toEqual([
+      'ready destination: publish the rows of the interval',
+      'ready destination: create the replication slot (waits for every transaction that now writes to that server)',
+      'reversing source: subscribe: follows the new owner',
+    ]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is not there where the source cannot follow: the migration can be finished all the same', async () => {
+    await withClient(s.urlOne, async (c) => {
+      await c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'not on this server'; END $$`);
+      await c.query(
+        `CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION public.refuse()`,
+      );
+    });
+    await withClient(s.urlTwo, (c) =>
+      c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$`),
+    );
+    const id = await approveMove(s, [20n], null);
+    startMigrator({ wayBackMs: HOUR });
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
+      what: 'the refusal',
+      timeoutMs: 50_000,
+    });
+    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(
+      /cannot be taken back: shard "one" cannot follow shard "two": not on this server/,
+    );
+    await requestEnd(s.catalog.pool, id, 'finish', 'test');
+    expect(await atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('is lost with its slot: a rollback is refused, and the migration can be finished', async () => {
     const id = await approveMove(s, [20n], null);
     startMigrator({ wayBackMs: HOUR });

@@ -1,0 +1,74 @@
+import type { Catalog } from '../../topology/catalog/catalog.js';
+import { ForeshardError } from '../../topology/errors.js';
+import type { ShardName } from '../../topology/topology.js';
+import { clusterPart } from '../names.js';
+import { ShardSession } from '../shard-session.js';
+import { auditCatalog } from './catalog.js';
+import type { AuditFinding } from './finding.js';
+import { AtWork } from './migrations.js';
+import { judgeObjects, ORDER, readObjects } from './objects.js';
+import { auditReference } from './reference.js';
+import { auditRows } from './rows.js';
+
+/** What an audit has found, and what has become of it. */
+export type Audited = Omit<AuditFinding, 'repair'> & {
+  /** `open`: to be repaired, or a person's to judge. */
+  readonly outcome: 'open' | 'repaired' | 'not repaired';
+};
+
+/**
+ * Looks at every shard for what migrations that are over may have left there, for rows on shards that do not own them, and for copies that
+ * differ; and at the catalog. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
+ */
+export async function audit(catalog: Catalog, repair: boolean): Promise<Audited[]> {
+  const topology = await catalog.loadTopology();
+  const sessions = new Map<ShardName, ShardSession>();
+  const unreachable: AuditFinding[] = [];
+  try {
+    for (const shard of topology.shards.values())
+      try {
+        sessions.set(shard.name, await ShardSession.open(shard, null));
+      } catch (error) {
+        if (!(error instanceof ForeshardError)) throw error;
+        unreachable.push({
+          kind: 'shard',
+          shard: shard.name,
+          object: shard.name,
+          text: `it could not be looked at: ${error.message}`,
+          remedy: error.hint ?? 'See that the server runs.',
+          repair: null,
+        });
+      }
+    const look = async () => [...unreachable, ...(await lookAround(catalog, sessions))];
+    const found = await look();
+    if (!repair || found.every((finding) => finding.repair === null)) return found.map((f) => outcome(f, 'open'));
+    const rank = ({ kind }: AuditFinding) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
+    for (const finding of found.toSorted((a, b) => rank(a) - rank(b))) await finding.repair?.();
+    const left = new Set((await look()).map(identity));
+    return found.map((f) =>
+      outcome(f, left.has(identity(f)) ? (f.repair === null ? 'open' : 'not repaired') : 'repaired'),
+    );
+  } finally {
+    await Promise.all([...sessions.values()].map((session) => session.close()));
+  }
+}
+
+async function lookAround(catalog: Catalog, sessions: ReadonlyMap<ShardName, ShardSession>): Promise<AuditFinding[]> {
+  const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
+  const cluster = clusterPart(meta.rows[0]?.cluster_id ?? '');
+  const objects = await Promise.all([...sessions.values()].map((session) => readObjects(session, cluster)));
+  const topology = await catalog.loadTopology();
+  const atWork = await AtWork.load(catalog, topology);
+  const findings = objects.flatMap((found) => judgeObjects(found, atWork));
+  for (const keyspace of topology.keyspaces.values())
+    findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork })));
+  for (const table of topology.referenceTables.values()) findings.push(...(await auditReference(table, sessions)));
+  findings.push(...(await auditCatalog(catalog, atWork)));
+  return findings;
+}
+
+const identity = ({ kind, shard, object }: AuditFinding): string => [kind, shard, object].join('\0');
+
+function outcome({ repair: _, ...finding }: AuditFinding, becameOf: Audited['outcome']): Audited {
+  return { ...finding, outcome: becameOf };
+}

@@ -1,0 +1,130 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
+import { GUARD_LOCK_CLASS, SHARD_SCHEMA } from '../names.js';
+import type { ShardSession } from '../shard-session.js';
+import type { AuditFinding } from './finding.js';
+import type { AtWork } from './migrations.js';
+
+/** How long a slot may take to be let go of. */
+const SLOT_MS = 5000;
+
+/** Kinds in the order in which they can be taken away. */
+export const ORDER = ['subscription', 'slot', 'publication', 'trigger', 'function', 'gate', 'marker'];
+
+interface Found {
+  readonly kind: string;
+  readonly name: string;
+  /** Number of the migration, as its names have it. */
+  readonly id: string;
+  /** Statements that take it away. */
+  readonly drop: readonly string[];
+}
+
+/** What bears the name of a migration on one shard. */
+export interface ShardObjects {
+  readonly session: ShardSession;
+  readonly found: readonly Found[];
+  readonly prepared: readonly { readonly gid: string; readonly id: string }[];
+}
+
+export async function readObjects(session: ShardSession, cluster: string): Promise<ShardObjects> {
+  return { session, found: await ourObjects(session, cluster), prepared: await lockedByPrepared(session) };
+}
+
+/**
+ * What of it is left of a migration which is over, or which nobody knows. `atWork` is of a later time than the objects: a migration that began
+ * meanwhile is known.
+ */
+export function judgeObjects({ session, found, prepared }: ShardObjects, atWork: AtWork): AuditFinding[] {
+  const { name: shard } = session.shard;
+  const objects = found
+    .filter(({ id }) => !atWork.has(id))
+    .map(
+      ({ kind, name, id, drop }): AuditFinding => ({
+        kind,
+        shard,
+        object: name,
+        text: `${kind} ${name} is left of migration ${id} (${atWork.state(id)})`,
+        remedy: drop.join('; '),
+        repair: () => (kind === 'slot' ? dropSlot(session, name) : inOrder(session, drop)),
+      }),
+    );
+  const transactions = prepared
+    .filter(({ id }) => !atWork.has(id))
+    .map(
+      ({ gid, id }): AuditFinding => ({
+        kind: 'prepared transaction',
+        shard,
+        object: gid,
+        text: `prepared transaction "${gid}" has written to rows of migration ${id} (${atWork.state(id)})`,
+        remedy: `COMMIT PREPARED or ROLLBACK PREPARED ${quoteLiteral(gid)}, as whoever prepared it would`,
+        repair: null,
+      }),
+    );
+  return [...objects, ...transactions];
+}
+
+async function inOrder(session: ShardSession, statements: readonly string[]): Promise<void> {
+  for (const sql of statements) await session.query(sql);
+}
+
+/** Its subscription, if there was one, is gone by now; who sends from it may not have noticed yet. */
+async function dropSlot(session: ShardSession, name: string): Promise<void> {
+  const is = `FROM pg_replication_slots WHERE slot_name = ${quoteLiteral(name)}`;
+  for (const deadline = performance.now() + SLOT_MS; performance.now() < deadline; ) {
+    await session.query(`SELECT pg_terminate_backend(active_pid) ${is} AND active_pid IS NOT NULL`);
+    await session.query(`DO $$ BEGIN PERFORM pg_drop_replication_slot(slot_name) ${is} AND active_pid IS NULL;
+      EXCEPTION WHEN object_in_use OR undefined_object THEN NULL; END $$`);
+    if ((await session.query(`SELECT ${is}`)).length === 0) return;
+    await delay(20);
+  }
+}
+
+async function ourObjects(session: ShardSession, cluster: string): Promise<Found[]> {
+  const is = (column: string, prefix: string) => `${column} ~ ${quoteLiteral(`^${prefix}_${cluster}_[0-9]+(_|$)`)}`;
+  const id = (column: string) => `substring(${column} FROM ${quoteLiteral(`_${cluster}_([0-9]+)`)})`;
+  const rows = await session.query<{ kind: string; name: string; id: string; on: string | null }>(`
+    SELECT 'subscription' AS kind, subname::text AS name, ${id('subname')} AS id, NULL AS on FROM pg_subscription
+     WHERE ${is('subname', 'foreshard')} AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+    UNION ALL SELECT 'slot', slot_name::text, ${id('slot_name::text')}, NULL FROM pg_replication_slots
+     WHERE ${is('slot_name::text', 'foreshard')} AND database = current_database()
+    UNION ALL SELECT 'publication', pubname::text, ${id('pubname')}, NULL FROM pg_publication WHERE ${is('pubname', 'foreshard')}
+    UNION ALL SELECT 'trigger', tgname::text, ${id('tgname')}, tgrelid::regclass::text FROM pg_trigger
+     WHERE NOT tgisinternal AND tgparentid = 0 AND ${is('tgname', 'foreshard_guard')}
+    UNION ALL SELECT 'function', proname::text, ${id('proname')}, p.oid::regprocedure::text FROM pg_proc p
+     WHERE pronamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND ${is('proname', 'guard')}
+    UNION ALL SELECT CASE relkind WHEN 'S' THEN 'gate' ELSE 'marker' END, relname::text, ${id('relname')}, c.oid::regclass::text FROM pg_class c
+     WHERE relnamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND relkind IN ('S', 'r') AND ${is('relname', '(gate|marker)')}`);
+  return rows.map(({ kind, name, id: number, on }) => ({ kind, name, id: number, drop: dropSql(kind, name, on) }));
+}
+
+function dropSql(kind: string, name: string, on: string | null): string[] {
+  switch (kind) {
+    case 'subscription':
+      return [
+        `ALTER SUBSCRIPTION ${quoteIdent(name)} DISABLE`,
+        `ALTER SUBSCRIPTION ${quoteIdent(name)} SET (slot_name = NONE)`,
+        `DROP SUBSCRIPTION IF EXISTS ${quoteIdent(name)}`,
+      ];
+    case 'slot':
+      return [`SELECT pg_drop_replication_slot(${quoteLiteral(name)})`];
+    case 'publication':
+      return [`DROP PUBLICATION IF EXISTS ${quoteIdent(name)}`];
+    case 'trigger':
+      return [`DROP TRIGGER IF EXISTS ${quoteIdent(name)} ON ${on}`];
+    case 'function':
+      return [`DROP FUNCTION IF EXISTS ${on} RESTRICT`];
+    case 'gate':
+      return [`DROP SEQUENCE IF EXISTS ${on} RESTRICT`];
+    default:
+      return [`DROP TABLE IF EXISTS ${on} RESTRICT`];
+  }
+}
+
+/** A transaction that was prepared on rows that moved holds the guard's lock for as long as nobody ends it. */
+function lockedByPrepared(session: ShardSession): Promise<{ gid: string; id: string }[]> {
+  return session.query(
+    `SELECT p.gid, l.objid::bigint::text AS id FROM pg_locks l JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+      WHERE l.locktype = 'advisory' AND l.classid = ${GUARD_LOCK_CLASS}::int8::oid AND l.pid IS NULL AND p.database = current_database()`,
+  );
+}

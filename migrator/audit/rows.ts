@@ -1,0 +1,125 @@
+import type { Catalog } from '../../topology/catalog/catalog.js';
+import { inCatalogTransaction } from '../../topology/catalog/change.js';
+import { ForeshardError } from '../../topology/errors.js';
+import { intervalPredicate } from '../../topology/interval-sql.js';
+import type { Interval } from '../../topology/key.js';
+import { quoteTable } from '../../topology/quote.js';
+import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
+import { hashing } from '../compare.js';
+import { readTable } from '../schema-read.js';
+import type { ShardSession } from '../shard-session.js';
+import type { AuditFinding } from './finding.js';
+import { type AtWork, NONE_AT_WORK } from './migrations.js';
+
+/** Rows removed together: for so long no migration goes on. */
+const BATCH = 2000;
+
+/** What rows are looked at by. */
+export interface RowsAudit {
+  readonly catalog: Catalog;
+  readonly topology: Topology;
+  readonly keyspace: Keyspace;
+  readonly sessions: ReadonlyMap<ShardName, ShardSession>;
+  readonly atWork: AtWork;
+}
+
+/** Rows of sharded tables on shards that own none of their intervals. */
+export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
+  const { keyspace, sessions, atWork } = a;
+  const findings: AuditFinding[] = [];
+  for (const table of keyspace.tables)
+    for (const [shard, session] of sessions) {
+      if ((await readTable(session.reader, quoteTable(table))) === null) continue;
+      const strays = strayPredicate(keyspace, table, shard, atWork);
+      const rows = await count(session, table, strays);
+      if (rows === 0) continue;
+      const moving = atWork.any(keyspace.name);
+      findings.push({
+        kind: 'rows',
+        shard,
+        object: tableId(table),
+        text: `${rows} rows of ${tableId(table)} belong to other shards`,
+        remedy: moving
+          ? `Look again when no migration of keyspace "${keyspace.name}" is under way.`
+          : `Compare them with the owner's: SELECT … FROM ${quoteTable(table)} WHERE ${strays}. "--repair" removes those that the owner has as well, byte for byte.`,
+        repair: moving ? null : () => removeCopies(a, table, session),
+      });
+    }
+  return findings;
+}
+
+/** True for rows that have no business on the shard; for those without a key, too. */
+function strayPredicate(keyspace: Keyspace, table: ShardedTable, shard: ShardName, atWork: AtWork): string {
+  const owned: Interval[] = keyspace.ranges.filter((range) => range.shard === shard);
+  const allowed = [...owned, ...atWork.intervals(keyspace.name, shard)];
+  if (allowed.length === 0) return 'true';
+  const within = allowed.map((interval) => `(${intervalPredicate(keyspace, table.keyColumns, interval)})`);
+  return `(${within.join(' OR ')}) IS NOT TRUE`;
+}
+
+async function count(session: ShardSession, table: ShardedTable, where: string): Promise<number> {
+  const [row] = await session.query<{ n: string }>(`SELECT count(*) AS n FROM ${quoteTable(table)} WHERE ${where}`);
+  return Number(row?.n ?? 0);
+}
+
+/**
+ * Removes what another shard has left on this one, or a writer past the proxies has put there, if the owner has the very same row. All
+ * other rows are nobody's to remove but a person's.
+ */
+async function removeCopies(a: RowsAudit, table: ShardedTable, session: ShardSession): Promise<void> {
+  const info = await readTable(session.reader, quoteTable(table));
+  if (info === null) return;
+  const { key, row } = hashing(info);
+  for (const range of a.keyspace.ranges) {
+    const owner = a.sessions.get(range.shard);
+    if (owner === undefined || owner === session) continue;
+    const within = intervalPredicate(a.keyspace, table.keyColumns, range);
+    const select = `SELECT ${key} AS key, ${row}::text AS hash FROM ${quoteTable(table)} WHERE ${within}`;
+    for (let after = ''; ; ) {
+      const here = await session.query<{ key: string; hash: string }>(
+        `${select} AND ${key} COLLATE "C" > $1 ORDER BY ${key} COLLATE "C" LIMIT ${BATCH}`,
+        [after],
+      );
+      const last = here.at(-1);
+      if (last === undefined) break;
+      after = last.key;
+      await whileNothingMoves(a, async () => {
+        const there = await owner.query<{ key: string; hash: string }>(`${select} AND ${key} = ANY ($1::text[])`, [
+          here.map((r) => r.key),
+        ]);
+        const owned = new Map(there.map((r) => [r.key, r.hash]));
+        const copies = here.filter((r) => owned.get(r.key) === r.hash).map((r) => r.key + r.hash);
+        await remove(session, `${quoteTable(table)} WHERE ${within} AND ${key} || ${row}::text = ANY ($1::text[])`, [
+          copies,
+        ]);
+      });
+    }
+  }
+}
+
+/** Does `work` while no migration of the keyspace can begin, and no range can change hands. @throws ForeshardError 55000 when that has happened */
+async function whileNothingMoves({ catalog, topology, keyspace }: RowsAudit, work: () => Promise<void>): Promise<void> {
+  await inCatalogTransaction(catalog.pool, async (client) => {
+    await client.query('LOCK TABLE foreshard.migration IN SHARE MODE');
+    const { rows } = await client.query<{ epoch: string }>('SELECT epoch::text FROM foreshard.meta FOR SHARE');
+    const { rows: atWork } = await client.query<{ none: boolean }>(NONE_AT_WORK, [keyspace.name]);
+    if (rows[0]?.epoch !== topology.epoch.toString() || atWork[0]?.none !== true)
+      throw new ForeshardError('55000', `rows of keyspace "${keyspace.name}" have begun to move`, {
+        hint: 'Audit again when no migration is under way.',
+      });
+    await work();
+  });
+}
+
+/** As `replica`, so that no cascade follows a row that is not this shard's. */
+async function remove(session: ShardSession, fromWhere: string, values: readonly unknown[]): Promise<void> {
+  await session.query('BEGIN');
+  try {
+    await session.query('SET LOCAL session_replication_role = replica');
+    await session.query(`DELETE FROM ${fromWhere}`, values);
+    await session.query('COMMIT');
+  } catch (error) {
+    await session.query('ROLLBACK').catch(() => undefined); // the first error says more
+    throw error;
+  }
+}

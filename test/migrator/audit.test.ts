@@ -1,0 +1,176 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { audit } from '../../migrator/audit/audit.js';
+import { loadMigration, RESTING_STATES, requestEnd } from '../../migrator/migration-store.js';
+import { Migrator } from '../../migrator/migrator.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { approveMove, leftovers, resetShop, type Setting, silent, startSetting } from './setting.js';
+
+const HOUR = 3_600_000;
+let s: Setting;
+const stops: (() => Promise<void>)[] = [];
+
+beforeAll(async () => {
+  s = await startSetting();
+});
+afterAll(async () => {
+  await s.catalog.close();
+});
+beforeEach(() => resetShop(s, 12, 20));
+afterEach(async () => {
+  for (const stop of stops.splice(0).reverse()) await stop();
+});
+
+function startMigrator(wayBackMs: number): void {
+  const controller = new AbortController();
+  const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 100, wayBackMs }).run(controller.signal);
+  stops.push(async () => {
+    controller.abort();
+    await running;
+  });
+}
+
+const texts = async (repair = false) =>
+  (await audit(s.catalog, repair)).map(({ shard, kind, outcome }) => `${outcome} ${shard} ${kind}`).sort();
+
+async function moved(): Promise<bigint> {
+  const id = await approveMove(s, [6n], null);
+  startMigrator(0);
+  await waitFor(async () => RESTING_STATES.includes((await loadMigration(s.catalog.pool, id)).state), {
+    what: 'the move',
+    timeoutMs: 40_000,
+  });
+  expect((await loadMigration(s.catalog.pool, id)).state).toBe('done');
+  return id;
+}
+
+/** The objects of a migration, as one that was forgotten would have left them. */
+async function leaveBehind(id: bigint): Promise<void> {
+  const meta = await s.catalog.pool.query<{ part: string }>(
+    "SELECT left(replace(cluster_id::text, '-', ''), 8) AS part FROM foreshard.meta",
+  );
+  const suffix = `${meta.rows[0]?.part}_${id}`;
+  await withClient(s.urlOne, async (c) => {
+    await c.query('CREATE SCHEMA foreshard_shard');
+    await c.query(`CREATE TABLE foreshard_shard.marker_${suffix} (id int PRIMARY KEY)`);
+    await c.query(`CREATE SEQUENCE foreshard_shard.gate_${suffix}`);
+    await c.query(
+      `CREATE FUNCTION foreshard_shard.guard_${suffix}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`,
+    );
+    await c.query(
+      `CREATE TRIGGER foreshard_guard_${suffix}_i BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION foreshard_shard.guard_${suffix}()`,
+    );
+    await c.query(`CREATE PUBLICATION foreshard_${suffix} FOR TABLE foreshard_shard.marker_${suffix}`);
+    await c.query(`SELECT pg_create_logical_replication_slot('foreshard_${suffix}', 'pgoutput')`);
+  });
+  await withClient(s.urlTwo, async (c) => {
+    await c.query('CREATE SCHEMA foreshard_shard');
+    await c.query(`CREATE TABLE foreshard_shard.marker_${suffix} (id int PRIMARY KEY)`);
+    await c.query(`CREATE SUBSCRIPTION foreshard_${suffix} CONNECTION '${s.urlOne}' PUBLICATION foreshard_${suffix}
+      WITH (create_slot = false, slot_name = 'foreshard_${suffix}', copy_data = false)`);
+  });
+}
+
+describe('an audit', () => {
+  test('finds nothing where nothing is, also while a migration is under way, and after it', async () => {
+    expect(await texts()).toEqual([]);
+    const id = await approveMove(s, [6n], null);
+    startMigrator(HOUR);
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'reversing', {
+      what: 'the way back',
+      timeoutMs: 40_000,
+    });
+    expect(await texts()).toEqual([]);
+    expect(await texts(true)).toEqual([]);
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'rolled_back', {
+      what: 'the rollback',
+      timeoutMs: 40_000,
+    });
+    expect(await texts()).toEqual([]);
+  });
+
+  test.each(['done', 'unknown'])('finds every object of a migration that is %s, and takes it away', async (which) => {
+    const id = await moved();
+    await leaveBehind(which === 'done' ? id : id + 1000n);
+    await s.catalog.pool.query(
+      `INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
+       SELECT $1, 'tenant', false, now() + interval '1 hour' WHERE $2`,
+      [id.toString(), which === 'done'],
+    );
+    const expected = [
+      ...(which === 'done' ? [' hold'] : []),
+      'one function',
+      'one gate',
+      'one marker',
+      'one publication',
+      'one slot',
+      'one trigger',
+      'two marker',
+      'two subscription',
+    ];
+    expect(await texts()).toEqual(expected.map((what) => `open ${what}`));
+    expect(await texts(true)).toEqual(expected.map((what) => `repaired ${what}`));
+    expect(await texts()).toEqual([]);
+    const left = (await leftovers(s)).filter((what) => !what.endsWith('schema foreshard_shard'));
+    expect(left).toEqual([]);
+  });
+
+  test('finds rows where they do not belong, and removes only those that their owner has as well', async () => {
+    await moved();
+    await withClient(s.urlTwo, async (c) => {
+      const { rows } = await c.query('SELECT * FROM tenants WHERE id = 7');
+      expect(rows).toHaveLength(1);
+    });
+    await withClient(s.urlOne, async (c) => {
+      // Tenant 7 belongs to the other shard by now: the same row, and another one.
+      await c.query(
+        "INSERT INTO tenants (id, name, country) VALUES (7, 'tenant 7', (SELECT code FROM countries LIMIT 1))",
+      );
+      await c.query("INSERT INTO tenants (id, name) VALUES (8, 'not the same')");
+      await c.query("INSERT INTO orders (tenant_id, id, body) VALUES (7, 4711, 'only here')");
+    });
+    await withClient(s.urlTwo, async (c) => {
+      const { rows } = await c.query('SELECT name, country, mood FROM tenants WHERE id = 7');
+      await withClient(s.urlOne, (one) =>
+        one.query('UPDATE tenants SET name = $1, country = $2, mood = $3 WHERE id = 7', Object.values(rows[0])),
+      );
+    });
+    const found = await audit(s.catalog, false);
+    expect(found.map(({ shard, object, text }) => [shard, object, text])).toEqual([
+      ['one', 'public.orders', '1 rows of public.orders belong to other shards'],
+      ['one', 'public.tenants', '2 rows of public.tenants belong to other shards'],
+    ]);
+    expect(await texts(true)).toEqual(['not repaired one rows', 'not repaired one rows']);
+    await withClient(s.urlOne, async (c) => {
+      expect((await c.query('SELECT id, name FROM tenants WHERE id > 6')).rows).toEqual([
+        { id: 8, name: 'not the same' },
+      ]);
+      expect((await c.query('SELECT body FROM orders WHERE tenant_id > 6')).rows).toEqual([{ body: 'only here' }]);
+    });
+    await withClient(s.urlTwo, async (c) => {
+      expect((await c.query('SELECT count(*)::int AS n FROM tenants WHERE id IN (7, 8)')).rows).toEqual([{ n: 2 }]);
+    });
+  });
+
+  test('finds copies of a reference table that differ', async () => {
+    await moved();
+    await withClient(s.urlTwo, (c) =>
+      c.query("UPDATE countries SET name = 'elsewhere' WHERE code = (SELECT min(code) FROM countries)"),
+    );
+    const found = await audit(s.catalog, true);
+    expect(found.map(({ kind, outcome }) => [kind, outcome])).toEqual([['reference table', 'open']]);
+    expect(found[0]?.text).toMatch(/"one" has 100 rows, hash -?\d+; "two" has 100 rows, hash -?\d+/);
+  });
+
+  test('says which shard it could not look at', async () => {
+    await moved();
+    await s.two.crash();
+    try {
+      const found = await audit(s.catalog, false);
+      expect(found.map(({ kind, shard }) => [kind, shard])).toEqual([['shard', 'two']]);
+    } finally {
+      await s.two.restart();
+    }
+  });
+});
