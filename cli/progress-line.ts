@@ -8,7 +8,9 @@ export function specText(spec: StoredSpec): string {
 }
 
 /** One line on where a migration stands: phase, rows, rate, lag, ETA. */
-export function progressLine(migration: Pick<MigrationRow, 'state' | 'progress' | 'abortRequested' | 'error'>): string {
+export function progressLine(
+  migration: Pick<MigrationRow, 'state' | 'progress' | 'paused' | 'abortRequested' | 'error'>,
+): string {
   const p = migration.progress;
   const parts: string[] = [migration.state.replaceAll('_', ' ')];
   // Before anything has been counted there is nothing to tell.
@@ -24,6 +26,7 @@ export function progressLine(migration: Pick<MigrationRow, 'state' | 'progress' 
     parts.push(`ETA ${formatSeconds(p.etaSeconds)}`);
   if (p.pauseMs !== undefined && p.pauseMs !== null) parts.push(`paused ${p.pauseMs.toFixed(0)} ms`);
   if (p.note) parts.push(p.note);
+  if (migration.paused && p.note !== 'paused') parts.push('pause requested');
   if (migration.abortRequested) parts.push('abort requested');
   return parts.join(' · ');
 }

@@ -130,7 +130,8 @@ async function attempt(
     await lease.confirm();
     // Read again now that no predecessor can act on the shards any more.
     row = await store.load();
-    const exec = new RealExecutor({ store, lease, source, destination, row, log: o.log, signal });
+    const subscription = target.names.replication;
+    const exec = new RealExecutor({ store, lease, source, destination, subscription, row, log: o.log, signal });
     m = {
       row,
       exec,
@@ -151,6 +152,7 @@ async function attempt(
       const step = STEPS[m.row.state];
       if (step === undefined) return m.row.state;
       exec.check();
+      await exec.rest();
       await step(m);
     }
   } finally {

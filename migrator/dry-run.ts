@@ -53,6 +53,7 @@ export async function dryRun(
     facts: {},
     progress: {},
     abortRequested: false,
+    paused: false,
     requested: null,
     error: null,
     createdAt: new Date(),
@@ -162,6 +163,10 @@ class DryExecutor implements Executor {
   }
 
   async progress(): Promise<void> {}
+
+  async rest(): Promise<number> {
+    return 0;
+  }
 
   at(): void {}
 }

@@ -4,6 +4,7 @@ import type { CatalogClient } from '../topology/catalog/change.js';
 import { errorCode } from '../topology/connection.js';
 import { ConflictError, ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
+import { quoteIdent } from '../topology/quote.js';
 import type { Action, CatalogStatement } from './action.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
 import { endHoldSql, HOLD_RAN_OUT } from './hold-end.js';
@@ -16,6 +17,7 @@ import {
   type MigrationRow,
   type MigrationStore,
   PAST_FLIP,
+  PAUSABLE,
 } from './migration-store.js';
 import type { ShardSession } from './shard-session.js';
 
@@ -55,6 +57,8 @@ export interface Executor {
   ): Promise<MigrationRow>;
   /** Says how far it is; written at most once a second. */
   progress(progress: Partial<MigrationProgress>): Promise<void>;
+  /** Goes no further while the migration is paused, if it can be. @returns for how long it was, ms */
+  rest(): Promise<number>;
   /** A place where a test may kill us. Also where an abort or a lost lease stops us. */
   at(point: CrashPoint): void;
 }
@@ -73,6 +77,9 @@ export interface TransitionChange {
 /** Nothing but the next step may stand behind these: clients wait. */
 const HASTY: readonly MigrationState[] = ['fencing', 'drained', 'flipped', 'flipped_back'];
 
+/** How often a paused migration looks whether it still is, ms. */
+const PAUSED_MS = 100;
+
 const POINTS = new Set<string>(CRASH_POINTS);
 
 /** Does it. */
@@ -80,6 +87,7 @@ export class RealExecutor implements Executor {
   readonly dry = false;
   readonly #store: MigrationStore;
   readonly #lease: MigrationLease;
+  readonly #subscription: string;
   readonly #sessions: { readonly source: ShardSession; readonly destination: ShardSession };
   readonly #log: Logger;
   readonly #signal: AbortSignal;
@@ -93,12 +101,15 @@ export class RealExecutor implements Executor {
     lease: MigrationLease;
     source: ShardSession;
     destination: ShardSession;
+    /** Name of the migration's subscription. */
+    subscription: string;
     row: MigrationRow;
     log: Logger;
     signal: AbortSignal;
   }) {
     this.#store = options.store;
     this.#lease = options.lease;
+    this.#subscription = options.subscription;
     this.#sessions = { source: options.source, destination: options.destination };
     this.#log = options.log;
     this.#signal = options.signal;
@@ -139,9 +150,10 @@ export class RealExecutor implements Executor {
   }
 
   async wait(_text: string, done: () => Promise<boolean>, options: WaitOptions = {}): Promise<boolean> {
-    const deadline = options.deadlineMs === undefined ? Infinity : performance.now() + options.deadlineMs;
+    let deadline = options.deadlineMs === undefined ? Infinity : performance.now() + options.deadlineMs;
     for (;;) {
       this.check();
+      deadline += await this.rest();
       if (await done()) return true;
       if (performance.now() >= deadline) return false;
       await delay(options.everyMs ?? 200, undefined, { signal: this.#signal }).catch(() => this.check());
@@ -201,6 +213,34 @@ export class RealExecutor implements Executor {
     await this.#write();
   }
 
+  async rest(): Promise<number> {
+    if (!this.#lease.paused || !PAUSABLE.includes(this.#state)) return 0;
+    const since = performance.now();
+    await this.#replicate(false);
+    this.#progress = { ...this.#progress, phase: this.#state, note: 'paused' };
+    await this.#write();
+    while (this.#lease.paused) {
+      this.check();
+      await delay(PAUSED_MS, undefined, { signal: this.#signal }).catch(() => this.check());
+    }
+    await this.#replicate(true);
+    this.#progress = { ...this.#progress, note: null };
+    await this.#write();
+    return performance.now() - since;
+  }
+
+  /** Has the destination follow the source, or not; the slot keeps what is to be followed. */
+  async #replicate(on: boolean): Promise<void> {
+    const { destination } = this.#sessions;
+    const found = await destination.query<{ enabled: boolean }>(
+      `SELECT subenabled AS enabled FROM pg_subscription WHERE subname = $1
+          AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+      [this.#subscription],
+    );
+    if (found[0] === undefined || found[0].enabled === on) return;
+    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(this.#subscription)} ${on ? 'ENABLE' : 'DISABLE'}`);
+  }
+
   at(point: CrashPoint): void {
     this.check();
     crashPoint(point);
@@ -222,6 +262,7 @@ export class RealExecutor implements Executor {
     this.#state = row.state;
     // Seen here before the next renewal of the lease shows it.
     this.#abortRequested = row.abortRequested;
+    this.#lease.paused = row.paused;
     this.#log.info(
       { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
       'migration changed state',

@@ -18,6 +18,8 @@ export class MigrationLease {
   #loop: Promise<void> = Promise.resolve();
   /** Somebody asked for an abort; seen at every renewal. */
   abortRequested = false;
+  /** Somebody has paused the migration. */
+  paused = false;
 
   private constructor(store: MigrationStore, ttlMs: number) {
     this.#store = store;
@@ -62,10 +64,11 @@ export class MigrationLease {
 
   async #renew(): Promise<boolean> {
     const asked = performance.now();
-    const { taken, abortRequested } = await this.#store.takeLease(this.#ttlMs);
+    const { taken, abortRequested, paused } = await this.#store.takeLease(this.#ttlMs);
     if (!taken) return false;
     this.#validUntil = asked + this.#ttlMs;
     this.abortRequested = abortRequested;
+    this.paused = paused;
     return true;
   }
 

@@ -28,6 +28,8 @@ export interface MigrationRow {
   readonly facts: Facts;
   readonly progress: Partial<MigrationProgress>;
   readonly abortRequested: boolean;
+  /** It goes no further until somebody resumes it. */
+  readonly paused: boolean;
   /** What is to become of the way back, once it is there. */
   readonly requested: 'finish' | 'rollback' | null;
   readonly error: string | null;
@@ -65,6 +67,17 @@ export interface MigrationEvent {
   readonly detail: Readonly<Record<string, unknown>>;
 }
 
+/** States in which a migration can be paused: no client waits for it, and nothing is half done. */
+export const PAUSABLE: readonly MigrationState[] = [
+  'approved',
+  'preparing',
+  'copying',
+  'catching_up',
+  'verifying',
+  'ready',
+  'cleaning',
+];
+
 /** States in which nothing more happens by itself. */
 export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
 /** From here on a migration is not aborted any more. */
@@ -87,7 +100,7 @@ SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`;
 
 type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
-const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, requested, error,
+const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, error,
   created_at, updated_at`;
 
 interface RawRow {
@@ -99,6 +112,7 @@ interface RawRow {
   facts: Facts;
   progress: Partial<MigrationProgress>;
   abort_requested: boolean;
+  paused: boolean;
   requested: 'finish' | 'rollback' | null;
   error: string | null;
   created_at: Date;
@@ -115,6 +129,7 @@ function fromRaw(raw: RawRow): MigrationRow {
     facts: raw.facts,
     progress: raw.progress,
     abortRequested: raw.abort_requested,
+    paused: raw.paused,
     requested: raw.requested,
     error: raw.error,
     createdAt: raw.created_at,
@@ -266,6 +281,33 @@ export async function acceptDifference(db: Db, id: bigint, actor: string): Promi
 }
 
 /**
+ * Has a migration go no further, or go on. A fence that has begun is not paused, but what follows if it misses.
+ * @throws ForeshardError 55000 when it is at rest, or is so already
+ */
+export async function setPaused(db: Db, id: bigint, paused: boolean, actor: string): Promise<void> {
+  const action = paused ? 'pause' : 'resume';
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET paused = $3, updated_at = clock_timestamp()
+        WHERE id = $1 AND paused <> $3 AND (NOT $3 OR state <> ALL ($4::text[])) RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.' || $5, 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, paused, [...RESTING_STATES], action],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, paused: already } = await loadMigration(db, id);
+  throw new ForeshardError(
+    '55000',
+    already === paused
+      ? `migration ${id} is ${paused ? 'paused already' : 'not paused'}`
+      : `migration ${id} is ${state}`,
+    { hint: 'See "foreshard migrate show".' },
+  );
+}
+
+/**
  * Asks the migrator to take a migration back that has flipped (`rollback`), or to give up its way back now (`finish`).
  * @throws ForeshardError 55000 when there is no way back (any more)
  */
@@ -316,15 +358,15 @@ export class MigrationStore {
   }
 
   /** Takes the lease when it is free or over, or renews our own. */
-  async takeLease(ttlMs: number): Promise<{ taken: boolean; abortRequested: boolean }> {
-    const result = await this.pool.query<{ abort_requested: boolean }>(
+  async takeLease(ttlMs: number): Promise<{ taken: boolean; abortRequested: boolean; paused: boolean }> {
+    const result = await this.pool.query<{ abort_requested: boolean; paused: boolean }>(
       `UPDATE foreshard.migration SET lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 ms'
         WHERE id = $1 AND (lease_owner = $2 OR lease_owner IS NULL OR lease_until < clock_timestamp())
-        RETURNING abort_requested`,
+        RETURNING abort_requested, paused`,
       [this.id.toString(), this.owner, ttlMs],
     );
     const row = result.rows[0];
-    return { taken: row !== undefined, abortRequested: row?.abort_requested ?? false };
+    return { taken: row !== undefined, abortRequested: row?.abort_requested ?? false, paused: row?.paused ?? false };
   }
 
   async dropLease(): Promise<void> {

@@ -16,6 +16,7 @@ export async function removeRows(m: Move, on: 'source' | 'destination', table: M
   let removed = 0;
   for (let page = 0; page < pages; page += m.options.removePages) {
     m.exec.at('before:remove-rows');
+    await m.exec.rest();
     await session.query('BEGIN');
     try {
       await session.query('SET LOCAL session_replication_role = replica');

@@ -87,6 +87,10 @@ class TurnedExecutor implements Executor {
     return this.#exec.progress(progress);
   }
 
+  rest(): Promise<number> {
+    return this.#exec.rest();
+  }
+
   at(point: CrashPoint): void {
     this.#exec.at(`back-${point}` as CrashPoint);
   }

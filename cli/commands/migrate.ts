@@ -6,6 +6,7 @@ import {
   type MigrationRow,
   requestAbort,
   requestEnd,
+  setPaused,
   showMigration,
 } from '../../migrator/migration-store.js';
 import { actor, parseId, withCatalog } from '../command.js';
@@ -138,6 +139,35 @@ function endCommand(
   };
 }
 
+/** `pause` and `resume`. */
+function pauseCommand(paused: boolean): CommandModule<GlobalArgs, IdArgs> {
+  const command = paused ? 'pause' : 'resume';
+  return {
+    command: `${command} <id>`,
+    describe: paused
+      ? 'Have a migration go no further, and load neither server, until it is resumed'
+      : 'Have a paused migration go on',
+    builder: (y) =>
+      withHelp(
+        jsonOption(y.positional('id', { type: 'string', demandOption: true, describe: 'Number of the migration' })),
+        [
+          `migrate ${command} 1`,
+          paused ? 'The source keeps its log for it meanwhile: not for longer than its disk has room' : '',
+        ],
+      ),
+    handler: (args) =>
+      withCatalog(args, async (catalog) => {
+        const id = parseId(args.id, 'migration');
+        await setPaused(catalog.pool, id, paused, actor());
+        if (args.json) printJson({ id, paused });
+        else
+          printLine(
+            `Migration ${id} ${paused ? 'will be paused' : 'goes on'}. Follow it with "foreshard migrate watch ${id}".`,
+          );
+      }),
+  };
+}
+
 const rollbackCommand = endCommand('rollback', {
   describe:
     'Take a migration back after its flip, with all that was written since; possible while its way back is open',
@@ -216,11 +246,16 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(showCommand)
         .command(watchCommand)
         .command(abortCommand)
+        .command(pauseCommand(true))
+        .command(pauseCommand(false))
         .command(rollbackCommand)
         .command(finishCommand)
         .command(acceptCommand)
         .command(auditCommand)
-        .demandCommand(1, 'a command is needed: list, show, watch, abort, rollback, finish, accept or audit'),
+        .demandCommand(
+          1,
+          'a command is needed: list, show, watch, abort, pause, resume, rollback, finish, accept or audit',
+        ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),
   handler: () => undefined,

@@ -102,6 +102,8 @@ describe('the command line itself', () => {
     'migrate rollback',
     'migrate finish',
     'migrate audit',
+    'migrate pause',
+    'migrate resume',
   ])('%s --help shows an example and the exit codes', async (command) => {
     const { code, stdout, stderr } = await cli([...command.split(' '), '--help']);
     expect(code).toBe(0);
@@ -379,7 +381,7 @@ describe('passwords from the configuration', () => {
 
 describe('migrate', () => {
   it('says which migration does not exist', async () => {
-    for (const command of ['show', 'watch', 'abort', 'rollback', 'finish'])
+    for (const command of ['show', 'watch', 'abort', 'pause', 'resume', 'rollback', 'finish'])
       expectFailure(await foreshard('migrate', command, '77'), 2, /no migration 77/);
     expectFailure(await foreshard('migrate', 'show', 'x'), 2, /"x" is not the number of a migration/);
     expect((await foreshard('migrate', 'list')).stdout).toMatch(/No migrations yet/);

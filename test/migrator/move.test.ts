@@ -7,6 +7,7 @@ import {
   RESTING_STATES,
   requestAbort,
   requestEnd,
+  setPaused,
   showMigration,
 } from '../../migrator/migration-store.js';
 import { Migrator } from '../../migrator/migrator.js';
@@ -19,6 +20,7 @@ import {
   approveMove,
   leftovers,
   moveSpec,
+  pauseOnEntering,
   resetShop,
   type Setting,
   silent,
@@ -331,6 +333,56 @@ describe('the way back', () => {
     await requestEnd(s.catalog.pool, id, 'finish', 'test');
     expect(await atRest(id)).toBe('done');
     expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('a pause', () => {
+  const paused = (id: bigint) =>
+    waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
+      what: 'the pause',
+      timeoutMs: 40_000,
+    });
+  const following = () =>
+    withClient(s.urlTwo, async (c) => (await c.query('SELECT subenabled AS on FROM pg_subscription')).rows);
+
+  beforeEach(() => resetShop(s, 12, 50));
+  afterEach(() => pauseOnEntering(s, null));
+
+  test.each(['preparing', 'copying', 'catching_up', 'verifying', 'ready', 'cleaning'])(
+    'in state %s stops what loads the servers, and nothing is lost when it goes on',
+    async (state) => {
+      const { writers } = await startLoad(12, false);
+      await pauseOnEntering(s, state);
+      const id = await approveMove(s, [6n], null);
+      startMigrator();
+      await paused(id);
+      expect((await loadMigration(s.catalog.pool, id)).state).toBe(state);
+      expect(await following()).toEqual(['preparing', 'cleaning'].includes(state) ? [] : [{ on: false }]);
+      const before = writers.acknowledged;
+      await waitFor(() => writers.acknowledged > before + 50, { what: 'writes meanwhile' });
+      await pauseOnEntering(s, null);
+      await setPaused(s.catalog.pool, id, false, 'test');
+      expect(await atRest(id)).toBe('done');
+      await writers.stop();
+      expect(writers.errors).toEqual([]);
+      expect(await audit(s, writers, (tenant) => tenant >= 6)).toEqual([]);
+      expect(await leftovers(s)).toEqual([]);
+    },
+  );
+
+  test('does not keep a migration from being aborted, and outlives the migrator', async () => {
+    await pauseOnEntering(s, 'catching_up');
+    const id = await approveMove(s, [6n], null);
+    startMigrator();
+    await paused(id);
+    for (const stop of stops.splice(0).reverse()) await stop();
+    startMigrator();
+    await pauseOnEntering(s, null);
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await atRest(id)).toBe('aborted');
+    await expect(setPaused(s.catalog.pool, id, true, 'test')).rejects.toThrow(/is paused already/);
+    expect(await audit(s, null, () => false)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });
 });

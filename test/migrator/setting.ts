@@ -176,6 +176,17 @@ export async function abortOnEntering(s: Setting, state: string | null): Promise
     WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_abort()`);
 }
 
+/** The next migration to enter `state` finds that somebody has paused it in that very moment; null: nobody does any more. */
+export async function pauseOnEntering(s: Setting, state: string | null): Promise<void> {
+  const { pool } = s.catalog;
+  await pool.query('DROP TRIGGER IF EXISTS ask_pause ON foreshard.migration');
+  if (state === null) return;
+  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_pause() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.paused := true; RETURN NEW; END $$`);
+  await pool.query(`CREATE TRIGGER ask_pause BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
+    WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_pause()`);
+}
+
 /** Whether every migration that comes to have a way back finds that somebody has asked for its rollback in that very moment. */
 export async function rollBackOnReversing(s: Setting, on: boolean): Promise<void> {
   const { pool } = s.catalog;

@@ -116,7 +116,16 @@ describe('a hold that runs out while the flip is under way', () => {
     stops.push(() => lease.release());
     const row = await store.load();
     const [source, destination] = [s.urlOne, s.urlTwo].map((url) => ({ url })) as never[] as [never, never];
-    const exec = new RealExecutor({ store, lease, source, destination, row, log: silent, signal: lease.signal });
+    const exec = new RealExecutor({
+      store,
+      lease,
+      source,
+      destination,
+      subscription: '',
+      row,
+      log: silent,
+      signal: lease.signal,
+    });
     const hold = `INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
       VALUES ($1, 'tenant', false, clock_timestamp() + $2::interval)`;
     const raise = { sql: 'UPDATE foreshard.meta SET epoch = epoch + 1', values: [], text: '', elseConflict: null };
