@@ -29,9 +29,7 @@ import { SchemaView } from './schema-view.js';
 import { Activity } from './session/activity.js';
 import type { SessionServices } from './session/client-session.js';
 import { MessageBudget } from './session/message-budget.js';
-import { ownerChanged } from './session/placement.js';
 import { PreparedContents } from './session/prepared.js';
-import { transactionMoved } from './session/refusals.js';
 import { type SessionTimeouts, TimeoutSweep } from './session/time-outs.js';
 import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
@@ -222,11 +220,7 @@ export class ProxyServer {
     live.onNewEpoch((before, now) => {
       this.#notifications.topologyChanged();
       if (live.mayServe) return;
-      // A flip waits for every statement on its interval, but for those of a proxy whose lease has ended. What these are answered, if
-      // they have not been yet, may be without rows that have left.
-      for (const { session } of clients)
-        if (session.working && session.uses((footprint) => ownerChanged(footprint, before, now)))
-          session.close(transactionMoved());
+      for (const { session } of clients) session.overtaken(before, now);
     });
     const counter = new LoadCounter(Date.now);
     this.#flusher = new LoadFlusher({

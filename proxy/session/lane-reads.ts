@@ -1,4 +1,3 @@
-import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName, Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Lane } from '../backend/lane.js';
@@ -19,7 +18,7 @@ import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { Lookup } from './name-lookup.js';
 import { type Footprint, stillOn } from './placement.js';
 import type { ClientStatement } from './prepared.js';
-import { lost } from './refusals.js';
+import { lost, mayNotSay } from './refusals.js';
 import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
 import type { SettingMap } from './settings.js';
@@ -284,7 +283,7 @@ export class LaneReads {
 
   deliver(read: ClientRead, bytes: Buffer): void {
     if (this.isCertain(read)) this.#output.write(bytes);
-    else this.#session.close(new ForeshardError('40001', 'the range of rows that were being read may have moved'));
+    else this.#session.close(mayNotSay());
   }
 
   answered(read: ClientRead, bytes: Buffer, ms: number): void {

@@ -217,10 +217,11 @@ export class Lease {
     return this.backend?.status === IDLE && this.unsynced && !this.unsyncedDirty && this.pinned === null;
   }
 
-  /** Whether what the open transaction touches is no longer all on its shard. */
+  /** Whether what the open transaction touches is no longer all on its shard, or may have been away. */
   isStale(topology: Topology): boolean {
     const { backend, transaction } = this;
-    return backend !== null && transaction?.touched === true && !stillOn(backend.shard, transaction, topology);
+    if (backend === null || transaction?.touched !== true) return false;
+    return transaction.overtaken || !stillOn(backend.shard, transaction, topology);
   }
 
   /** Gives the connection back if nothing keeps it. To be called when the server is ready for a query. */

@@ -150,8 +150,12 @@ export function stillOn(shard: ShardName, footprint: Footprint, topology: Topolo
   return true;
 }
 
-/** Whether something that `footprint` touches has another owner now than it had. */
-export function ownerChanged(footprint: Footprint, before: Topology, now: Topology): boolean {
+/**
+ * Whether something that `footprint` touches has, or had in between, another owner than at first: nothing is known of epochs that
+ * were not seen, in which it may have left and come back.
+ */
+export function mayHaveMoved(footprint: Footprint, before: Topology, now: Topology): boolean {
+  if (now.epoch > before.epoch + 1n) return footprint.everything || footprint.touches.length > 0;
   for (const [name, then] of before.keyspaces) {
     const touches = footprint.touches.filter((touch) => touch.keyspace === name);
     if (touches.length === 0 && !footprint.everything) continue;

@@ -60,6 +60,17 @@ export function transactionMoved(): RefusedError {
   });
 }
 
+/** What is asked, or was, touches rows that may have been elsewhere while the proxy had no lease. */
+export function mayNotSay(): RefusedError {
+  return new RefusedError(
+    '40001',
+    'the range of these rows may have moved while this proxy was cut off from the catalog',
+    {
+      hint: 'Retry the transaction.',
+    },
+  );
+}
+
 /** What a client is told whose server connection is lost. @param unknown whether what it asked for has been committed */
 export function lost(shard: ShardName, error: Error, unknown = false): ForeshardError {
   // The server may have said why, of itself (an idle transaction's time-out, a shutdown).

@@ -12,7 +12,7 @@ import type { Inbox } from './inbox.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
-import { lost } from './refusals.js';
+import { lost, mayNotSay } from './refusals.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
@@ -232,6 +232,14 @@ export class ServerReplies implements BackendOwner {
     }
     // What PostgreSQL itself does when a backend dies: the session ends. A write in flight may or may not have happened.
     session.close(lost(backend.shard, error, unknown));
+  }
+
+  /** What to say when the answer to what is under way is not to be told. */
+  withheld(): ForeshardError {
+    const { lanes, lease } = this.#session;
+    // With 40001 a client would do once more what may be done already.
+    const unknown = this.#loop.awaitingReady && lanes.lane === null && this.#units.outcomeUnknown;
+    return unknown && lease.backend !== null ? lost(lease.backend.shard, mayNotSay(), true) : mayNotSay();
   }
 
   /** We cut the connection ourselves, because what has been read may not be told: that fails, and the session lives on. */

@@ -17,7 +17,7 @@ import { Listening } from './listening.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';
 import { NameLookup } from './name-lookup.js';
-import type { Footprint } from './placement.js';
+import { type Footprint, mayHaveMoved } from './placement.js';
 import { ReplyGate } from './reply-gate.js';
 import { OVERDUE, ServerReplies } from './server-replies.js';
 import { SessionSettings } from './settings.js';
@@ -153,6 +153,17 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   /** Whether what the transaction or statement in progress touches is no longer all on its shard. */
   isStale(topology: Topology): boolean {
     return this.lease.isStale(topology) || this.lanes.isStale(topology);
+  }
+
+  /**
+   * The map is another one since, without the lease: a flip waits for all that is under way on its interval, but not for that of a
+   * proxy whose lease has ended. What this is answered, if it has not been yet, may be without rows that were elsewhere meanwhile.
+   */
+  overtaken(before: Topology, now: Topology): void {
+    if (!this.uses((footprint) => mayHaveMoved(footprint, before, now))) return;
+    const { backend, transaction } = this.lease;
+    if (this.working || backend?.quiet === false) this.close(this.#replies.withheld());
+    else if (transaction !== null) transaction.overtaken = true;
   }
 
   /** Whether nothing is open or under way: no transaction, and nothing asked that is not answered. */

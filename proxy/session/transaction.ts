@@ -23,6 +23,8 @@ export class Transaction {
   /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */
   draws = false;
   writesReference = false;
+  /** What it touches may have left its shard, and come back, without its proxy. */
+  overtaken = false;
   /** It has made code that nobody knows before it is committed. */
   madeCode = false;
 

@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { Session } from '../../proxy/session/session.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -15,6 +16,7 @@ beforeAll(async () => {
 beforeEach(async () => {
   await s.flipTo(1_000_000); // nothing beyond
   await direct.query(`DELETE FROM tenants; INSERT INTO tenants VALUES (150, 'here')`);
+  await s.reloaded();
 });
 afterAll(async () => {
   await direct.end();
@@ -38,7 +40,7 @@ async function blocked(
 ): Promise<PromiseSettledResult<unknown>> {
   const asker = client ?? (await s.connect());
   asker.on('error', () => undefined);
-  await direct.query('BEGIN; LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE');
+  await direct.query('BEGIN; LOCK TABLE tenants, settings IN ACCESS EXCLUSIVE MODE');
   const asked = asker.query(text);
   const settled = Promise.allSettled([asked]).then(([result]) => result as PromiseSettledResult<unknown>);
   await waitFor(async () => (await waiting()) === 1, { what: 'the statement to wait' });
@@ -48,7 +50,7 @@ async function blocked(
 
 async function waiting(): Promise<number> {
   const { rows } = await direct.query(
-    `SELECT count(*)::int AS n FROM pg_locks WHERE NOT granted AND relation = 'tenants'::regclass`,
+    `SELECT count(*)::int AS n FROM pg_locks WHERE NOT granted AND relation IN ('tenants'::regclass, 'settings'::regclass)`,
   );
   return rows[0].n;
 }
@@ -93,6 +95,85 @@ describe('an answer that comes when the lease has ended', () => {
       }),
     );
     expect(result).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+  });
+
+  describe('and the rows have left and come back meanwhile', () => {
+    /** The table is free again while the rows are elsewhere; then they are back, and the proxy hears of both at once. */
+    const away = () =>
+      withoutLease(async () => {
+        await direct.query('DELETE FROM tenants; COMMIT');
+        await waitFor(async () => (await waiting()) === 0, { what: 'the answer' });
+        await direct.query(`INSERT INTO tenants VALUES (150, 'here')`);
+        await s.flipTo(100, 1_000_000);
+      });
+
+    it('is not the client’s', async () => {
+      expect(await blocked(away)).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+    });
+
+    it('is not either, when it comes from a lane', async () => {
+      const client = await s.connect();
+      const inLane = () => [...s.proxy.clients].some(({ session }) => session.lanes.lane !== null);
+      const session = [...s.proxy.clients].at(-1)?.session as Session;
+      await waitFor(
+        async () => {
+          await client.query(READ);
+          return session.activity.laneReads > 0;
+        },
+        { what: 'the read to run in a lane' },
+      );
+      const result = await blocked(async () => {
+        expect(inLane()).toBe(true);
+        await away();
+      }, client);
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+    });
+
+    it('is not either, when it is of several shards', async () => {
+      const result = await blocked(away, null, 'SELECT name FROM tenants');
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+    });
+
+    it('is not either in a transaction', async () => {
+      const client = await s.connect();
+      await client.query('BEGIN');
+      await client.query('SELECT FROM orders WHERE tenant_id = 150');
+      expect(await blocked(away, client)).toMatchObject({ status: 'rejected', reason: { code: '40001' } });
+    });
+
+    it('is unknown, when something was written', async () => {
+      const write = `UPDATE tenants SET name = 'twice' WHERE tenant_id = 150`;
+      expect(await blocked(away, null, write)).toMatchObject({ status: 'rejected', reason: { code: '08007' } });
+    });
+
+    it('is the client’s, when it has nothing to do with ranges', async () => {
+      const client = await s.connect();
+      const result = await blocked(
+        async () => {
+          await withoutLease(() => s.flipTo(100, 1_000_000));
+          await s.reloaded();
+          await direct.query('COMMIT');
+        },
+        client,
+        'SELECT count(*)::int AS n FROM settings',
+      );
+      expect(result).toMatchObject({ status: 'fulfilled', value: { rows: [{ n: 0 }] } });
+      await client.query('BEGIN');
+      await client.query('SELECT count(*) FROM settings');
+      await withoutLease(() => s.flipTo(100, 1_000_000));
+      await client.query(READ);
+      await client.query('COMMIT');
+    });
+
+    it('a transaction that waited for its client meanwhile is to be retried', async () => {
+      const client = await s.connect();
+      await client.query('BEGIN');
+      await client.query(READ);
+      await withoutLease(() => s.flipTo(100, 1_000_000));
+      await expect(client.query(READ)).rejects.toMatchObject({ code: '40001' });
+      await client.query('ROLLBACK');
+      expect((await client.query(READ)).rows).toEqual([{ name: 'here' }]);
+    });
   });
 
   describe('when the lease does not come back', () => {

@@ -146,9 +146,9 @@ export class Sharded {
     );
   }
 
-  /** The second shard owns tenants from `at` on, from this moment. */
-  async flipTo(at: number): Promise<void> {
-    await split(this.catalog, at);
+  /** The second shard owns tenants from `at` on, from this moment. Several: one after the other, which nobody sees but the last. */
+  async flipTo(...at: readonly number[]): Promise<void> {
+    await split(this.catalog, ...at);
   }
 
   /** Whether safe reads share server connections from now on. */
@@ -195,20 +195,22 @@ function poolOf(options: ShardedOptions): ProxyOptions['pool'] {
   };
 }
 
-async function split(catalog: Catalog, at: number): Promise<void> {
+async function split(catalog: Catalog, ...points: readonly number[]): Promise<void> {
   const client = await catalog.pool.connect();
   try {
     await client.query('BEGIN');
-    await client.query('DELETE FROM foreshard.range');
-    await client.query(
-      `INSERT INTO foreshard.range (keyspace, lo, hi, shard)
+    for (const at of points) {
+      await client.query('DELETE FROM foreshard.range');
+      await client.query(
+        `INSERT INTO foreshard.range (keyspace, lo, hi, shard)
        VALUES ('main', NULL, jsonb_build_array($1::text), 's1'), ('main', jsonb_build_array($1::text), NULL, 's2')`,
-      [String(at)],
-    );
+        [String(at)],
+      );
+      await client.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+    }
     await client.query(
       `INSERT INTO foreshard.reference_copy (schema_name, table_name, shard) VALUES ('public', 'countries', 's2') ON CONFLICT DO NOTHING`,
     );
-    await client.query('UPDATE foreshard.meta SET epoch = epoch + 1');
     await client.query('COMMIT');
   } finally {
     client.release();
