@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { ownLeaseEnd } from '../topology/catalog/leases.js';
 import { ConflictError } from '../topology/errors.js';
 import type { MigrationStore } from './migration-store.js';
 
@@ -7,7 +8,8 @@ export class LeaseLostError extends ConflictError {}
 
 /**
  * The lease on one migration, renewed in the background. The catalog's clock decides when it ends; ours runs from before we
- * asked, so that we never believe in it for longer than the catalog does.
+ * asked, and a little shorter, so that we do not believe in it for longer than the catalog does. No promise hangs on that: what we
+ * change the catalog checks by its own clock, and a successor ends our connections to the shards before it acts.
  */
 export class MigrationLease {
   readonly #store: MigrationStore;
@@ -66,7 +68,7 @@ export class MigrationLease {
     const asked = performance.now();
     const { taken, abortRequested, paused } = await this.#store.takeLease(this.#ttlMs);
     if (!taken) return false;
-    this.#validUntil = asked + this.#ttlMs;
+    this.#validUntil = ownLeaseEnd(asked, this.#ttlMs);
     this.abortRequested = abortRequested;
     this.paused = paused;
     return true;

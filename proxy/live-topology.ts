@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
-import { ProxyLeases } from '../topology/catalog/leases.js';
+import { ownLeaseEnd, ProxyLeases } from '../topology/catalog/leases.js';
 import { ForeshardError } from '../topology/errors.js';
 import { contains } from '../topology/key.js';
 import type { Epoch, Hold, Topology } from '../topology/topology.js';
@@ -44,7 +44,7 @@ interface LiveHold {
  * The topology as this proxy serves it: the newest epoch it has seen, the holds in force, and the lease that says it
  * may serve at all. Everything a session asks is answered at once, from memory.
  *
- * The lease is counted from before it was asked for, so this proxy always stops before the catalog believes it has.
+ * The lease is counted from before it was asked for, and for clocks that run at different rates a little shorter, so this proxy always stops before the catalog believes it has.
  */
 export class LiveTopology {
   readonly id = randomUUID();
@@ -89,7 +89,7 @@ export class LiveTopology {
     live.#watch = await options.catalog.watch(() => void live.reload());
     // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
     await live.#reads.run();
-    live.#leaseUntil = asked + options.leaseTtlMs;
+    live.#leaseUntil = ownLeaseEnd(asked, options.leaseTtlMs);
     live.#notify();
     live.#scheduleRenewal();
     return live;
@@ -315,7 +315,7 @@ export class LiveTopology {
         logger.info('the lease had ended and is back');
       }
       const lapsed = !this.mayServe;
-      this.#leaseUntil = Math.max(this.#leaseUntil, asked + leaseTtlMs);
+      this.#leaseUntil = Math.max(this.#leaseUntil, ownLeaseEnd(asked, leaseTtlMs));
       this.#acknowledge();
       if (lapsed) this.#notify();
     } catch (error) {

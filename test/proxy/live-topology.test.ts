@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { pino } from 'pino';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { LiveTopology } from '../../proxy/live-topology.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
@@ -45,6 +45,24 @@ async function lock(table: string, mode: string): Promise<pg.PoolClient> {
   await client.query(`BEGIN; LOCK TABLE foreshard.${table} IN ${mode} MODE`);
   return client;
 }
+
+it('stops before the catalog takes its lease for ended, also by a clock that runs more slowly', async () => {
+  // One that stands still: the lease is what was granted, whenever it is renewed.
+  const clock = vi.spyOn(performance, 'now').mockReturnValue(performance.now());
+  const live = await start();
+  try {
+    const asked = performance.now();
+    expect(live.mayServe).toBe(true);
+    // When the catalog has counted all of it, a clock that is slower by 1.9 % is here.
+    clock.mockReturnValue(asked + TTL_MS * 0.981);
+    expect(live.mayServe).toBe(false);
+    clock.mockReturnValue(asked + TTL_MS * 0.97);
+    expect(live.mayServe).toBe(true);
+  } finally {
+    clock.mockRestore();
+    await live.close();
+  }
+});
 
 it('serves again only when what happened without it has been read, whoever else renews the lease meanwhile', async () => {
   let renewals = 0;

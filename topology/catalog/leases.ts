@@ -33,6 +33,18 @@ export interface RenewedLease {
   readonly schemaGeneration: bigint;
 }
 
+/**
+ * By so much of its length whoever holds a lease believes in an earlier end than the catalog. Clocks of two machines run at different
+ * rates: their crystals by less than 0.01 %, and adjtime(3) and ntpd put a clock right by 0.05 %. Beyond this margin are a clock that is
+ * set to another time, and one that chrony brings back from far out (`maxslewrate`: 8.3 %).
+ */
+const CLOCK_MARGIN = 0.02;
+
+/** Until when its holder may believe in a lease, on the clock by which it was asked for at `askedAt`; ms. */
+export function ownLeaseEnd(askedAt: number, ttlMs: number): number {
+  return askedAt + ttlMs * (1 - CLOCK_MARGIN);
+}
+
 /** A proxy whose lease has not ended. */
 export interface LiveProxy extends ProxyIdentity {
   readonly epochAcked: Epoch;
@@ -66,7 +78,7 @@ function liveProxy(row: LiveProxyRow): LiveProxy {
 
 /**
  * Proxies' right to serve. The catalog counts a lease from when it executes the statement, the proxy from before it
- * asked, so the proxy always believes in the earlier end, and has stopped by the time the catalog counts it as gone.
+ * asked and a little shorter (`ownLeaseEnd`), so the proxy always believes in the earlier end, and has stopped by the time the catalog counts it as gone.
  *
  * The order that keeps this safe: register, load the topology, serve. A lease that has ended is never renewed, for the
  * world may have moved on without asking this proxy: it registers again, and loads again, before it serves again.
