@@ -10,6 +10,7 @@ import { kept } from '../wire/read-memory.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
 import { giveBack } from './give-back.js';
+import { checkSnapshot } from './old-snapshot.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
 import { firstThat, place, planOf, refusedInBlock, stillOn } from './placement.js';
@@ -161,6 +162,10 @@ export class Lease {
       if (moving !== null) return moving;
     }
     const backend = this.backend as Backend;
+    if (!unheld && this.#begun && this.transaction !== null) {
+      const asking = checkSnapshot(backend, this.transaction, placement, topology, this.unsynced);
+      if (asking !== null) return asking;
+    }
     if (backend.settings !== settings.current && !this.#begun && !this.serverSettings.has(backend)) {
       // What functions have changed is nowhere but there.
       if (this.pinning.has(SETTINGS_OF_FUNCTION)) backend.settings = settings.current;
@@ -188,6 +193,7 @@ export class Lease {
       if (execution.lookup !== null && execution.lookup !== current) return { kind: 'again' };
     if (opens !== null) this.#openWith(backend, opens);
     this.transaction ??= new Transaction();
+    this.transaction.since ??= topology;
     this.transaction.touch(placement);
     listening.sending(backend, executions);
     this.#sending(backend, executions);

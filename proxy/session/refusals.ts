@@ -60,6 +60,13 @@ export function transactionMoved(): RefusedError {
   });
 }
 
+/** The transaction's snapshot is older than the arrival of what it asks for. */
+export function arrivedSince(): RefusedError {
+  return new RefusedError('40001', 'the range of these rows has come to this shard since the transaction began', {
+    hint: 'Retry the transaction.',
+  });
+}
+
 /** What is asked, or was, touches rows that may have been elsewhere while the proxy had no lease. */
 export function mayNotSay(): RefusedError {
   return new RefusedError(

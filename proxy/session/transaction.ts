@@ -1,4 +1,5 @@
 import { sameBound } from '../../topology/key.js';
+import type { Topology } from '../../topology/topology.js';
 import type { SessionEffect, Touch } from '../router/route.js';
 import type { Footprint } from './placement.js';
 
@@ -19,6 +20,10 @@ export class Transaction {
   /** A server has been sent BEGIN with the first statement, and has yet to answer it. */
   opening = false;
   touches: Touch[] = [];
+  /** The map by which its first statement was sent; its snapshot is no older. Null: none was. */
+  since: Topology | null = null;
+  /** It sees what was committed by the time of each statement. */
+  seesAll = false;
   everything = false;
   /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */
   draws = false;

@@ -134,6 +134,58 @@ describe('a flip', () => {
     expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants WHERE tenant_id >= 200')).toEqual([{ n: 0 }]);
   });
 
+  describe('brings rows to a shard where a transaction is open', () => {
+    /** The range from 200 on comes back to the first shard, with a row that its new owner has got. */
+    async function bringBack(row: number): Promise<void> {
+      await s.onShard(0, 'ALTER TABLE tenants DISABLE TRIGGER ALL');
+      await s.onShard(0, `INSERT INTO tenants VALUES (${row}, 'has come')`);
+      await s.flipTo(1000);
+      const other = await s.connect();
+      await waitFor(async () => (await other.query(`SELECT FROM tenants WHERE tenant_id = ${row}`)).rowCount === 1, {
+        what: 'the new map',
+      });
+      await other.end();
+    }
+    async function takeAway(): Promise<void> {
+      await s.flipTo(100);
+      await s.onShard(0, 'ALTER TABLE tenants ENABLE TRIGGER ALL');
+    }
+
+    it.each(['REPEATABLE READ', 'SERIALIZABLE'])(
+      '%s: its snapshot has none of them, so it is to be retried',
+      async (level) => {
+        const row = level === 'SERIALIZABLE' ? 301 : 300;
+        const c = await s.connect();
+        await c.query(`BEGIN ISOLATION LEVEL ${level}`);
+        await c.query('SELECT name FROM tenants WHERE tenant_id = 90');
+        await bringBack(row);
+        expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+        await expect(c.query('SELECT name FROM tenants WHERE tenant_id = $1', [row])).rejects.toMatchObject({
+          code: '40001',
+          message: 'the range of these rows has come to this shard since the transaction began',
+        });
+        await c.query('ROLLBACK');
+        expect((await c.query(`SELECT name FROM tenants WHERE tenant_id = ${row}`)).rows).toEqual([
+          { name: 'has come' },
+        ]);
+        await takeAway();
+      },
+    );
+
+    it('READ COMMITTED: it sees them', async () => {
+      const c = await s.connect();
+      await c.query('BEGIN');
+      await c.query('SELECT name FROM tenants WHERE tenant_id = 90');
+      await bringBack(302);
+      expect((await c.query('SELECT name FROM tenants WHERE tenant_id = 302')).rows).toEqual([{ name: 'has come' }]);
+      expect((await c.query('SELECT name FROM tenants WHERE tenant_id = $1', [302])).rows).toEqual([
+        { name: 'has come' },
+      ]);
+      await c.query('COMMIT');
+      await takeAway();
+    });
+  });
+
   it('tells a transaction whose rows have gone to be retried', async () => {
     const c = await s.connect();
     await c.query('BEGIN');
