@@ -80,6 +80,8 @@ export const PAUSABLE: readonly MigrationState[] = [
 
 /** States in which nothing more happens by itself. */
 export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
+/** As a list in SQL: states in which a migration has nothing on any shard that another of its keyspace would meet. */
+export const OUT_OF_THE_WAY = [...RESTING_STATES, 'approved'].map((state) => `'${state}'`).join(', ');
 /** From here on a migration is not aborted any more. */
 export const PAST_FLIP: readonly MigrationState[] = [
   'flipped',

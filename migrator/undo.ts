@@ -1,5 +1,6 @@
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
+import type { CrashPoint } from './crash-points.js';
 import type { CleanupRecord } from './migration-store.js';
 import type { Move } from './move.js';
 import { SHARD_SCHEMA } from './names.js';
@@ -94,6 +95,20 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       ]);
       return;
   }
+}
+
+/** Takes back everything that is recorded, the last first. `point`: where a test may kill us, behind each. */
+export async function undoAll(m: Move, point: CrashPoint): Promise<void> {
+  // Undoing may record more, so look again until none is left.
+  for (;;) {
+    const record = (await m.exec.openCleanup()).at(-1);
+    if (record === undefined) break;
+    await m.exec.progress({ note: `undoing: ${record.kind} on ${record.shard}` });
+    await undo(m, record);
+    m.exec.at(point);
+    await m.exec.markCleanupDone(record);
+  }
+  await m.exec.progress({ note: null });
 }
 
 /** What something else uses by now stays: a copy of a reference table that outlives a rollback, or what somebody has made since. */

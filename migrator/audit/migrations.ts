@@ -1,7 +1,7 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { Interval } from '../../topology/key.js';
 import type { Topology } from '../../topology/topology.js';
-import { decodeSpec, listMigrations, type MigrationRow, RESTING_STATES } from '../migration-store.js';
+import { decodeSpec, listMigrations, type MigrationRow, OUT_OF_THE_WAY, RESTING_STATES } from '../migration-store.js';
 
 /** What migrations under way have on the shards, and may have there. */
 export class AtWork {
@@ -45,7 +45,7 @@ export class AtWork {
 
 /** Whether a migration of the keyspace may be at work, asked in a transaction in which none can begin to be. */
 export const NONE_AT_WORK = `SELECT NOT EXISTS (SELECT FROM foreshard.migration WHERE spec->>'keyspace' = $1
-  AND (state NOT IN ('planned', 'approved', 'done', 'rolled_back', 'aborted', 'failed') OR (state = 'failed' AND facts ? 'flipEpoch'))) AS none`;
+  AND (state NOT IN (${OUT_OF_THE_WAY}) OR (state = 'failed' AND facts ? 'flipEpoch'))) AS none`;
 
 function isAtWork(row: MigrationRow): boolean {
   // One that has failed behind its flip keeps the rows at the source until somebody accepts that.

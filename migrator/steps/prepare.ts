@@ -4,7 +4,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import type { CleanupRecord } from '../migration-store.js';
+import { type CleanupRecord, OUT_OF_THE_WAY } from '../migration-store.js';
 import type { Move, MovingTable } from '../move.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
@@ -50,7 +50,7 @@ async function runPreflight(m: Move): Promise<PreflightResult> {
   const own = await ownCleanup(m);
   const others = await m.catalog.pool.query<{ id: string }>(
     `SELECT id::text FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2
-        AND (state NOT IN ('planned', 'approved', 'done', 'rolled_back', 'aborted', 'failed')
+        AND (state NOT IN (${OUT_OF_THE_WAY})
              OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = migration.id AND c.done_at IS NULL))`,
     [m.row.id.toString(), m.keyspace.name],
   );

@@ -5,7 +5,7 @@ import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_OPEN } from '../names.js';
 import { turned } from '../turned.js';
-import { dropHolds, undo } from '../undo.js';
+import { dropHolds, undoAll } from '../undo.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { cross } from './fence.js';
 import { openGates } from './open.js';
@@ -71,15 +71,7 @@ export async function undoAfterFlipBack(m: Move): Promise<void> {
   m.exec.at('back-after:proxies-acked');
   if (m.row.facts.backExact === undefined && !(await compareBack(m, back))) return;
   await keepReferenceTables(m);
-  for (;;) {
-    const record = (await m.exec.openCleanup()).at(-1);
-    if (record === undefined) break;
-    await m.exec.progress({ note: `undoing: ${record.kind} on ${record.shard}` });
-    await undo(m, record);
-    m.exec.at('back-after:undo');
-    await m.exec.markCleanupDone(record);
-  }
-  await m.exec.progress({ note: null });
+  await undoAll(m, 'back-after:undo');
   m.row = await m.exec.transition(m.row, 'rolled_back');
 }
 
@@ -105,12 +97,9 @@ async function compareBack(m: Move, back: Move): Promise<boolean> {
 /** Their copies at the destination are as good as any since the flip, and others may use them. */
 async function keepReferenceTables(m: Move): Promise<void> {
   const kept = new Set(m.tables.filter(isReference).map(tableId));
-  for (const record of await m.exec.openCleanup('table')) {
-    const { schema, table } = record.object;
-    if (kept.has(tableId({ schema: schema as string, table: table as string }))) await m.exec.markCleanupDone(record);
-  }
-  for (const record of await m.exec.openCleanup('rows')) {
-    const { schema, table } = record.object;
-    if (kept.has(tableId({ schema: schema as string, table: table as string }))) await m.exec.markCleanupDone(record);
-  }
+  for (const kind of ['table', 'rows'] as const)
+    for (const record of await m.exec.openCleanup(kind)) {
+      const { schema, table } = record.object;
+      if (kept.has(tableId({ schema: schema as string, table: table as string }))) await m.exec.markCleanupDone(record);
+    }
 }

@@ -165,35 +165,32 @@ export async function leftovers(s: Setting): Promise<string[]> {
   return found;
 }
 
-/** The next migration to enter `state` finds that somebody has asked for its abort in that very moment; null: nobody does any more. */
-export async function abortOnEntering(s: Setting, state: string | null): Promise<void> {
+/** From now on a migration that changes its state finds, if `when` is true of NEW and OLD, that somebody has asked `what` of it in that very moment; `when` null: no more. */
+async function askOnChange(s: Setting, name: string, what: string, when: string | null): Promise<void> {
   const { pool } = s.catalog;
-  await pool.query('DROP TRIGGER IF EXISTS ask_abort ON foreshard.migration');
-  if (state === null) return;
-  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_abort() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN NEW.abort_requested := true; RETURN NEW; END $$`);
-  await pool.query(`CREATE TRIGGER ask_abort BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-    WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_abort()`);
+  await pool.query(`DROP TRIGGER IF EXISTS ${name} ON foreshard.migration`);
+  if (when === null) return;
+  await pool.query(`CREATE OR REPLACE FUNCTION public.${name}() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.${what}; RETURN NEW; END $$`);
+  await pool.query(`CREATE TRIGGER ${name} BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
+    WHEN (${when}) EXECUTE FUNCTION public.${name}()`);
 }
 
-/** The next migration to enter `state` finds that somebody has paused it in that very moment; null: nobody does any more. */
-export async function pauseOnEntering(s: Setting, state: string | null): Promise<void> {
-  const { pool } = s.catalog;
-  await pool.query('DROP TRIGGER IF EXISTS ask_pause ON foreshard.migration');
-  if (state === null) return;
-  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_pause() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN NEW.paused := true; RETURN NEW; END $$`);
-  await pool.query(`CREATE TRIGGER ask_pause BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-    WHEN (NEW.state = '${state}' AND OLD.state <> '${state}') EXECUTE FUNCTION public.ask_pause()`);
+const entering = (state: string | null): string | null =>
+  state === null ? null : `NEW.state = '${state}' AND OLD.state <> '${state}'`;
+
+/** The next migration to enter `state` is to be aborted; null: none any more. */
+export function abortOnEntering(s: Setting, state: string | null): Promise<void> {
+  return askOnChange(s, 'ask_abort', 'abort_requested := true', entering(state));
 }
 
-/** Whether every migration that comes to have a way back finds that somebody has asked for its rollback in that very moment. */
-export async function rollBackOnReversing(s: Setting, on: boolean): Promise<void> {
-  const { pool } = s.catalog;
-  await pool.query('DROP TRIGGER IF EXISTS ask_rollback ON foreshard.migration');
-  if (!on) return;
-  await pool.query(`CREATE OR REPLACE FUNCTION public.ask_rollback() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN NEW.requested := 'rollback'; RETURN NEW; END $$`);
-  await pool.query(`CREATE TRIGGER ask_rollback BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-    WHEN (NEW.state = 'reversing' AND OLD.state = 'flipped') EXECUTE FUNCTION public.ask_rollback()`);
+/** The next migration to enter `state` is paused; null: none any more. */
+export function pauseOnEntering(s: Setting, state: string | null): Promise<void> {
+  return askOnChange(s, 'ask_pause', 'paused := true', entering(state));
+}
+
+/** Whether every migration that comes to have a way back is to be taken back. */
+export function rollBackOnReversing(s: Setting, on: boolean): Promise<void> {
+  const when = on ? "NEW.state = 'reversing' AND OLD.state = 'flipped'" : null;
+  return askOnChange(s, 'ask_rollback', "requested := 'rollback'", when);
 }
