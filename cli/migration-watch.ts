@@ -1,4 +1,4 @@
-import { loadMigration, type MigrationRow, RESTING_STATES } from '../migrator/migration-store.js';
+import { loadMigration, type MigrationRow, RESTING_STATES } from '../migrator/migration-row.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { progressLine } from './progress-line.js';
 

@@ -1,4 +1,4 @@
-import type { MigrationRow, StoredSpec } from '../migrator/migration-store.js';
+import type { MigrationRow, StoredSpec } from '../migrator/migration-row.js';
 import { formatBytes, formatSeconds } from '../planner/report/format.js';
 
 /** `shop [-infinity, 42) s1 → s2`. */

@@ -1,4 +1,4 @@
-import type { CleanupSpec } from './migration-store.js';
+import type { CleanupSpec } from './migration-row.js';
 
 /**
  * One thing a step does to the outside world, as data: the real executor does it, the dry run prints it. `name` also names its

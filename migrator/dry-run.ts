@@ -7,7 +7,7 @@ import type { Action, CatalogStatement } from './action.js';
 import { STEPS } from './driver.js';
 import type { Executor, TransitionChange } from './executor.js';
 import { endHoldSql } from './hold-end.js';
-import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-store.js';
+import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-row.js';
 import { type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';

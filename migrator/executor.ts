@@ -10,15 +10,14 @@ import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
 import { endHoldSql, HOLD_RAN_OUT } from './hold-end.js';
 import type { MigrationLease } from './lease.js';
 import {
-  BEGIN_OR_BE_ENDED,
   type CleanupRecord,
   type CleanupSpec,
   type Facts,
   type MigrationRow,
-  type MigrationStore,
   PAST_FLIP,
   PAUSABLE,
-} from './migration-store.js';
+} from './migration-row.js';
+import { BEGIN_OR_BE_ENDED, type MigrationStore } from './migration-store.js';
 import type { ShardSession } from './shard-session.js';
 
 /** Somebody asked for an abort and it is still possible. */

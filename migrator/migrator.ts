@@ -4,7 +4,7 @@ import pg from 'pg';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { drive } from './driver.js';
-import { OUT_OF_THE_WAY } from './migration-store.js';
+import { OUT_OF_THE_WAY } from './migration-row.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 
 /** Migrations that want a driver now. An approved one waits its turn: one at a time per keyspace, the oldest first. */

@@ -7,7 +7,7 @@ import type { SplitMoveSpec } from '../topology/migration.js';
 import { quoteTable } from '../topology/quote.js';
 import { type Keyspace, type Shard, type TableName, type Topology, tableId } from '../topology/topology.js';
 import type { Executor } from './executor.js';
-import { decodeSpec, type MigrationRow, type StoredSpec } from './migration-store.js';
+import { decodeSpec, type MigrationRow, type StoredSpec } from './migration-row.js';
 import { type ObjectNames, objectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import type { ShardSession } from './shard-session.js';

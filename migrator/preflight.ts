@@ -1,7 +1,7 @@
 import { comparePositions, type Interval } from '../topology/key.js';
 import { quoteLiteral } from '../topology/quote.js';
 import { rangesIn, tableId } from '../topology/topology.js';
-import type { CleanupRecord } from './migration-store.js';
+import type { CleanupRecord } from './migration-row.js';
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';

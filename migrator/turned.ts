@@ -3,7 +3,7 @@ import type { MigrationProgress, MigrationState } from '../topology/migration.js
 import type { Action, CatalogStatement } from './action.js';
 import type { CrashPoint } from './crash-points.js';
 import type { Executor, TransitionChange, WaitOptions } from './executor.js';
-import type { CleanupRecord, CleanupSpec, Facts, MigrationRow } from './migration-store.js';
+import type { CleanupRecord, CleanupSpec, Facts, MigrationRow } from './migration-row.js';
 import { isReference, type Move } from './move.js';
 import { backNames } from './names.js';
 

@@ -1,7 +1,7 @@
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import type { CrashPoint } from './crash-points.js';
-import type { CleanupRecord } from './migration-store.js';
+import type { CleanupRecord } from './migration-row.js';
 import type { Move } from './move.js';
 import { SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';

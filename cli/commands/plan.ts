@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import type { CommandModule } from 'yargs';
 import { type DryRun, dryRun } from '../../migrator/dry-run.js';
-import { decodeSpec } from '../../migrator/migration-store.js';
+import { decodeSpec } from '../../migrator/migration-row.js';
 import type { SavedReport } from '../../planner/plan-report.js';
 import { PlanStore, type PlanSummary } from '../../planner/plan-store.js';
 import { renderHtml } from '../../planner/report/html.js';

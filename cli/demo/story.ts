@@ -2,7 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
-import { loadMigration, type MigrationRow, showMigration } from '../../migrator/migration-store.js';
+import { loadMigration, type MigrationRow, showMigration } from '../../migrator/migration-row.js';
 import type { SavedReport } from '../../planner/plan-report.js';
 import { Planner } from '../../planner/planner.js';
 import { renderHtml } from '../../planner/report/html.js';

@@ -1,7 +1,7 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { Interval } from '../../topology/key.js';
 import type { Topology } from '../../topology/topology.js';
-import { decodeSpec, listMigrations, type MigrationRow, OUT_OF_THE_WAY, RESTING_STATES } from '../migration-store.js';
+import { decodeSpec, listMigrations, type MigrationRow, OUT_OF_THE_WAY, RESTING_STATES } from '../migration-row.js';
 
 /** What migrations under way have on the shards, and may have there. */
 export class AtWork {

@@ -1,5 +1,5 @@
 import { setGateSql } from '../guards.js';
-import type { CleanupRecord } from '../migration-store.js';
+import type { CleanupRecord } from '../migration-row.js';
 import type { Move } from '../move.js';
 import { backNames, GATE_CLOSED, GATE_OPEN } from '../names.js';
 import { undo } from '../undo.js';

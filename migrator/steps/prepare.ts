@@ -4,7 +4,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import { type CleanupRecord, OUT_OF_THE_WAY } from '../migration-store.js';
+import { type CleanupRecord, OUT_OF_THE_WAY } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';

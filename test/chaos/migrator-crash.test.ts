@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
-import { loadMigration, RESTING_STATES } from '../../migrator/migration-store.js';
+import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import { MiniProxy } from '../migrator/mini-proxy.js';
 import {

@@ -1,7 +1,8 @@
 import type pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { createMigration, listMigrations } from '../../migrator/migration-store.js';
+import { createMigration } from '../../migrator/migration-requests.js';
+import { listMigrations } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import type { ProxyServer } from '../../proxy/proxy-server.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';

@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
-import { loadMigration, RESTING_STATES, requestEnd } from '../../migrator/migration-store.js';
+import { requestEnd } from '../../migrator/migration-requests.js';
+import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';

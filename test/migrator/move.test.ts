@@ -3,13 +3,11 @@ import { dryRun } from '../../migrator/dry-run.js';
 import {
   acceptDifference,
   createMigration,
-  loadMigration,
-  RESTING_STATES,
   requestAbort,
   requestEnd,
   setPaused,
-  showMigration,
-} from '../../migrator/migration-store.js';
+} from '../../migrator/migration-requests.js';
+import { loadMigration, RESTING_STATES, showMigration } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';

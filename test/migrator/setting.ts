@@ -1,6 +1,6 @@
 import { pino } from 'pino';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
-import { createMigration } from '../../migrator/migration-store.js';
+import { createMigration } from '../../migrator/migration-requests.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import type { Position } from '../../topology/key.js';

@@ -3,7 +3,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { drive } from '../../migrator/driver.js';
 import { RealExecutor } from '../../migrator/executor.js';
 import { LeaseLostError, MigrationLease } from '../../migrator/lease.js';
-import { loadMigration, MigrationStore } from '../../migrator/migration-store.js';
+import { loadMigration } from '../../migrator/migration-row.js';
+import { MigrationStore } from '../../migrator/migration-store.js';
 import { resolveTarget } from '../../migrator/move.js';
 import { DEFAULT_OPTIONS } from '../../migrator/options.js';
 import { quoteTable } from '../../topology/quote.js';

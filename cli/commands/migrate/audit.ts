@@ -1,0 +1,46 @@
+import type { CommandModule } from 'yargs';
+import { audit } from '../../../migrator/audit/audit.js';
+import { withCatalog } from '../../command.js';
+import { EXIT } from '../../failure.js';
+import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../../options.js';
+import { printJson, printLine } from '../../output.js';
+
+interface AuditArgs extends JsonArgs {
+  readonly repair: boolean;
+}
+
+export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
+  command: 'audit',
+  describe: 'Look for what migrations have left behind, and for rows that are where they do not belong',
+  builder: (y) =>
+    withHelp(
+      jsonOption(y).option('repair', {
+        type: 'boolean',
+        default: false,
+        describe:
+          'Take away what nobody can need any more: objects of migrations that are over, and rows that their owner has as well',
+      }),
+      ['migrate audit', 'Exit code 0: every row is where it belongs, and nothing is left over'],
+      ['migrate audit --repair', ''],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const findings = await audit(catalog, args.repair);
+      const open = findings.filter((finding) => finding.outcome !== 'repaired');
+      if (args.json) printJson({ ok: open.length === 0, findings });
+      else {
+        for (const { shard, text, remedy, outcome } of findings) {
+          printLine(
+            `${outcome === 'open' ? 'FOUND   ' : outcome === 'repaired' ? 'repaired' : 'NOT DONE'} ${shard === '' ? 'catalog' : `shard ${shard}`}: ${text}`,
+          );
+          if (outcome !== 'repaired') printLine(`         remedy: ${remedy}`);
+        }
+        printLine(
+          open.length === 0
+            ? 'Every row is where it belongs, and nothing is left of any migration.'
+            : `${open.length} finding(s).`,
+        );
+      }
+      if (open.length > 0) process.exitCode = EXIT.failed;
+    }),
+};

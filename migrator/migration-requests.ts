@@ -1,0 +1,144 @@
+import type pg from 'pg';
+import { ForeshardError } from '../topology/errors.js';
+import type { SplitMoveSpec } from '../topology/migration.js';
+import type { Keyspace } from '../topology/topology.js';
+import { type Db, encodeSpec, loadMigration, PAST_FLIP, RESTING_STATES } from './migration-row.js';
+
+/**
+ * Enters an approved migration; the migrator picks it up by itself.
+ * @returns its id
+ */
+export async function createMigration(
+  db: Db,
+  keyspace: Pick<Keyspace, 'method' | 'keyTypes'>,
+  spec: SplitMoveSpec,
+  options: { planId?: bigint; actor: string },
+): Promise<bigint> {
+  const result = await (db as pg.Pool).query<{ id: string }>(
+    `WITH made AS (
+       INSERT INTO foreshard.migration (plan_id, kind, spec, state) VALUES ($1, 'split_move', $2, 'approved') RETURNING id
+     ), event AS (
+       INSERT INTO foreshard.migration_event (migration_id, state, detail)
+       SELECT id, 'approved', jsonb_build_object('by', $3::text) FROM made
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object, detail)
+       SELECT $3, 'migration.approve', 'migration ' || id, $2::jsonb FROM made
+     ), told AS (
+       SELECT pg_notify('foreshard_migration', id::text) FROM made
+     )
+     SELECT id::text FROM made, told`,
+    [options.planId?.toString() ?? null, JSON.stringify(encodeSpec(keyspace, spec)), options.actor],
+  );
+  return BigInt((result.rows[0] as { id: string }).id);
+}
+
+/**
+ * Asks the migrator to abort; it answers by the state `aborting`. Safe at any moment: whether the flip came first is decided
+ * by the catalog.
+ * @throws ForeshardError 55000 when the migration is past its flip or at rest
+ */
+export async function requestAbort(db: Db, id: bigint, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET abort_requested = true, updated_at = clock_timestamp()
+        WHERE id = $1 AND state <> ALL ($3::text[]) AND NOT facts ? 'flipEpoch' RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.abort', 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, [...PAST_FLIP, 'aborted']],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state } = await loadMigration(db, id);
+  if (state === 'done' || state === 'aborted' || state === 'rolled_back')
+    throw new ForeshardError('55000', `migration ${id} is already ${state}`, { hint: 'Nothing is left to abort.' });
+  throw new ForeshardError('55000', `migration ${id} has flipped: its rows belong to the destination now`, {
+    hint:
+      state === 'reversing'
+        ? `It can be taken back: "foreshard migrate rollback ${id}".`
+        : 'It finishes by itself. To undo it, move the range back with a new migration.',
+  });
+}
+
+/**
+ * Lets a migration go on that stopped because the shards differed as of its flip, after a person has looked into it: the rows
+ * at the source are removed after all.
+ * @throws ForeshardError 55000 when it is not such a one
+ */
+export async function acceptDifference(db: Db, id: bigint, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH accepted AS (
+       UPDATE foreshard.migration
+          SET state = CASE WHEN facts ? 'backEpoch' THEN 'flipped_back' ELSE 'cleaning' END,
+              generation = generation + 1, error = NULL, updated_at = clock_timestamp(),
+              facts = facts || jsonb_build_object(CASE WHEN facts ? 'backEpoch' THEN 'backExact' ELSE 'exact' END,
+                                                  'difference accepted by ' || $2::text)
+        WHERE id = $1 AND state = 'failed' AND facts ? 'flipEpoch' RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.accept', 'migration ' || id FROM accepted
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM accepted`,
+    [id.toString(), actor],
+  );
+  if (updated.rowCount === 0)
+    throw new ForeshardError('55000', `migration ${id} has no difference to accept`, {
+      hint: 'See "foreshard migrate show".',
+    });
+}
+
+/**
+ * Has a migration go no further, or go on. A fence that has begun is not paused, but what follows if it misses.
+ * @throws ForeshardError 55000 when it is at rest, or is so already
+ */
+export async function setPaused(db: Db, id: bigint, paused: boolean, actor: string): Promise<void> {
+  const action = paused ? 'pause' : 'resume';
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET paused = $3, updated_at = clock_timestamp()
+        WHERE id = $1 AND paused <> $3 AND (NOT $3 OR state <> ALL ($4::text[])) RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.' || $5, 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, paused, [...RESTING_STATES], action],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, paused: already } = await loadMigration(db, id);
+  throw new ForeshardError(
+    '55000',
+    already === paused
+      ? `migration ${id} is ${paused ? 'paused already' : 'not paused'}`
+      : `migration ${id} is ${state}`,
+    { hint: 'See "foreshard migrate show".' },
+  );
+}
+
+/**
+ * Asks the migrator to take a migration back that has flipped (`rollback`), or to give up its way back now (`finish`).
+ * @throws ForeshardError 55000 when there is no way back (any more)
+ */
+export async function requestEnd(db: Db, id: bigint, end: 'finish' | 'rollback', actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET requested = $3, updated_at = clock_timestamp()
+        WHERE id = $1 AND state = 'reversing' AND requested IS NULL AND ($3 = 'finish' OR NOT facts ? 'wayBackLost') RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.' || $3, 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, end],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, requested, facts } = await loadMigration(db, id);
+  if (requested !== null)
+    throw new ForeshardError('55000', `migration ${id} has been asked for "${requested}" already`, {
+      hint: `Follow it with "foreshard migrate watch ${id}".`,
+    });
+  if (state === 'reversing')
+    throw new ForeshardError('55000', `migration ${id} cannot be taken back: ${String(facts.wayBackLost)}`, {
+      hint: 'Finish it, and move the range back with a new migration.',
+    });
+  throw new ForeshardError('55000', `migration ${id} has no way back: it is ${state.replaceAll('_', ' ')}`, {
+    hint: 'There is one from the flip on, for as long as migrator.wayBackMs says. Before it, "foreshard migrate abort" undoes a migration.',
+  });
+}

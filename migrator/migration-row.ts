@@ -1,0 +1,193 @@
+import type pg from 'pg';
+import { UsageError } from '../topology/errors.js';
+import { positionFromJson, positionToJson } from '../topology/key-codec.js';
+import type { MigrationProgress, MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
+
+/** A spec as the catalog keeps it: bounds in their text form. */
+export interface StoredSpec {
+  readonly kind: 'split_move';
+  readonly keyspace: string;
+  readonly lo: readonly string[] | null;
+  readonly hi: readonly string[] | null;
+  readonly from: string;
+  readonly to: string;
+}
+
+/** What steps noted down for those that come after them, on this or another process. */
+export type Facts = Readonly<Record<string, unknown>>;
+
+export interface MigrationRow {
+  readonly id: bigint;
+  readonly planId: bigint | null;
+  readonly spec: StoredSpec;
+  readonly state: MigrationState;
+  readonly generation: bigint;
+  readonly facts: Facts;
+  readonly progress: Partial<MigrationProgress>;
+  readonly abortRequested: boolean;
+  /** It goes no further until somebody resumes it. */
+  readonly paused: boolean;
+  /** What is to become of the way back, once it is there. */
+  readonly requested: 'finish' | 'rollback' | null;
+  readonly error: string | null;
+  readonly createdAt: Date;
+  readonly updatedAt: Date;
+}
+
+/** Every object that outlives the process, by kind; `object` says which one. */
+export interface CleanupSpec {
+  readonly kind:
+    | 'guards'
+    | 'table'
+    | 'schema'
+    | 'sequence'
+    | 'type'
+    | 'rows'
+    | 'marker'
+    | 'publication'
+    | 'slot'
+    | 'subscription'
+    | 'hold';
+  /** Shard that holds it; empty for the catalog. */
+  readonly shard: string;
+  readonly object: Readonly<Record<string, string>>;
+}
+
+export interface CleanupRecord extends CleanupSpec {
+  readonly id: bigint;
+  readonly done: boolean;
+}
+
+export interface MigrationEvent {
+  readonly at: Date;
+  readonly state: MigrationState;
+  readonly detail: Readonly<Record<string, unknown>>;
+}
+
+/** States in which a migration can be paused: no client waits for it, and nothing is half done. */
+export const PAUSABLE: readonly MigrationState[] = [
+  'approved',
+  'preparing',
+  'copying',
+  'catching_up',
+  'verifying',
+  'ready',
+  'cleaning',
+];
+
+/** States in which nothing more happens by itself. */
+export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
+/** As a list in SQL: states in which a migration has nothing on any shard that another of its keyspace would meet. */
+export const OUT_OF_THE_WAY = [...RESTING_STATES, 'approved'].map((state) => `'${state}'`).join(', ');
+/** From here on a migration is not aborted any more. */
+export const PAST_FLIP: readonly MigrationState[] = [
+  'flipped',
+  'reversing',
+  'cleaning',
+  'done',
+  'rolling_back',
+  'flipped_back',
+  'rolled_back',
+];
+
+export type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
+
+/** What `fromRaw` takes. */
+export const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, error,
+  created_at, updated_at`;
+
+export interface RawRow {
+  id: string;
+  plan_id: string | null;
+  spec: StoredSpec;
+  state: MigrationState;
+  generation: string;
+  facts: Facts;
+  progress: Partial<MigrationProgress>;
+  abort_requested: boolean;
+  paused: boolean;
+  requested: 'finish' | 'rollback' | null;
+  error: string | null;
+  created_at: Date;
+  updated_at: Date;
+}
+
+export function fromRaw(raw: RawRow): MigrationRow {
+  return {
+    id: BigInt(raw.id),
+    planId: raw.plan_id === null ? null : BigInt(raw.plan_id),
+    spec: raw.spec,
+    state: raw.state,
+    generation: BigInt(raw.generation),
+    facts: raw.facts,
+    progress: raw.progress,
+    abortRequested: raw.abort_requested,
+    paused: raw.paused,
+    requested: raw.requested,
+    error: raw.error,
+    createdAt: raw.created_at,
+    updatedAt: raw.updated_at,
+  };
+}
+
+/** A spec in the form the catalog keeps. */
+export function encodeSpec(keyspace: Pick<Keyspace, 'method' | 'keyTypes'>, spec: SplitMoveSpec): StoredSpec {
+  return { ...spec, lo: positionToJson(keyspace, spec.lo), hi: positionToJson(keyspace, spec.hi) };
+}
+
+/** The inverse of `encodeSpec`. */
+export function decodeSpec(keyspace: Pick<Keyspace, 'method' | 'keyTypes'>, stored: StoredSpec): SplitMoveSpec {
+  return {
+    kind: 'split_move',
+    keyspace: stored.keyspace as KeyspaceName,
+    lo: positionFromJson(keyspace, stored.lo === null ? null : [...stored.lo]),
+    hi: positionFromJson(keyspace, stored.hi === null ? null : [...stored.hi]),
+    from: stored.from as ShardName,
+    to: stored.to as ShardName,
+  };
+}
+
+/** All migrations, newest first. */
+export async function listMigrations(db: Db): Promise<MigrationRow[]> {
+  const result = await (db as pg.Pool).query<RawRow>(`SELECT ${COLUMNS} FROM foreshard.migration ORDER BY id DESC`);
+  return result.rows.map(fromRaw);
+}
+
+/** One migration with what happened to it and what it still has to clean up. */
+export async function showMigration(
+  db: Db,
+  id: bigint,
+): Promise<{ migration: MigrationRow; events: MigrationEvent[]; cleanup: CleanupRecord[] }> {
+  const migration = await loadMigration(db, id);
+  const events = await (db as pg.Pool).query<MigrationEvent>(
+    'SELECT at, state, detail FROM foreshard.migration_event WHERE migration_id = $1 ORDER BY id',
+    [id.toString()],
+  );
+  return { migration, events: events.rows, cleanup: await loadCleanup(db, id) };
+}
+
+/** @throws UsageError when there is none */
+export async function loadMigration(db: Db, id: bigint): Promise<MigrationRow> {
+  const result = await (db as pg.Pool).query<RawRow>(`SELECT ${COLUMNS} FROM foreshard.migration WHERE id = $1`, [
+    id.toString(),
+  ]);
+  const raw = result.rows[0];
+  if (raw === undefined) throw new UsageError(`there is no migration ${id}`, 'See "foreshard migrate list".');
+  return fromRaw(raw);
+}
+
+export async function loadCleanup(db: Db, id: bigint): Promise<CleanupRecord[]> {
+  const result = await (db as pg.Pool).query<{
+    id: string;
+    kind: CleanupSpec['kind'];
+    shard: string;
+    object: Record<string, string>;
+    done: boolean;
+  }>(
+    `SELECT id::text, kind, shard, object, done_at IS NOT NULL AS done
+       FROM foreshard.migration_cleanup WHERE migration_id = $1 ORDER BY foreshard.migration_cleanup.id`,
+    [id.toString()],
+  );
+  return result.rows.map((r) => ({ ...r, id: BigInt(r.id) }));
+}
