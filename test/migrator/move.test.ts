@@ -1,18 +1,12 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
-import {
-  acceptDifference,
-  createMigration,
-  requestAbort,
-  requestEnd,
-  setPaused,
-} from '../../migrator/migration-requests.js';
-import { loadMigration, RESTING_STATES, showMigration } from '../../migrator/migration-row.js';
-import { Migrator } from '../../migrator/migrator.js';
+import { acceptDifference, createMigration, requestAbort, setPaused } from '../../migrator/migration-requests.js';
+import { loadMigration, showMigration } from '../../migrator/migration-row.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
+import { Moves } from './moves.js';
 import {
   abortOnEntering,
   approveMove,
@@ -21,64 +15,28 @@ import {
   pauseOnEntering,
   resetShop,
   type Setting,
-  silent,
-  startSetting,
 } from './setting.js';
-import { audit, countOrders, Writers } from './writers.js';
+import { audit, countOrders } from './writers.js';
 
+let moves: Moves;
 let s: Setting;
-const stops: (() => Promise<void>)[] = [];
 
 beforeAll(async () => {
-  s = await startSetting();
+  moves = await Moves.start();
+  s = moves.s;
 });
-afterAll(async () => {
-  await s.catalog.close();
-});
-afterEach(async () => {
-  for (const stop of stops.splice(0).reverse()) await stop();
-});
-
-function startMigrator(options: Record<string, number> = {}): void {
-  const controller = new AbortController();
-  const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 100, ...options }).run(controller.signal);
-  stops.push(async () => {
-    controller.abort();
-    await running;
-  });
-}
-
-async function startLoad(tenants: number, stale = true): Promise<{ proxy: MiniProxy; writers: Writers }> {
-  const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-  const writers = new Writers();
-  writers.start(proxy, 4, tenants);
-  if (stale) writers.startStale(s.urlOne, tenants);
-  stops.push(async () => {
-    await writers.stop();
-    await proxy.close();
-  });
-  return { proxy, writers };
-}
-
-async function atRest(id: bigint): Promise<string> {
-  return waitFor(
-    async () => {
-      const row = await loadMigration(s.catalog.pool, id);
-      return RESTING_STATES.includes(row.state) ? row.state : null;
-    },
-    { what: `migration ${id} to end`, timeoutMs: 50_000 },
-  );
-}
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
 
 describe('a move under load', () => {
   beforeEach(() => resetShop(s, 40, 500));
 
   test('loses nothing, doubles nothing, and leaves nothing behind', async () => {
-    const { proxy, writers } = await startLoad(40);
+    const { proxy, writers } = await moves.startLoad(40);
     await waitFor(() => writers.acknowledged > 200, { what: 'writers to be at work' });
     const id = await approveMove(s, [20n], [36n]);
-    startMigrator();
-    expect(await atRest(id)).toBe('done');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('done');
     const before = writers.acknowledged;
     await waitFor(() => writers.acknowledged > before + 200, { what: 'writes after the move' });
     await writers.stop();
@@ -149,238 +107,14 @@ describe('a move under load', () => {
   });
 
   test('goes there and back again', async () => {
-    const { writers } = await startLoad(40, false);
-    startMigrator();
-    expect(await atRest(await approveMove(s, [20n], null))).toBe('done');
+    const { writers } = await moves.startLoad(40, false);
+    moves.startMigrator();
+    expect(await moves.atRest(await approveMove(s, [20n], null))).toBe('done');
     expect(await countOrders(s.urlTwo)).toBeGreaterThan(20 * 500);
-    expect(await atRest(await approveMove(s, [20n], null, 'two', 'one'))).toBe('done');
+    expect(await moves.atRest(await approveMove(s, [20n], null, 'two', 'one'))).toBe('done');
     await writers.stop();
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, () => false)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-});
-
-describe('the way back', () => {
-  const HOUR = 3_600_000;
-  const inState = (id: bigint, state: string) =>
-    waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
-      what: `migration ${id} to be ${state}`,
-      timeoutMs: 50_000,
-    });
-
-  beforeEach(() => resetShop(s, 40, 300));
-
-  test('is open after the flip, and a rollback takes everything along that was written since', async () => {
-    const { proxy, writers } = await startLoad(40);
-    const id = await approveMove(s, [20n], [36n]);
-    startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
-    const flipped = writers.acknowledged;
-    await waitFor(() => writers.acknowledged > flipped + 300, { what: 'writes at the new owner' });
-    expect(
-      (await s.catalog.loadTopology()).keyspaces.get('tenant' as KeyspaceName)?.ranges.map((r) => r.shard),
-    ).toEqual(['one', 'two', 'one']);
-    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
-    expect(await atRest(id)).toBe('rolled_back');
-    const back = writers.acknowledged;
-    await waitFor(() => writers.acknowledged > back + 200, { what: 'writes after the rollback' });
-    await writers.stop();
-
-    expect(writers.errors).toEqual([]);
-    expect(await audit(s, writers, () => false)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-    const { migration, events } = await showMigration(s.catalog.pool, id);
-    expect([migration.facts.exact, migration.facts.backExact]).toEqual(['identical', 'identical']);
-    expect(events.map((e) => e.state).slice(-5)).toEqual([
-      'flipped',
-      'reversing',
-      'rolling_back',
-      'flipped_back',
-      'rolled_back',
-    ]);
-    // A table that others may use by now stays; what was moved does not.
-    await withClient(s.urlTwo, async (c) => {
-      const { rows } = await c.query(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'",
-      );
-      expect(rows).toEqual([{ relname: 'countries' }]);
-    });
-    console.log(
-      `rollback: pause ${migration.progress.pauseMs} ms, longest statement ${proxy.longestMs.toFixed(1)} ms, ${writers.acknowledged} writes`,
-    );
-  });
-
-  test('updates that bring a row into the interval there carry their large values back', async () => {
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
-    const large = Array.from({ length: 2000 }, (_, i) => Math.sin(i).toString(36)).join('');
-    await withClient(s.urlTwo, async (c) => {
-      // A row of another interval, such as a move in the past may have brought here.
-      await c.query("INSERT INTO tenants (id, name) VALUES (5, 'five')");
-      await c.query('INSERT INTO orders (tenant_id, id, body) VALUES (5, 7000077, $1)', [large]);
-      await c.query('UPDATE orders SET tenant_id = 25, version = 3 WHERE tenant_id = 5 AND id = 7000077');
-    });
-    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
-    expect(await atRest(id)).toBe('rolled_back');
-    await withClient(s.urlOne, async (c) => {
-      const { rows } = await c.query('SELECT tenant_id, version, body FROM orders WHERE id = 7000077');
-      expect(rows.map((r) => [r.tenant_id, r.version, r.body === large])).toEqual([[25, 3, true]]);
-    });
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('ends when somebody finishes the migration', async () => {
-    const { writers } = await startLoad(40, false);
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
-    await requestEnd(s.catalog.pool, id, 'finish', 'test');
-    expect(await atRest(id)).toBe('done');
-    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/has no way back: it is done/);
-    await writers.stop();
-    expect(writers.errors).toEqual([]);
-    expect(await audit(s, writers, (tenant) => tenant >= 20)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('ends by itself when its time is over', async () => {
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: 300 });
-    expect(await atRest(id)).toBe('done');
-    const { events } = await showMigration(s.catalog.pool, id);
-    const at = (state: string) => events.find((e) => e.state === state)?.at.getTime() ?? Number.NaN;
-    expect(at('cleaning') - at('reversing')).toBeGreaterThanOrEqual(300);
-    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('is refused by preflight where the destination cannot publish', async () => {
-    await withClient(s.urlTwo, async (c) => {
-      const { rows } = await c.query<{ max: number }>("SELECT current_setting('max_replication_slots')::int AS max");
-      const max = rows[0]?.max ?? 0;
-      for (let i = 0; i < max; i++) await c.query('SELECT pg_create_physical_replication_slot($1)', [`taken_${i}`]);
-    });
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: HOUR });
-    expect(await atRest(id)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
-      /there would be no way back: shard "two" has no free replication slot.* or set migrator.wayBackMs to 0/s,
-    );
-    await withClient(s.urlTwo, (c) => c.query('SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots'));
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('is in the dry run', async () => {
-    const { steps } = await dryRun(s.catalog, moveSpec([20n], null), { wayBackMs: HOUR });
-    const back = steps.filter((step) => step.sql.some((sql) => sql.includes('_back')));
-    expect(back.map(({ state, on, text }) => `${state} ${on}: ${text}`)).toEqual([
-      'ready destination: publish the rows of the interval',
-      'ready destination: create the replication slot (waits for every transaction that now writes to that server)',
-      'reversing source: subscribe: follows the new owner',
-    ]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('is not there where the source cannot follow: the migration can be finished all the same', async () => {
-    await withClient(s.urlOne, async (c) => {
-      await c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS
-        $$ BEGIN RAISE EXCEPTION 'not on this server'; END $$`);
-      await c.query(
-        `CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION public.refuse()`,
-      );
-    });
-    await withClient(s.urlTwo, (c) =>
-      c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$`),
-    );
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: HOUR });
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
-      what: 'the refusal',
-      timeoutMs: 50_000,
-    });
-    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(
-      /cannot be taken back: shard "one" cannot follow shard "two": not on this server/,
-    );
-    await requestEnd(s.catalog.pool, id, 'finish', 'test');
-    expect(await atRest(id)).toBe('done');
-    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-
-  test('is lost with its slot: a rollback is refused, and the migration can be finished', async () => {
-    const id = await approveMove(s, [20n], null);
-    startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
-    await withClient(s.urlTwo, async (c) => {
-      const dropped = async () => {
-        await c.query('SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL');
-        const drop = 'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots';
-        return c.query(drop).then(
-          ({ rows }) => rows.length > 0,
-          () => false,
-        );
-      };
-      await waitFor(dropped, { what: 'the slot to be dropped' });
-    });
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
-      what: 'the loss to be noticed',
-    });
-    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/cannot be taken back: .*slot/);
-    await requestEnd(s.catalog.pool, id, 'finish', 'test');
-    expect(await atRest(id)).toBe('done');
-    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
-  });
-});
-
-describe('a pause', () => {
-  const paused = (id: bigint) =>
-    waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
-      what: 'the pause',
-      timeoutMs: 40_000,
-    });
-  const following = () =>
-    withClient(s.urlTwo, async (c) => (await c.query('SELECT subenabled AS on FROM pg_subscription')).rows);
-
-  beforeEach(() => resetShop(s, 12, 50));
-  afterEach(() => pauseOnEntering(s, null));
-
-  test.each(['preparing', 'copying', 'catching_up', 'verifying', 'ready', 'cleaning'])(
-    'in state %s stops what loads the servers, and nothing is lost when it goes on',
-    async (state) => {
-      const { writers } = await startLoad(12, false);
-      await pauseOnEntering(s, state);
-      const id = await approveMove(s, [6n], null);
-      startMigrator();
-      await paused(id);
-      expect((await loadMigration(s.catalog.pool, id)).state).toBe(state);
-      expect(await following()).toEqual(['preparing', 'cleaning'].includes(state) ? [] : [{ on: false }]);
-      const before = writers.acknowledged;
-      await waitFor(() => writers.acknowledged > before + 50, { what: 'writes meanwhile' });
-      await pauseOnEntering(s, null);
-      await setPaused(s.catalog.pool, id, false, 'test');
-      expect(await atRest(id)).toBe('done');
-      await writers.stop();
-      expect(writers.errors).toEqual([]);
-      expect(await audit(s, writers, (tenant) => tenant >= 6)).toEqual([]);
-      expect(await leftovers(s)).toEqual([]);
-    },
-  );
-
-  test('does not keep a migration from being aborted, and outlives the migrator', async () => {
-    await pauseOnEntering(s, 'catching_up');
-    const id = await approveMove(s, [6n], null);
-    startMigrator();
-    await paused(id);
-    for (const stop of stops.splice(0).reverse()) await stop();
-    startMigrator();
-    await pauseOnEntering(s, null);
-    await requestAbort(s.catalog.pool, id, 'test');
-    expect(await atRest(id)).toBe('aborted');
-    await expect(setPaused(s.catalog.pool, id, true, 'test')).rejects.toThrow(/is paused already/);
-    expect(await audit(s, null, () => false)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });
 });
@@ -399,12 +133,12 @@ describe('an abort', () => {
 
   test.each(states)('asked for in state %s leaves everything as it was', async (state) => {
     await resetShop(s, 12, 50);
-    const { writers } = await startLoad(12, false);
+    const { writers } = await moves.startLoad(12, false);
     const id = await approveMove(s, [6n], null);
     if (state === 'approved') await requestAbort(s.catalog.pool, id, 'test');
     else await abortOnEntering(s, state);
-    startMigrator();
-    const end = await atRest(id);
+    moves.startMigrator();
+    const end = await moves.atRest(id);
     await abortOnEntering(s, null);
     await writers.stop();
     expect(writers.errors).toEqual([]);
@@ -422,8 +156,8 @@ describe('an abort', () => {
   test('after the flip is refused', async () => {
     await resetShop(s, 12, 20);
     const id = await approveMove(s, [6n], null);
-    startMigrator();
-    expect(await atRest(id)).toBe('done');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('done');
     await expect(requestAbort(s.catalog.pool, id, 'test')).rejects.toThrow(/already done/);
   });
 });
@@ -443,8 +177,8 @@ describe('before a move', () => {
       await c.query('GRANT SELECT ON tenants TO reporting');
     });
     const id = await approveMove(s, [6n], null);
-    startMigrator();
-    expect(await atRest(id)).toBe('failed');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('failed');
     const { error } = await loadMigration(s.catalog.pool, id);
     for (const reason of [
       /global_serial/,
@@ -469,8 +203,8 @@ describe('before a move', () => {
       await c.query("INSERT INTO countries VALUES ('zz', 'stray')");
     });
     const id = await approveMove(s, [6n], null);
-    startMigrator();
-    expect(await atRest(id)).toBe('failed');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('failed');
     expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/already has rows.*countries/);
   });
 
@@ -504,24 +238,25 @@ describe('rows that are hard to move', () => {
       );
       await c.query('ALTER TABLE orders ALTER body SET STORAGE EXTERNAL');
     });
+    await pauseOnEntering(s, 'catching_up');
     const id = await approveMove(s, [6n], null);
     const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    stops.push(() => proxy.close());
-    startMigrator();
-    await waitFor(
-      async () =>
-        ['catching_up', 'verifying', 'ready'].includes((await loadMigration(s.catalog.pool, id)).state) || null,
-      { what: 'the copy to be over' },
-    ).catch(() => null);
-    await withClient(s.urlOne, async (c) => {
-      await c.query('UPDATE orders SET tenant_id = 7 WHERE tenant_id = 1 AND id = 5000000');
-    }).catch((error: { code?: string }) => expect(error.code).toBe('SH001'));
-    expect(await atRest(id)).toBe('done');
-    for (const url of [s.urlOne, s.urlTwo])
-      await withClient(url, async (c) => {
-        const r = await c.query('SELECT tenant_id, length(body) AS n FROM orders WHERE id = 5000000');
-        for (const row of r.rows) expect(row.n).toBe(64_000);
-      });
+    moves.atStop(() => proxy.close());
+    moves.startMigrator();
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
+      what: 'the copy to be over',
+    });
+    await pauseOnEntering(s, null);
+    await withClient(s.urlOne, (c) => c.query('UPDATE orders SET tenant_id = 7 WHERE tenant_id = 1 AND id = 5000000'));
+    await setPaused(s.catalog.pool, id, false, 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    const found = (url: string) =>
+      withClient(
+        url,
+        async (c) => (await c.query('SELECT tenant_id, length(body) AS n FROM orders WHERE id = 5000000')).rows,
+      );
+    expect(await found(s.urlOne)).toEqual([]);
+    expect(await found(s.urlTwo)).toEqual([{ tenant_id: 7, n: 64_000 }]);
     expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
   });
 });
@@ -531,13 +266,13 @@ describe('a fence that cannot be had', () => {
 
   test('names the proxy that did not answer, and undoes everything', async () => {
     await resetShop(s, 12, 20);
-    const { writers } = await startLoad(12, false);
+    const { writers } = await moves.startLoad(12, false);
     await s.catalog.pool.query(
       `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'deaf', '', clock_timestamp() + interval '1 hour', 0)`,
     );
     const id = await approveMove(s, [6n], null);
-    startMigrator(impatient);
-    expect(await atRest(id)).toBe('aborted');
+    moves.startMigrator(impatient);
+    expect(await moves.atRest(id)).toBe('aborted');
     expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/2 fences were missed.*deaf/);
     await writers.stop();
     expect(writers.errors).toEqual([]);
@@ -551,8 +286,8 @@ describe('a fence that cannot be had', () => {
       `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'dead', '', clock_timestamp() + interval '4 seconds', 0)`,
     );
     const id = await approveMove(s, [6n], null);
-    startMigrator();
-    expect(await atRest(id)).toBe('done');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('done');
     expect((await loadMigration(s.catalog.pool, id)).facts.fenceTries).toBeUndefined();
     expect(await leftovers(s)).toEqual([]);
   });
@@ -574,8 +309,8 @@ describe('a keyspace by hash', () => {
     const keyspace = (await s.catalog.loadTopology()).keyspaces.get('users' as KeyspaceName) as Keyspace;
     const spec = { ...moveSpec([0n], null), keyspace: keyspace.name };
     const id = await createMigration(pool, keyspace, spec, { actor: 'test' });
-    startMigrator();
-    expect(await atRest(id)).toBe('done');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('done');
     let rows = 0;
     for (const [url, upper] of [
       [s.urlOne, false],
@@ -600,7 +335,7 @@ describe('shards that differ as of the flip', () => {
     await resetShop(s, 12, 20);
     // A row that only the source has, made when the source is frozen: as if replication had lost it.
     const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    stops.push(() => proxy.close());
+    moves.atStop(() => proxy.close());
     const id = await approveMove(s, [6n], null);
     // A proxy that is still on the old epoch keeps the migration from comparing before the row is there.
     await s.catalog.pool.query(
@@ -611,8 +346,8 @@ describe('shards that differ as of the flip', () => {
         `INSERT INTO foreshard.hold_ack (hold_id, proxy_id) SELECT id, '00000000-0000-0000-0000-000000000001' FROM foreshard.hold ON CONFLICT DO NOTHING`,
       );
     }, 20);
-    stops.push(async () => clearInterval(ack));
-    startMigrator();
+    moves.atStop(() => clearInterval(ack));
+    moves.startMigrator();
     await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'cleaning', { what: 'the flip' });
     await withClient(s.urlOne, async (c) => {
       await c.query(
@@ -620,7 +355,7 @@ describe('shards that differ as of the flip', () => {
       );
     });
     await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
-    expect(await atRest(id)).toBe('failed');
+    expect(await moves.atRest(id)).toBe('failed');
     expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
       /public\.orders.*141 rows at the source, 140 at the destination/,
     );

@@ -1,0 +1,69 @@
+import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
+import { Migrator } from '../../migrator/migrator.js';
+import { waitFor } from '../support/wait-for.js';
+import { MiniProxy } from './mini-proxy.js';
+import { type Setting, silent, startSetting } from './setting.js';
+import { Writers } from './writers.js';
+
+/** Migrators and writers of a test, on one setting. */
+export class Moves {
+  readonly s: Setting;
+  readonly #stops: (() => Promise<void>)[] = [];
+
+  private constructor(s: Setting) {
+    this.s = s;
+  }
+
+  static async start(): Promise<Moves> {
+    return new Moves(await startSetting());
+  }
+
+  startMigrator(options: Record<string, number> = {}): void {
+    const controller = new AbortController();
+    const running = new Migrator({ catalog: this.s.catalog, logger: silent, pollMs: 100, ...options }).run(
+      controller.signal,
+    );
+    this.#stops.push(async () => {
+      controller.abort();
+      await running;
+    });
+  }
+
+  /** @param stale also a writer that goes past the proxy, to the source, all the time */
+  async startLoad(tenants: number, stale = true): Promise<{ proxy: MiniProxy; writers: Writers }> {
+    const proxy = await MiniProxy.start(this.s.catalogUrl, 'tenant');
+    const writers = new Writers();
+    writers.start(proxy, 4, tenants);
+    if (stale) writers.startStale(this.s.urlOne, tenants);
+    this.#stops.push(async () => {
+      await writers.stop();
+      await proxy.close();
+    });
+    return { proxy, writers };
+  }
+
+  /** To be called by `stop`. */
+  atStop(stop: () => Promise<void> | void): void {
+    this.#stops.push(async () => stop());
+  }
+
+  /** @returns the state in which the migration rests */
+  async atRest(id: bigint): Promise<string> {
+    return waitFor(
+      async () => {
+        const row = await loadMigration(this.s.catalog.pool, id);
+        return RESTING_STATES.includes(row.state) ? row.state : null;
+      },
+      { what: `migration ${id} to end`, timeoutMs: 50_000 },
+    );
+  }
+
+  /** What was started, the last first. */
+  async stop(): Promise<void> {
+    for (const stop of this.#stops.splice(0).reverse()) await stop();
+  }
+
+  async close(): Promise<void> {
+    await this.s.catalog.close();
+  }
+}

@@ -1,0 +1,68 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { requestAbort, setPaused } from '../../migrator/migration-requests.js';
+import { loadMigration } from '../../migrator/migration-row.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, leftovers, pauseOnEntering, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+
+describe('a pause', () => {
+  const paused = (id: bigint) =>
+    waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
+      what: 'the pause',
+      timeoutMs: 40_000,
+    });
+  const following = () =>
+    withClient(s.urlTwo, async (c) => (await c.query('SELECT subenabled AS on FROM pg_subscription')).rows);
+
+  beforeEach(() => resetShop(s, 12, 50));
+  afterEach(() => pauseOnEntering(s, null));
+
+  test.each(['preparing', 'copying', 'catching_up', 'verifying', 'ready', 'cleaning'])(
+    'in state %s stops what loads the servers, and nothing is lost when it goes on',
+    async (state) => {
+      const { writers } = await moves.startLoad(12, false);
+      await pauseOnEntering(s, state);
+      const id = await approveMove(s, [6n], null);
+      moves.startMigrator();
+      await paused(id);
+      expect((await loadMigration(s.catalog.pool, id)).state).toBe(state);
+      expect(await following()).toEqual(['preparing', 'cleaning'].includes(state) ? [] : [{ on: false }]);
+      const before = writers.acknowledged;
+      await waitFor(() => writers.acknowledged > before + 50, { what: 'writes meanwhile' });
+      await pauseOnEntering(s, null);
+      await setPaused(s.catalog.pool, id, false, 'test');
+      expect(await moves.atRest(id)).toBe('done');
+      await writers.stop();
+      expect(writers.errors).toEqual([]);
+      expect(await audit(s, writers, (tenant) => tenant >= 6)).toEqual([]);
+      expect(await leftovers(s)).toEqual([]);
+    },
+  );
+
+  test('does not keep a migration from being aborted, and outlives the migrator', async () => {
+    await pauseOnEntering(s, 'catching_up');
+    const id = await approveMove(s, [6n], null);
+    moves.startMigrator();
+    await paused(id);
+    await moves.stop();
+    moves.startMigrator();
+    await pauseOnEntering(s, null);
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+    await expect(setPaused(s.catalog.pool, id, true, 'test')).rejects.toThrow(/is paused already/);
+    expect(await audit(s, null, () => false)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});

@@ -1,0 +1,194 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { dryRun } from '../../migrator/dry-run.js';
+import { requestEnd } from '../../migrator/migration-requests.js';
+import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import type { KeyspaceName } from '../../topology/topology.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, leftovers, moveSpec, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+
+describe('the way back', () => {
+  const HOUR = 3_600_000;
+  const inState = (id: bigint, state: string) =>
+    waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
+      what: `migration ${id} to be ${state}`,
+      timeoutMs: 50_000,
+    });
+
+  beforeEach(() => resetShop(s, 40, 300));
+
+  test('is open after the flip, and a rollback takes everything along that was written since', async () => {
+    const { proxy, writers } = await moves.startLoad(40);
+    const id = await approveMove(s, [20n], [36n]);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await inState(id, 'reversing');
+    const flipped = writers.acknowledged;
+    await waitFor(() => writers.acknowledged > flipped + 300, { what: 'writes at the new owner' });
+    expect(
+      (await s.catalog.loadTopology()).keyspaces.get('tenant' as KeyspaceName)?.ranges.map((r) => r.shard),
+    ).toEqual(['one', 'two', 'one']);
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+    const back = writers.acknowledged;
+    await waitFor(() => writers.acknowledged > back + 200, { what: 'writes after the rollback' });
+    await writers.stop();
+
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, () => false)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+    const { migration, events } = await showMigration(s.catalog.pool, id);
+    expect([migration.facts.exact, migration.facts.backExact]).toEqual(['identical', 'identical']);
+    expect(events.map((e) => e.state).slice(-5)).toEqual([
+      'flipped',
+      'reversing',
+      'rolling_back',
+      'flipped_back',
+      'rolled_back',
+    ]);
+    // A table that others may use by now stays; what was moved does not.
+    await withClient(s.urlTwo, async (c) => {
+      const { rows } = await c.query(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'",
+      );
+      expect(rows).toEqual([{ relname: 'countries' }]);
+    });
+    console.log(
+      `rollback: pause ${migration.progress.pauseMs} ms, longest statement ${proxy.longestMs.toFixed(1)} ms, ${writers.acknowledged} writes`,
+    );
+  });
+
+  test('updates that bring a row into the interval there carry their large values back', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await inState(id, 'reversing');
+    const large = Array.from({ length: 2000 }, (_, i) => Math.sin(i).toString(36)).join('');
+    await withClient(s.urlTwo, async (c) => {
+      // A row of another interval, such as a move in the past may have brought here.
+      await c.query("INSERT INTO tenants (id, name) VALUES (5, 'five')");
+      await c.query('INSERT INTO orders (tenant_id, id, body) VALUES (5, 7000077, $1)', [large]);
+      await c.query('UPDATE orders SET tenant_id = 25, version = 3 WHERE tenant_id = 5 AND id = 7000077');
+    });
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+    await withClient(s.urlOne, async (c) => {
+      const { rows } = await c.query('SELECT tenant_id, version, body FROM orders WHERE id = 7000077');
+      expect(rows.map((r) => [r.tenant_id, r.version, r.body === large])).toEqual([[25, 3, true]]);
+    });
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('ends when somebody finishes the migration', async () => {
+    const { writers } = await moves.startLoad(40, false);
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await inState(id, 'reversing');
+    await requestEnd(s.catalog.pool, id, 'finish', 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/has no way back: it is done/);
+    await writers.stop();
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('ends by itself when its time is over', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: 300 });
+    expect(await moves.atRest(id)).toBe('done');
+    const { events } = await showMigration(s.catalog.pool, id);
+    const at = (state: string) => events.find((e) => e.state === state)?.at.getTime() ?? Number.NaN;
+    expect(at('cleaning') - at('reversing')).toBeGreaterThanOrEqual(300);
+    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is refused by preflight where the destination cannot publish', async () => {
+    await withClient(s.urlTwo, async (c) => {
+      const { rows } = await c.query<{ max: number }>("SELECT current_setting('max_replication_slots')::int AS max");
+      const max = rows[0]?.max ?? 0;
+      for (let i = 0; i < max; i++) await c.query('SELECT pg_create_physical_replication_slot($1)', [`taken_${i}`]);
+    });
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    expect(await moves.atRest(id)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
+      /there would be no way back: shard "two" has no free replication slot.* or set migrator.wayBackMs to 0/s,
+    );
+    await withClient(s.urlTwo, (c) => c.query('SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots'));
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is in the dry run', async () => {
+    const { steps } = await dryRun(s.catalog, moveSpec([20n], null), { wayBackMs: HOUR });
+    const back = steps.filter((step) => step.sql.some((sql) => sql.includes('_back')));
+    expect(back.map(({ state, on, text }) => `${state} ${on}: ${text}`)).toEqual([
+      'ready destination: publish the rows of the interval',
+      'ready destination: create the replication slot (waits for every transaction that now writes to that server)',
+      'reversing source: subscribe: follows the new owner',
+    ]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is not there where the source cannot follow: the migration can be finished all the same', async () => {
+    await withClient(s.urlOne, async (c) => {
+      await c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'not on this server'; END $$`);
+      await c.query(
+        `CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION public.refuse()`,
+      );
+    });
+    await withClient(s.urlTwo, (c) =>
+      c.query(`CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$`),
+    );
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
+      what: 'the refusal',
+      timeoutMs: 50_000,
+    });
+    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(
+      /cannot be taken back: shard "one" cannot follow shard "two": not on this server/,
+    );
+    await requestEnd(s.catalog.pool, id, 'finish', 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is lost with its slot: a rollback is refused, and the migration can be finished', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await inState(id, 'reversing');
+    await withClient(s.urlTwo, async (c) => {
+      const dropped = async () => {
+        await c.query('SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL');
+        const drop = 'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots';
+        return c.query(drop).then(
+          ({ rows }) => rows.length > 0,
+          () => false,
+        );
+      };
+      await waitFor(dropped, { what: 'the slot to be dropped' });
+    });
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
+      what: 'the loss to be noticed',
+    });
+    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/cannot be taken back: .*slot/);
+    await requestEnd(s.catalog.pool, id, 'finish', 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+});
