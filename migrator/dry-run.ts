@@ -2,6 +2,7 @@ import { pino } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { redactUrl } from '../topology/connection.js';
 import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import { DEFAULT_CONTROLS } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
 import { STEPS } from './driver.js';
@@ -55,6 +56,7 @@ export async function dryRun(
     abortRequested: false,
     paused: false,
     requested: null,
+    controls: DEFAULT_CONTROLS,
     error: null,
     createdAt: new Date(),
     updatedAt: new Date(),
@@ -98,6 +100,8 @@ export async function dryRun(
 
 class DryExecutor implements Executor {
   readonly dry = true;
+  readonly controls = DEFAULT_CONTROLS;
+  readonly now = new Date();
   readonly steps: DryRunStep[] = [];
   readonly #urls: readonly string[];
   readonly #cleanup: CleanupRecord[] = [];
@@ -144,6 +148,8 @@ class DryExecutor implements Executor {
   async inLease(): Promise<never> {
     throw new Error('a dry run changes nothing in the catalog');
   }
+
+  async withdrawFlip(): Promise<void> {}
 
   async reload(): Promise<MigrationRow> {
     return this.#row;

@@ -4,6 +4,7 @@ import type { CatalogClient } from '../topology/catalog/change.js';
 import { errorCode } from '../topology/connection.js';
 import { ConflictError, ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
+import type { MigrationControls } from '../topology/migration-controls.js';
 import { quoteIdent } from '../topology/quote.js';
 import type { Action, CatalogStatement } from './action.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
@@ -34,6 +35,10 @@ export class MigrationFailure extends ForeshardError {
 export interface Executor {
   /** Nothing is done and nothing was made: a step must not look for what it has just made. */
   readonly dry: boolean;
+  /** How people want it carried out, now. */
+  readonly controls: MigrationControls;
+  /** The time by the catalog's clock. */
+  readonly now: Date;
   perform(action: Action): Promise<void>;
   record(cleanup: CleanupSpec): Promise<void>;
   /** Clean-up records not yet ticked off, in the order they were made. */
@@ -45,6 +50,8 @@ export interface Executor {
   noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow>;
   /** Work in one transaction of the catalog, done only while the migration is as `row` says, and ours. */
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T>;
+  /** Nobody asks for the flip any more. */
+  withdrawFlip(): Promise<void>;
   /** The migration as the catalog has it now. */
   reload(): Promise<MigrationRow>;
   /** The flip: all statements and the change of state in one transaction of the catalog. */
@@ -116,6 +123,14 @@ export class RealExecutor implements Executor {
     this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state, note: null };
   }
 
+  get controls(): MigrationControls {
+    return this.#lease.controls;
+  }
+
+  get now(): Date {
+    return this.#lease.now;
+  }
+
   async perform(action: Action): Promise<void> {
     this.check();
     const session = this.#sessions[action.on];
@@ -171,6 +186,11 @@ export class RealExecutor implements Executor {
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
     this.check();
     return this.#store.inLease(row, work);
+  }
+
+  async withdrawFlip(): Promise<void> {
+    await this.#store.withdrawFlip();
+    this.#lease.controls = { ...this.#lease.controls, flipRequested: false };
   }
 
   async reload(): Promise<MigrationRow> {
@@ -262,6 +282,7 @@ export class RealExecutor implements Executor {
     // Seen here before the next renewal of the lease shows it.
     this.#abortRequested = row.abortRequested;
     this.#lease.paused = row.paused;
+    this.#lease.controls = row.controls;
     this.#log.info(
       { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
       'migration changed state',

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { ownLeaseEnd } from '../topology/catalog/leases.js';
 import { ConflictError } from '../topology/errors.js';
+import { DEFAULT_CONTROLS, type MigrationControls } from '../topology/migration-controls.js';
 import type { MigrationStore } from './migration-store.js';
 
 /** Somebody else may drive the migration now: stop at once, touch nothing. */
@@ -22,6 +23,9 @@ export class MigrationLease {
   abortRequested = false;
   /** Somebody has paused the migration. */
   paused = false;
+  controls: MigrationControls = DEFAULT_CONTROLS;
+  /** The catalog's clock less ours, ms. */
+  #clockOffsetMs = 0;
 
   private constructor(store: MigrationStore, ttlMs: number) {
     this.#store = store;
@@ -34,6 +38,11 @@ export class MigrationLease {
     if (!(await lease.#renew())) return null;
     lease.#loop = lease.#keep();
     return lease;
+  }
+
+  /** The time by the catalog's clock, about. */
+  get now(): Date {
+    return new Date(Date.now() + this.#clockOffsetMs);
   }
 
   /** Aborted when the lease is lost. */
@@ -66,11 +75,13 @@ export class MigrationLease {
 
   async #renew(): Promise<boolean> {
     const asked = performance.now();
-    const { taken, abortRequested, paused } = await this.#store.takeLease(this.#ttlMs);
-    if (!taken) return false;
+    const wishes = await this.#store.takeLease(this.#ttlMs);
+    if (wishes === null) return false;
     this.#validUntil = ownLeaseEnd(asked, this.#ttlMs);
-    this.abortRequested = abortRequested;
-    this.paused = paused;
+    this.abortRequested = wishes.abortRequested;
+    this.paused = wishes.paused;
+    this.controls = wishes.controls;
+    this.#clockOffsetMs = wishes.now.getTime() - Date.now();
     return true;
   }
 

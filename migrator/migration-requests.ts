@@ -1,8 +1,9 @@
 import type pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
-import type { SplitMoveSpec } from '../topology/migration.js';
+import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
-import { type Db, encodeSpec, loadMigration, PAST_FLIP, RESTING_STATES } from './migration-row.js';
+import { type Db, encodeSpec, loadMigration, type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
 
 /**
  * Enters an approved migration; the migrator picks it up by itself.
@@ -12,11 +13,11 @@ export async function createMigration(
   db: Db,
   keyspace: Pick<Keyspace, 'method' | 'keyTypes'>,
   spec: SplitMoveSpec,
-  options: { planId?: bigint; actor: string },
+  options: { planId?: bigint; actor: string; controls?: Partial<MigrationControls> },
 ): Promise<bigint> {
   const result = await (db as pg.Pool).query<{ id: string }>(
     `WITH made AS (
-       INSERT INTO foreshard.migration (plan_id, kind, spec, state) VALUES ($1, 'split_move', $2, 'approved') RETURNING id
+       INSERT INTO foreshard.migration (plan_id, kind, spec, state, controls) VALUES ($1, 'split_move', $2, 'approved', $4) RETURNING id
      ), event AS (
        INSERT INTO foreshard.migration_event (migration_id, state, detail)
        SELECT id, 'approved', jsonb_build_object('by', $3::text) FROM made
@@ -27,7 +28,12 @@ export async function createMigration(
        SELECT pg_notify('foreshard_migration', id::text) FROM made
      )
      SELECT id::text FROM made, told`,
-    [options.planId?.toString() ?? null, JSON.stringify(encodeSpec(keyspace, spec)), options.actor],
+    [
+      options.planId?.toString() ?? null,
+      JSON.stringify(encodeSpec(keyspace, spec)),
+      options.actor,
+      JSON.stringify(options.controls ?? {}),
+    ],
   );
   return BigInt((result.rows[0] as { id: string }).id);
 }
@@ -58,6 +64,49 @@ export async function requestAbort(db: Db, id: bigint, actor: string): Promise<v
         ? `It can be taken back: "foreshard migrate rollback ${id}".`
         : 'It finishes by itself. To undo it, move the range back with a new migration.',
   });
+}
+
+/** From these a migration comes to its flip. */
+const BEFORE_FLIP: readonly MigrationState[] = [
+  'approved',
+  'preparing',
+  'copying',
+  'catching_up',
+  'verifying',
+  'ready',
+];
+
+/**
+ * Asks the migrator to flip as soon as it can: at once, when the migration is ready.
+ * @returns the migration as it is now
+ * @throws ForeshardError 55000 when it does not wait for that, or cannot flip (any more)
+ */
+export async function requestFlip(db: Db, id: bigint, actor: string): Promise<MigrationRow> {
+  const before = await loadMigration(db, id);
+  if (!before.controls.auto || before.controls.flipWindow !== null) {
+    const updated = await (db as pg.Pool).query(
+      `WITH asked AS (
+         UPDATE foreshard.migration SET controls = controls || '{"flipRequested": true}', updated_at = clock_timestamp()
+          WHERE id = $1 AND state = ANY ($3) AND NOT paused AND NOT abort_requested
+            AND NOT coalesce((controls->>'flipRequested')::boolean, false) RETURNING id
+       ), audit AS (
+         INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.flip_request', 'migration ' || id FROM asked
+       )
+       SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+      [id.toString(), actor, [...BEFORE_FLIP]],
+    );
+    if (updated.rowCount !== 0) return before;
+  }
+  const { state, paused, abortRequested, controls } = await loadMigration(db, id);
+  const refuse = (why: string, hint: string) => new ForeshardError('55000', `migration ${id} ${why}`, { hint });
+  const watch = `Follow it with "foreshard migrate watch ${id}".`;
+  if (abortRequested || state === 'aborting') throw refuse('is being aborted', 'Start it again when that is done.');
+  if (PAST_FLIP.includes(state)) throw refuse(`has flipped: it is ${state.replaceAll('_', ' ')}`, watch);
+  if (state === 'fencing' || state === 'drained') throw refuse('is flipping now', watch);
+  if (!BEFORE_FLIP.includes(state)) throw refuse(`is ${state}`, `See "foreshard migrate show ${id}".`);
+  if (paused) throw refuse('is paused', `Resume it first: "foreshard migrate resume ${id}".`);
+  if (controls.flipRequested) throw refuse('has been asked to flip already', watch);
+  throw refuse('flips by itself, as soon as it is ready', watch);
 }
 
 /**

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { UsageError } from '../topology/errors.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
 import type { MigrationProgress, MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
 
 /** A spec as the catalog keeps it: bounds in their text form. */
@@ -30,6 +31,8 @@ export interface MigrationRow {
   readonly paused: boolean;
   /** What is to become of the way back, once it is there. */
   readonly requested: 'finish' | 'rollback' | null;
+  /** How it is to be carried out. */
+  readonly controls: MigrationControls;
   readonly error: string | null;
   readonly createdAt: Date;
   readonly updatedAt: Date;
@@ -94,7 +97,7 @@ export const PAST_FLIP: readonly MigrationState[] = [
 export type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
 /** What `fromRaw` takes. */
-export const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, error,
+export const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, controls, error,
   created_at, updated_at`;
 
 export interface RawRow {
@@ -108,6 +111,7 @@ export interface RawRow {
   abort_requested: boolean;
   paused: boolean;
   requested: 'finish' | 'rollback' | null;
+  controls: unknown;
   error: string | null;
   created_at: Date;
   updated_at: Date;
@@ -125,6 +129,7 @@ export function fromRaw(raw: RawRow): MigrationRow {
     abortRequested: raw.abort_requested,
     paused: raw.paused,
     requested: raw.requested,
+    controls: parseControls(raw.controls),
     error: raw.error,
     createdAt: raw.created_at,
     updatedAt: raw.updated_at,

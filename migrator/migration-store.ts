@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { type CatalogClient, inCatalogTransaction } from '../topology/catalog/change.js';
 import { ConflictError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
+import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import { LeaseLostError } from './lease.js';
 import {
   type CleanupRecord,
@@ -23,6 +24,14 @@ const SILENCE_MS = 2000;
 export const BEGIN_OR_BE_ENDED = `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`;
 
+/** What people want of a migration, and the catalog's clock. */
+export interface Wishes {
+  readonly abortRequested: boolean;
+  readonly paused: boolean;
+  readonly controls: MigrationControls;
+  readonly now: Date;
+}
+
 /** What one driver of one migration may do with its row: everything under the lease, by compare-and-set. */
 export class MigrationStore {
   readonly pool: pg.Pool;
@@ -43,16 +52,18 @@ export class MigrationStore {
     return loadCleanup(this.pool, this.id);
   }
 
-  /** Takes the lease when it is free or over, or renews our own. */
-  async takeLease(ttlMs: number): Promise<{ taken: boolean; abortRequested: boolean; paused: boolean }> {
-    const result = await this.pool.query<{ abort_requested: boolean; paused: boolean }>(
+  /** Takes the lease when it is free or over, or renews our own. @returns null when somebody else has it */
+  async takeLease(ttlMs: number): Promise<Wishes | null> {
+    const result = await this.pool.query<{ abort_requested: boolean; paused: boolean; controls: unknown; now: Date }>(
       `UPDATE foreshard.migration SET lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 ms'
         WHERE id = $1 AND (lease_owner = $2 OR lease_owner IS NULL OR lease_until < clock_timestamp())
-        RETURNING abort_requested, paused`,
+        RETURNING abort_requested, paused, controls, clock_timestamp() AS now`,
       [this.id.toString(), this.owner, ttlMs],
     );
     const row = result.rows[0];
-    return { taken: row !== undefined, abortRequested: row?.abort_requested ?? false, paused: row?.paused ?? false };
+    if (row === undefined) return null;
+    const { abort_requested: abortRequested, paused, controls, now } = row;
+    return { abortRequested, paused, controls: parseControls(controls), now };
   }
 
   async dropLease(): Promise<void> {
@@ -157,6 +168,14 @@ export class MigrationStore {
       state,
       JSON.stringify(detail),
     ]);
+  }
+
+  /** Forgets that somebody asked for the flip. */
+  async withdrawFlip(): Promise<void> {
+    await this.pool.query(
+      "UPDATE foreshard.migration SET controls = controls - 'flipRequested' WHERE id = $1 AND lease_owner = $2",
+      [this.id.toString(), this.owner],
+    );
   }
 
   /** Commits the record of an object that is about to be made. Once per object, however often the step runs. */

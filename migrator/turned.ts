@@ -1,5 +1,6 @@
 import type { CatalogClient } from '../topology/catalog/change.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
+import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Action, CatalogStatement } from './action.js';
 import type { CrashPoint } from './crash-points.js';
 import type { Executor, TransitionChange, WaitOptions } from './executor.js';
@@ -32,6 +33,14 @@ class TurnedExecutor implements Executor {
   constructor(exec: Executor) {
     this.#exec = exec;
     this.dry = exec.dry;
+  }
+
+  get controls(): MigrationControls {
+    return this.#exec.controls;
+  }
+
+  get now(): Date {
+    return this.#exec.now;
   }
 
   perform(action: Action): Promise<void> {
@@ -68,6 +77,10 @@ class TurnedExecutor implements Executor {
 
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
     return this.#exec.inLease(row, work);
+  }
+
+  withdrawFlip(): Promise<void> {
+    return this.#exec.withdrawFlip();
   }
 
   reload(): Promise<MigrationRow> {

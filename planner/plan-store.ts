@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type pg from 'pg';
 import { ConflictError, UsageError } from '../topology/errors.js';
+import type { MigrationControls } from '../topology/migration-controls.js';
 import type { PlanReport, SpecJson } from './plan-report.js';
 
 export type PlanStatus = 'proposed' | 'approved' | 'rejected' | 'expired' | 'done';
@@ -152,10 +153,11 @@ export class PlanStore {
   /**
    * Approves a plan and, in the same transaction, enters its migration, which the migrator then picks up.
    * @param by who approves, for the audit trail
+   * @param controls of the migration; what is left out is as by default
    * @returns the migration's id
    * @throws ConflictError when the plan was decided on, has expired or was overtaken, or another migration is under way
    */
-  async approve(id: bigint, by: string): Promise<bigint> {
+  async approve(id: bigint, by: string, controls: Partial<MigrationControls> = {}): Promise<bigint> {
     if (by.trim() === '') throw new UsageError('an approval needs a name', 'Say who approves.');
     const migration = await this.#transaction(async (client) => {
       // Until the end no flip can change the epoch, and no second approval can pass the checks.
@@ -200,7 +202,7 @@ export class PlanStore {
       await this.#decide(client, id, 'approved', by, row.hash);
       const made = await client.query<{ id: string }>(
         `WITH made AS (
-           INSERT INTO foreshard.migration (plan_id, kind, spec, state) VALUES ($1::bigint, $2, $3, 'approved') RETURNING id
+           INSERT INTO foreshard.migration (plan_id, kind, spec, state, controls) VALUES ($1::bigint, $2, $3, 'approved', $5) RETURNING id
          ), event AS (
            INSERT INTO foreshard.migration_event (migration_id, state, detail)
            SELECT id, 'approved', jsonb_build_object('by', $4::text, 'plan', $1::bigint) FROM made
@@ -208,7 +210,7 @@ export class PlanStore {
            SELECT pg_notify('foreshard_migration', id::text) FROM made
          )
          SELECT id::text FROM made, told`,
-        [id.toString(), spec.kind, JSON.stringify(spec), by],
+        [id.toString(), spec.kind, JSON.stringify(spec), by, JSON.stringify(controls)],
       );
       return (made.rows[0] as { id: string }).id;
     });

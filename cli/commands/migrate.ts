@@ -4,6 +4,7 @@ import { abortCommand } from './migrate/abort.js';
 import { acceptCommand } from './migrate/accept.js';
 import { auditCommand } from './migrate/audit.js';
 import { finishCommand, rollbackCommand } from './migrate/end.js';
+import { flipCommand } from './migrate/flip.js';
 import { listCommand } from './migrate/list.js';
 import { pauseCommand } from './migrate/pause.js';
 import { showCommand } from './migrate/show.js';
@@ -16,6 +17,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(listCommand)
         .command(showCommand)
         .command(watchCommand)
+        .command(flipCommand)
         .command(abortCommand)
         .command(pauseCommand(true))
         .command(pauseCommand(false))
@@ -25,7 +27,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(auditCommand)
         .demandCommand(
           1,
-          'a command is needed: list, show, watch, abort, pause, resume, rollback, finish, accept or audit',
+          'a command is needed: list, show, watch, flip, abort, pause, resume, rollback, finish, accept or audit',
         ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),

@@ -11,6 +11,7 @@ import { ConflictError, UsageError } from '../../topology/errors.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { actor, parseId, withCatalog } from '../command.js';
 import type { Config } from '../config.js';
+import { type ControlsArgs, controlsOf, controlsOptions } from '../controls-options.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { specText } from '../progress-line.js';
@@ -127,14 +128,20 @@ const showCommand: CommandModule<GlobalArgs, IdArgs & ReportArgs> = {
     }),
 };
 
-const approveCommand: CommandModule<GlobalArgs, IdArgs> = {
+const approveCommand: CommandModule<GlobalArgs, IdArgs & ControlsArgs> = {
   command: 'approve <id>',
   describe: 'Approve a plan: its migration starts at once',
-  builder: (y) => withHelp(jsonOption(y).positional('id', ID), ['plan approve 1', '']),
+  builder: (y) =>
+    withHelp(
+      controlsOptions(jsonOption(y).positional('id', ID), { auto: true }),
+      ['plan approve 1', 'Goes the whole way by itself'],
+      ['plan approve 1 --no-auto', 'Copies and compares, then waits for "foreshard migrate flip"'],
+      ['plan approve 1 --flip-window "02:00-04:00 Europe/Vienna"', 'Flips by itself, at night'],
+    ),
   handler: (args) =>
     withCatalog(args, async (catalog) => {
       const id = parseId(args.id, 'plan');
-      const migration = await new PlanStore(catalog.pool).approve(id, actor());
+      const migration = await new PlanStore(catalog.pool).approve(id, actor(), controlsOf(args));
       if (args.json) printJson({ id, status: 'approved', migration });
       else printLine(`Plan ${id} is approved. Follow its migration with "foreshard migrate watch ${migration}".`);
     }),

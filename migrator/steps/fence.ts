@@ -241,12 +241,19 @@ async function assertGateClosed(m: Move): Promise<void> {
 export async function retreat(m: Move, why: string, countsAsTry = true): Promise<void> {
   await m.source.query(setGateSql(m.names, GATE_OPEN));
   await dropHolds(m);
-  const tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
-  if (tries >= m.options.maxFenceTries)
-    throw new MigrationFailure(
-      `${tries} fences were missed; the last one because ${why}`,
-      'End the sessions named, or choose a quieter time, and start the migration again.',
-    );
+  let tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
+  const { auto, flipWindow } = m.exec.controls;
+  if (tries >= m.options.maxFenceTries) {
+    // Whoever asked for the flip may ask again, and a window comes again: what has been copied is kept.
+    if (!auto || flipWindow !== null) {
+      await m.exec.withdrawFlip();
+      tries = 0;
+    } else
+      throw new MigrationFailure(
+        `${tries} fences were missed; the last one because ${why}`,
+        'End the sessions named, or choose a quieter time, and start the migration again.',
+      );
+  }
   m.row = await m.exec.transition(m.row, 'catching_up', { facts: { fenceTries: tries }, detail: { why } });
   await m.exec.progress({ note: why });
 }

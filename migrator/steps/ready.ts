@@ -1,7 +1,9 @@
+import { flipHeldBackBy } from '../../topology/migration-controls.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { GUARD_LOCK_CLASS } from '../names.js';
+import { Supervisor } from '../replication.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { makeWayBack } from './reverse.js';
 import { checkShapes } from './verify.js';
@@ -10,8 +12,12 @@ import { checkShapes } from './verify.js';
 const LONG_TRANSACTION = '500 ms';
 const PATIENCE_MS = 60_000;
 
-/** ready → fencing: the last look around. */
+/** How often a migration that waits for its flip is looked after, ms. */
+const SUPERVISE_MS = 1000;
+
+/** ready → fencing: waits until it may flip; then the last look around. */
 export async function ready(m: Move): Promise<void> {
+  if (!m.exec.dry) await waitForPermission(m);
   if (!m.exec.dry) {
     await checkTopology(m);
     await checkShapes(m);
@@ -22,6 +28,23 @@ export async function ready(m: Move): Promise<void> {
     await waitForLongWriters(m);
   }
   m.row = await m.exec.transition(m.row, 'fencing');
+}
+
+/** Meanwhile the destination goes on following the source. */
+async function waitForPermission(m: Move): Promise<void> {
+  const supervisor = new Supervisor(m);
+  let supervisedAt = 0;
+  await m.exec.wait('it may flip', async () => {
+    const cause = flipHeldBackBy(m.exec.controls, m.exec.now);
+    if (cause === null) return true;
+    if (performance.now() - supervisedAt > SUPERVISE_MS) {
+      supervisedAt = performance.now();
+      const { lagBytes, note } = await supervisor.check();
+      await m.exec.progress({ lagBytes, note: note ?? `ready to flip: waiting for ${cause}` });
+    }
+    return false;
+  });
+  await m.exec.progress({ note: null });
 }
 
 async function checkTopology(m: Move): Promise<void> {

@@ -5,6 +5,7 @@ import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import type { Position } from '../../topology/key.js';
 import type { SplitMoveSpec } from '../../topology/migration.js';
+import type { MigrationControls } from '../../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
@@ -136,8 +137,9 @@ export async function approveMove(
   hi: Position | null,
   from = 'one',
   to = 'two',
+  controls: Partial<MigrationControls> = {},
 ): Promise<bigint> {
-  return createMigration(s.catalog.pool, await keyspaceOf(s), moveSpec(lo, hi, from, to), { actor: 'test' });
+  return createMigration(s.catalog.pool, await keyspaceOf(s), moveSpec(lo, hi, from, to), { actor: 'test', controls });
 }
 
 /** Everything of ours that is still on the shards; empty when clean. */
