@@ -9,13 +9,15 @@ export const EXIT = {
   usage: 2,
   unavailable: 3,
   conflict: 4,
+  /** Not over: a person has to do something first. */
+  waiting: 5,
   interrupted: 130,
   terminated: 143,
 } as const;
 
 export const EXIT_CODES_HELP =
   'Exit codes: 0 ok · 1 failed, or findings · 2 usage or bad input · 3 catalog or shard unavailable · ' +
-  '4 conflict: epoch or state moved · 130, 143 ended by SIGINT, SIGTERM';
+  '4 conflict: epoch or state moved · 5 waits for a person · 130, 143 ended by SIGINT, SIGTERM';
 
 export interface Failure {
   readonly exitCode: number;

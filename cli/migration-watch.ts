@@ -1,6 +1,8 @@
+import { differingTables } from '../migrator/comparison.js';
 import { loadMigration, type MigrationRow, RESTING_STATES } from '../migrator/migration-row.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
-import { progressLine } from './progress-line.js';
+import { flipHeldBackBy } from '../topology/migration-controls.js';
+import { progressBar, progressLine } from './progress-line.js';
 
 const POLL_MS = 200;
 
@@ -12,19 +14,20 @@ export interface WatchOptions {
 }
 
 /**
- * Follows a migration until it rests, or `signal` is aborted. On a terminal one line is kept up to
- * date, else a line is written for every change.
+ * Follows a migration until it rests or waits for a person, or `signal` is aborted. On a terminal one line is kept up to date, else a
+ * line is written for every change.
  * @returns the last state seen
  */
 export async function watchMigration(catalog: Catalog, id: bigint, options: WatchOptions = {}): Promise<MigrationRow> {
   const out = options.out ?? process.stdout;
+  const isTerminal = out.isTTY === true;
   let shown = '';
   let state = '';
   for (;;) {
     const migration = await loadMigration(catalog.pool, id);
-    const line = progressLine(migration);
+    const line = (isTerminal ? progressBar(migration) : '') + progressLine(migration);
     if (!options.quiet && line !== shown) {
-      if (out.isTTY === true) {
+      if (isTerminal) {
         // A phase that ended stays on the screen; within a phase the line is overwritten.
         if (state !== '' && state !== migration.state) out.write('\n');
         out.write(`\r\x1b[2K${line.slice(0, (out.columns ?? 80) - 1)}`);
@@ -34,13 +37,33 @@ export async function watchMigration(catalog: Catalog, id: bigint, options: Watc
       shown = line;
       state = migration.state;
     }
-    if (RESTING_STATES.includes(migration.state) || options.signal?.aborted === true) {
-      if (!options.quiet && out.isTTY === true) out.write('\n');
+    const waits = waitsForSomebody(migration);
+    if (RESTING_STATES.includes(migration.state) || waits !== null || options.signal?.aborted === true) {
+      if (!options.quiet && isTerminal) out.write('\n');
       if (!options.quiet && migration.error !== null) out.write(`error: ${migration.error}\n`);
+      if (!options.quiet && waits !== null) out.write(`${waits}\n`);
       return migration;
     }
     await pause(POLL_MS, options.signal);
   }
+}
+
+/** What a person can do now, when a migration goes no further before somebody does, or not for a while; else null. */
+export function waitsForSomebody(migration: MigrationRow): string | null {
+  const { id, state, controls, facts, paused, requested } = migration;
+  if (state === 'planned') return `migration ${id} has not been approved`;
+  if (paused) return null;
+  if (state === 'ready') {
+    if (differingTables(migration).length > 0)
+      return `migration ${id} does not flip: both sides differ. "foreshard migrate verify ${id}" compares them again, "foreshard migrate abort ${id}" undoes it`;
+    // A window comes by itself.
+    if (controls.flipWindow !== null || flipHeldBackBy(controls, new Date()) === null) return null;
+    return `migration ${id} is ready: "foreshard migrate flip ${id}" has it flip`;
+  }
+  if (state !== 'reversing' || requested !== null || facts.exact === undefined) return null;
+  const end = `"foreshard migrate finish ${id}" removes what is left at the source`;
+  if (facts.wayBackLost !== undefined) return `migration ${id} has flipped, and has no way back any more: ${end}`;
+  return `migration ${id} has flipped, and its way back is open: "foreshard migrate rollback ${id}" takes it back, ${end}`;
 }
 
 function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {

@@ -7,6 +7,16 @@ export function specText(spec: StoredSpec): string {
   return `${spec.keyspace} [${bound(spec.lo, '-infinity')}, ${bound(spec.hi, 'infinity')}) ${spec.from} → ${spec.to}`;
 }
 
+const BAR_WIDTH = 20;
+
+/** How much of the rows has been copied, for a terminal: `[█████···] `; nothing while nothing is copied. */
+export function progressBar({ state, progress }: Pick<MigrationRow, 'state' | 'progress'>): string {
+  const { rowsCopied, rowsTotal } = progress;
+  if (state !== 'copying' || rowsCopied === undefined || rowsTotal === undefined || rowsTotal === 0) return '';
+  const filled = Math.min(BAR_WIDTH, Math.floor((BAR_WIDTH * rowsCopied) / rowsTotal));
+  return `[${'█'.repeat(filled)}${'·'.repeat(BAR_WIDTH - filled)}] `;
+}
+
 /** One line on where a migration stands: phase, rows, rate, lag, ETA. */
 export function progressLine(
   migration: Pick<MigrationRow, 'state' | 'progress' | 'paused' | 'abortRequested' | 'error'>,

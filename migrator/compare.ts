@@ -2,8 +2,6 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
 import { quoteIdent } from '../topology/quote.js';
-import { tableId } from '../topology/topology.js';
-import { MigrationFailure } from './executor.js';
 import type { Move, MovingTable } from './move.js';
 import { markerArrived, writeMarkerSql } from './replication.js';
 import type { ColumnInfo, TableInfo } from './schema-read.js';
@@ -80,6 +78,13 @@ interface Sum {
   readonly hash: string;
 }
 
+export interface Comparison {
+  /** Rows of the interval that were compared. */
+  readonly rows: number;
+  /** Keys of rows that differ, as text; empty: both sides are the same. */
+  readonly differing: readonly string[];
+}
+
 /** Number of rows of the interval and the sum of their hashes. */
 export async function tableSum(session: ShardSession, t: MovingTable, info: TableInfo): Promise<Sum> {
   const result = await session.query<{ rows: string; hash: string }>(
@@ -91,10 +96,8 @@ export async function tableSum(session: ShardSession, t: MovingTable, info: Tabl
 /**
  * Compares a table's rows of the interval on both sides while it is written to: by hash per bucket; then, in buckets that differ,
  * row by row behind a marker, until nothing differs; what keeps differing is looked at under a row lock.
- * @returns rows compared
- * @throws MigrationFailure naming the rows that differ
  */
-export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Promise<number> {
+export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Promise<Comparison> {
   const h = hashing(info, await bucketsFor(m, t));
   const sql = `SELECT ${h.bucket} AS bucket, count(*)::text AS rows, sum(${h.row})::text AS hash FROM ${t.sql} WHERE ${t.predicate()} GROUP BY 1`;
   type Bucket = { bucket: number; rows: string; hash: string };
@@ -116,7 +119,7 @@ export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Pro
       n += Number(b.rows);
     }
     suspects.push(...(await suspectsOf(m, t, h, `${h.bucket} = ANY ($1::int[])`, [part])));
-    if (suspects.length > MAX_SUSPECTS) throw difference(t, suspects);
+    if (suspects.length > MAX_SUSPECTS) return { rows, differing: suspects };
   }
   for (let round = 1; suspects.length > 0 && round < LIVE_ROUNDS; round++) {
     m.exec.at('before:verify');
@@ -124,8 +127,7 @@ export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Pro
   }
   for (let round = 0; suspects.length > 0 && round < LOCKED_ROUNDS; round++)
     suspects = await lockedSuspects(m, t, h, suspects);
-  if (suspects.length > 0) throw difference(t, suspects);
-  return rows;
+  return { rows, differing: suspects };
 }
 
 /** More buckets for a larger table, so that a few differing rows do not make much of it be fetched. */
@@ -191,13 +193,6 @@ function differingKeys(
   const keys = [...left].filter(([key, hash]) => right.get(key) !== hash).map(([key]) => key);
   keys.push(...[...right.keys()].filter((key) => !left.has(key)));
   return keys;
-}
-
-function difference(t: MovingTable, keys: readonly string[]): MigrationFailure {
-  return new MigrationFailure(
-    `${keys.length} rows of "${tableId(t)}" differ between the shards, among them ${keys.slice(0, 3).join(', ')}`,
-    'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards.',
-  );
 }
 
 async function both<T>(m: Move, read: (session: ShardSession) => Promise<T>): Promise<[T, T]> {

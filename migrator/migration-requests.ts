@@ -1,8 +1,10 @@
+import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
 import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
 import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
+import { differingTables } from './comparison.js';
 import { type Db, encodeSpec, loadMigration, type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
 
 /**
@@ -83,6 +85,15 @@ const BEFORE_FLIP: readonly MigrationState[] = [
  */
 export async function requestFlip(db: Db, id: bigint, actor: string): Promise<MigrationRow> {
   const before = await loadMigration(db, id);
+  const [differing] = differingTables(before);
+  if (before.state === 'ready' && differing !== undefined)
+    throw new ForeshardError(
+      '55000',
+      `migration ${id} cannot flip: ${differing.differing} rows of "${differing.table}" differ`,
+      {
+        hint: `Correct them and compare again ("foreshard migrate verify ${id}"), or undo it: "foreshard migrate abort ${id}".`,
+      },
+    );
   if (!before.controls.auto || before.controls.flipWindow !== null) {
     const updated = await (db as pg.Pool).query(
       `WITH asked AS (
@@ -107,6 +118,41 @@ export async function requestFlip(db: Db, id: bigint, actor: string): Promise<Mi
   if (paused) throw refuse('is paused', `Resume it first: "foreshard migrate resume ${id}".`);
   if (controls.flipRequested) throw refuse('has been asked to flip already', watch);
   throw refuse('flips by itself, as soon as it is ready', watch);
+}
+
+/** A comparison is asked for while both sides follow one another and nothing else is about to happen. */
+const COMPARABLE: readonly MigrationState[] = ['ready', 'reversing'];
+
+/**
+ * Asks the migrator to compare all tables on both sides once more.
+ * @returns the request, which the answer in `facts.comparison` repeats
+ * @throws ForeshardError 55000 when the migration does not wait in a state in which that can be done
+ */
+export async function requestComparison(db: Db, id: bigint, actor: string): Promise<string> {
+  const request = randomUUID();
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET controls = controls || jsonb_build_object('comparison', $3::text), updated_at = clock_timestamp()
+        WHERE id = $1 AND state = ANY ($4) AND NOT paused AND requested IS NULL AND NOT facts ? 'wayBackLost' RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.verify', 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, request, [...COMPARABLE]],
+  );
+  if (updated.rowCount !== 0) return request;
+  const { state, paused, facts } = await loadMigration(db, id);
+  if (paused)
+    throw new ForeshardError('55000', `migration ${id} is paused`, {
+      hint: `Resume it first: "foreshard migrate resume ${id}".`,
+    });
+  if (state === 'reversing' && facts.wayBackLost !== undefined)
+    throw new ForeshardError('55000', `migration ${id} has no way back any more: the source does not follow`, {
+      hint: 'Both sides were compared exactly at the flip.',
+    });
+  throw new ForeshardError('55000', `migration ${id} is ${state.replaceAll('_', ' ')}: it cannot be compared now`, {
+    hint: 'All tables are compared on the way to "ready" and at the flip anyway. On request: while it waits to flip, and while its way back is open.',
+  });
 }
 
 /**

@@ -19,6 +19,8 @@ export interface MigrationControls {
   readonly flipWindow: DailyWindow | null;
   /** Somebody wants it to flip as soon as it can, whatever the window. */
   readonly flipRequested: boolean;
+  /** A comparison of both sides that somebody has asked for last; a UUID, for finding its answer. */
+  readonly comparison: string | null;
 }
 
 const time = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$/);
@@ -30,6 +32,7 @@ const schema = z.object({
     .nullable()
     .default(null),
   flipRequested: z.boolean().default(false),
+  comparison: z.uuid().nullable().default(null),
 });
 
 /** What is not said otherwise. */

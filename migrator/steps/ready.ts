@@ -1,12 +1,13 @@
 import { flipHeldBackBy } from '../../topology/migration-controls.js';
 import { tableId } from '../../topology/topology.js';
+import { differingTables } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { GUARD_LOCK_CLASS } from '../names.js';
 import { Supervisor } from '../replication.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { makeWayBack } from './reverse.js';
-import { checkShapes } from './verify.js';
+import { checkShapes, compareOnRequest } from './verify.js';
 
 /** A writer of the interval that has been at it for longer than this is waited for before anybody is held. */
 const LONG_TRANSACTION = '500 ms';
@@ -35,7 +36,12 @@ async function waitForPermission(m: Move): Promise<void> {
   const supervisor = new Supervisor(m);
   let supervisedAt = 0;
   await m.exec.wait('it may flip', async () => {
-    const cause = flipHeldBackBy(m.exec.controls, m.exec.now);
+    await compareOnRequest(m, m);
+    const [differing] = differingTables(m.row);
+    const cause =
+      differing === undefined
+        ? flipHeldBackBy(m.exec.controls, m.exec.now)
+        : `a comparison ("foreshard migrate verify ${m.row.id}") that finds both sides the same; in the last one ${differing.differing} rows of "${differing.table}" differed`;
     if (cause === null) return true;
     if (performance.now() - supervisedAt > SUPERVISE_MS) {
       supervisedAt = performance.now();

@@ -7,6 +7,7 @@ import { followAction, knowsOrigin, publicationAction, Supervisor, slotAction } 
 import { turned } from '../turned.js';
 import { compareAsOfFlip } from './clean.js';
 import { readSourceTables } from './prepare.js';
+import { compareOnRequest } from './verify.js';
 
 /** How often the way back is looked at, ms. */
 const LOOK_MS = 100;
@@ -64,6 +65,7 @@ export async function reverse(m: Move): Promise<void> {
         supervisedAt = performance.now();
         lost = await supervise(m, supervisor);
       }
+      if (lost === null) await compareOnRequest(m, back);
       const { requested, elapsedMs } = await asked(m);
       if (requested === 'rollback' && lost === null) next = 'rolling_back';
       return requested === 'finish' || next === 'rolling_back' || elapsedMs >= Number(m.row.facts.wayBackMs);

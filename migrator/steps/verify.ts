@@ -1,10 +1,16 @@
 import { tableId } from '../../topology/topology.js';
 import { compareLive, tableSum } from '../compare.js';
+import { type ComparedTable, lastComparison, type RequestedComparison } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { shapeDifferences } from '../preflight.js';
 import { readTable } from '../schema-read.js';
 import { readSourceTables } from './prepare.js';
+
+const WHY_ROWS_DIFFER =
+  'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards.';
+/** Keys of differing rows that are kept for people, per table. */
+const KEYS_KEPT = 20;
 
 /** verifying → ready: every table by hash, while it is written to. Tables that have passed are not read again after a crash. */
 export async function verify(m: Move): Promise<void> {
@@ -22,10 +28,45 @@ async function verifyTables(m: Move): Promise<void> {
     const info = infos[i];
     if (info === undefined || verified[tableId(t)] !== undefined) continue;
     await m.exec.progress({ note: `comparing ${tableId(t)}` });
-    const rows = await compareLive(m, t, info);
+    const { rows, differing } = await compareLive(m, t, info);
+    if (differing.length > 0)
+      throw new MigrationFailure(
+        `${differing.length} rows of "${tableId(t)}" differ between the shards, among them ${differing.slice(0, 3).join(', ')}`,
+        WHY_ROWS_DIFFER,
+      );
     m.row = await m.exec.noteFacts(m.row, { verified: { ...verified, [tableId(t)]: rows } });
   }
   await m.exec.progress({ note: null });
+}
+
+/**
+ * Compares all tables once more when somebody has asked for it, and notes what was found: as `facts.comparison`, a `RequestedComparison`.
+ * @param view the same migration with source and destination as they are now
+ * @returns whether it has
+ */
+export async function compareOnRequest(m: Move, view: Move): Promise<boolean> {
+  const request = m.exec.controls.comparison;
+  if (request === null || lastComparison(m.row)?.request === request) return false;
+  const infos = await readSourceTables(view);
+  const tables: ComparedTable[] = [];
+  for (const [i, t] of view.tables.entries()) {
+    const info = infos[i];
+    if (info === undefined) continue;
+    await m.exec.progress({ note: `comparing ${tableId(t)}, as asked for (${i + 1} of ${view.tables.length})` });
+    const began = performance.now();
+    const { rows, differing } = await compareLive(view, t, info);
+    tables.push({
+      table: tableId(t),
+      rows,
+      ms: Math.round(performance.now() - began),
+      differing: differing.length,
+      keys: differing.slice(0, KEYS_KEPT),
+    });
+  }
+  const comparison: RequestedComparison = { request, at: m.exec.now.toISOString(), tables };
+  m.row = await m.exec.noteFacts(m.row, { comparison });
+  await m.exec.progress({ note: null });
+  return true;
 }
 
 /** Somebody may have changed a table on one side since. @throws MigrationFailure when the two no longer match */

@@ -98,6 +98,8 @@ describe('the command line itself', () => {
     'migrate list',
     'migrate show',
     'migrate watch',
+    'migrate flip',
+    'migrate verify',
     'migrate abort',
     'migrate rollback',
     'migrate finish',

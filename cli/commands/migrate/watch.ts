@@ -1,24 +1,39 @@
 import type { CommandModule } from 'yargs';
-import type { MigrationRow } from '../../../migrator/migration-row.js';
 import { parseId, withCatalog } from '../../command.js';
 import { EXIT } from '../../failure.js';
-import { watchMigration } from '../../migration-watch.js';
+import { waitsForSomebody, watchMigration } from '../../migration-watch.js';
 import { type GlobalArgs, jsonOption, withHelp } from '../../options.js';
 import { printJson } from '../../output.js';
+import { trapSignals } from '../../signals.js';
 import { ID, type IdArgs } from './id.js';
 
 export const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
   command: 'watch <id>',
-  describe: 'Follow a migration until it ends: exit code 0 when it is done, 1 when aborted, rolled back or failed',
+  describe:
+    'Follow a migration until it ends, or waits for a person: exit code 0 when it is done or has flipped and can be taken back, ' +
+    '1 when aborted, rolled back or failed, 5 when it waits to be approved or for its flip',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)), [
       'migrate watch 1',
-      'Phase, rows, MB/s, lag and ETA; with --json one document at the end',
+      'Phase, rows, MB/s, lag and ETA; with --json one document at the end. Ctrl-C leaves the migration alone',
     ]),
-  handler: (args) =>
-    withCatalog(args, async (catalog) => {
-      const last: MigrationRow = await watchMigration(catalog, parseId(args.id, 'migration'), { quiet: args.json });
-      if (args.json) printJson(last);
-      if (last.state !== 'done') process.exitCode = EXIT.failed;
-    }),
+  handler: async (args) => {
+    const trap = trapSignals();
+    try {
+      await withCatalog(args, async (catalog) => {
+        const id = parseId(args.id, 'migration');
+        const last = await watchMigration(catalog, id, { quiet: args.json, signal: trap.signal });
+        if (args.json) printJson(last);
+        if (trap.signal.aborted) {
+          process.stderr.write(
+            `foreshard: migration ${id} goes on without being watched; "foreshard migrate pause ${id}" or "foreshard migrate abort ${id}" would stop it\n`,
+          );
+          process.exitCode = trap.exitCode();
+        } else if (last.state !== 'done' && last.state !== 'reversing')
+          process.exitCode = waitsForSomebody(last) === null ? EXIT.failed : EXIT.waiting;
+      });
+    } finally {
+      trap.release();
+    }
+  },
 };

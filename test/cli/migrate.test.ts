@@ -1,0 +1,111 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { loadMigration } from '../../migrator/migration-row.js';
+import { Moves } from '../migrator/moves.js';
+import { approveMove, leftovers, resetShop, type Setting } from '../migrator/setting.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { buildCli, cli, startCli } from './run-cli.js';
+
+let moves: Moves;
+let s: Setting;
+const foreshard = (...args: string[]) => cli([...args, '--catalog', s.catalogUrl]);
+
+beforeAll(async () => {
+  [moves] = await Promise.all([Moves.start(), buildCli()]);
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+beforeEach(() => resetShop(s, 12, 50));
+
+interface Verified {
+  same: boolean;
+  tables: { table: string; rows: number; differing: number; keys: string[] }[];
+}
+
+/** Another name for a tenant at the destination, past everything that watches over it. */
+const renameThere = (name: string) =>
+  withClient(s.urlTwo, async (c) => {
+    await c.query('SET session_replication_role = replica');
+    await c.query('UPDATE tenants SET name = $1 WHERE id = 7', [name]);
+  });
+
+test('a migration that waits for its flip is watched, compared, told to flip, and finished', async () => {
+  const id = String(await approveMove(s, [6n], null, 'one', 'two', { auto: false }));
+  expect(await foreshard('migrate', 'verify', id)).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/is approved: it cannot be compared now/),
+  });
+  moves.startMigrator({ wayBackMs: 3_600_000 });
+  const ready = await foreshard('migrate', 'watch', id);
+  expect(ready.code).toBe(5);
+  expect(ready.stdout).toContain(`"foreshard migrate flip ${id}" has it flip`);
+
+  const same = await foreshard('migrate', 'verify', id, '--json');
+  expect(same.code).toBe(0);
+  expect(same.json<Verified>().tables.map(({ table, rows, differing }) => [table, rows, differing])).toEqual([
+    ['public.countries', 100, 0],
+    ['public.Odd Items', 350, 0],
+    ['public.orders', 350, 0],
+    ['public.tenants', 7, 0],
+  ]);
+
+  await renameThere('somebody else');
+  const different = await foreshard('migrate', 'verify', id);
+  expect(different.code).toBe(1);
+  expect(different.stdout).toContain('1 rows of public.tenants differ:\n  ["7"]');
+  expect(await foreshard('migrate', 'flip', id)).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/cannot flip: 1 rows of "public.tenants" differ/),
+  });
+  expect((await foreshard('migrate', 'watch', id)).code).toBe(5);
+  await renameThere('tenant 7');
+  expect((await foreshard('migrate', 'verify', id)).code).toBe(0);
+
+  const flip = await foreshard('migrate', 'flip', id);
+  expect(flip).toMatchObject({ code: 0, stdout: expect.stringMatching(/flips now/) });
+  const flipped = await foreshard('migrate', 'watch', id);
+  expect(flipped.code).toBe(0);
+  expect(flipped.stdout).toContain(`"foreshard migrate rollback ${id}" takes it back`);
+  const back = await foreshard('migrate', 'verify', id, '--json');
+  expect(back.code).toBe(0);
+  expect(back.json<Verified>().tables.map((t) => t.rows)).toEqual([350, 350, 7]);
+
+  expect((await foreshard('migrate', 'finish', id)).code).toBe(0);
+  const done = await foreshard('migrate', 'watch', id);
+  expect(done).toMatchObject({ code: 0, stdout: expect.stringMatching(/^done/m) });
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('rows that differ keep a migration from flipping, also when its window opens', async () => {
+  const flipWindow = { from: '00:00', to: '00:01', timeZone: 'UTC' };
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  moves.startMigrator();
+  expect((await foreshard('migrate', 'watch', `${id}`)).code).toBe(5);
+  await renameThere('somebody else');
+  expect((await foreshard('migrate', 'verify', `${id}`)).code).toBe(1);
+  await s.catalog.pool.query('UPDATE foreshard.migration SET controls = controls || $2 WHERE id = $1', [
+    `${id}`,
+    { flipWindow: { ...flipWindow, from: '00:01', to: '00:00' } },
+  ]);
+  await waitFor(
+    async () => /finds both sides the same/.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''),
+    {
+      what: 'the migration to say so',
+    },
+  );
+  expect((await foreshard('migrate', 'abort', `${id}`)).code).toBe(0);
+  expect(await moves.atRest(id)).toBe('aborted');
+});
+
+test('Ctrl-C ends the watching and leaves the migration alone', async () => {
+  const id = await approveMove(s, [6n], null);
+  const watching = startCli(['migrate', 'watch', `${id}`, '--catalog', s.catalogUrl]);
+  await waitFor(() => watching.stdout().startsWith('approved'), { what: 'the first line' });
+  watching.child.kill('SIGINT');
+  const { code, stderr } = await watching.ended;
+  expect(code).toBe(130);
+  expect(stderr).toContain(`migration ${id} goes on without being watched`);
+  moves.startMigrator();
+  expect(await moves.atRest(id)).toBe('done');
+});
