@@ -57,7 +57,7 @@ export class Analysis {
   /** The first thing that cannot be understood well enough to be exact on several shards. */
   refusal: Refusal | null = null;
   writes = false;
-  /** Uses a sequence by name: on the shard of the statement's tables, else at home. */
+  /** Draws from a sequence by name, or sets it: on the shard of the statement's tables, else at home. */
   sequence = false;
   pin: string | null = null;
   asksSequences = false;
@@ -250,8 +250,8 @@ export class Analysis {
       }
       case 'sequence':
         this.writes = true;
-        this.sequence = true;
         if (found.prior) this.asksSequences = true;
+        else this.sequence = true;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       case 'unknown': {

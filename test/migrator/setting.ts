@@ -167,8 +167,10 @@ export async function leftovers(s: Setting): Promise<string[]> {
   return found;
 }
 
+type WithCatalog = Pick<Setting, 'catalog'>;
+
 /** From now on a migration that changes its state finds, if `when` is true of NEW and OLD, that somebody has asked `what` of it in that very moment; `when` null: no more. */
-async function askOnChange(s: Setting, name: string, what: string, when: string | null): Promise<void> {
+async function askOnChange(s: WithCatalog, name: string, what: string, when: string | null): Promise<void> {
   const { pool } = s.catalog;
   await pool.query(`DROP TRIGGER IF EXISTS ${name} ON foreshard.migration`);
   if (when === null) return;
@@ -187,7 +189,7 @@ export function abortOnEntering(s: Setting, state: string | null): Promise<void>
 }
 
 /** The next migration to enter `state` is paused; null: none any more. */
-export function pauseOnEntering(s: Setting, state: string | null): Promise<void> {
+export function pauseOnEntering(s: WithCatalog, state: string | null): Promise<void> {
   return askOnChange(s, 'ask_pause', 'paused := true', entering(state));
 }
 
