@@ -1,8 +1,16 @@
 import type { MigrationRow, StoredSpec } from '../migrator/migration-row.js';
 import { formatBytes, formatSeconds } from '../planner/report/format.js';
 
-/** `shop [-infinity, 42) s1 → s2`. */
+/** `shop [-infinity, 42) s1 → s2`, or `shop on s1: cut at 42`. */
 export function specText(spec: StoredSpec): string {
+  if (spec.kind === 'recut') {
+    const list = (positions: readonly (readonly string[])[]) => positions.map((p) => p.join(', ')).join('; ');
+    const parts = [
+      ...(spec.cut.length > 0 ? [`cut at ${list(spec.cut)}`] : []),
+      ...(spec.join.length > 0 ? [`joined at ${list(spec.join)}`] : []),
+    ];
+    return `${spec.keyspace} on ${spec.shard}: ${parts.join(', ')}`;
+  }
   const bound = (value: readonly string[] | null, infinity: string) => (value === null ? infinity : value.join(', '));
   return `${spec.keyspace} [${bound(spec.lo, '-infinity')}, ${bound(spec.hi, 'infinity')}) ${spec.from} → ${spec.to}`;
 }

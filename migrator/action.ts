@@ -1,3 +1,4 @@
+import { ConflictError } from '../topology/errors.js';
 import type { CleanupSpec } from './migration-row.js';
 
 /**
@@ -21,11 +22,23 @@ export interface Action {
   readonly mode: 'single' | 'transaction' | 'locking';
 }
 
-/** One statement of the flip's catalog transaction. */
+/** One statement of a transaction of the catalog. */
 export interface CatalogStatement {
   readonly text: string;
   readonly sql: string;
   readonly values: readonly unknown[];
   /** What it means when it changes no row; null when that is fine. */
   readonly elseConflict: string | null;
+  /** `epoch`: then the ranges are to be read again, and nothing else is wrong. `turn`: others are to go first. */
+  readonly conflict?: 'epoch' | 'turn';
+}
+
+/** A statement of the catalog's transaction changed no row: nothing of it has happened. */
+export class StatementConflict extends ConflictError {
+  readonly conflict: CatalogStatement['conflict'];
+
+  constructor({ elseConflict, conflict }: CatalogStatement) {
+    super(elseConflict ?? '');
+    this.conflict = conflict;
+  }
 }

@@ -66,6 +66,8 @@ export const CRASH_POINTS = [
   'back-after:undo',
   'after:abort-reopen',
   'after:undo',
+  'before:recut',
+  'after:recut',
 ] as const;
 export type CrashPoint = (typeof CRASH_POINTS)[number];
 

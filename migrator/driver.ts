@@ -4,9 +4,10 @@ import type { Catalog } from '../topology/catalog/catalog.js';
 import { errorCode } from '../topology/connection.js';
 import { CatalogUnavailableError, ForeshardError } from '../topology/errors.js';
 import type { MigrationState } from '../topology/migration.js';
+import { StatementConflict } from './action.js';
 import { AbortRequested, MigrationFailure, RealExecutor } from './executor.js';
 import { LeaseLostError, MigrationLease } from './lease.js';
-import { type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
+import { type MigrationRow, PAST_FLIP, RESTING_STATES, type StoredRecut } from './migration-row.js';
 import { MigrationStore } from './migration-store.js';
 import { type Move, movingTables, resolveTarget } from './move.js';
 import type { MigratorOptions } from './options.js';
@@ -19,6 +20,7 @@ import { fence, retreat } from './steps/fence.js';
 import { open } from './steps/open.js';
 import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
 import { ready } from './steps/ready.js';
+import { RECUT_STEPS, type Recut } from './steps/recut.js';
 import { reverse } from './steps/reverse.js';
 import { rollBack, undoAfterFlipBack } from './steps/roll-back.js';
 import { verify } from './steps/verify.js';
@@ -78,6 +80,10 @@ export async function drive(o: DriveOptions): Promise<MigrationState | null> {
         return lastState;
       } catch (error) {
         if (o.signal.aborted || error instanceof LeaseLostError || lease.signal.aborted) return lastState;
+        // It is asked for again when the others are out of its way.
+        if (error instanceof StatementConflict && error.conflict === 'turn') return 'approved';
+        // Nothing was written, and nothing is wrong.
+        if (error instanceof StatementConflict && error.conflict === 'epoch') continue;
         // Errors far apart in a long migration have nothing to do with one another.
         if (performance.now() - lastErrorAt > FORGET_AFTER_MS) {
           surprises = 0;
@@ -119,8 +125,10 @@ async function attempt(
     await store.transition(row, 'aborted'); // nothing was made: no shard needs to be there for that
     return 'aborted';
   }
+  const { spec } = row;
+  if (spec.kind === 'recut') return recutAttempt(o, store, lease, row, spec, signal);
   const meta = await o.catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
-  const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', row.spec);
+  const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', spec);
   const source = await ShardSession.open(target.from, target.names.operation);
   let m: Move | null = null;
   let destination: ShardSession | null = null;
@@ -131,8 +139,8 @@ async function attempt(
     await lease.confirm();
     // Read again now that no predecessor can act on the shards any more.
     row = await store.load();
-    const subscription = target.names.replication;
-    const exec = new RealExecutor({ store, lease, source, destination, subscription, row, log: o.log, signal });
+    const shards = { source, destination, subscription: target.names.replication };
+    const exec = new RealExecutor({ store, lease, shards, row, log: o.log, signal });
     m = {
       row,
       exec,
@@ -160,6 +168,26 @@ async function attempt(
     await m?.snapshot?.close();
     await destination?.close();
     await source.close();
+  }
+}
+
+/** The same for one that touches no shard. */
+async function recutAttempt(
+  o: DriveOptions,
+  store: MigrationStore,
+  lease: MigrationLease,
+  row: MigrationRow,
+  spec: StoredRecut,
+  signal: AbortSignal,
+): Promise<MigrationState> {
+  const exec = new RealExecutor({ store, lease, shards: null, row, log: o.log, signal });
+  const r: Recut = { row, exec, spec, catalog: o.catalog };
+  for (;;) {
+    const step = RECUT_STEPS[r.row.state];
+    if (step === undefined) return r.row.state;
+    exec.check();
+    await exec.rest();
+    await step(r);
   }
 }
 

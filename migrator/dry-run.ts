@@ -1,19 +1,28 @@
 import { pino } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { redactUrl } from '../topology/connection.js';
-import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { MigrationSpec, MigrationState } from '../topology/migration.js';
 import { DEFAULT_CONTROLS } from '../topology/migration-controls.js';
-import type { Keyspace } from '../topology/topology.js';
+import type { Topology } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
 import { STEPS } from './driver.js';
 import type { Executor, TransitionChange } from './executor.js';
 import { endHoldSql } from './hold-end.js';
-import { type CleanupRecord, type CleanupSpec, encodeSpec, type Facts, type MigrationRow } from './migration-row.js';
-import { type Move, movingTables, resolveTarget } from './move.js';
+import {
+  type CleanupRecord,
+  type CleanupSpec,
+  encodeSpec,
+  type Facts,
+  type MigrationRow,
+  type StoredMove,
+  type StoredRecut,
+} from './migration-row.js';
+import { findKeyspace, type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
 import { PreflightRefusal } from './steps/prepare.js';
+import { RECUT_STEPS, type Recut } from './steps/recut.js';
 
 /** One line of what a migration would do. */
 export interface DryRunStep {
@@ -35,20 +44,20 @@ export interface DryRun {
  * Walks the very steps of a real migration with an executor that notes what each would do. Reads both shards, changes nothing.
  * The object names end in 0, where the real ones have the migration's id.
  * @param options those of the migrator that will carry it out
+ * @param topology as it will be when the migration begins; default: as it is
  */
 export async function dryRun(
   catalog: Catalog,
-  spec: SplitMoveSpec,
+  spec: MigrationSpec,
   options: Partial<MigratorOptions> = {},
+  topology?: Topology,
 ): Promise<DryRun> {
-  const topology = await catalog.loadTopology();
-  const keyspace = topology.keyspaces.get(spec.keyspace) as Keyspace;
-  const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
-  const target = resolveTarget(topology, 0n, meta.rows[0]?.cluster_id ?? '', encodeSpec(keyspace, spec));
+  const then = topology ?? (await catalog.loadTopology());
+  const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
   const row: MigrationRow = {
     id: 0n,
     planId: null,
-    spec: encodeSpec(keyspace, spec),
+    spec: stored,
     state: 'approved',
     generation: 0n,
     facts: {},
@@ -61,6 +70,35 @@ export async function dryRun(
     createdAt: new Date(),
     updatedAt: new Date(),
   };
+  try {
+    return stored.kind === 'move'
+      ? await dryMove(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
+      : await dryRecut(catalog, row, stored, then);
+  } catch (error) {
+    if (!(error instanceof PreflightRefusal)) throw error;
+    return { findings: error.findings, steps: [] };
+  }
+}
+
+async function dryRecut(catalog: Catalog, row: MigrationRow, spec: StoredRecut, topology: Topology): Promise<DryRun> {
+  const exec = new DryExecutor(row, []);
+  const r: Recut = { row, spec, exec, catalog, topology };
+  for (;;) {
+    const step = RECUT_STEPS[r.row.state];
+    if (step === undefined) return { findings: [], steps: exec.steps };
+    await step(r);
+  }
+}
+
+async function dryMove(
+  catalog: Catalog,
+  row: MigrationRow,
+  spec: StoredMove,
+  options: MigratorOptions,
+  topology: Topology,
+): Promise<DryRun> {
+  const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
+  const target = resolveTarget(topology, row.id, meta.rows[0]?.cluster_id ?? '', spec);
   const source = await ShardSession.open(target.from, null);
   try {
     const destination = await ShardSession.open(target.to, null);
@@ -68,11 +106,11 @@ export async function dryRun(
     const m: Move = {
       row,
       exec,
-      options: { ...DEFAULT_OPTIONS, ...options },
+      options,
       log: pino({ level: 'silent' }),
       catalog,
       topology,
-      keyspace,
+      keyspace: target.keyspace,
       spec: target.spec,
       names: target.names,
       tables: movingTables(target, row),
@@ -86,9 +124,6 @@ export async function dryRun(
         if (step === undefined) break;
         await step(m);
       }
-    } catch (error) {
-      if (!(error instanceof PreflightRefusal)) throw error;
-      return { findings: error.findings, steps: [] };
     } finally {
       await destination.close();
     }
@@ -155,17 +190,29 @@ class DryExecutor implements Executor {
     return this.#row;
   }
 
+  async commit(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+  ): Promise<MigrationRow> {
+    for (const s of statements) this.#note(row, s.text, `${s.sql} -- ${JSON.stringify(s.values)}`);
+    return this.transition(row, to, change);
+  }
+
   async flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
     change: TransitionChange,
   ): Promise<MigrationRow> {
-    const commit = (text: string, sql: string) =>
-      this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [sql] });
-    for (const s of statements) commit(s.text, `${s.sql} -- ${JSON.stringify(s.values)}`);
-    commit('the hold still stands, and ends with the commit', endHoldSql(row.id));
-    return this.transition(row, to, change);
+    const next = await this.commit(row, statements, to, change);
+    this.#note(row, 'the hold still stands, and ends with the commit', endHoldSql(row.id));
+    return next;
+  }
+
+  #note(row: MigrationRow, text: string, sql: string): void {
+    this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [sql] });
   }
 
   async progress(): Promise<void> {}

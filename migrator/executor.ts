@@ -6,7 +6,7 @@ import { ConflictError, ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import type { MigrationControls } from '../topology/migration-controls.js';
 import { quoteIdent } from '../topology/quote.js';
-import type { Action, CatalogStatement } from './action.js';
+import { type Action, type CatalogStatement, StatementConflict } from './action.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
 import { endHoldSql, HOLD_RAN_OUT } from './hold-end.js';
 import type { MigrationLease } from './lease.js';
@@ -54,7 +54,14 @@ export interface Executor {
   withdrawFlip(): Promise<void>;
   /** The migration as the catalog has it now. */
   reload(): Promise<MigrationRow>;
-  /** The flip: all statements and the change of state in one transaction of the catalog. */
+  /** Statements and the change of state in one transaction of the catalog. @throws StatementConflict */
+  commit(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+  ): Promise<MigrationRow>;
+  /** The flip: the same, and it ends the hold, which must still stand. */
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
@@ -86,6 +93,14 @@ const HASTY: readonly MigrationState[] = ['fencing', 'drained', 'flipped', 'flip
 /** How often a paused migration looks whether it still is, ms. */
 const PAUSED_MS = 100;
 
+/** What `RealExecutor` acts on. */
+export interface ShardsAtWork {
+  readonly source: ShardSession;
+  readonly destination: ShardSession;
+  /** Name of the migration's subscription. */
+  readonly subscription: string;
+}
+
 const POINTS = new Set<string>(CRASH_POINTS);
 
 /** Does it. */
@@ -93,8 +108,7 @@ export class RealExecutor implements Executor {
   readonly dry = false;
   readonly #store: MigrationStore;
   readonly #lease: MigrationLease;
-  readonly #subscription: string;
-  readonly #sessions: { readonly source: ShardSession; readonly destination: ShardSession };
+  readonly #shards: ShardsAtWork | null;
   readonly #log: Logger;
   readonly #signal: AbortSignal;
   #state: MigrationState;
@@ -105,18 +119,15 @@ export class RealExecutor implements Executor {
   constructor(options: {
     store: MigrationStore;
     lease: MigrationLease;
-    source: ShardSession;
-    destination: ShardSession;
-    /** Name of the migration's subscription. */
-    subscription: string;
+    /** Null: it has to do with the catalog alone. */
+    shards: ShardsAtWork | null;
     row: MigrationRow;
     log: Logger;
     signal: AbortSignal;
   }) {
     this.#store = options.store;
     this.#lease = options.lease;
-    this.#subscription = options.subscription;
-    this.#sessions = { source: options.source, destination: options.destination };
+    this.#shards = options.shards;
     this.#log = options.log;
     this.#signal = options.signal;
     this.#state = options.row.state;
@@ -133,7 +144,8 @@ export class RealExecutor implements Executor {
 
   async perform(action: Action): Promise<void> {
     this.check();
-    const session = this.#sessions[action.on];
+    const session = this.#shards?.[action.on];
+    if (session === undefined) throw new Error(`no shard for "${action.name}"`);
     if (action.present !== undefined) {
       const found = await session.query<{ present: boolean }>(action.present);
       if (found[0]?.present === true) return;
@@ -199,11 +211,31 @@ export class RealExecutor implements Executor {
     return row;
   }
 
-  async flip(
+  commit(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
     change: TransitionChange,
+  ): Promise<MigrationRow> {
+    return this.#commit(row, statements, to, change, 'COMMIT');
+  }
+
+  flip(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+  ): Promise<MigrationRow> {
+    // One message: whatever becomes of us between the last look at the hold and the commit, the catalog does both at once.
+    return this.#commit(row, statements, to, change, `${endHoldSql(row.id)}; COMMIT`);
+  }
+
+  async #commit(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+    end: string,
   ): Promise<MigrationRow> {
     this.check();
     const client = await this.#store.pool.connect();
@@ -212,11 +244,10 @@ export class RealExecutor implements Executor {
       await client.query(BEGIN_OR_BE_ENDED);
       for (const statement of statements) {
         const result = await client.query(statement.sql, [...statement.values]);
-        if (statement.elseConflict !== null && result.rowCount === 0) throw new ConflictError(statement.elseConflict);
+        if (statement.elseConflict !== null && result.rowCount === 0) throw new StatementConflict(statement);
       }
       next = await this.#store.transition(row, to, change, client);
-      // One message: whatever becomes of us between the last look at the hold and the commit, the catalog does both at once.
-      await client.query(`${endHoldSql(row.id)}; COMMIT`);
+      await client.query(end);
       client.release();
     } catch (error) {
       client.release(true);
@@ -250,14 +281,15 @@ export class RealExecutor implements Executor {
 
   /** Has the destination follow the source, or not; the slot keeps what is to be followed. */
   async #replicate(on: boolean): Promise<void> {
-    const { destination } = this.#sessions;
+    if (this.#shards === null) return;
+    const { destination, subscription } = this.#shards;
     const found = await destination.query<{ enabled: boolean }>(
       `SELECT subenabled AS enabled FROM pg_subscription WHERE subname = $1
           AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
-      [this.#subscription],
+      [subscription],
     );
     if (found[0] === undefined || found[0].enabled === on) return;
-    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(this.#subscription)} ${on ? 'ENABLE' : 'DISABLE'}`);
+    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(subscription)} ${on ? 'ENABLE' : 'DISABLE'}`);
   }
 
   at(point: CrashPoint): void {

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
-import type { MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { MigrationSpec, MigrationState } from '../topology/migration.js';
 import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
 import { differingTables } from './comparison.js';
@@ -14,12 +14,12 @@ import { type Db, encodeSpec, loadMigration, type MigrationRow, PAST_FLIP, RESTI
 export async function createMigration(
   db: Db,
   keyspace: Pick<Keyspace, 'method' | 'keyTypes'>,
-  spec: SplitMoveSpec,
+  spec: MigrationSpec,
   options: { planId?: bigint; actor: string; controls?: Partial<MigrationControls> },
 ): Promise<bigint> {
   const result = await (db as pg.Pool).query<{ id: string }>(
     `WITH made AS (
-       INSERT INTO foreshard.migration (plan_id, kind, spec, state, controls) VALUES ($1, 'split_move', $2, 'approved', $4) RETURNING id
+       INSERT INTO foreshard.migration (plan_id, kind, spec, state, controls) VALUES ($1, $5, $2, 'approved', $4) RETURNING id
      ), event AS (
        INSERT INTO foreshard.migration_event (migration_id, state, detail)
        SELECT id, 'approved', jsonb_build_object('by', $3::text) FROM made
@@ -35,6 +35,7 @@ export async function createMigration(
       JSON.stringify(encodeSpec(keyspace, spec)),
       options.actor,
       JSON.stringify(options.controls ?? {}),
+      spec.kind,
     ],
   );
   return BigInt((result.rows[0] as { id: string }).id);

@@ -1,18 +1,29 @@
 import type pg from 'pg';
 import { UsageError } from '../topology/errors.js';
+import type { Position } from '../topology/key.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
-import type { MigrationProgress, MigrationState, SplitMoveSpec } from '../topology/migration.js';
+import type { MigrationProgress, MigrationSpec, MigrationState, MoveSpec, RecutSpec } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
 
-/** A spec as the catalog keeps it: bounds in their text form. */
-export interface StoredSpec {
-  readonly kind: 'split_move';
+/** A spec as the catalog keeps it: positions in their text form. */
+export type StoredSpec = StoredMove | StoredRecut;
+
+export interface StoredMove {
+  readonly kind: 'move';
   readonly keyspace: string;
   readonly lo: readonly string[] | null;
   readonly hi: readonly string[] | null;
   readonly from: string;
   readonly to: string;
+}
+
+export interface StoredRecut {
+  readonly kind: 'recut';
+  readonly keyspace: string;
+  readonly shard: string;
+  readonly cut: readonly (readonly string[])[];
+  readonly join: readonly (readonly string[])[];
 }
 
 /** What steps noted down for those that come after them, on this or another process. */
@@ -136,15 +147,35 @@ export function fromRaw(raw: RawRow): MigrationRow {
   };
 }
 
+type Scheme = Pick<Keyspace, 'method' | 'keyTypes'>;
+
 /** A spec in the form the catalog keeps. */
-export function encodeSpec(keyspace: Pick<Keyspace, 'method' | 'keyTypes'>, spec: SplitMoveSpec): StoredSpec {
-  return { ...spec, lo: positionToJson(keyspace, spec.lo), hi: positionToJson(keyspace, spec.hi) };
+export function encodeSpec(keyspace: Scheme, spec: MoveSpec): StoredMove;
+export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec;
+export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec {
+  if (spec.kind === 'move')
+    return { ...spec, lo: positionToJson(keyspace, spec.lo), hi: positionToJson(keyspace, spec.hi) };
+  const encode = (position: Position) => positionToJson(keyspace, position);
+  return { ...spec, cut: spec.cut.map(encode), join: spec.join.map(encode) };
 }
 
 /** The inverse of `encodeSpec`. */
-export function decodeSpec(keyspace: Pick<Keyspace, 'method' | 'keyTypes'>, stored: StoredSpec): SplitMoveSpec {
+export function decodeSpec(keyspace: Scheme, stored: StoredMove): MoveSpec;
+export function decodeSpec(keyspace: Scheme, stored: StoredRecut): RecutSpec;
+export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec;
+export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec {
+  if (stored.kind === 'recut') {
+    const decode = (json: readonly string[]) => positionFromJson(keyspace, [...json]) as Position;
+    return {
+      kind: 'recut',
+      keyspace: stored.keyspace as KeyspaceName,
+      shard: stored.shard as ShardName,
+      cut: stored.cut.map(decode),
+      join: stored.join.map(decode),
+    };
+  }
   return {
-    kind: 'split_move',
+    kind: 'move',
     keyspace: stored.keyspace as KeyspaceName,
     lo: positionFromJson(keyspace, stored.lo === null ? null : [...stored.lo]),
     hi: positionFromJson(keyspace, stored.hi === null ? null : [...stored.hi]),

@@ -4,17 +4,15 @@ import pg from 'pg';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { drive } from './driver.js';
-import { OUT_OF_THE_WAY } from './migration-row.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
+import { turnSql } from './turn.js';
 
-/** Migrations that want a driver now. An approved one waits its turn: one at a time per keyspace, the oldest first. */
+/** Migrations that want a driver now. An approved one waits its turn. */
 const WORK = `
 SELECT m.id::text FROM foreshard.migration m
  WHERE (m.lease_until IS NULL OR m.lease_until < clock_timestamp() OR m.lease_owner = $1)
    AND CASE m.state
-     WHEN 'approved' THEN m.abort_requested OR NOT EXISTS (
-       SELECT FROM foreshard.migration o WHERE o.id <> m.id AND o.spec->>'keyspace' = m.spec->>'keyspace'
-          AND (o.state NOT IN (${OUT_OF_THE_WAY}) OR (o.state = 'approved' AND o.id < m.id)))
+     WHEN 'approved' THEN m.abort_requested OR ${turnSql('m')}
      WHEN 'failed' THEN m.abort_requested AND NOT m.facts ? 'flipEpoch'
      WHEN 'planned' THEN m.abort_requested
      ELSE m.state NOT IN ('done', 'rolled_back', 'aborted')

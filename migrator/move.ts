@@ -3,11 +3,18 @@ import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
 import { intervalPredicate } from '../topology/interval-sql.js';
 import type { Interval } from '../topology/key.js';
-import type { SplitMoveSpec } from '../topology/migration.js';
+import type { MoveSpec } from '../topology/migration.js';
 import { quoteTable } from '../topology/quote.js';
-import { type Keyspace, type Shard, type TableName, type Topology, tableId } from '../topology/topology.js';
+import {
+  type Keyspace,
+  type KeyspaceName,
+  type Shard,
+  type TableName,
+  type Topology,
+  tableId,
+} from '../topology/topology.js';
 import type { Executor } from './executor.js';
-import { decodeSpec, type MigrationRow, type StoredSpec } from './migration-row.js';
+import { decodeSpec, type MigrationRow, type StoredMove } from './migration-row.js';
 import { type ObjectNames, objectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import type { ShardSession } from './shard-session.js';
@@ -32,7 +39,7 @@ export interface Move {
   readonly catalog: Catalog;
   readonly topology: Topology;
   readonly keyspace: Keyspace;
-  readonly spec: SplitMoveSpec;
+  readonly spec: MoveSpec;
   readonly names: ObjectNames;
   readonly tables: readonly MovingTable[];
   readonly source: ShardSession;
@@ -45,19 +52,22 @@ export interface Move {
 export interface MoveTarget {
   readonly topology: Topology;
   readonly keyspace: Keyspace;
-  readonly spec: SplitMoveSpec;
+  readonly spec: MoveSpec;
   readonly from: Shard;
   readonly to: Shard;
   readonly names: ObjectNames;
 }
 
+/** @throws ForeshardError 42704 when there is none with this name */
+export function findKeyspace(topology: Topology, name: string): Keyspace {
+  const keyspace = topology.keyspaces.get(name as KeyspaceName);
+  if (keyspace !== undefined) return keyspace;
+  throw new ForeshardError('42704', `there is no keyspace "${name}"`, { hint: 'See "foreshard keyspace list".' });
+}
+
 /** Resolves the names in a spec. @throws ForeshardError 42704 for one that is unknown */
-export function resolveTarget(topology: Topology, id: bigint, clusterId: string, stored: StoredSpec): MoveTarget {
-  const keyspace = [...topology.keyspaces.values()].find((k) => k.name === stored.keyspace);
-  if (keyspace === undefined)
-    throw new ForeshardError('42704', `there is no keyspace "${stored.keyspace}"`, {
-      hint: 'See "foreshard keyspace list".',
-    });
+export function resolveTarget(topology: Topology, id: bigint, clusterId: string, stored: StoredMove): MoveTarget {
+  const keyspace = findKeyspace(topology, stored.keyspace);
   const spec = decodeSpec(keyspace, stored);
   const shard = (name: string): Shard => {
     const found = [...topology.shards.values()].find((s) => s.name === name);

@@ -1,12 +1,14 @@
 import { comparePositions, type Interval } from '../topology/key.js';
+import type { MigrationState } from '../topology/migration.js';
 import { quoteLiteral } from '../topology/quote.js';
 import { rangesIn, tableId } from '../topology/topology.js';
-import type { CleanupRecord } from './migration-row.js';
+import { type CleanupRecord, OUT_OF_THE_WAY, RESTING_STATES } from './migration-row.js';
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
 import { checkWayBack } from './preflight-way-back.js';
 import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
+import { shardsSql } from './turn.js';
 
 /** What preflight read on the way; later steps build on it. */
 export interface PreflightResult {
@@ -21,19 +23,10 @@ export interface PreflightResult {
  * Everything that must hold before a migration may touch anything. Only reads.
  * @param own the migration's clean-up records: what an earlier attempt of the same migration made does not count against it
  */
-export async function preflight(
-  m: Move,
-  own: readonly CleanupRecord[],
-  othersActive: readonly bigint[],
-): Promise<PreflightResult> {
+export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise<PreflightResult> {
   const findings: Finding[] = [];
   const report: Report = (severity, text, remedy) => findings.push({ severity, text, remedy });
-  for (const id of othersActive)
-    report(
-      'blocker',
-      `migration ${id} is already at work on keyspace "${m.keyspace.name}"`,
-      'Wait for it, or abort it.',
-    );
+  await checkOthers(m, report);
   checkOwnership(m, report);
   await checkServers(m, own, report);
   await checkWayBack(m, report);
@@ -60,6 +53,26 @@ export async function preflight(
     if (there !== null) await checkDestinationTable(m, table, info, there, own, report);
   }
   return { findings, source, destination };
+}
+
+/** One at work is waited for; one that has failed and not been cleaned up would be in the way for ever. */
+async function checkOthers(m: Move, report: Report): Promise<void> {
+  const { rows } = await m.catalog.pool.query<{ id: string; state: MigrationState; shards: string[] }>(
+    `SELECT o.id::text, o.state, array(SELECT s FROM unnest(${shardsSql('o')}) s WHERE s IN ($2, $3)) AS shards FROM foreshard.migration o
+      WHERE o.id <> $1 AND ${shardsSql('o')} && ARRAY[$2, $3] AND (o.state NOT IN (${OUT_OF_THE_WAY})
+         OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = o.id AND c.done_at IS NULL)) ORDER BY o.id`,
+    [m.row.id.toString(), m.spec.from, m.spec.to],
+  );
+  for (const { id, state, shards } of rows) {
+    const where = shards.map((shard) => `shard "${shard}"`).join(' and ');
+    if (RESTING_STATES.includes(state))
+      report(
+        'blocker',
+        `migration ${id} is ${state}, and has left things on ${where}`,
+        `See "foreshard migrate show ${id}"; then abort it, or accept the difference it has found.`,
+      );
+    else report('warning', `migration ${id} is at work on ${where}`, 'This one begins when that has ended.');
+  }
 }
 
 function checkOwnership(m: Move, report: Report): void {

@@ -87,6 +87,15 @@ class TurnedExecutor implements Executor {
     return this.#exec.reload();
   }
 
+  commit(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    change: TransitionChange,
+  ): Promise<MigrationRow> {
+    return this.#exec.commit(row, statements, to, change);
+  }
+
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],

@@ -5,9 +5,9 @@ import type { Proposal, ShardOutlook } from './proposal.js';
 /** A position as the catalog stores it: one text per key column, or the one hash. */
 export type PositionJson = readonly string[];
 
-/** `SplitMoveSpec` as `foreshard.migration.spec` holds it. */
+/** `MoveSpec` as `foreshard.migration.spec` holds it. */
 export interface SpecJson {
-  readonly kind: 'split_move';
+  readonly kind: 'move';
   readonly keyspace: string;
   readonly lo: PositionJson | null;
   readonly hi: PositionJson | null;

@@ -1,5 +1,5 @@
 import type { Position } from '../topology/key.js';
-import type { SplitMoveSpec } from '../topology/migration.js';
+import type { MoveSpec } from '../topology/migration.js';
 import type { KeyspaceName, ShardName } from '../topology/topology.js';
 
 /** Quantiles of a forecast, one row per step; same length and order as `at`. Unit: ms of busy backend per second. */
@@ -39,7 +39,7 @@ export interface ShardOutlook {
 
 export interface Proposal {
   readonly kind: 'split_move';
-  readonly spec: SplitMoveSpec;
+  readonly spec: MoveSpec;
   readonly why: string;
   readonly splitAt: Position;
   readonly keyspace: KeyspaceName;

@@ -80,7 +80,7 @@ export function propose(
   return {
     kind: 'split_move',
     spec: {
-      kind: 'split_move',
+      kind: 'move',
       keyspace: keyspace.name,
       lo: move.interval.lo,
       hi: move.interval.hi,

@@ -1,9 +1,9 @@
 import type { Position } from './key.js';
 import type { KeyspaceName, ShardName } from './topology.js';
 
-/** What a migration does: `at` cuts the range that contains it, and the part on `side` goes to `to`. Data, made by the planner or by hand. */
-export interface SplitMoveSpec {
-  readonly kind: 'split_move';
+/** An interval of a range goes to another shard, with its rows. Data, made by the planner or by hand. */
+export interface MoveSpec {
+  readonly kind: 'move';
   readonly keyspace: KeyspaceName;
   /** The part that moves: `[lo, hi)`, inside one range of `from`. */
   readonly lo: Position | null;
@@ -11,6 +11,21 @@ export interface SplitMoveSpec {
   readonly from: ShardName;
   readonly to: ShardName;
 }
+
+/** Bounds of ranges change in the catalog; every range stays on its shard, and no shard is touched. */
+export interface RecutSpec {
+  readonly kind: 'recut';
+  readonly keyspace: KeyspaceName;
+  /** Owner of all ranges concerned. */
+  readonly shard: ShardName;
+  /** Where a range is cut in two. */
+  readonly cut: readonly Position[];
+  /** Bounds between two ranges that become one. */
+  readonly join: readonly Position[];
+}
+
+/** What a migration does. Everything else that people ask for (split, merge, drain …) is made of these. */
+export type MigrationSpec = MoveSpec | RecutSpec;
 
 export const MIGRATION_STATES = [
   'planned',

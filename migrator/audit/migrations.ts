@@ -36,10 +36,10 @@ export class AtWork {
   intervals(keyspace: string, shard: string): Interval[] {
     const found = this.#topology.keyspaces.get(keyspace as never);
     if (found === undefined) return [];
-    return [...this.#rows.values()]
-      .filter(({ spec }) => spec.keyspace === keyspace && (spec.from === shard || spec.to === shard))
-      .filter(isAtWork)
-      .map((row) => decodeSpec(found, row.spec));
+    return [...this.#rows.values()].filter(isAtWork).flatMap(({ spec }) => {
+      if (spec.kind !== 'move' || spec.keyspace !== keyspace) return [];
+      return spec.from === shard || spec.to === shard ? [decodeSpec(found, spec)] : [];
+    });
   }
 }
 

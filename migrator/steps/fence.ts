@@ -4,6 +4,7 @@ import { errorCode } from '../../topology/connection.js';
 import { ConflictError } from '../../topology/errors.js';
 import type { MigrationState } from '../../topology/migration.js';
 import { quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { StatementConflict } from '../action.js';
 import { MigrationFailure } from '../executor.js';
 import { readGateSql, setGateSql } from '../guards.js';
 import { LeaseLostError } from '../lease.js';
@@ -14,7 +15,7 @@ import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
 import { dropHolds } from '../undo.js';
-import { flip, planFlip } from './flip.js';
+import { type FlipPlan, flip, planFlip } from './flip.js';
 import { openGates } from './open.js';
 import { readSourceTables } from './prepare.js';
 import { writersInFlight } from './ready.js';
@@ -75,7 +76,7 @@ export async function cross(m: Move, { to, drained, missed }: Crossing): Promise
     await assertGateClosed(m);
     timings.carriedMs = since();
     await drained(timings);
-    await flip(m, plan);
+    await flipAtEpoch(m, plan);
     const pauseMs = since();
     await openGates(m);
     await m.exec.progress({ pauseMs, note: null });
@@ -91,6 +92,21 @@ export async function cross(m: Move, { to, drained, missed }: Crossing): Promise
     m.row = await m.exec.reload();
     if (m.row.state === to) return;
     await missed(error.message);
+  }
+}
+
+/**
+ * Another migration of other shards, or a declaration, may have raised the epoch meanwhile. All that was done for the flip still holds then, but for
+ * the ranges that were read: they are read again, at once, while the hold lasts.
+ */
+async function flipAtEpoch(m: Move, plan: FlipPlan): Promise<void> {
+  for (let now = plan; ; now = await planFlip(m)) {
+    try {
+      return await flip(m, now);
+    } catch (error) {
+      if (!(error instanceof StatementConflict) || error.conflict !== 'epoch') throw error;
+      m.log.info({ migration: m.row.id.toString(), epoch: now.epoch.toString() }, 'the epoch has moved: once more');
+    }
   }
 }
 

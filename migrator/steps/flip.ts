@@ -1,10 +1,10 @@
-import { ConflictError } from '../../topology/errors.js';
-import { contains, type Interval, type Position, sameBound } from '../../topology/key.js';
-import { positionFromJson, positionToJson } from '../../topology/key-codec.js';
-import { type Epoch, rangesIn } from '../../topology/topology.js';
+import { positionToJson } from '../../topology/key-codec.js';
+import type { Epoch } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
 import { COMMIT_MARGIN_MS } from '../hold-end.js';
 import { isReference, type Move } from '../move.js';
+import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
+import { refuseNewTables } from './ready.js';
 
 /** What the flip will write, made before anybody is held. */
 export interface FlipPlan {
@@ -15,18 +15,13 @@ export interface FlipPlan {
 
 /** Reads ranges and segments and makes the flip's statements. @throws ConflictError when the interval is no longer the source's */
 export async function planFlip(m: Move): Promise<FlipPlan> {
-  const topology = await m.catalog.loadTopology();
+  const topology = m.exec.dry ? m.topology : await m.catalog.loadTopology();
+  if (m.row.state === 'fencing' || m.row.state === 'drained') refuseNewTables(m, topology);
   const keyspace = topology.keyspaces.get(m.keyspace.name) ?? m.keyspace;
-  const segments = await m.catalog.pool.query<{ lo: unknown; hi: unknown }>(
-    'SELECT lo, hi FROM foreshard.segment WHERE keyspace = $1',
-    [keyspace.name],
-  );
-  const decoded = segments.rows.map((s) => ({
-    lo: positionFromJson(keyspace, s.lo),
-    hi: positionFromJson(keyspace, s.hi),
-  }));
+  const segments = await readSegments(m.catalog.pool, keyspace);
   const current: Move = { ...m, topology, keyspace };
-  return { epoch: topology.epoch, statements: [...flipStatements(current), ...segmentCuts(current, decoded)] };
+  const cuts = segmentStatements(keyspace, [m.spec.lo, m.spec.hi], segments);
+  return { epoch: topology.epoch, statements: [...flipStatements(current), ...cuts] };
 }
 
 /**
@@ -47,18 +42,9 @@ export async function flip(m: Move, plan: FlipPlan): Promise<void> {
 /** What the flip changes in the catalog, in order; data, so that the dry run can show it. */
 function flipStatements(m: Move): CatalogStatement[] {
   const { spec, keyspace } = m;
-  const bound = (p: Position | null) => json(positionToJson(keyspace, p));
-  const range = rangesIn(keyspace, spec)[0];
-  if (range === undefined || range.shard !== spec.from || rangesIn(keyspace, spec).length !== 1)
-    throw new ConflictError(`the interval no longer lies in one range of shard "${spec.from}"`);
   const id = m.row.id.toString();
   const statements: CatalogStatement[] = [
-    {
-      text: 'raise the epoch, if nothing else has',
-      sql: 'UPDATE foreshard.meta SET epoch = epoch + 1 WHERE epoch = $1',
-      values: [m.topology.epoch.toString()],
-      elseConflict: 'the topology changed while the migration was about to flip',
-    },
+    raiseEpochStatement(m.topology.epoch),
     {
       text: 'the hold still stands',
       sql: `SELECT id FROM foreshard.hold WHERE migration_id = $1 AND deadline > clock_timestamp() + ${COMMIT_MARGIN_MS} * interval '1 ms' FOR UPDATE`,
@@ -76,33 +62,7 @@ function flipStatements(m: Move): CatalogStatement[] {
     },
   ];
 
-  // The row is kept for what stays, so that its id goes on meaning the range that operators know.
-  const leftStays = !sameBound(range.lo, spec.lo);
-  const rightStays = !sameBound(range.hi, spec.hi);
-  const update = (sql: string, values: unknown[], text: string) =>
-    statements.push({ text, sql, values, elseConflict: 'the range is gone' });
-  const insert = (lo: Position | null, hi: Position | null, shard: string, text: string) =>
-    statements.push({
-      text,
-      sql: 'INSERT INTO foreshard.range (keyspace, lo, hi, shard) VALUES ($1, $2, $3, $4)',
-      values: [keyspace.name, bound(lo), bound(hi), shard],
-      elseConflict: null,
-    });
-  const rangeId = range.id.toString();
-  if (leftStays) {
-    update('UPDATE foreshard.range SET hi = $2 WHERE id = $1', [rangeId, bound(spec.lo)], 'what lies below stays');
-    if (rightStays) insert(spec.hi, range.hi, spec.from, 'what lies above stays');
-    insert(spec.lo, spec.hi, spec.to, 'the interval goes to the destination');
-  } else if (rightStays) {
-    update('UPDATE foreshard.range SET lo = $2 WHERE id = $1', [rangeId, bound(spec.hi)], 'what lies above stays');
-    insert(spec.lo, spec.hi, spec.to, 'the interval goes to the destination');
-  } else
-    update(
-      'UPDATE foreshard.range SET shard = $2 WHERE id = $1',
-      [rangeId, spec.to],
-      'the range goes to the destination',
-    );
-
+  statements.push(...rangeStatements(keyspace, rangesAfter(keyspace, spec)));
   for (const t of m.tables.filter(isReference))
     statements.push({
       text: `reference table ${t.schema}.${t.table} has a copy at the destination`,
@@ -126,39 +86,4 @@ function flipStatements(m: Move): CatalogStatement[] {
     elseConflict: null,
   });
   return statements;
-}
-
-/** A bound as jsonb; SQL NULL for infinity. */
-function json(position: readonly string[] | null): string | null {
-  return position === null ? null : JSON.stringify(position);
-}
-
-/** Cuts the segments that straddle a new bound: the row stays for the left part, a new one begins at the bound. */
-function segmentCuts(m: Pick<Move, 'keyspace' | 'spec'>, segments: readonly Interval[]): CatalogStatement[] {
-  const { keyspace, spec } = m;
-  const bound = (p: Position | null) => json(positionToJson(keyspace, p));
-  const cuts: CatalogStatement[] = [];
-  let open = [...segments];
-  for (const at of [spec.lo, spec.hi]) {
-    if (at === null) continue;
-    const straddling = open.find((s) => contains(s, at) && !sameBound(s.lo, at));
-    if (straddling === undefined) continue;
-    cuts.push({
-      text: 'cut a segment at the new bound',
-      sql: `WITH cut AS (UPDATE foreshard.segment SET hi = $3::jsonb WHERE keyspace = $1 AND lo IS NOT DISTINCT FROM $2::jsonb
-                           AND hi IS NOT DISTINCT FROM $4::jsonb RETURNING 1)
-            INSERT INTO foreshard.segment (keyspace, lo, hi) SELECT $1, $3::jsonb, $4::jsonb FROM cut`,
-      values: [keyspace.name, bound(straddling.lo), bound(at), bound(straddling.hi)],
-      elseConflict: 'the segments changed while the migration was about to flip',
-    });
-    open = open.flatMap((s) =>
-      s === straddling
-        ? [
-            { lo: s.lo, hi: at },
-            { lo: at, hi: s.hi },
-          ]
-        : [s],
-    );
-  }
-  return cuts;
 }

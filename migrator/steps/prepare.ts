@@ -4,7 +4,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import { type CleanupRecord, OUT_OF_THE_WAY } from '../migration-row.js';
+import type { CleanupRecord } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
@@ -18,6 +18,7 @@ import {
 } from '../replication.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
+import { beginStatements } from '../turn.js';
 
 /** Preflight found reasons not to begin. Nothing was touched. */
 export class PreflightRefusal extends ForeshardError {
@@ -37,7 +38,7 @@ export async function approve(m: Move): Promise<void> {
   m.exec.at('before:preflight');
   const result = await runPreflight(m);
   m.exec.at('after:preflight');
-  m.row = await m.exec.transition(m.row, 'preparing', {
+  m.row = await m.exec.commit(m.row, beginStatements(m.row.id), 'preparing', {
     facts: {
       tables: m.tables.map(tableId),
       epochAtStart: m.topology.epoch.toString(),
@@ -47,18 +48,7 @@ export async function approve(m: Move): Promise<void> {
 }
 
 async function runPreflight(m: Move): Promise<PreflightResult> {
-  const own = await ownCleanup(m);
-  const others = await m.catalog.pool.query<{ id: string }>(
-    `SELECT id::text FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2
-        AND (state NOT IN (${OUT_OF_THE_WAY})
-             OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = migration.id AND c.done_at IS NULL))`,
-    [m.row.id.toString(), m.keyspace.name],
-  );
-  const result = await preflight(
-    m,
-    own,
-    others.rows.map((r) => BigInt(r.id)),
-  );
+  const result = await preflight(m, await ownCleanup(m));
   if (result.findings.some((f) => f.severity === 'blocker')) throw new PreflightRefusal(result.findings);
   return result;
 }

@@ -1,5 +1,5 @@
 import { flipHeldBackBy } from '../../topology/migration-controls.js';
-import { tableId } from '../../topology/topology.js';
+import { type Topology, tableId } from '../../topology/topology.js';
 import { differingTables } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
@@ -20,7 +20,7 @@ const SUPERVISE_MS = 1000;
 export async function ready(m: Move): Promise<void> {
   if (!m.exec.dry) await waitForPermission(m);
   if (!m.exec.dry) {
-    await checkTopology(m);
+    refuseNewTables(m, await m.catalog.loadTopology());
     await checkShapes(m);
   }
   await makeWayBack(m);
@@ -53,8 +53,8 @@ async function waitForPermission(m: Move): Promise<void> {
   await m.exec.progress({ note: null });
 }
 
-async function checkTopology(m: Move): Promise<void> {
-  const now = await m.catalog.loadTopology();
+/** @throws MigrationFailure when tables have been declared that the migration did not begin with */
+export function refuseNewTables(m: Move, now: Topology): void {
   const keyspace = now.keyspaces.get(m.keyspace.name);
   const begun = m.row.facts.tables as readonly string[];
   const added = [

@@ -140,7 +140,7 @@ it('moves half of the tenants under live load through two proxies: no error, no 
     s.catalog.pool,
     keyspace,
     {
-      kind: 'split_move',
+      kind: 'move',
       keyspace: keyspace.name,
       lo: [BigInt(SPLIT)],
       hi: null,

@@ -4,7 +4,7 @@ import { createMigration } from '../../migrator/migration-requests.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import type { Position } from '../../topology/key.js';
-import type { SplitMoveSpec } from '../../topology/migration.js';
+import type { MoveSpec } from '../../topology/migration.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -115,9 +115,9 @@ export async function resetShop(s: Setting, tenants: number, orders: number): Pr
   await pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
 }
 
-export function moveSpec(lo: Position | null, hi: Position | null, from = 'one', to = 'two'): SplitMoveSpec {
+export function moveSpec(lo: Position | null, hi: Position | null, from = 'one', to = 'two'): MoveSpec {
   return {
-    kind: 'split_move',
+    kind: 'move',
     keyspace: KEYSPACE as KeyspaceName,
     lo,
     hi,
@@ -126,7 +126,7 @@ export function moveSpec(lo: Position | null, hi: Position | null, from = 'one',
   };
 }
 
-async function keyspaceOf(s: Setting): Promise<Keyspace> {
+export async function keyspaceOf(s: Setting): Promise<Keyspace> {
   const topology = await s.catalog.loadTopology();
   return topology.keyspaces.get(KEYSPACE as KeyspaceName) as Keyspace;
 }

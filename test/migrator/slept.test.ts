@@ -3,14 +3,14 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { drive } from '../../migrator/driver.js';
 import { RealExecutor } from '../../migrator/executor.js';
 import { LeaseLostError, MigrationLease } from '../../migrator/lease.js';
-import { loadMigration } from '../../migrator/migration-row.js';
+import { encodeSpec } from '../../migrator/migration-row.js';
 import { MigrationStore } from '../../migrator/migration-store.js';
 import { resolveTarget } from '../../migrator/move.js';
 import { DEFAULT_OPTIONS } from '../../migrator/options.js';
 import { quoteTable } from '../../topology/quote.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { approveMove, resetShop, type Setting, silent, startSetting } from './setting.js';
+import { approveMove, keyspaceOf, moveSpec, resetShop, type Setting, silent, startSetting } from './setting.js';
 
 // What a migrator may still do that was stopped for a while, or whose word to the catalog took its time.
 
@@ -69,7 +69,7 @@ describe('a migrator that slept while another took over', () => {
       await s.catalog.loadTopology(),
       id,
       (await pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta')).rows[0]?.cluster_id ?? '',
-      (await loadMigration(pool, id)).spec,
+      encodeSpec(await keyspaceOf(s), moveSpec([6n], null)),
     );
     // As a fence leaves it: between it and the flip, which the successor is about to make.
     await withClient(s.urlOne, async (c) => {
@@ -120,9 +120,7 @@ describe('a hold that runs out while the flip is under way', () => {
     const exec = new RealExecutor({
       store,
       lease,
-      source,
-      destination,
-      subscription: '',
+      shards: { source, destination, subscription: '' },
       row,
       log: silent,
       signal: lease.signal,

@@ -48,7 +48,7 @@ describe('Planner on eight weeks of the trace', () => {
     const { proposal } = report;
     expect(proposal).not.toBeNull();
     if (proposal === null) return;
-    expect(proposal.spec).toMatchObject({ kind: 'split_move', keyspace: 'tenant', from: 'a', to: 'b' });
+    expect(proposal.spec).toMatchObject({ kind: 'move', keyspace: 'tenant', from: 'a', to: 'b' });
     expect(proposal.movedLoadShare).toBeGreaterThan(0.35);
     expect(proposal.movedLoadShare).toBeLessThan(0.65);
     // The cut is where the load is halved, far from the middle of the keys: AAPL, the first tenth, has 42 % of it.
@@ -88,7 +88,7 @@ describe('Planner on eight weeks of the trace', () => {
     expect(kept.plan).toEqual(report.plan);
     await shop.catalog.pool.query(
       `INSERT INTO foreshard.migration (kind, spec, state, progress)
-       VALUES ('split_move', '{}', 'done', '{"bytesPerSecond": 1000000, "bytesCopied": 50000000, "pauseMs": 7}')`,
+       VALUES ('move', '{}', 'done', '{"bytesPerSecond": 1000000, "bytesCopied": 50000000, "pauseMs": 7}')`,
     );
     const again = await planner.plan();
     expect(again.proposal?.copyBytesPerSecond).toBe(1_000_000);

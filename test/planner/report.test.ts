@@ -31,7 +31,7 @@ function report(text: string): SavedReport {
     plan: { id: '12', hash: 'c0ffee', status: 'proposed', expiresAt: NOW + 86_400_000 },
     proposal: {
       kind: 'split_move',
-      spec: { kind: 'split_move', keyspace: 'tenant', lo: [text], hi: null, from: 'a', to: 'b' },
+      spec: { kind: 'move', keyspace: 'tenant', lo: [text], hi: null, from: 'a', to: 'b' },
       why: 'why',
       splitAt: [text],
       keyspace: 'tenant' as KeyspaceName,

@@ -109,7 +109,7 @@ describe('shards', () => {
     await catalog.pool.query(`UPDATE foreshard.range SET shard = 'two'`);
     expect((await failure(registry.removeShard('two'))).message).toMatch(/owns 1 range/);
     await catalog.pool.query(`UPDATE foreshard.range SET shard = 'one';
-      INSERT INTO foreshard.migration (kind, spec, state) VALUES ('split_move', '{"from": "one", "to": "two", "keyspace": "tenants"}', 'copying')`);
+      INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', '{"from": "one", "to": "two", "keyspace": "tenants"}', 'copying')`);
     expect((await failure(registry.removeShard('two'))).message).toMatch(/takes part in migration 1/);
   });
 });
@@ -192,7 +192,7 @@ describe('tables', () => {
     expect((await add('good', ['tenant_id', 'tenant_id'])).message).toMatch(/has 1 key column/);
     expect((await add('good', ['tenant_id'], 'nowhere')).message).toMatch(/no keyspace "nowhere"/);
     await catalog.pool.query(
-      `INSERT INTO foreshard.migration (kind, spec, state) VALUES ('split_move', '{"keyspace": "tenants"}', 'copying')`,
+      `INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', '{"keyspace": "tenants"}', 'copying')`,
     );
     expect((await add('good')).message).toMatch(/during migration 1/);
     expect((await registry.listTables()).sharded).toEqual([]);

@@ -147,7 +147,7 @@ export class Registry {
     await this.#change(topology, async (client) => {
       const busy = await client.query<{ id: string }>(
         `SELECT id FROM foreshard.migration
-          WHERE state <> ALL ($2) AND (spec->>'from' = $1 OR spec->>'to' = $1) ORDER BY id LIMIT 1`,
+          WHERE state <> ALL ($2) AND $1 IN (spec->>'from', spec->>'to', spec->>'shard') ORDER BY id LIMIT 1`,
         [name, IDLE_STATES],
       );
       if (busy.rows[0] !== undefined)

@@ -1,0 +1,39 @@
+import type { CatalogStatement } from './action.js';
+import { OUT_OF_THE_WAY } from './migration-row.js';
+
+/** Lock of the catalog under which migrations begin, one at a time. ("fshb") */
+const BEGIN_LOCK = 0x66736862;
+
+/** The shards that a migration has to do with, as an array in SQL. @param m alias of its row */
+export function shardsSql(m: string): string {
+  return `ARRAY[${m}.spec->>'from', ${m}.spec->>'to', ${m}.spec->>'shard']`;
+}
+
+/**
+ * The condition in SQL under which an approved migration may begin: a shard takes part in one migration at a time, until that is out of the
+ * way, and whoever was there first goes first. @param m alias of its row
+ */
+export function turnSql(m: string): string {
+  return `NOT EXISTS (
+    SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND ${shardsSql('o')} && ${shardsSql(m)}
+       AND (o.state NOT IN (${OUT_OF_THE_WAY}) OR (o.state = 'approved' AND o.id < ${m}.id)))`;
+}
+
+/** With these the transaction begins in which a migration does: looked at, two could find at once that nobody is there. */
+export function beginStatements(id: bigint): CatalogStatement[] {
+  return [
+    {
+      text: 'one migration begins at a time',
+      sql: `SELECT pg_advisory_xact_lock(${BEGIN_LOCK})`,
+      values: [],
+      elseConflict: null,
+    },
+    {
+      text: 'no other is at work on the same shards, or has waited for them longer',
+      sql: `SELECT FROM foreshard.migration m WHERE m.id = $1 AND ${turnSql('m')}`,
+      values: [id.toString()],
+      elseConflict: 'others go first',
+      conflict: 'turn',
+    },
+  ];
+}
