@@ -1,12 +1,15 @@
 import { spawn } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
+import { createMigration } from '../../migrator/migration-requests.js';
 import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
+import type { ShardName } from '../../topology/topology.js';
 import { MiniProxy } from '../migrator/mini-proxy.js';
 import {
   abortOnEntering,
   approveMove,
+  keyspaceOf,
   leftovers,
   resetShop,
   rollBackOnReversing,
@@ -25,6 +28,8 @@ const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-ta
 const ABORTING: readonly CrashPoint[] = ['after:abort-reopen', 'after:undo'];
 /** Passed only by a migration that has a way back, and takes it. */
 const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
+/** Passed only by a migration that changes bounds alone. */
+const RECUT: readonly CrashPoint[] = ['before:recut', 'after:recut'];
 const HOUR = 3_600_000;
 const TENANTS = 12;
 const CUT = 6;
@@ -126,7 +131,7 @@ describe('a migrator killed at', () => {
     expect(await crashAndResume(point)).toBe('done');
   });
 
-  const passedByAll = CRASH_POINTS.filter((p) => ![...FRESH, ...ABORTING, ...ON_THE_WAY_BACK].includes(p));
+  const passedByAll = CRASH_POINTS.filter((p) => ![...FRESH, ...ABORTING, ...ON_THE_WAY_BACK, ...RECUT].includes(p));
   test.each(passedByAll)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('done');
   });
@@ -137,6 +142,27 @@ describe('a migrator killed at', () => {
 
   test.each(ABORTING)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('aborted');
+  });
+});
+
+describe('a migrator killed as it changes bounds', () => {
+  test.each(RECUT)('%s', async (point) => {
+    await resetShop(s, 1, 1);
+    const keyspace = await keyspaceOf(s);
+    const { epoch } = await s.catalog.loadTopology();
+    const id = await createMigration(
+      s.catalog.pool,
+      keyspace,
+      { kind: 'recut', keyspace: keyspace.name, shard: 'one' as ShardName, cut: [[5n]], join: [] },
+      { actor: 'test' },
+    );
+    expect(await runUntilCrash(point)).toBe('SIGKILL');
+    expect(await runToTheEnd(id)).toBe('done');
+    expect((await keyspaceOf(s)).ranges.map((r) => [r.lo, r.hi])).toEqual([
+      [null, [5n]],
+      [[5n], null],
+    ]);
+    expect((await s.catalog.loadTopology()).epoch).toBe(epoch + 1n);
   });
 });
 
