@@ -132,7 +132,7 @@ describe('the way back', () => {
 
   test('is in the dry run', async () => {
     const { steps } = await dryRun(s.catalog, moveSpec([20n], null), { wayBackMs: HOUR });
-    const back = steps.filter((step) => step.sql.some((sql) => sql.includes('_back')));
+    const back = steps.filter((step) => step.sql.some((sql) => sql.includes('_0_back')));
     expect(back.map(({ state, on, text }) => `${state} ${on}: ${text}`)).toEqual([
       'ready destination: publish the rows of the interval',
       'ready destination: create the replication slot (waits for every transaction that now writes to that server)',
