@@ -64,7 +64,7 @@ async function begin(): Promise<bigint> {
     s.catalog.pool,
     keyspace,
     {
-      kind: 'split_move',
+      kind: 'move',
       keyspace: keyspace.name,
       lo: [100n],
       hi: null,
