@@ -3,10 +3,9 @@ import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ownLeaseEnd, ProxyLeases } from '../topology/catalog/leases.js';
 import { ForeshardError } from '../topology/errors.js';
-import { contains } from '../topology/key.js';
 import type { Epoch, Hold, Topology } from '../topology/topology.js';
 import { Again } from './again.js';
-import type { Footprint } from './session/placement.js';
+import { type Footprint, holdCovers } from './session/footprint.js';
 
 export interface LiveTopologyOptions {
   readonly catalog: Catalog;
@@ -17,8 +16,8 @@ export interface LiveTopologyOptions {
   /** How long answers of servers may wait for the lease to be had again, ms. */
   readonly answerTimeoutMs: number;
   readonly logger: Logger;
-  /** Whether any transaction or statement in progress touches what the hold covers. */
-  readonly inUse: (hold: Hold) => boolean;
+  /** Whether any transaction or statement in progress touches what `covers` says. */
+  readonly uses: (covers: (footprint: Footprint) => boolean) => boolean;
   /** Whether what is known of the schema is enough to route by, at the current topology. */
   readonly schemaReady: () => boolean;
   /** Nothing is routed by the schema from before this generation; null: none has been read yet. */
@@ -114,7 +113,8 @@ export class LiveTopology {
     if (!this.mayServe) return false;
     if (this.#holds.size === 0) return true;
     for (const live of this.#holds.values()) {
-      if (holdCovers(live.hold, footprint) && !(own !== null && holdCovers(live.hold, own))) return false;
+      const covers = (touched: Footprint) => holdCovers(live.hold, touched, this.#current);
+      if (covers(footprint) && !(own !== null && covers(own))) return false;
     }
     return true;
   }
@@ -242,7 +242,7 @@ export class LiveTopology {
 
   #acknowledge(): void {
     for (const live of this.#holds.values()) {
-      if (live.acked || this.#options.inUse(live.hold)) continue;
+      if (live.acked || this.#options.uses((footprint) => holdCovers(live.hold, footprint, this.#current))) continue;
       live.acked = true;
       this.#leases.ackHold(live.hold.id, this.id).then(
         (noted) => {
@@ -322,17 +322,6 @@ export class LiveTopology {
       logger.warn({ err: error, mayServe: this.mayServe }, 'could not renew the lease');
     }
   }
-}
-
-/** Whether `footprint` reaches into what `hold` covers. */
-export function holdCovers(hold: Hold, footprint: Footprint): boolean {
-  if (footprint.everything) return true;
-  if (hold.referenceTables && footprint.writesReference) return true;
-  for (const touch of footprint.touches) {
-    if (touch.keyspace !== hold.keyspace) continue;
-    if (touch.position === null || contains(hold, touch.position)) return true;
-  }
-  return false;
 }
 
 /** What a client is told when it has waited too long for a range on the move or for the catalog. */

@@ -19,7 +19,7 @@ import { Listener, type ListenOptions } from './listener/listener.js';
 import type { ProxyProtocolMode } from './listener/proxy-protocol.js';
 import { StartupGate, type StartupLimits } from './listener/startup-gate.js';
 import { type TlsOptions, TlsServer } from './listener/tls-server.js';
-import { holdCovers, LiveTopology } from './live-topology.js';
+import { LiveTopology } from './live-topology.js';
 import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
 import { Replication } from './replication.js';
@@ -157,7 +157,7 @@ export class ProxyServer {
         leaseTtlMs: options.lease.ttlMs,
         answerTimeoutMs: options.limits.holdTimeoutMs,
         logger: options.logger,
-        inUse: (hold) => [...clients].some((c) => c.session.uses((footprint) => holdCovers(hold, footprint))),
+        uses: (covers) => [...clients].some((c) => c.session.uses(covers)),
         schemaReady: () => schema?.ready ?? true,
         schemaHeard: () => schema?.heard ?? null,
         stale: (topology) => [...clients].some((c) => c.session.isStale(topology)),

@@ -2,8 +2,9 @@ import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
+import type { Footprint } from '../session/footprint.js';
 import { giveBack } from '../session/give-back.js';
-import type { Footprint, Placement } from '../session/placement.js';
+import type { Placement } from '../session/placement.js';
 import { queueNotice } from '../session/queue-notice.js';
 import {
   BIND_COMPLETE,

@@ -6,7 +6,7 @@ import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
 import { reachOf } from './reach.js';
-import type { Registry } from './registry.js';
+import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
 
@@ -152,6 +152,7 @@ export class Analysis {
     if (relation && role === 'write') for (const f of relation.fires) this.#runs(f);
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
+      if (relation) this.#checkBehind(relation, sharded, role);
       occurrence = {
         table: sharded,
         variables: sharded.keyColumns.map((_, i) => this.variable(sharded, i)),
@@ -184,6 +185,16 @@ export class Analysis {
   /** A name that turned out to be a common table expression's. */
   sawCte(node: RangeVar): void {
     this.#seen.add(node);
+  }
+
+  /** Triggers, rules and policies of a sharded table find only what its shard has. */
+  #checkBehind(relation: Relation, { keyspace, table }: ShardedTable, role: TableRole): void {
+    const { metadata, registry } = this.context;
+    if (reachOf(metadata, beyond(registry, keyspace)).relation(relation, role === 'write' ? 'change' : 'read'))
+      this.refuse(
+        `"${table}" has triggers, rules, policies or other parts that may reach beyond keyspace "${keyspace}", which is not supported over several shards yet`,
+        'Drop them, or let them use tables of the keyspace only.',
+      );
   }
 
   #other(relation: Relation | null, name: string, role: TableRole): void {

@@ -39,16 +39,18 @@ const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoi
 
 /**
  * Whether the union of what each shard answers is exactly the answer: one query level without anything that looks at
- * several rows, whose sharded tables are joined by their keys, and which gives each row of one of them at most on one shard.
+ * several rows, whose sharded tables are joined by their keys, and which gives each row of one of them at most on one shard. Tables of
+ * several keyspaces are as those of one, as long as these have the same layout.
  */
 export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
   const refusal = blocker(a, select);
   if (refusal !== null) return { kind: 'refused', refusal };
   const limit = cutBy(a, select, select.limitCount);
   const offset = cutBy(a, select, select.limitOffset);
+  const together = a.keyspaces().length > 1 ? { together: true as const } : {};
   return limit === null && offset === null
-    ? { kind: 'fanout' }
-    : { kind: 'fanout', uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') } };
+    ? { kind: 'fanout', ...together }
+    : { kind: 'fanout', uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') }, ...together };
 }
 
 /** Where the number of rows to leave out, or to stop at, comes from; null: there is none (LIMIT ALL is NULL). */
@@ -94,7 +96,6 @@ function blocker(a: Analysis, s: SelectStmt): Refusal | null {
   if (a.writes || a.pin !== null) return no('a SELECT with side effects');
   if (a.home) return no('joining tables that only the home shard has');
   if (!s.targetList?.length) return no('a SELECT without columns');
-  if (a.keyspaces().length > 1) return no('joining tables of different keyspaces');
   if (a.occurrences.some((o) => !o.top)) return no('a sub-query');
   return (
     expressionBlocker(a, s) ?? (colocated(a) ? null : no(`a join that is not by the sharding key (${keyNames(a)})`))

@@ -1,5 +1,6 @@
 import type { KeyType } from '../../topology/key.js';
 import {
+  type KeyspaceName,
   type ReferenceTable,
   type ShardedTable,
   type TableName,
@@ -16,6 +17,8 @@ export interface Registry {
   keyTypes(table: ShardedTable): readonly KeyType[];
   /** The names, without schema, of all sharded and reference tables. */
   readonly names: ReadonlySet<string>;
+  /** The same without the tables of a keyspace. */
+  namesBeyond(keyspace: KeyspaceName): ReadonlySet<string>;
 }
 
 /** What it is made of. */
@@ -31,11 +34,46 @@ export function registryOf(topology: Registered): Registry {
       sharded: (table) => topology.shardedTables.get(tableId(table)) ?? null,
       reference: (table) => topology.referenceTables.get(tableId(table)) ?? null,
       names: new Set([...topology.shardedTables.values(), ...topology.referenceTables.values()].map((t) => t.table)),
+      namesBeyond: (keyspace) =>
+        new Set(
+          [
+            ...[...topology.shardedTables.values()].filter((t) => t.keyspace !== keyspace),
+            ...topology.referenceTables.values(),
+          ].map((t) => t.table),
+        ),
       keyTypes: (table) => topology.keyspaces.get(table.keyspace)?.keyTypes ?? [],
     };
     registries.set(topology, registry);
   }
   return registry;
+}
+
+const beyonds = new WeakMap<Registry, Map<KeyspaceName, Registry>>();
+
+/**
+ * What is declared beyond a keyspace, for judging what its tables may reach behind a statement's back. Its own tables are not, and
+ * reference tables only by their names: foreign keys look at them on every shard, but what a function does with them nobody knows.
+ */
+export function beyond(registry: Registry, keyspace: KeyspaceName): Registry {
+  let known = beyonds.get(registry);
+  if (!known) {
+    known = new Map();
+    beyonds.set(registry, known);
+  }
+  let found = known.get(keyspace);
+  if (!found) {
+    found = {
+      ...registry,
+      sharded: (table) => {
+        const sharded = registry.sharded(table);
+        return sharded?.keyspace === keyspace ? null : sharded;
+      },
+      reference: () => null,
+      names: registry.namesBeyond(keyspace),
+    };
+    known.set(keyspace, found);
+  }
+  return found;
 }
 
 function signatureOf(topology: Registered): string {

@@ -12,6 +12,7 @@ import {
   tableId,
 } from '../../topology/topology.js';
 import { leavesAll, readKey, readKeys, type Values } from './keys.js';
+import { apart, sameLayout } from './layout.js';
 import type { KeyColumnSource, KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
 
 type KeysTarget = Extract<Target, { kind: 'keys' }>;
@@ -133,8 +134,14 @@ function routeKeys(
   if (unsure) {
     const reason = 'a value given for the sharding key is not surely of its type';
     const spread: Spread = target.inserts || writes ? { kind: 'refused', refusal: UNSURE_KEY } : target.spread;
-    const keyspaces = [target.keyspace, ...(target.also ?? []).map((o) => o.keyspace)];
-    return routeUnpinned({ ...target, kind: 'unpinned', keyspaces, spread }, values, topology, writes, sole, reason);
+    return routeUnpinned(
+      { ...target, kind: 'unpinned', keyspaces: keyspacesOf(target), spread },
+      values,
+      topology,
+      writes,
+      sole,
+      reason,
+    );
   }
   if (isNull && target.inserts)
     return refused(
@@ -154,13 +161,14 @@ function routeKeys(
       },
       'UPDATE sets the key to another value',
     );
+  const keyspaces = keyspacesOf(target);
   if (shards.size === 0) {
-    // Only NULLs: no row can match, and every shard of the keyspace knows that.
+    // Only NULLs: no row can match, and every shard that has the tables knows that.
     const all = withCopies(
       shardsOf(topology.keyspaces.get(target.keyspace) as Keyspace),
       target.referenceReads,
       topology,
-    ).filter((s) => !target.home || s === topology.home);
+    ).filter((s) => (!target.home || s === topology.home) && hasAll(s, keyspaces, topology));
     if (all.length === 0) return refused(NO_COMMON_SHARD, 'no shard has all of its tables');
     return {
       kind: 'any',
@@ -184,6 +192,8 @@ function routeKeys(
   if (missing) return refused(missing, 'a reference table has no copy there');
   if (shards.size === 1) {
     const shard = [...shards][0] as ShardName;
+    // A NULL does not say where its keyspace's tables are.
+    if (isNull && !hasAll(shard, keyspaces, topology)) return refused(apart(topology, keyspaces), APART);
     return {
       kind: 'shard',
       shard,
@@ -193,6 +203,7 @@ function routeKeys(
       why: touches.length === 1 && range ? wordsFor(range) : `all its keys are on shard ${shard}`,
     };
   }
+  if (!sameLayout(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
   if (refusal) return refused(refusal, `its keys are on shards ${[...shards].join(', ')}`);
   return {
@@ -244,6 +255,7 @@ function routeUnpinned(
       why: `all of its keyspace is on shard ${shards[0]}`,
     };
   }
+  if (!sameLayout(topology, target.keyspaces)) return refused(apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
   if (refusal) return refused(refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);
@@ -295,6 +307,17 @@ const UNSURE_KEY: Refusal = {
   message: 'the sharding key has a value that the proxy cannot be sure about',
   hint: 'Give it as a plain literal, or as a parameter of the column’s own type.',
 };
+
+const APART = 'its tables are of keyspaces whose rows are not together';
+
+function keyspacesOf(target: KeysTarget): KeyspaceName[] {
+  return [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
+}
+
+/** Whether the tables of all these keyspaces are on the shard. */
+function hasAll(shard: ShardName, keyspaces: readonly KeyspaceName[], topology: Topology): boolean {
+  return keyspaces.every((name) => topology.keyspaces.get(name)?.ranges.some((range) => range.shard === shard));
+}
 
 const NO_TOUCHES: readonly Touch[] = [];
 

@@ -93,6 +93,8 @@ export type Spread =
         readonly offset: KeyColumnSource | null;
         readonly refusal: Refusal;
       };
+      /** Its tables are of several keyspaces: only while these have the same layout. */
+      readonly together?: true;
     }
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 

@@ -9,11 +9,12 @@ import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
+import { type Footprint, stillOn } from './footprint.js';
 import { giveBack } from './give-back.js';
 import { checkSnapshot } from './old-snapshot.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
-import { firstThat, place, planOf, refusedInBlock, stillOn } from './placement.js';
+import { firstThat, place, planOf, refusedInBlock } from './placement.js';
 import { queueNotice } from './queue-notice.js';
 import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
 import { asksSequences, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
@@ -98,7 +99,13 @@ export class Lease {
   prepare(executions: readonly Execution[], wait: Wait, together = false): Prepared | Promise<Prepared> {
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
     if (this.backend?.status === FAILED && !this.unsynced)
-      return { kind: 'one', shards: [this.backend.shard], writes: false, ...NOTHING };
+      return {
+        kind: 'one',
+        shards: [this.backend.shard],
+        writes: false,
+        ...NOTHING,
+        topology: this.#client.services.live.current,
+      };
     const how = together ? TOGETHER : APART;
     const ready = this.#getReady(executions, wait, how, null);
     return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, how) : ready;
@@ -158,7 +165,7 @@ export class Lease {
     if (asksThem) this.#returnToSequences(placement.shards);
     const shard = this.#choose(placement.shards);
     if (this.backend === null || this.backend.shard !== shard) {
-      const moving = this.#moveTo(shard, wait);
+      const moving = this.#moveTo(shard, placement, wait);
       if (moving !== null) return moving;
     }
     const backend = this.backend as Backend;
@@ -192,7 +199,7 @@ export class Lease {
     for (const execution of executions)
       if (execution.lookup !== null && execution.lookup !== current) return { kind: 'again' };
     if (opens !== null) this.#openWith(backend, opens);
-    this.transaction ??= new Transaction();
+    this.transaction ??= new Transaction(topology);
     this.transaction.since ??= topology;
     this.transaction.touch(placement);
     listening.sending(backend, executions);
@@ -311,7 +318,7 @@ export class Lease {
   }
 
   #defer(prelude: readonly Buffer[]): void {
-    const transaction = new Transaction();
+    const transaction = new Transaction(this.#client.services.live.current);
     transaction.prelude = [...prelude];
     transaction.deferred = true;
     this.transaction = transaction;
@@ -431,7 +438,7 @@ export class Lease {
   }
 
   /** Null: the connection is there. */
-  #moveTo(shard: ShardName, wait: Wait): Promise<void> | null {
+  #moveTo(shard: ShardName, { touches }: Footprint, wait: Wait): Promise<void> | null {
     const from = this.backend;
     if (from !== null) {
       if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
@@ -440,6 +447,7 @@ export class Lease {
         pinned: this.pinned,
         transaction: open && this.transaction !== null && !this.transaction.clean,
         batch: this.unsynced && this.unsyncedDirty,
+        keyspaces: [...new Set([...(this.transaction?.touches ?? []), ...touches].map((touch) => touch.keyspace))],
       });
       if (this.unsynced || open) return this.#leave(from, open);
       this.#giveBack();

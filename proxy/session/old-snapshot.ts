@@ -1,7 +1,8 @@
 import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { encodeQuery } from '../wire/frontend.js';
-import { type Placement, stillOn } from './placement.js';
+import { stillOn } from './footprint.js';
+import type { Placement } from './placement.js';
 import { arrivedSince } from './refusals.js';
 import type { Transaction } from './transaction.js';
 

@@ -1,8 +1,8 @@
 import type { ShardName, Topology } from '../../topology/topology.js';
-import { rangeOf, rangesIn } from '../../topology/topology.js';
 import { routeExecution } from '../router/resolve.js';
 import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Target, Touch } from '../router/route.js';
 import type { Router } from '../router/router.js';
+import type { Footprint } from './footprint.js';
 import type { Lookup } from './name-lookup.js';
 
 /** One statement about to run, with its values. */
@@ -14,14 +14,6 @@ export interface Execution {
   readonly lookup: Lookup | null;
   /** What it is part of, which cannot run on several shards. */
   readonly within?: string;
-}
-
-/** What an execution touches: places in keyspaces, perhaps everything there is. For holds and for the end of a range's stay. */
-export interface Footprint {
-  readonly touches: readonly Touch[];
-  /** Nothing is known of what it touches (DDL, DO, a statement the router does not understand). */
-  readonly everything: boolean;
-  readonly writesReference: boolean;
 }
 
 /** Where statements that run together may run, at one epoch. */
@@ -102,7 +94,7 @@ export function place(executions: readonly Execution[], router: Router, topology
         );
       if (executions.length > 1)
         return refused('a statement for several shards must be sent alone, not with others in one batch');
-      return { kind: 'fanout', shards: route.shards, touches, everything, writesReference: false };
+      return { kind: 'fanout', topology, shards: route.shards, touches, everything, writesReference: false };
     }
     writes ||= route.writes;
     writesReference ||= route.writesReference;
@@ -113,7 +105,7 @@ export function place(executions: readonly Execution[], router: Router, topology
       return refused(`these statements belong together but to different shards ("${before[0]}" and "${allowed[0]}")`);
   }
   if (shards === null) shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
-  return { kind: 'one', shards, writes, writesReference, touches, parts, everything };
+  return { kind: 'one', topology, shards, writes, writesReference, touches, parts, everything };
 }
 
 /** For a statement whose tables nobody knows before it runs: one shard must have everything. */
@@ -134,38 +126,4 @@ function namesTables(plan: StatementPlan): boolean {
 
 function refused(message: string, hint = 'Keep each transaction and each batch to the keys of one shard.'): Placement {
   return { kind: 'refused', refusal: { sqlstate: '0A000', message, hint } };
-}
-
-/** Whether what was touched at an older epoch is all still on `shard`. */
-export function stillOn(shard: ShardName, footprint: Footprint, topology: Topology): boolean {
-  for (const touch of footprint.touches) {
-    const keyspace = topology.keyspaces.get(touch.keyspace);
-    if (!keyspace) return false;
-    if (touch.position === null) {
-      if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
-    } else if (rangeOf(keyspace, touch.position).shard !== shard) return false;
-  }
-  if (!footprint.everything) return true;
-  for (const keyspace of topology.keyspaces.values()) if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
-  return true;
-}
-
-/**
- * Whether something that `footprint` touches has, or had in between, another owner than at first: nothing is known of epochs that
- * were not seen, in which it may have left and come back.
- */
-export function mayHaveMoved(footprint: Footprint, before: Topology, now: Topology): boolean {
-  if (now.epoch > before.epoch + 1n) return footprint.everything || footprint.touches.length > 0;
-  for (const [name, then] of before.keyspaces) {
-    const touches = footprint.touches.filter((touch) => touch.keyspace === name);
-    if (touches.length === 0 && !footprint.everything) continue;
-    const keyspace = now.keyspaces.get(name);
-    if (keyspace === undefined) return true;
-    if (footprint.everything || touches.some((touch) => touch.position === null)) {
-      if (keyspace.ranges.some((range) => rangesIn(then, range).some((r) => r.shard !== range.shard))) return true;
-    } else
-      for (const { position } of touches)
-        if (position !== null && rangeOf(then, position).shard !== rangeOf(keyspace, position).shard) return true;
-  }
-  return false;
 }

@@ -1,5 +1,6 @@
 import { ForeshardError } from '../../topology/errors.js';
-import type { ShardName } from '../../topology/topology.js';
+import type { KeyspaceName, ShardName } from '../../topology/topology.js';
+import { inWords } from '../router/layout.js';
 import { ServerError } from '../wire/error-response.js';
 
 /** The statement cannot run; the client gets this error, and its transaction fails as it would in PostgreSQL. */
@@ -24,6 +25,8 @@ export interface Ties {
   readonly transaction: boolean;
   /** Its open batch has done something there. */
   readonly batch: boolean;
+  /** What it has used there, and what the statement uses. */
+  readonly keyspaces: readonly KeyspaceName[];
 }
 
 /** @throws RefusedError when a statement that belongs to `to` would have the session leave what it has at `from` */
@@ -37,7 +40,10 @@ export function checkMove(from: ShardName, to: ShardName, ties: Ties): void {
     );
   if (ties.transaction)
     throw new RefusedError('0A000', `the transaction runs on shard "${from}", and ${belongs}`, {
-      hint: 'Keep each transaction to the keys of one shard.',
+      hint:
+        ties.keyspaces.length < 2
+          ? 'Keep each transaction to the keys of one shard.'
+          : `Keep each transaction to the keys of one shard: the rows of keyspaces ${inWords(ties.keyspaces)} are not on the same.`,
     });
   if (ties.batch)
     throw new RefusedError('0A000', `the batch runs on shard "${from}", and ${belongs}`, {

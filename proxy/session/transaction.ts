@@ -1,7 +1,7 @@
 import { sameBound } from '../../topology/key.js';
 import type { Topology } from '../../topology/topology.js';
 import type { SessionEffect, Touch } from '../router/route.js';
-import type { Footprint } from './placement.js';
+import { type Footprint, keyspacesIn } from './footprint.js';
 
 /** Places remembered one by one per transaction. */
 const TOUCHES = 10_000;
@@ -10,7 +10,7 @@ const TOUCHES = 10_000;
  * The client's open transaction, as far as the proxy must know it: what it has touched, and, while it has done nothing
  * yet that could not be done again, the statements that would open it on another shard.
  */
-export class Transaction {
+export class Transaction implements Footprint {
   /** BEGIN, SAVEPOINT, SET … in order: what opens the same transaction elsewhere. */
   prelude: Buffer[] = [];
   /** Nothing but the prelude and reads that touch no rows of ours: the transaction can still move to another shard. */
@@ -19,6 +19,8 @@ export class Transaction {
   deferred = false;
   /** A server has been sent BEGIN with the first statement, and has yet to answer it. */
   opening = false;
+  /** See {@link Footprint}: that of the last statement. */
+  topology: Topology;
   touches: Touch[] = [];
   /** The map by which its first statement was sent; its snapshot is no older. Null: none was. */
   since: Topology | null = null;
@@ -33,8 +35,8 @@ export class Transaction {
   /** It has made code that nobody knows before it is committed. */
   madeCode = false;
 
-  get footprint(): Footprint {
-    return this;
+  constructor(topology: Topology) {
+    this.topology = topology;
   }
 
   /** Whether anything is touched at all. */
@@ -43,9 +45,21 @@ export class Transaction {
   }
 
   touch(footprint: Footprint): void {
+    this.#renameTo(footprint.topology);
     for (const touch of footprint.touches) this.#add(touch);
     this.everything ||= footprint.everything;
     this.writesReference ||= footprint.writesReference;
+  }
+
+  /** What was touched before gets the names that keyspaces have in this map. */
+  #renameTo(topology: Topology): void {
+    const { topology: before, touches } = this;
+    if (before === topology) return;
+    this.topology = topology;
+    if (touches.length === 0) return;
+    this.touches = touches.flatMap((touch) =>
+      keyspacesIn(topology, touch.keyspace, before).map((keyspace) => ({ ...touch, keyspace })),
+    );
   }
 
   #add(touch: Touch): void {

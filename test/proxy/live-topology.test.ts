@@ -31,7 +31,7 @@ async function start(options: { stale?: () => boolean; schemaHeard?: () => bigin
     leaseTtlMs: TTL_MS,
     answerTimeoutMs: 10_000,
     logger: pino({ level: 'silent' }),
-    inUse: () => false,
+    uses: () => false,
     schemaReady: () => true,
     schemaHeard: () => 0n,
     stale: () => false,
