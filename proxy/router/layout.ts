@@ -1,5 +1,5 @@
-import { sameBound } from '../../topology/key.js';
-import type { KeyspaceName, Range, Topology } from '../../topology/topology.js';
+import { sameLayout } from '../../topology/layout.js';
+import type { Keyspace, KeyspaceName, Topology } from '../../topology/topology.js';
 import type { Refusal } from './route.js';
 
 /** Tables named in a hint, of each keyspace. */
@@ -7,48 +7,37 @@ const TABLES = 5;
 
 const known = new WeakMap<Topology, Map<string, boolean>>();
 
-/**
- * Whether these keyspaces have the same key and the same ranges on the same shards, so that rows of their tables with equal keys are
- * together, as they are after tables were separated and before the first range of them has moved.
- */
-export function sameLayout(topology: Topology, names: readonly KeyspaceName[]): boolean {
+/** Whether rows of these keyspaces' tables with equal keys are on the same shard, whatever the key. */
+export function areTogether(topology: Topology, names: readonly KeyspaceName[]): boolean {
+  if (names.length === 1) return true;
   let layouts = known.get(topology);
   if (layouts === undefined) {
     layouts = new Map();
     known.set(topology, layouts);
   }
   const id = names.join(' ');
-  let same = layouts.get(id);
-  if (same === undefined) {
-    same = names.every((name) => isLike(topology, name, names[0] as KeyspaceName));
-    layouts.set(id, same);
+  let together = layouts.get(id);
+  if (together === undefined) {
+    const [first, ...others] = names.map((name) => topology.keyspaces.get(name));
+    together = first !== undefined && others.every((other) => other !== undefined && sameLayout(first, other));
+    layouts.set(id, together);
   }
-  return same;
-}
-
-function isLike(topology: Topology, name: KeyspaceName, other: KeyspaceName): boolean {
-  const a = topology.keyspaces.get(name);
-  const b = topology.keyspaces.get(other);
-  if (a === undefined || b === undefined) return false;
-  if (a.method !== b.method || a.keyTypes.join() !== b.keyTypes.join() || a.ranges.length !== b.ranges.length)
-    return false;
-  return a.ranges.every((range, i) => {
-    const like = b.ranges[i] as Range;
-    return range.shard === like.shard && sameBound(range.lo, like.lo);
-  });
+  return together;
 }
 
 /** What a statement that uses several keyspaces is told when their rows are not together. */
 export function apart(topology: Topology, names: readonly KeyspaceName[]): Refusal {
-  const tables = names.map((name) => {
-    const all = (topology.keyspaces.get(name)?.tables ?? []).map((t) => t.table);
-    return `"${name}" has ${all.slice(0, TABLES).join(', ')}${all.length > TABLES ? ', …' : ''}`;
-  });
+  const tables = names.map((name) => `"${name}" has ${tablesOf(topology.keyspaces.get(name))}`);
   return {
     sqlstate: '0A000',
     message: `this statement uses tables of keyspaces ${inWords(names)}, whose rows are on different shards`,
     hint: `Use the tables of each keyspace in a statement of its own: ${tables.join('; ')}.`,
   };
+}
+
+function tablesOf(keyspace: Keyspace | undefined): string {
+  const names = (keyspace?.tables ?? []).map((t) => t.table);
+  return `${names.slice(0, TABLES).join(', ')}${names.length > TABLES ? ', …' : ''}`;
 }
 
 /** `"a", "b" and "c"` */

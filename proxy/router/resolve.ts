@@ -12,7 +12,7 @@ import {
   tableId,
 } from '../../topology/topology.js';
 import { leavesAll, readKey, readKeys, type Values } from './keys.js';
-import { apart, sameLayout } from './layout.js';
+import { apart, areTogether } from './layout.js';
 import type { KeyColumnSource, KeySource, Refusal, Route, Spread, StatementPlan, Target, Touch } from './route.js';
 
 type KeysTarget = Extract<Target, { kind: 'keys' }>;
@@ -203,7 +203,7 @@ function routeKeys(
       why: touches.length === 1 && range ? wordsFor(range) : `all its keys are on shard ${shard}`,
     };
   }
-  if (!sameLayout(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
+  if (!areTogether(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
   if (refusal) return refused(refusal, `its keys are on shards ${[...shards].join(', ')}`);
   return {
@@ -255,7 +255,7 @@ function routeUnpinned(
       why: `all of its keyspace is on shard ${shards[0]}`,
     };
   }
-  if (!sameLayout(topology, target.keyspaces)) return refused(apart(topology, target.keyspaces), APART);
+  if (!areTogether(topology, target.keyspaces)) return refused(apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
   if (refusal) return refused(refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);

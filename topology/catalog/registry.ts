@@ -19,7 +19,7 @@ import { checkNewShard } from './shard-check.js';
 import { checkReferenceTable, checkShardedTable } from './table-check.js';
 
 const SHARD_NAME = /^[a-z][a-z0-9_-]{0,39}$/;
-const KEYSPACE_NAME = /^[a-z][a-z0-9_]{0,39}$/;
+export const KEYSPACE_NAME = /^[a-z][a-z0-9_]{0,39}$/;
 /** States of a migration in which it owns no object on any shard. */
 const IDLE_STATES = ['planned', 'approved', 'done', 'aborted'];
 
@@ -273,7 +273,7 @@ function shardExists(name: string): UsageError {
   return new UsageError(`shard "${name}" exists already`, 'Choose another name, or remove that shard first.');
 }
 
-function unknownThing(what: string, name: string, known: Iterable<string>): UsageError {
+export function unknownThing(what: string, name: string, known: Iterable<string>): UsageError {
   const names = [...known];
   return new UsageError(
     `there is no ${what} "${name}"`,
