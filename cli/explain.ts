@@ -1,12 +1,10 @@
 import { loadModule, parseSync } from 'libpg-query';
-import pg from 'pg';
-import { loadMetadata, type Metadata } from '../proxy/router/metadata.js';
 import type { Analyzed, BoundParams, KeySource, Route, StatementPlan } from '../proxy/router/route.js';
 import { Router } from '../proxy/router/router.js';
-import { explainConnectError, redactUrl } from '../topology/connection.js';
-import { ForeshardError, UsageError } from '../topology/errors.js';
+import { UsageError } from '../topology/errors.js';
 import { positionToJson } from '../topology/key-codec.js';
-import { type Keyspace, type Shard, shardsOf, soleShard, type Topology } from '../topology/topology.js';
+import { type Keyspace, shardsOf, soleShard, type Topology } from '../topology/topology.js';
+import { readHome } from './home-names.js';
 
 /** How the proxy would route one statement; plain data. */
 export interface ExplainedStatement {
@@ -43,9 +41,7 @@ export interface Explained {
  * @throws UsageError on a syntax error
  */
 export async function explain(topology: Topology, sql: string, params: readonly (string | null)[]): Promise<Explained> {
-  const home = topology.shards.get(topology.home);
-  if (home === undefined) throw new UsageError('there is no shard yet', 'Add one first: foreshard shard add.');
-  const [names] = await Promise.all([readHome(home), loadModule()]);
+  const [names] = await Promise.all([readHome(topology), loadModule()]);
   const router = new Router({ topology: () => topology, metadata: () => names.metadata });
   const text = Buffer.from(sql);
   const analyzed = router.analyze(text, names);
@@ -139,40 +135,6 @@ function sourceText(source: KeySource, analyzed: Analyzed): string {
 function highestParam(plan: StatementPlan): number {
   if (plan.target.kind !== 'keys') return 0;
   return Math.max(0, ...plan.target.keys.flat().map((column) => (column.kind === 'param' ? column.number : 0)));
-}
-
-interface HomeNames {
-  readonly metadata: Metadata;
-  readonly searchPath: readonly string[];
-  readonly user: string;
-}
-
-/** What names in the text mean: the home shard's schema, and the search path that a session has there. */
-async function readHome(home: Shard): Promise<HomeNames> {
-  const pool = new pg.Pool({
-    connectionString: home.url,
-    max: 1,
-    connectionTimeoutMillis: 10_000,
-    application_name: 'foreshard explain',
-  });
-  pool.on('error', () => undefined);
-  pool.on('connect', (client) => client.on('error', () => undefined)); // the query under way is told
-  try {
-    const { rows } = await pool.query<{ path: string[]; user: string }>(
-      'SELECT pg_catalog.current_schemas(false)::text[] AS path, current_user::text AS user',
-    );
-    const row = rows[0] as { path: string[]; user: string };
-    return { metadata: await loadMetadata(pool), searchPath: row.path, user: row.user };
-  } catch (error) {
-    const { reason, hint } = explainConnectError(error);
-    throw new ForeshardError(
-      '08001',
-      `cannot read the schema of shard "${home.name}" at ${redactUrl(home.url)}: ${reason}`,
-      { hint, cause: error },
-    );
-  } finally {
-    await pool.end();
-  }
 }
 
 function syntaxError(sql: string): UsageError {

@@ -5,6 +5,8 @@ import { tableId } from '../../topology/topology.js';
 import { actor, withCatalog } from '../command.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
+import { joinCommand } from './keyspace/join.js';
+import { separateCommand } from './keyspace/separate.js';
 
 interface CreateArgs extends JsonArgs {
   readonly name: string;
@@ -79,9 +81,14 @@ const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
 
 export const keyspaceCommand: CommandModule<GlobalArgs, GlobalArgs> = {
   builder: (y) =>
-    withHelp(y.command(createCommand).command(listCommand).demandCommand(1, 'a command is needed: create or list'), [
-      'keyspace create shop --key int8',
-      '',
-    ]),
+    withHelp(
+      y
+        .command(createCommand)
+        .command(listCommand)
+        .command(separateCommand)
+        .command(joinCommand)
+        .demandCommand(1, 'a command is needed: create, list, separate or join'),
+      ['keyspace create shop --key int8', ''],
+    ),
   handler: () => undefined,
 };

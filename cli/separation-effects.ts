@@ -1,0 +1,164 @@
+import { loadModule } from 'libpg-query';
+import { apart } from '../proxy/router/layout.js';
+import type { Relation } from '../proxy/router/metadata.js';
+import { reachOf } from '../proxy/router/reach.js';
+import { beyond, type Registry, registryOf } from '../proxy/router/registry.js';
+import type { StatementPlan } from '../proxy/router/route.js';
+import { Router } from '../proxy/router/router.js';
+import { sampleText } from '../proxy/router/sample-text.js';
+import type { Catalog } from '../topology/catalog/catalog.js';
+import type { Separation } from '../topology/catalog/separate.js';
+import {
+  type Keyspace,
+  type KeyspaceName,
+  type ShardedTable,
+  soleShard,
+  type Topology,
+  tableId,
+} from '../topology/topology.js';
+import { type HomeNames, readHome } from './home-names.js';
+
+/** What statements of a template would be told. */
+export interface AffectedTemplate {
+  readonly template: string;
+  /** In the last days ({@link DAYS}). */
+  readonly calls: number;
+  readonly why: string;
+}
+
+/** What runs now, and will be refused once a range of the tables is on another shard than its counterpart. */
+export interface SeparationEffects {
+  readonly templates: readonly AffectedTemplate[];
+  /** Templates too long, or in a form, that could not be looked at. */
+  readonly unread: number;
+  /** Views and functions, as people name them. */
+  readonly objects: readonly string[];
+}
+
+/** Days of recorded statements that are looked at. */
+export const DAYS = 7;
+
+/** @throws ForeshardError when the home shard's schema cannot be read */
+export async function separationEffects(
+  catalog: Catalog,
+  topology: Topology,
+  separation: Separation,
+): Promise<SeparationEffects> {
+  const [names, recorded] = await Promise.all([
+    readHome(topology),
+    catalog.pool.query<{ template: string; calls: string }>(
+      `SELECT template, sum(calls) AS calls FROM foreshard.template_stat WHERE hour > now() - $1 * interval '1 day'
+        GROUP BY template ORDER BY sum(calls) DESC, template`,
+      [DAYS],
+    ),
+    loadModule(),
+  ]);
+  const separated = afterSeparation(topology, separation);
+  const plansAt = (world: Topology) => {
+    const router = new Router({ topology: () => world, metadata: () => names.metadata });
+    return (text: Buffer): readonly StatementPlan[] | null => {
+      const analyzed = router.analyze(text, names);
+      return analyzed.syntaxError ? null : analyzed.statements.map((statement) => statement.plan);
+    };
+  };
+  const plansNow = plansAt(topology);
+  const plansThen = plansAt(separated);
+  const templates: AffectedTemplate[] = [];
+  let unread = 0;
+  for (const { template, calls } of recorded.rows) {
+    const text = Buffer.from(sampleText(template));
+    const now = plansNow(text);
+    const then = plansThen(text);
+    if (now === null || then === null) {
+      unread += 1;
+      continue;
+    }
+    const why = then
+      .map((plan, i) => whyRefused(now[i], plan, topology, separated, separation))
+      .find((w) => w !== null);
+    if (why) templates.push({ template, calls: Number(calls), why });
+  }
+  return { templates, unread, objects: tiedObjects(names, topology, separated, separation) };
+}
+
+/** The map after the separation. */
+function afterSeparation(topology: Topology, { keyspace, tables, as }: Separation): Topology {
+  const going = new Set(tables.map(tableId));
+  const name = as as KeyspaceName;
+  const before = topology.keyspaces.get(keyspace as KeyspaceName) as Keyspace;
+  const moved = before.tables.filter((t) => going.has(tableId(t))).map((t): ShardedTable => ({ ...t, keyspace: name }));
+  const keyspaces = new Map(topology.keyspaces)
+    .set(before.name, { ...before, tables: before.tables.filter((t) => !going.has(tableId(t))) })
+    .set(name, { ...before, name, tables: moved });
+  const shardedTables = new Map(topology.shardedTables);
+  for (const table of moved) shardedTables.set(tableId(table), table);
+  return { ...topology, keyspaces, shardedTables };
+}
+
+/** Null: it runs as before. */
+function whyRefused(
+  now: StatementPlan | undefined,
+  then: StatementPlan,
+  topology: Topology,
+  separated: Topology,
+  { as }: Separation,
+): string | null {
+  const { target } = then;
+  if (target.kind === 'any') return null;
+  if (target.kind === 'sole') {
+    const runsNow = now?.target.kind !== 'sole' || soleShard(topology) !== null;
+    return runsNow ? target.refusal.message : null;
+  }
+  const keyspaces =
+    target.kind === 'unpinned'
+      ? target.keyspaces
+      : [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
+  if (!keyspaces.includes(as as KeyspaceName)) return null;
+  if (keyspaces.length > 1) return apart(separated, keyspaces).message;
+  return target.home ? `it also uses tables that only shard "${topology.home}" has` : null;
+}
+
+/** Views, triggers and functions that use tables of both sides. They run on one shard, and find there what that has. */
+function tiedObjects(
+  { metadata }: HomeNames,
+  topology: Topology,
+  separated: Topology,
+  { keyspace, as }: Separation,
+): string[] {
+  const only = (keep: (t: ShardedTable) => boolean): Registry =>
+    registryOf({
+      ...separated,
+      shardedTables: new Map([...separated.shardedTables].filter(([, t]) => keep(t))),
+      referenceTables: new Map(),
+    });
+  const goes = reachOf(
+    metadata,
+    only((t) => t.keyspace === as),
+  );
+  const stays = reachOf(
+    metadata,
+    only((t) => t.keyspace !== as),
+  );
+  const before = reachOf(metadata, beyond(registryOf(topology), keyspace as KeyspaceName));
+  const found: string[] = [];
+  for (const relation of metadata.relations.values()) {
+    const own = separated.shardedTables.get(tableId(relation))?.keyspace;
+    if (own === keyspace || own === as) {
+      const behind = reachOf(metadata, beyond(registryOf(separated), own)).relation(relation, 'change');
+      if (behind && !before.relation(relation, 'change'))
+        found.push(`triggers, rules or policies of ${quoted(relation)}`);
+    } else if (isView(relation) && goes.relation(relation, 'read') && stays.relation(relation, 'read'))
+      found.push(`view ${quoted(relation)}`);
+  }
+  for (const name of new Set(metadata.functionNames))
+    if (
+      metadata.functionsNamed(name).some((f) => !f.native && !f.opaque) &&
+      goes.function(name) &&
+      stays.function(name)
+    )
+      found.push(`function ${name}()`);
+  return found.sort();
+}
+
+const isView = ({ kind }: Relation) => kind === 'v' || kind === 'm';
+const quoted = (relation: Relation) => `"${tableId(relation)}"`;
