@@ -70,7 +70,7 @@ async function move(name: string, from: string, to: string, meanwhile: () => voi
   const id = await createMigration(
     s.catalog.pool,
     moving,
-    { kind: 'split_move', keyspace: moving.name, lo: null, hi: null, from: from as ShardName, to: to as ShardName },
+    { kind: 'move', keyspace: moving.name, lo: null, hi: null, from: from as ShardName, to: to as ShardName },
     { actor: 'test' },
   );
   const stop = new AbortController();

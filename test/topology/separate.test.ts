@@ -81,8 +81,8 @@ async function refusal(work: () => Promise<unknown>): Promise<string> {
 }
 
 const migration = (state: string, of = 'main') =>
-  catalog.pool.query(`INSERT INTO foreshard.migration (kind, spec, state) VALUES ('split_move', $1, $2)`, [
-    { kind: 'split_move', keyspace: of, lo: null, hi: null, from: 'one', to: 'two' },
+  catalog.pool.query(`INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', $1, $2)`, [
+    { kind: 'move', keyspace: of, lo: null, hi: null, from: 'one', to: 'two' },
     state,
   ]);
 
@@ -214,7 +214,7 @@ describe('separating tables', () => {
     try {
       await other.query('BEGIN');
       await other.query(
-        `INSERT INTO foreshard.migration (kind, spec, state) VALUES ('split_move', '{"keyspace": "main"}', 'approved')`,
+        `INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', '{"keyspace": "main"}', 'approved')`,
       );
       expect(await refusal(() => separateTables(catalog, 'tester', documents))).toMatch(
         /^40001 the catalog is being changed/,
