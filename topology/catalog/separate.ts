@@ -59,14 +59,14 @@ export async function findTies(topology: Topology, separation: Separation): Prom
 /**
  * Gives tables a keyspace of their own, with the same key and the same ranges on the same shards: nothing moves, and every statement runs
  * as before. From then on the ranges of the two are moved each on their own.
- * @throws UsageError, ForeshardError (55006) when something ties them to the others or a migration is under way, ConflictError
+ * @throws UsageError, ForeshardError (2BP01) when something ties them to the others, (55006) when a migration is under way, ConflictError
  */
 export async function separateTables(catalog: Catalog, actor: string, separation: Separation): Promise<void> {
   const { keyspace, tables, as } = separation;
   const topology = await catalog.loadTopology();
   const [tie, ...more] = await findTies(topology, separation);
   if (tie !== undefined)
-    throw new ForeshardError('55006', more.length === 0 ? tie.text : `${tie.text} (and ${more.length} more)`, {
+    throw new ForeshardError('2BP01', more.length === 0 ? tie.text : `${tie.text} (and ${more.length} more)`, {
       hint: tie.remedy,
     });
   await regroup(catalog, topology, async (client) => {
