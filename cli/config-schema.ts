@@ -244,8 +244,14 @@ const migrator = z.strictObject({
   maxFenceTries: count(5, 1_000),
   fenceBackoffMs: milliseconds(2_000),
   wayBackMs: milliseconds(0, 0),
-  removePages: count(512, 1_000_000),
-  removePauseMs: milliseconds(0, 0),
+  removePages: count(128, 1_000_000),
+  throttle: z
+    .strictObject({
+      maxRate: z.number().min(1000).nullable().default(4_000_000),
+      maxLagMs: z.number().positive().nullable().default(10_000),
+      maxLatencyMs: z.number().positive().nullable().default(100),
+    })
+    .prefault({}),
 });
 
 export const configSchema = z.strictObject({

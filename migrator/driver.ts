@@ -139,7 +139,7 @@ async function attempt(
     await lease.confirm();
     // Read again now that no predecessor can act on the shards any more.
     row = await store.load();
-    const shards = { source, destination, subscription: target.names.replication };
+    const shards = { source, destination, names: target.names };
     const exec = new RealExecutor({ store, lease, shards, row, log: o.log, signal });
     m = {
       row,

@@ -221,5 +221,7 @@ class DryExecutor implements Executor {
     return 0;
   }
 
+  check(): void {}
+
   at(): void {}
 }

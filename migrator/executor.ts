@@ -19,6 +19,8 @@ import {
   PAUSABLE,
 } from './migration-row.js';
 import { BEGIN_OR_BE_ENDED, type MigrationStore } from './migration-store.js';
+import type { ObjectNames } from './names.js';
+import { assertPaceSql, STOPPED, UNLIMITED } from './pace.js';
 import type { ShardSession } from './shard-session.js';
 
 /** Somebody asked for an abort and it is still possible. */
@@ -72,6 +74,8 @@ export interface Executor {
   progress(progress: Partial<MigrationProgress>): Promise<void>;
   /** Goes no further while the migration is paused, if it can be. @returns for how long it was, ms */
   rest(): Promise<number>;
+  /** @throws when the lease is lost or an abort was asked for */
+  check(): void;
   /** A place where a test may kill us. Also where an abort or a lost lease stops us. */
   at(point: CrashPoint): void;
 }
@@ -97,8 +101,8 @@ const PAUSED_MS = 100;
 export interface ShardsAtWork {
   readonly source: ShardSession;
   readonly destination: ShardSession;
-  /** Name of the migration's subscription. */
-  readonly subscription: string;
+
+  readonly names: ObjectNames;
 }
 
 const POINTS = new Set<string>(CRASH_POINTS);
@@ -266,30 +270,44 @@ export class RealExecutor implements Executor {
   async rest(): Promise<number> {
     if (!this.#lease.paused || !PAUSABLE.includes(this.#state)) return 0;
     const since = performance.now();
-    await this.#replicate(false);
+    // A copy that ends with its worker begins again; it is stopped where it is instead.
+    const isCopying = this.#state === 'copying' && (await this.#copies());
+    if (isCopying) await this.#shards?.destination.query(assertPaceSql(this.#shards.names, STOPPED));
+    else await this.#replicate(false);
     this.#progress = { ...this.#progress, phase: this.#state, note: 'paused' };
     await this.#write();
     while (this.#lease.paused) {
       this.check();
       await delay(PAUSED_MS, undefined, { signal: this.#signal }).catch(() => this.check());
     }
+    if (isCopying) await this.#shards?.destination.query(assertPaceSql(this.#shards.names, UNLIMITED));
     await this.#replicate(true);
     this.#progress = { ...this.#progress, note: null };
     await this.#write();
     return performance.now() - since;
   }
 
+  async #copies(): Promise<boolean> {
+    if (this.#shards === null) return false;
+    const rows = await this.#shards.destination.query(
+      `SELECT FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+        WHERE s.subname = $1 AND r.srsubstate IN ('i', 'd')`,
+      [this.#shards.names.replication],
+    );
+    return rows.length > 0;
+  }
+
   /** Has the destination follow the source, or not; the slot keeps what is to be followed. */
   async #replicate(on: boolean): Promise<void> {
     if (this.#shards === null) return;
-    const { destination, subscription } = this.#shards;
+    const { destination, names } = this.#shards;
     const found = await destination.query<{ enabled: boolean }>(
       `SELECT subenabled AS enabled FROM pg_subscription WHERE subname = $1
           AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
-      [subscription],
+      [names.replication],
     );
     if (found[0] === undefined || found[0].enabled === on) return;
-    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(subscription)} ${on ? 'ENABLE' : 'DISABLE'}`);
+    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(names.replication)} ${on ? 'ENABLE' : 'DISABLE'}`);
   }
 
   at(point: CrashPoint): void {

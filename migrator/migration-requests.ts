@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
 import type { MigrationSpec, MigrationState } from '../topology/migration.js';
-import type { MigrationControls } from '../topology/migration-controls.js';
+import type { MigrationControls, ThrottleLimits } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
 import { differingTables } from './comparison.js';
 import { type Db, encodeSpec, loadMigration, type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
@@ -119,6 +119,29 @@ export async function requestFlip(db: Db, id: bigint, actor: string): Promise<Mi
   if (paused) throw refuse('is paused', `Resume it first: "foreshard migrate resume ${id}".`);
   if (controls.flipRequested) throw refuse('has been asked to flip already', watch);
   throw refuse('flips by itself, as soon as it is ready', watch);
+}
+
+/**
+ * Limits what a migration does to the servers, at once; what is left out is as the migrator's configuration has it.
+ * @throws ForeshardError 55000 when it is at rest
+ */
+export async function setThrottle(db: Db, id: bigint, throttle: Partial<ThrottleLimits>, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration SET controls = controls || jsonb_build_object('throttle', $3::jsonb), updated_at = clock_timestamp()
+        WHERE id = $1 AND (state <> ALL ($4) OR state = 'planned') RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object, detail)
+       SELECT $2, 'migration.throttle', 'migration ' || id, $3::jsonb FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor, JSON.stringify(throttle), [...RESTING_STATES]],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state } = await loadMigration(db, id);
+  throw new ForeshardError('55000', `migration ${id} is ${state}: there is nothing to throttle`, {
+    hint: 'See "foreshard migrate list".',
+  });
 }
 
 /** A comparison is asked for while both sides follow one another and nothing else is about to happen. */

@@ -18,6 +18,8 @@ export interface ObjectNames {
   readonly replication: string;
   readonly gate: TableName;
   readonly marker: TableName;
+  /** Sequence that holds the limit of the copy. */
+  readonly pace: TableName;
   readonly guardFunction: TableName;
   /** Prefix of the guard triggers' names. */
   readonly trigger: string;
@@ -42,6 +44,7 @@ export function objectNames(id: bigint, clusterId: string): ObjectNames {
     replication: `foreshard_${suffix}`,
     gate: { schema: SHARD_SCHEMA, table: `gate_${suffix}` },
     marker: { schema: SHARD_SCHEMA, table: `marker_${suffix}` },
+    pace: { schema: SHARD_SCHEMA, table: `pace_${suffix}` },
     guardFunction: { schema: SHARD_SCHEMA, table: `guard_${suffix}` },
     trigger: `foreshard_guard_${suffix}`,
     operation: Number(BigInt.asIntN(32, id)),

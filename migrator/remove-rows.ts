@@ -1,22 +1,30 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Move, MovingTable } from './move.js';
+import type { Throttle } from './throttle.js';
 
 /**
  * Deletes the interval's rows of a table on one side, some pages of it per transaction, each page once: the gate there is
  * closed, so no row of the interval can come to a page behind us. As `replica`, so that neither our guard nor cascades fire.
  */
-export async function removeRows(m: Move, on: 'source' | 'destination', table: MovingTable): Promise<number> {
+export async function removeRows(
+  m: Move,
+  on: 'source' | 'destination',
+  table: MovingTable,
+  throttle: Throttle,
+): Promise<number> {
   const session = on === 'source' ? m.source : m.destination;
-  const size = await session.query<{ pages: number | null }>(
-    `SELECT (pg_relation_size(to_regclass($1)) / current_setting('block_size')::int)::int AS pages`,
+  const size = await session.query<{ pages: number | null; block: number }>(
+    `SELECT (pg_relation_size(to_regclass($1)) / current_setting('block_size')::int)::int AS pages, current_setting('block_size')::int AS block`,
     [table.sql],
   );
   const pages = size[0]?.pages ?? null;
+  const block = size[0]?.block ?? 0;
   if (pages === null) return 0;
   let removed = 0;
+  const began = performance.now();
   for (let page = 0; page < pages; page += m.options.removePages) {
     m.exec.at('before:remove-rows');
     await m.exec.rest();
+    await throttle.pause(m.options.removePages * block);
     await session.query('BEGIN');
     try {
       await session.query('SET LOCAL session_replication_role = replica');
@@ -26,11 +34,15 @@ export async function removeRows(m: Move, on: 'source' | 'destination', table: M
       );
       await session.query('COMMIT');
       removed += deleted[0]?.n ?? 0;
+      const done = Math.min(pages, page + m.options.removePages);
+      await m.exec.progress({
+        note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / pages)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,
+        etaSeconds: ((performance.now() - began) * (pages - done)) / done / 1000,
+      });
     } catch (error) {
       await session.query('ROLLBACK').catch(() => undefined); // the first error says more
       throw error;
     }
-    if (m.options.removePauseMs > 0) await delay(m.options.removePauseMs);
   }
   return removed;
 }

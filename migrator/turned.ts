@@ -113,6 +113,10 @@ class TurnedExecutor implements Executor {
     return this.#exec.rest();
   }
 
+  check(): void {
+    this.#exec.check();
+  }
+
   at(point: CrashPoint): void {
     this.#exec.at(`back-${point}` as CrashPoint);
   }

@@ -6,6 +6,7 @@ import type { Move } from './move.js';
 import { SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';
 import { DROP_SHARD_SCHEMA } from './replication.js';
+import { Throttle } from './throttle.js';
 
 /** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
 export async function undo(m: Move, record: CleanupRecord): Promise<void> {
@@ -65,7 +66,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
 
     case 'rows': {
       const table = m.tables.find((t) => t.schema === object.schema && t.table === object.table);
-      if (table !== undefined) await removeRows(m, on, table);
+      if (table !== undefined) await removeRows(m, on, table, new Throttle(m));
       return;
     }
 
@@ -137,7 +138,7 @@ async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string
   const tables = await session.query<{ name: string; triggers: string[] }>(
     `SELECT tgrelid::regclass::text AS name, array_agg(quote_ident(tgname)) AS triggers FROM pg_trigger
       WHERE NOT tgisinternal AND tgname = ANY ($1) GROUP BY tgrelid`,
-    [['_i', '_u', '_d', '_t', '_a'].map((suffix) => trigger + suffix)],
+    [['_i', '_u', '_d', '_t', '_a', '_p'].map((suffix) => trigger + suffix)],
   );
   for (const t of tables)
     await m.exec.perform({
@@ -157,7 +158,12 @@ async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string
     on,
     text: 'drop gate and guard',
     mode: 'single',
-    sql: [...functions.map((f) => f.sql), `DROP SEQUENCE IF EXISTS ${quoteTable(m.names.gate)}`, DROP_SHARD_SCHEMA],
+    sql: [
+      ...functions.map((f) => f.sql),
+      `DROP SEQUENCE IF EXISTS ${quoteTable(m.names.gate)}`,
+      `DROP SEQUENCE IF EXISTS ${quoteTable(m.names.pace)}`,
+      DROP_SHARD_SCHEMA,
+    ],
   });
 }
 

@@ -11,6 +11,16 @@ export interface DailyWindow {
   readonly timeZone: string;
 }
 
+/** What a migration may do to the servers. null: no limit. */
+export interface ThrottleLimits {
+  /** Bytes a second that are copied, or looked through when rows are removed. */
+  readonly maxRate: number | null;
+  /** It slows down while a physical standby of either shard is further behind, ms. */
+  readonly maxLagMs: number | null;
+  /** It slows down while a small write takes longer at either shard, ms. */
+  readonly maxLatencyMs: number | null;
+}
+
 /** How a migration is to be carried out. Stored with it, and may change while it runs. */
 export interface MigrationControls {
   /** Goes the whole way by itself; otherwise it waits, copied and compared, for `flipRequested` or its window. */
@@ -21,9 +31,13 @@ export interface MigrationControls {
   readonly flipRequested: boolean;
   /** A comparison of both sides that somebody has asked for last; a UUID, for finding its answer. */
   readonly comparison: string | null;
+  /** Limits that are other than the migrator's own. */
+  readonly throttle: Partial<ThrottleLimits>;
 }
 
 const time = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$/);
+
+const limit = z.number().positive().nullable();
 
 const schema = z.object({
   auto: z.boolean().default(true),
@@ -33,6 +47,11 @@ const schema = z.object({
     .default(null),
   flipRequested: z.boolean().default(false),
   comparison: z.uuid().nullable().default(null),
+  throttle: z
+    .object({ maxRate: limit, maxLagMs: limit, maxLatencyMs: limit })
+    .partial()
+    .default({})
+    .transform((given) => given as Partial<ThrottleLimits>),
 });
 
 /** What is not said otherwise. */

@@ -8,6 +8,7 @@ import { flipCommand } from './migrate/flip.js';
 import { listCommand } from './migrate/list.js';
 import { pauseCommand } from './migrate/pause.js';
 import { showCommand } from './migrate/show.js';
+import { throttleCommand } from './migrate/throttle.js';
 import { verifyCommand } from './migrate/verify.js';
 import { watchCommand } from './migrate/watch.js';
 
@@ -20,6 +21,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(watchCommand)
         .command(flipCommand)
         .command(verifyCommand)
+        .command(throttleCommand)
         .command(abortCommand)
         .command(pauseCommand(true))
         .command(pauseCommand(false))
@@ -29,7 +31,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(auditCommand)
         .demandCommand(
           1,
-          'a command is needed: list, show, watch, flip, verify, abort, pause, resume, rollback, finish, accept or audit',
+          'a command is needed: list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept or audit',
         ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),

@@ -94,7 +94,7 @@ async function ourObjects(session: ShardSession, cluster: string): Promise<Found
     UNION ALL SELECT 'function', proname::text, ${id('proname')}, p.oid::regprocedure::text FROM pg_proc p
      WHERE pronamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND ${is('proname', 'guard')}
     UNION ALL SELECT CASE relkind WHEN 'S' THEN 'gate' ELSE 'marker' END, relname::text, ${id('relname')}, c.oid::regclass::text FROM pg_class c
-     WHERE relnamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND relkind IN ('S', 'r') AND ${is('relname', '(gate|marker)')}`);
+     WHERE relnamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND relkind IN ('S', 'r') AND ${is('relname', '(gate|pace|marker)')}`);
   return rows.map(({ kind, name, id: number, on }) => ({ kind, name, id: number, drop: dropSql(kind, name, on) }));
 }
 

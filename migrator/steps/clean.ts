@@ -4,6 +4,7 @@ import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GATE_OPEN } from '../names.js';
 import { removeRows } from '../remove-rows.js';
+import { Throttle } from '../throttle.js';
 import { finish } from './open.js';
 import { compareExactly } from './verify.js';
 
@@ -74,6 +75,7 @@ export async function compareAsOfFlip(m: Move): Promise<boolean> {
 /** Once: when the guards are gone, whatever comes to the interval at the source is not ours to delete. */
 async function removeMovedRows(m: Move): Promise<void> {
   let removed = 0;
+  const throttle = new Throttle(m);
   // Children before parents is not needed: as replica, foreign keys do not fire.
   for (const t of m.tables) {
     if (isReference(t)) continue;
@@ -86,7 +88,7 @@ async function removeMovedRows(m: Move): Promise<void> {
         mode: 'single',
         sql: [`DELETE FROM ${t.sql} WHERE ${t.predicate()}`],
       });
-    else removed += await removeRows(m, 'source', t);
+    else removed += await removeRows(m, 'source', t, throttle);
   }
   m.row = await m.exec.noteFacts(m.row, { rowsRemoved: removed });
 }

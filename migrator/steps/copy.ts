@@ -2,6 +2,7 @@ import { quoteLiteral } from '../../topology/quote.js';
 import { isReference, type Move } from '../move.js';
 import { Supervisor } from '../replication.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
+import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
 
 /** Rows up to which they are counted rather than estimated. */
@@ -58,6 +59,7 @@ async function waitForCopy(m: Move): Promise<void> {
   const volumes = await measureVolumes(m);
   const total = sum([...volumes.values()]);
   const supervisor = new Supervisor(m);
+  const throttle = new Throttle(m);
   const name = quoteLiteral(m.names.replication);
   const started = performance.now();
   let first: number | null = null;
@@ -78,6 +80,7 @@ async function waitForCopy(m: Move): Promise<void> {
            LEFT JOIN pg_stat_progress_copy p ON p.relid = r.srrelid AND p.command = 'COPY FROM' AND p.type = 'CALLBACK'
           WHERE s.subname = ${name}`,
       );
+      await throttle.paceCopy(tables.filter((t) => t.state === 'd').length);
       let rows = 0;
       let bytes = 0;
       for (const t of tables) {
@@ -101,12 +104,13 @@ async function waitForCopy(m: Move): Promise<void> {
         bytesPerSecond: rate,
         lagBytes: state.lagBytes,
         etaSeconds: rate > 0 ? (total.bytes - bytes) / rate : null,
-        note: state.note,
+        note: state.note ?? throttle.note,
       });
       return tables.length === expected && tables.every((t) => t.state === 'r');
     },
     { everyMs: 100 },
   );
+  await throttle.release();
   await m.exec.progress({
     rowsCopied: total.rows,
     rowsTotal: total.rows,

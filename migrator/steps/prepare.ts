@@ -6,6 +6,7 @@ import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
 import type { CleanupRecord } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
+import { paceAction, paceTableAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
 import { removeRows } from '../remove-rows.js';
@@ -18,7 +19,11 @@ import {
 } from '../replication.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
+import { Throttle } from '../throttle.js';
 import { beginStatements } from '../turn.js';
+
+/** Of a table that has never been analyzed. */
+const ROW_BYTES = 128;
 
 /** Preflight found reasons not to begin. Nothing was touched. */
 export class PreflightRefusal extends ForeshardError {
@@ -67,11 +72,14 @@ export async function prepare(m: Move): Promise<void> {
   const info = (t: MovingTable): TableInfo => source.get(tableId(t)) as TableInfo;
 
   await m.exec.perform(gateAction(m.names, 'source', m.spec.from));
+  await m.exec.perform(paceAction(m.names, 'source', m.spec.from));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'source', t, info(t)));
 
   await createTables(m, m.tables.map(info), destination);
   await m.exec.perform(gateAction(m.names, 'destination', m.spec.to));
+  await m.exec.perform(paceAction(m.names, 'destination', m.spec.to));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'destination', t, info(t)));
+  for (const t of m.tables) await m.exec.perform(paceTableAction(m.names, t, await rowBytes(m, t)));
   await clearEarlierAttempt(m, destination);
 
   await m.exec.perform(markerAction(m, 'source'));
@@ -81,6 +89,15 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(slotAction(m));
   await subscribe(m);
   m.row = await m.exec.transition(m.row, 'copying');
+}
+
+/** Bytes of a row, about. */
+async function rowBytes(m: Move, t: MovingTable): Promise<number> {
+  const [table] = await m.source.query<{ bytes: number | null }>(
+    'SELECT pg_table_size(oid) / nullif(greatest(reltuples, 0), 0)::float8 AS bytes FROM pg_class WHERE oid = to_regclass($1)',
+    [t.sql],
+  );
+  return table?.bytes ?? ROW_BYTES;
 }
 
 async function subscribe(m: Move): Promise<void> {
@@ -186,7 +203,7 @@ async function clearEarlierAttempt(m: Move, there: ReadonlyMap<string, TableInfo
     );
     if (isOurs) continue;
     await m.exec.record({ kind: 'rows', shard: m.spec.to, object: { schema: t.schema, table: t.table } });
-    await removeRows(m, 'destination', t);
+    await removeRows(m, 'destination', t, new Throttle(m));
   }
 }
 

@@ -100,6 +100,7 @@ describe('the command line itself', () => {
     'migrate watch',
     'migrate flip',
     'migrate verify',
+    'migrate throttle',
     'migrate abort',
     'migrate rollback',
     'migrate finish',

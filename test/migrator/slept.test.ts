@@ -6,6 +6,7 @@ import { LeaseLostError, MigrationLease } from '../../migrator/lease.js';
 import { encodeSpec } from '../../migrator/migration-row.js';
 import { MigrationStore } from '../../migrator/migration-store.js';
 import { resolveTarget } from '../../migrator/move.js';
+import { objectNames } from '../../migrator/names.js';
 import { DEFAULT_OPTIONS } from '../../migrator/options.js';
 import { quoteTable } from '../../topology/quote.js';
 import { withClient } from '../support/client.js';
@@ -120,7 +121,7 @@ describe('a hold that runs out while the flip is under way', () => {
     const exec = new RealExecutor({
       store,
       lease,
-      shards: { source, destination, subscription: '' },
+      shards: { source, destination, names: objectNames(id, 'abcdef01') },
       row,
       log: silent,
       signal: lease.signal,
