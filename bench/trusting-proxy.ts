@@ -9,6 +9,8 @@ export async function startTrustingProxy(
     readonly name: string;
     readonly logLevel: string;
     readonly tls?: ProxyOptions['tls'];
+    /** Of the servers' users; default: that of the catalog's. */
+    readonly serverPasswords?: ProxyOptions['serverPasswords'];
     /** Over the defaults. */
     readonly pool?: Partial<ProxyOptions['pool']>;
   },
@@ -19,7 +21,7 @@ export async function startTrustingProxy(
     listen: { host: '127.0.0.1', port: 0 },
     tls: options.tls,
     auth: { method: 'trust', users: new Map() },
-    serverPasswords: new Map([['postgres', new URL(catalogUrl).password]]),
+    serverPasswords: options.serverPasswords ?? new Map([['postgres', new URL(catalogUrl).password]]),
     pool: { size: 20, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000, ...options.pool },
     limits: { maxClients: 100_000, loginTimeoutMs: 60_000, holdTimeoutMs: 10_000 },
     lease: { ttlMs: 60_000 },

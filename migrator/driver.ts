@@ -36,7 +36,6 @@ export const STEPS: Partial<Record<MigrationState, Step>> = {
   verifying: verify,
   ready,
   fencing: fence,
-  drained: (m) => retreat(m, 'the migrator was interrupted between fence and flip', false),
   flipped: open,
   reversing: reverse,
   rolling_back: rollBack,

@@ -5,9 +5,10 @@ import type { MigrationSpec, MigrationState } from '../topology/migration.js';
 import { DEFAULT_CONTROLS } from '../topology/migration-controls.js';
 import type { Topology } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
+import { withLiterals } from './catalog-message.js';
 import { STEPS } from './driver.js';
-import type { Executor, TransitionChange } from './executor.js';
-import { endHoldSql } from './hold-end.js';
+import type { Executor } from './executor.js';
+import { endHold } from './hold-end.js';
 import {
   type CleanupRecord,
   type CleanupSpec,
@@ -17,6 +18,7 @@ import {
   type StoredMove,
   type StoredRecut,
 } from './migration-row.js';
+import type { StateChange } from './migration-store.js';
 import { findKeyspace, type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
@@ -171,7 +173,7 @@ class DryExecutor implements Executor {
     return true;
   }
 
-  async transition(row: MigrationRow, to: MigrationState, change: TransitionChange = {}): Promise<MigrationRow> {
+  async transition(row: MigrationRow, to: MigrationState, change: StateChange = {}): Promise<MigrationRow> {
     this.#row = { ...row, state: to, facts: { ...row.facts, ...change.facts } };
     return this.#row;
   }
@@ -194,9 +196,10 @@ class DryExecutor implements Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
-    for (const s of statements) this.#note(row, s.text, `${s.sql} -- ${JSON.stringify(s.values)}`);
+    for (const { text, sql, values } of statements)
+      this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [withLiterals(sql, values)] });
     return this.transition(row, to, change);
   }
 
@@ -204,15 +207,9 @@ class DryExecutor implements Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
-    const next = await this.commit(row, statements, to, change);
-    this.#note(row, 'the hold still stands, and ends with the commit', endHoldSql(row.id));
-    return next;
-  }
-
-  #note(row: MigrationRow, text: string, sql: string): void {
-    this.steps.push({ state: row.state, kind: 'commit', on: 'catalog', text, sql: [sql] });
+    return this.commit(row, [...statements, endHold(row.id)], to, change);
   }
 
   async progress(): Promise<void> {}

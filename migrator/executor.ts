@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import type pg from 'pg';
 import type { Logger } from 'pino';
 import type { CatalogClient } from '../topology/catalog/change.js';
 import { errorCode } from '../topology/connection.js';
@@ -7,18 +8,21 @@ import type { MigrationProgress, MigrationState } from '../topology/migration.js
 import type { MigrationControls } from '../topology/migration-controls.js';
 import { quoteIdent } from '../topology/quote.js';
 import { type Action, type CatalogStatement, StatementConflict } from './action.js';
+import { catalogMessage, conflictOf } from './catalog-message.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
-import { endHoldSql, HOLD_RAN_OUT } from './hold-end.js';
+import { endHold } from './hold-end.js';
 import type { MigrationLease } from './lease.js';
 import {
   type CleanupRecord,
   type CleanupSpec,
   type Facts,
+  fromRaw,
   type MigrationRow,
   PAST_FLIP,
   PAUSABLE,
+  type RawRow,
 } from './migration-row.js';
-import { BEGIN_OR_BE_ENDED, type MigrationStore } from './migration-store.js';
+import type { MigrationStore, StateChange } from './migration-store.js';
 import type { ObjectNames } from './names.js';
 import { assertPaceSql, STOPPED, UNLIMITED } from './pace.js';
 import type { ShardSession } from './shard-session.js';
@@ -48,7 +52,7 @@ export interface Executor {
   markCleanupDone(record: CleanupRecord): Promise<void>;
   /** Polls until `done` gives true. @returns false when `deadlineMs` passed first */
   wait(text: string, done: () => Promise<boolean>, options?: WaitOptions): Promise<boolean>;
-  transition(row: MigrationRow, to: MigrationState, change?: TransitionChange): Promise<MigrationRow>;
+  transition(row: MigrationRow, to: MigrationState, change?: StateChange): Promise<MigrationRow>;
   noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow>;
   /** Work in one transaction of the catalog, done only while the migration is as `row` says, and ours. */
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T>;
@@ -61,14 +65,14 @@ export interface Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow>;
   /** The flip: the same, and it ends the hold, which must still stand. */
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow>;
   /** Says how far it is; written at most once a second. */
   progress(progress: Partial<MigrationProgress>): Promise<void>;
@@ -85,14 +89,8 @@ export interface WaitOptions {
   readonly deadlineMs?: number;
 }
 
-export interface TransitionChange {
-  readonly facts?: Facts;
-  readonly error?: string | null;
-  readonly detail?: Facts;
-}
-
 /** Nothing but the next step may stand behind these: clients wait. */
-const HASTY: readonly MigrationState[] = ['fencing', 'drained', 'flipped', 'flipped_back'];
+const HASTY: readonly MigrationState[] = ['fencing', 'flipped', 'flipped_back'];
 
 /** How often a paused migration looks whether it still is, ms. */
 const PAUSED_MS = 100;
@@ -190,7 +188,7 @@ export class RealExecutor implements Executor {
     }
   }
 
-  async transition(row: MigrationRow, to: MigrationState, change: TransitionChange = {}): Promise<MigrationRow> {
+  async transition(row: MigrationRow, to: MigrationState, change: StateChange = {}): Promise<MigrationRow> {
     const next = await this.#store.transition(row, to, change);
     return this.#entered(next);
   }
@@ -219,46 +217,40 @@ export class RealExecutor implements Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
-    return this.#commit(row, statements, to, change, 'COMMIT');
+    return this.#commit(row, statements, to, change);
   }
 
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
-    // One message: whatever becomes of us between the last look at the hold and the commit, the catalog does both at once.
-    return this.#commit(row, statements, to, change, `${endHoldSql(row.id)}; COMMIT`);
+    return this.#commit(row, statements, to, change, [endHold(row.id)]);
   }
 
   async #commit(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
-    end: string,
+    change: StateChange,
+    last: readonly CatalogStatement[] = [],
   ): Promise<MigrationRow> {
     this.check();
+    const all = [...statements, this.#store.transitionStatement(row, to, change), ...last];
     const client = await this.#store.pool.connect();
-    let next: MigrationRow;
+    let results: pg.QueryResult<RawRow>[];
     try {
-      await client.query(BEGIN_OR_BE_ENDED);
-      for (const statement of statements) {
-        const result = await client.query(statement.sql, [...statement.values]);
-        if (statement.elseConflict !== null && result.rowCount === 0) throw new StatementConflict(statement);
-      }
-      next = await this.#store.transition(row, to, change, client);
-      await client.query(end);
+      const message = catalogMessage(all, this.#store.rowQuery);
+      results = (await client.query<RawRow>(message)) as unknown as pg.QueryResult<RawRow>[];
       client.release();
     } catch (error) {
       client.release(true);
-      if (errorCode(error) === HOLD_RAN_OUT) throw new ConflictError('the hold ran out before the flip');
-      throw error;
+      throw conflictOf(error, all);
     }
-    return this.#entered(next);
+    return this.#entered(fromRaw(results.flatMap((r) => r.rows)[0] as RawRow));
   }
 
   async progress(progress: Partial<MigrationProgress>): Promise<void> {

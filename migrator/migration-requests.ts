@@ -114,7 +114,7 @@ export async function requestFlip(db: Db, id: bigint, actor: string): Promise<Mi
   const watch = `Follow it with "foreshard migrate watch ${id}".`;
   if (abortRequested || state === 'aborting') throw refuse('is being aborted', 'Start it again when that is done.');
   if (PAST_FLIP.includes(state)) throw refuse(`has flipped: it is ${state.replaceAll('_', ' ')}`, watch);
-  if (state === 'fencing' || state === 'drained') throw refuse('is flipping now', watch);
+  if (state === 'fencing') throw refuse('is flipping now', watch);
   if (!BEFORE_FLIP.includes(state)) throw refuse(`is ${state}`, `See "foreshard migrate show ${id}".`);
   if (paused) throw refuse('is paused', `Resume it first: "foreshard migrate resume ${id}".`);
   if (controls.flipRequested) throw refuse('has been asked to flip already', watch);

@@ -3,12 +3,12 @@ import { type CatalogClient, inCatalogTransaction } from '../topology/catalog/ch
 import { ConflictError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
+import type { CatalogStatement } from './action.js';
 import { LeaseLostError } from './lease.js';
 import {
   type CleanupRecord,
   type CleanupSpec,
   COLUMNS,
-  type Db,
   type Facts,
   fromRaw,
   loadCleanup,
@@ -30,6 +30,13 @@ export interface Wishes {
   readonly paused: boolean;
   readonly controls: MigrationControls;
   readonly now: Date;
+}
+
+/** What else a change of state writes. */
+export interface StateChange {
+  readonly facts?: Facts;
+  readonly error?: string | null;
+  readonly detail?: Facts;
 }
 
 /** What one driver of one migration may do with its row: everything under the lease, by compare-and-set. */
@@ -75,17 +82,25 @@ export class MigrationStore {
 
   /**
    * Moves to another state, with facts merged and the event, in one transaction.
-   * @param db a client inside a transaction, to make it part of that
    * @throws ConflictError when state, generation or lease are no longer what `row` says
    */
-  async transition(
+  async transition(row: MigrationRow, to: MigrationState, change: StateChange = {}): Promise<MigrationRow> {
+    const { sql, values, elseConflict } = this.transitionStatement(row, to, change);
+    const result = await this.pool.query<RawRow>(sql, [...values]);
+    const moved = result.rows[0];
+    if (moved === undefined) throw new ConflictError(elseConflict);
+    return fromRaw(moved);
+  }
+
+  /** What `transition` does, to be a part of a transaction of the catalog; gives the row as it is then. */
+  transitionStatement(
     row: MigrationRow,
     to: MigrationState,
-    change: { facts?: Facts; error?: string | null; detail?: Facts } = {},
-    db: Db = this.pool,
-  ): Promise<MigrationRow> {
-    const result = await (db as pg.Pool).query<RawRow>(
-      `WITH moved AS (
+    change: StateChange,
+  ): CatalogStatement & { readonly elseConflict: string } {
+    return {
+      text: `the migration is ${to}`,
+      sql: `WITH moved AS (
          UPDATE foreshard.migration
             SET state = $5, generation = generation + 1, facts = facts || $6::jsonb,
                 error = CASE WHEN $8 THEN $7 ELSE error END,
@@ -102,7 +117,7 @@ export class MigrationStore {
          UPDATE foreshard.plan p SET status = 'done' FROM moved WHERE p.id = moved.plan_id AND moved.state = 'done'
        )
        SELECT ${COLUMNS} FROM moved, told`,
-      [
+      values: [
         row.id.toString(),
         row.state,
         row.generation.toString(),
@@ -113,10 +128,13 @@ export class MigrationStore {
         change.error !== undefined,
         JSON.stringify(change.detail ?? {}),
       ],
-    );
-    const moved = result.rows[0];
-    if (moved === undefined) throw new ConflictError(this.#notOurs(row));
-    return fromRaw(moved);
+      elseConflict: this.#notOurs(row),
+    };
+  }
+
+  /** A query for the row as it is, in the transaction in which it is asked. */
+  get rowQuery(): string {
+    return `SELECT ${COLUMNS} FROM foreshard.migration WHERE id = ${this.id}`;
   }
 
   /**

@@ -3,8 +3,9 @@ import type { MigrationProgress, MigrationState } from '../topology/migration.js
 import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Action, CatalogStatement } from './action.js';
 import type { CrashPoint } from './crash-points.js';
-import type { Executor, TransitionChange, WaitOptions } from './executor.js';
+import type { Executor, WaitOptions } from './executor.js';
 import type { CleanupRecord, CleanupSpec, Facts, MigrationRow } from './migration-row.js';
+import type { StateChange } from './migration-store.js';
 import { isReference, type Move } from './move.js';
 import { backNames } from './names.js';
 
@@ -67,7 +68,7 @@ class TurnedExecutor implements Executor {
     return this.#exec.wait(text, done, options);
   }
 
-  transition(row: MigrationRow, to: MigrationState, change?: TransitionChange): Promise<MigrationRow> {
+  transition(row: MigrationRow, to: MigrationState, change?: StateChange): Promise<MigrationRow> {
     return this.#exec.transition(row, to, change);
   }
 
@@ -91,7 +92,7 @@ class TurnedExecutor implements Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
     return this.#exec.commit(row, statements, to, change);
   }
@@ -100,7 +101,7 @@ class TurnedExecutor implements Executor {
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
-    change: TransitionChange,
+    change: StateChange,
   ): Promise<MigrationRow> {
     return this.#exec.flip(row, statements, to, change);
   }

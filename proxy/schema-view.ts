@@ -20,6 +20,8 @@ const MAX_PAUSE_MS = 60_000;
 const SHARE = 1 / 200;
 /** After DDL that no statement waits for, this many times as long as the last reading took passes before the next. */
 const REST = 10;
+/** After a flip, when no statement waits for it. */
+const AFTER_FLIP_MS = 1000;
 /** After one that has failed. */
 const RETRY_MS = 500;
 
@@ -214,11 +216,13 @@ export class SchemaView {
       this.#spread = false;
       this.#era += 1;
     }
-    const look = current.epoch !== this.#epoch || current.schemaGeneration > this.#seen.generation;
+    const flipped = current.epoch !== this.#epoch;
     this.#epoch = current.epoch;
     this.#judge();
     if (this.#othersHaveChanged) this.#tryLook();
-    else if (look || !this.#ready) this.#lookSoon();
+    else if (current.schemaGeneration > this.#seen.generation || !this.#ready) this.#lookSoon();
+    // All proxies hear of it at once, when clients that were held have more need of the home shard.
+    else if (flipped) this.#schedule(AFTER_FLIP_MS);
     else this.#schedule();
   }
 

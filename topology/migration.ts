@@ -36,7 +36,6 @@ export const MIGRATION_STATES = [
   'verifying',
   'ready',
   'fencing',
-  'drained',
   'flipped',
   'reversing',
   'cleaning',
@@ -61,7 +60,7 @@ export interface MigrationProgress {
   /** WAL bytes between the source's head and what the destination has applied. */
   readonly lagBytes: number;
   readonly etaSeconds: number | null;
-  /** ms from the hold's acknowledgement to its release, once known. */
+  /** ms from when the proxies were asked to hold until the new owner took writes, once known. */
   readonly pauseMs: number | null;
   readonly note: string | null;
 }

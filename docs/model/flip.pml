@@ -38,8 +38,8 @@
 #define SOURCE 0
 #define DESTINATION 1
 
-/* Of the migration; a missed fence leads from FENCING or DRAINED back to READY, which stands for all that is before the fence. */
-mtype:state = { READY, FENCING, DRAINED, FLIPPED, CLEANING, DONE, ABORTED };
+/* Of the migration; a missed fence leads from FENCING back to READY, which stands for all that is before the fence. */
+mtype:state = { READY, FENCING, FLIPPED, CLEANING, DONE, ABORTED };
 /* Of the hold's row. EXPIRED: past its deadline. */
 mtype:row = { NO_HOLD, HOLDS, EXPIRED };
 /* What a proxy knows of a hold. OLD_HOLD: one whose row is gone. */
@@ -392,7 +392,7 @@ attempt: /* driver.ts, attempt */
 #endif
   fresh[m] = (owner == m);
   if
-  :: atomic { (state == FENCING || state == DRAINED) -> goto retreat }
+  :: atomic { state == FENCING -> goto retreat }
   :: atomic { state == FLIPPED -> goto opened }
   :: atomic { state == CLEANING -> goto clean }
   :: atomic { OVER -> goto gone }
@@ -456,10 +456,6 @@ ready: /* steps/ready.ts */
   :: atomic { !AT(SOURCE) -> goto disconnected }
   fi;
 #endif
-  if
-  :: atomic { MINE && state == FENCING -> moved(DRAINED) }
-  :: atomic { !(MINE && state == FENCING) -> goto retreat }
-  fi;
 #ifdef WITHOUT_FLIP_BEFORE_OPEN
   closed[DESTINATION] = 0;
 #endif
@@ -467,10 +463,13 @@ ready: /* steps/ready.ts */
   atomic { dropHold() };
 #endif
 
-  /* executor.ts, flip. The change of state comes before the last message; it locks the row, for whoever wants the lease. */
+  /*
+   * executor.ts, flip: one message, which the catalog takes its time over. The change of state comes before the last look; it locks the row, for
+   * whoever wants the lease.
+   */
   if
-  :: atomic { MINE && state == DRAINED && !locked -> locked = 1 }
-  :: atomic { !(MINE && state == DRAINED) -> goto retreat }
+  :: atomic { MINE && state == FENCING && !locked -> locked = 1 }
+  :: atomic { !(MINE && state == FENCING) -> goto retreat }
   fi;
 #ifdef WITHOUT_CHECK_AT_COMMIT
   /* The hold is looked at by a message of its own: its deadline may pass before the commit. */
@@ -480,7 +479,7 @@ ready: /* steps/ready.ts */
   fi;
 #endif
   if
-  :: atomic { locked -> /* the last look and the commit are one message */
+  :: atomic { locked -> /* nothing comes between the last look and the commit */
        if
 #if !defined(WITHOUT_CHECK_AT_COMMIT) && !defined(WITHOUT_HOLD_AT_FLIP) && !defined(WITHOUT_RELEASE_AFTER_COMMIT)
        :: hold != HOLDS -> locked = 0; goto retreat
@@ -545,14 +544,14 @@ retreat: /* steps/fence.ts, retreat; when too many fences were missed, steps/abo
   :: atomic { !AT(SOURCE) -> goto disconnected }
   fi;
   if
-  :: atomic { owner == m && !locked && (state == FENCING || state == DRAINED) -> fresh[m] = 1; dropHold() }
-  :: atomic { !(owner == m && (state == FENCING || state == DRAINED)) -> goto lost }
+  :: atomic { owner == m && !locked && state == FENCING -> fresh[m] = 1; dropHold() }
+  :: atomic { !(owner == m && state == FENCING) -> goto lost }
   :: atomic { DIES -> goto gone }
   fi;
   if
-  :: atomic { MINE && (state == FENCING || state == DRAINED) && tries < TRIES -> tries++; moved(READY); goto ready }
-  :: atomic { MINE && (state == FENCING || state == DRAINED) && tries == TRIES -> moved(ABORTED) }
-  :: atomic { !(MINE && (state == FENCING || state == DRAINED)) -> goto lost }
+  :: atomic { MINE && state == FENCING && tries < TRIES -> tries++; moved(READY); goto ready }
+  :: atomic { MINE && state == FENCING && tries == TRIES -> moved(ABORTED) }
+  :: atomic { !(MINE && state == FENCING) -> goto lost }
   fi;
   d_step { subscribed = 0; guarded = 0 };
   goto gone;

@@ -16,7 +16,7 @@ import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
 import { dropHolds } from '../undo.js';
 import { type FlipPlan, flip, planFlip } from './flip.js';
-import { openGates } from './open.js';
+import { openDestination } from './open.js';
 import { readSourceTables } from './prepare.js';
 import { writersInFlight } from './ready.js';
 import { beginWayBackHere } from './reverse.js';
@@ -28,14 +28,12 @@ const FENCE_LOCK_TIMEOUT_MS = 250;
 /** The fence did not succeed in time; everything is as before it. */
 class FenceMissed extends Error {}
 
-/** fencing → drained → flipped, or back to catching_up when a deadline passes. */
+/** fencing → flipped, or back to catching_up when a deadline passes. */
 export async function fence(m: Move): Promise<void> {
   if (m.exec.dry) return dryFence(m);
   await cross(m, {
     to: 'flipped',
-    drained: async (timings) => {
-      m.row = await m.exec.transition(m.row, 'drained', { facts: { timings } });
-    },
+    timings: 'timings',
     missed: (why) => retreat(m, why),
   });
 }
@@ -43,8 +41,8 @@ export async function fence(m: Move): Promise<void> {
 /** What is particular to one direction. */
 interface Crossing {
   readonly to: MigrationState;
-  /** The destination has everything, and the source takes no writes. */
-  drained(timings: Readonly<Record<string, number>>): Promise<void>;
+  /** The fact that the parts of the pause are noted as. */
+  readonly timings: string;
   /** A deadline has passed; nothing is changed. */
   missed(why: string): Promise<void>;
 }
@@ -53,34 +51,37 @@ interface Crossing {
  * The one stretch that clients can feel, in either direction; it runs through without looking at anything that can wait. What it leaves: the
  * snapshot of the destination from between drain and flip.
  */
-export async function cross(m: Move, { to, drained, missed }: Crossing): Promise<void> {
+export async function cross(m: Move, { to, timings, missed }: Crossing): Promise<void> {
   const sequences = (await readSourceTables(m)).flatMap((t) => t.sequences);
   // Connected before anybody is held: a connection takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
   try {
     const plan = await planFlip(m);
-    await hold(m);
-    const heldAt = performance.now();
-    const timings: Record<string, number> = {};
-    const since = (): number => Math.round((performance.now() - heldAt) * 10) / 10;
+    const held = await hold(m);
+    const pause = new Pause();
+    await untilHeld(m, held);
+    pause.took('hold');
     m.exec.at('after:acks');
     const token = randomUUID();
     await closeGate(m, token);
-    timings.fencedMs = since();
+    pause.took('fence');
     await drain(m, token);
-    timings.drainedMs = since();
-    await m.snapshot.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
-    await m.snapshot.query(`SELECT count(*) FROM ${quoteTable(m.names.marker)}`);
-    await carrySequences(m, sequences);
-    await beginWayBackHere(m);
-    await assertGateClosed(m);
-    timings.carriedMs = since();
-    await drained(timings);
+    pause.took('drain');
+    await together([
+      assertGateClosed(m),
+      beginSnapshot(m, m.snapshot),
+      flush(m)
+        .then(() => carrySequences(m, sequences))
+        .then(() => beginWayBackHere(m)),
+    ]);
+    pause.took('carry');
     await flipAtEpoch(m, plan);
-    const pauseMs = since();
-    await openGates(m);
-    await m.exec.progress({ pauseMs, note: null });
-    m.log.info({ migration: m.row.id.toString(), ...timings, pauseMs, openedMs: since() }, to);
+    pause.took('flip');
+    await openDestination(m);
+    pause.took('open');
+    m.log.info({ migration: m.row.id.toString(), timings: pause.parts }, to);
+    m.row = await m.exec.noteFacts(m.row, { [timings]: pause.parts });
+    await m.exec.progress({ pauseMs: pause.ms, note: null });
   } catch (error) {
     if (m.row.state === to) throw error;
     await m.snapshot.close();
@@ -141,11 +142,40 @@ async function dryFence(m: Move): Promise<void> {
     mode: 'single',
     sql: [],
   });
-  m.row = await m.exec.transition(m.row, 'drained');
   await flip(m, await planFlip(m)); // the next step opens the destination
 }
 
-async function hold(m: Move): Promise<void> {
+/** How long what clients feel has taken, in parts: from the hold on, each begins where the last one ends. */
+class Pause {
+  /** ms. */
+  readonly parts: Record<string, number> = {};
+  readonly #since = performance.now();
+  #last = this.#since;
+
+  took(part: string): void {
+    const now = performance.now();
+    this.parts[part] = rounded(now - this.#last);
+    this.#last = now;
+  }
+
+  /** All of it. */
+  get ms(): number {
+    return rounded(this.#last - this.#since);
+  }
+}
+
+function rounded(ms: number): number {
+  return Math.round(ms * 10) / 10;
+}
+
+/** Waits for all of them, also when one fails: nothing of it is to go on behind the back of what follows. */
+async function together(work: readonly Promise<unknown>[]): Promise<void> {
+  const failed = (await Promise.allSettled(work)).find((w) => w.status === 'rejected');
+  if (failed !== undefined) throw failed.reason;
+}
+
+/** Asks the proxies to let nothing new start on the interval. @returns the hold's id */
+async function hold(m: Move): Promise<bigint> {
   m.exec.at('before:hold');
   await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
   const { ackMs, fenceMs, drainMs } = m.options;
@@ -161,6 +191,11 @@ async function hold(m: Move): Promise<void> {
     }),
   );
   m.exec.at('after:hold');
+  return id;
+}
+
+async function untilHeld(m: Move, id: bigint): Promise<void> {
+  const { ackMs } = m.options;
   let waitingFor: readonly string[] = [];
   const held = await m.exec.wait(
     'every proxy holds',
@@ -170,7 +205,7 @@ async function hold(m: Move): Promise<void> {
       waitingFor = status.waitingFor.map((p) => p.name);
       return waitingFor.length === 0;
     },
-    { everyMs: 5, deadlineMs: ackMs },
+    { everyMs: 1, deadlineMs: ackMs },
   );
   if (!held)
     throw new FenceMissed(
@@ -221,6 +256,9 @@ async function drain(m: Move, token: string): Promise<void> {
   if (!drained)
     throw new FenceMissed(`the destination did not apply everything within ${m.options.drainMs} ms of the fence`);
   m.exec.at('after:drain');
+}
+
+async function flush(m: Move): Promise<void> {
   // The apply worker commits asynchronously; a crash of the destination after the flip would lose what it has not flushed.
   const flushed = await m.destination.query<{ pg_replication_origin_progress: string | null }>(flushSql(m));
   if (flushed[0]?.pg_replication_origin_progress == null)
@@ -245,6 +283,13 @@ async function carrySequences(m: Move, sequences: readonly SequenceInfo[]): Prom
     await m.destination.query(`SELECT ${sets.join(', ')}`);
   }
   m.exec.at('after:carry-sequences');
+}
+
+/** The destination as it is now, to be compared at leisure. */
+async function beginSnapshot(m: Move, snapshot: ShardSession): Promise<void> {
+  await snapshot.query(
+    `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT count(*) FROM ${quoteTable(m.names.marker)}`,
+  );
 }
 
 /** A source that failed over to a standby may have lost its gate: better to begin again than to have two owners. */

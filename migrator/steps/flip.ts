@@ -16,7 +16,7 @@ export interface FlipPlan {
 /** Reads ranges and segments and makes the flip's statements. @throws ConflictError when the interval is no longer the source's */
 export async function planFlip(m: Move): Promise<FlipPlan> {
   const topology = m.exec.dry ? m.topology : await m.catalog.loadTopology();
-  if (m.row.state === 'fencing' || m.row.state === 'drained') refuseNewTables(m, topology);
+  if (m.row.state === 'fencing') refuseNewTables(m, topology);
   const keyspace = topology.keyspaces.get(m.keyspace.name) ?? m.keyspace;
   const segments = await readSegments(m.catalog.pool, keyspace);
   const current: Move = { ...m, topology, keyspace };
@@ -25,7 +25,7 @@ export async function planFlip(m: Move): Promise<FlipPlan> {
 }
 
 /**
- * drained → flipped, and on the way back rolling_back → flipped_back: the point of no return, one transaction of the catalog. It commits only while the hold is alive, every
+ * fencing → flipped, and on the way back rolling_back → flipped_back: the point of no return, one transaction of the catalog. It commits only while the hold is alive, every
  * proxy that lives has acknowledged it, and the epoch is the one that the ranges were read at.
  */
 export async function flip(m: Move, plan: FlipPlan): Promise<void> {

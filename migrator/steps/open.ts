@@ -8,7 +8,7 @@ import { undo } from '../undo.js';
  * Opens the destination's gate. Only after the flip, so that there never are two owners; a statement that comes in between is
  * refused by the guard, and its proxy tries again.
  */
-export async function openGates(m: Move): Promise<void> {
+export async function openDestination(m: Move): Promise<void> {
   await m.exec.perform({
     name: 'open-destination',
     on: 'destination',
@@ -16,6 +16,11 @@ export async function openGates(m: Move): Promise<void> {
     mode: 'single',
     sql: [setGateSql(m.names, GATE_OPEN)],
   });
+}
+
+/** The new owner's gate is open, the old owner's closed. */
+export async function openGates(m: Move): Promise<void> {
+  await openDestination(m);
   await m.exec.perform({
     name: 'assert-source',
     on: 'source',

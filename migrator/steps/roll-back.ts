@@ -22,9 +22,7 @@ export async function rollBack(m: Move): Promise<void> {
   try {
     await cross(back, {
       to: 'flipped_back',
-      drained: async (timings) => {
-        back.row = await back.exec.noteFacts(back.row, { backTimings: timings });
-      },
+      timings: 'backTimings',
       missed: (why) => retreatBack(back, why),
     });
   } finally {

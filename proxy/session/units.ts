@@ -17,6 +17,9 @@ import type { Transaction } from './transaction.js';
 /** No statement: sent to make a server fail its transaction, so that the client's is really the state it was told. */
 const FAILING_QUERY = encodeQuery('foreshard_refused');
 
+/** What has met a closed gate tries again at least this often, ms. */
+const MAX_BACK_OFF_MS = 64;
+
 /** What both protocols do with a unit (a Query, or a batch up to its Sync): effects of its statements, failures made real, retries. */
 export class Units {
   /** An error was answered in the current Query or batch. */
@@ -39,6 +42,8 @@ export class Units {
   #schema: Promise<void> | null = null;
   /** Settings given a value that is not known here; null: none. */
   #toAsk: Set<string> | null = null;
+  /** What was last refused by a closed gate though it went by the newest map, and how often. */
+  #refused = { since: Number.NaN, tries: 0 };
 
   constructor(session: ClientSession, statements: ClientStatements) {
     this.#session = session;
@@ -62,22 +67,32 @@ export class Units {
    */
   closeGate(prelude: readonly Buffer[], since: number, again: () => Promise<void>): void {
     const session = this.#session;
+    const { live } = session.services;
     const saved = [...prelude];
     session.gate.close(async () => {
       try {
+        const placedBy = session.lease.transaction?.since?.epoch ?? live.current.epoch;
         await session.lease.abandon(saved);
         if (performance.now() - since > session.services.holdTimeoutMs)
           throw new RefusedError('57P03', 'the range is being moved and did not become writable in time', {
             hint: 'Try again; see "foreshard migrate list".',
           });
-        await session.services.live.reload();
-        await briefly();
+        if (live.current.epoch === placedBy) await live.reload();
+        // By the newest map: its new owner opens in a moment, or when another migrator has taken over.
+        if (live.current.epoch === placedBy) await pause(this.#backOff(since));
       } catch (error) {
         await this.fail(error);
         return;
       }
       await again();
     });
+  }
+
+  /** How long what the client sent at `since` waits before it is tried again, ms: longer each time. */
+  #backOff(since: number): number {
+    const tries = this.#refused.since === since ? this.#refused.tries + 1 : 0;
+    this.#refused = { since, tries };
+    return Math.min(2 ** tries, MAX_BACK_OFF_MS);
   }
 
   /**
@@ -374,8 +389,8 @@ function tellsTransaction(text: Buffer): boolean {
 }
 
 /** The new owner's gate opens a moment after the flip; asking again at once would only be refused again. */
-function briefly(): Promise<void> {
+function pause(ms: number): Promise<void> {
   return new Promise((resolve) => {
-    setTimeout(resolve, 5);
+    setTimeout(resolve, ms);
   });
 }

@@ -137,11 +137,13 @@ export class ProxyLeases {
    * @returns false when the hold is gone, or the proxy's lease has ended
    */
   async ackHold(holdId: bigint, proxyId: string): Promise<boolean> {
+    // Clients wait for this. Should the catalog lose it in a crash, the flip, which looks at it once more, does not happen.
     const acknowledged = this.#pool.query(
       timedQuery(
         `INSERT INTO foreshard.hold_ack (hold_id, proxy_id)
        SELECT h.id, p.id FROM foreshard.hold h, foreshard.proxy p
         WHERE h.id = $1 AND p.id = $2 AND p.lease_until > clock_timestamp()
+          AND set_config('synchronous_commit', 'off', true) = 'off'
        ON CONFLICT (hold_id, proxy_id) DO UPDATE SET acked_at = clock_timestamp()`,
         [holdId.toString(), proxyId],
       ),

@@ -23,6 +23,7 @@ export class TopologyWatch {
   readonly #closing = new AbortController();
   #client: pg.Client | null = null;
   #signature: string | null = null;
+  #telling = false;
   #loops: Promise<unknown> = Promise.resolve();
 
   constructor(url: string, pool: pg.Pool, listener: () => void) {
@@ -56,7 +57,7 @@ export class TopologyWatch {
       client.once('error', () => resolve());
     });
     client.on('error', () => undefined); // `ended` has been told by the first one
-    client.on('notification', () => this.#tell());
+    client.on('notification', () => this.#tellOnce());
     try {
       await client.connect();
       await client.query('LISTEN foreshard_topology');
@@ -104,6 +105,16 @@ export class TopologyWatch {
       }
       await this.#pause(POLL_MS);
     }
+  }
+
+  /** A change that concerns several tables is announced for each of them, in one packet. */
+  #tellOnce(): void {
+    if (this.#telling) return;
+    this.#telling = true;
+    setImmediate(() => {
+      this.#telling = false;
+      this.#tell();
+    });
   }
 
   #tell(): void {
