@@ -104,6 +104,7 @@ const topology: Topology = {
   shardedTables: new Map([...shop.tables, ...events.tables].map((t) => [`public.${t.table}`, t])),
   referenceTables: new Map(),
   holds: [],
+  replicas: [],
   schemaGeneration: 0n,
 };
 const session = { searchPath: ['public'], user: 'app' };

@@ -17,6 +17,7 @@ import { catchUp } from './steps/catch-up.js';
 import { clean } from './steps/clean.js';
 import { copy } from './steps/copy.js';
 import { fence, retreat } from './steps/fence.js';
+import { follow } from './steps/follow.js';
 import { open } from './steps/open.js';
 import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
 import { ready } from './steps/ready.js';
@@ -34,6 +35,7 @@ export const STEPS: Partial<Record<MigrationState, Step>> = {
   copying: copy,
   catching_up: catchUp,
   verifying: verify,
+  following: follow,
   ready,
   fencing: fence,
   flipped: open,

@@ -1,7 +1,7 @@
 import { pino } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { redactUrl } from '../topology/connection.js';
-import type { MigrationSpec, MigrationState } from '../topology/migration.js';
+import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/migration.js';
 import { DEFAULT_CONTROLS } from '../topology/migration-controls.js';
 import type { Topology } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
@@ -47,12 +47,14 @@ export interface DryRun {
  * The object names end in 0, where the real ones have the migration's id.
  * @param options those of the migrator that will carry it out
  * @param topology as it will be when the migration begins; default: as it is
+ * @param replica it is to rest as a replica, and then to be promoted
  */
 export async function dryRun(
   catalog: Catalog,
   spec: MigrationSpec,
   options: Partial<MigratorOptions> = {},
   topology?: Topology,
+  replica: ReplicaTerms | null = null,
 ): Promise<DryRun> {
   const then = topology ?? (await catalog.loadTopology());
   const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
@@ -68,6 +70,7 @@ export async function dryRun(
     paused: false,
     requested: null,
     controls: DEFAULT_CONTROLS,
+    replica,
     error: null,
     createdAt: new Date(),
     updatedAt: new Date(),

@@ -1,11 +1,20 @@
 import { randomUUID } from 'node:crypto';
 import type pg from 'pg';
 import { ForeshardError } from '../topology/errors.js';
-import type { MigrationSpec, MigrationState } from '../topology/migration.js';
+import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/migration.js';
 import type { MigrationControls, ThrottleLimits } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
 import { differingTables } from './comparison.js';
-import { type Db, encodeSpec, loadMigration, type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
+import {
+  BESIDE,
+  type Db,
+  encodeSpec,
+  loadMigration,
+  type MigrationRow,
+  PAST_FLIP,
+  RESTING_STATES,
+} from './migration-row.js';
+import { shardsSql } from './turn.js';
 
 /**
  * Enters an approved migration; the migrator picks it up by itself.
@@ -15,7 +24,7 @@ export async function createMigration(
   db: Db,
   keyspace: Pick<Keyspace, 'method' | 'keyTypes'>,
   spec: MigrationSpec,
-  options: { planId?: bigint; actor: string; controls?: Partial<MigrationControls> },
+  options: { planId?: bigint; actor: string; controls?: Partial<MigrationControls>; replica?: ReplicaTerms },
 ): Promise<bigint> {
   const result = await (db as pg.Pool).query<{ id: string }>(
     `WITH made AS (
@@ -23,6 +32,9 @@ export async function createMigration(
      ), event AS (
        INSERT INTO foreshard.migration_event (migration_id, state, detail)
        SELECT id, 'approved', jsonb_build_object('by', $3::text) FROM made
+     ), replica AS (
+       INSERT INTO foreshard.range_replica (migration_id, max_staleness_ms, read_percent)
+       SELECT id, ($6::jsonb->>'maxStalenessMs')::int, ($6::jsonb->>'readPercent')::int FROM made WHERE $6 IS NOT NULL
      ), audit AS (
        INSERT INTO foreshard.audit (actor, action, object, detail)
        SELECT $3, 'migration.approve', 'migration ' || id, $2::jsonb FROM made
@@ -36,6 +48,7 @@ export async function createMigration(
       options.actor,
       JSON.stringify(options.controls ?? {}),
       spec.kind,
+      options.replica === undefined ? null : JSON.stringify(options.replica),
     ],
   );
   return BigInt((result.rows[0] as { id: string }).id);
@@ -259,5 +272,61 @@ export async function requestEnd(db: Db, id: bigint, end: 'finish' | 'rollback',
     });
   throw new ForeshardError('55000', `migration ${id} has no way back: it is ${state.replaceAll('_', ' ')}`, {
     hint: 'There is one from the flip on, for as long as migrator.wayBackMs says. Before it, "foreshard migrate abort" undoes a migration.',
+  });
+}
+
+/**
+ * Has a replica become the owner of its interval, by the flip that ends every move.
+ * @throws ForeshardError 55000 when it is none, or another migration of the keyspace is at work
+ */
+export async function requestPromotion(db: Db, id: bigint, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH asked AS (
+       UPDATE foreshard.migration m SET requested = 'promote', updated_at = clock_timestamp()
+        WHERE id = $1 AND state = 'following' AND requested IS NULL AND NOT paused AND NOT abort_requested
+          AND NOT EXISTS (SELECT FROM foreshard.migration o WHERE o.id <> m.id AND ${shardsSql('o')} && ${shardsSql('m')}
+                            AND o.state NOT IN (${BESIDE})) RETURNING id
+     ), audit AS (
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'replica.promote', 'migration ' || id FROM asked
+     )
+     SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
+    [id.toString(), actor],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, paused, requested, replica } = await loadMigration(db, id);
+  const refuse = (why: string, hint: string) => new ForeshardError('55000', why, { hint });
+  if (replica === null) throw refuse(`migration ${id} keeps no replica`, 'It goes on to its flip by itself.');
+  if (requested === 'promote')
+    throw refuse(`migration ${id} is being promoted already`, `Follow it with "foreshard migrate watch ${id}".`);
+  if (state !== 'following')
+    throw refuse(
+      `migration ${id} is ${state.replaceAll('_', ' ')}`,
+      'A replica can be promoted while it is following.',
+    );
+  if (paused) throw refuse(`migration ${id} is paused`, `Resume it first: "foreshard migrate resume ${id}".`);
+  throw refuse(
+    `another migration is at work on one of the shards of migration ${id}`,
+    'Wait until it has ended; see "foreshard migrate list".',
+  );
+}
+
+/**
+ * Changes on what terms a replica is read.
+ * @throws ForeshardError 55000 when the migration keeps none
+ */
+export async function changeReplica(db: Db, id: bigint, terms: Partial<ReplicaTerms>, actor: string): Promise<void> {
+  const updated = await (db as pg.Pool).query(
+    `WITH changed AS (
+       UPDATE foreshard.range_replica r SET max_staleness_ms = coalesce($2, max_staleness_ms), read_percent = coalesce($3, read_percent)
+         FROM foreshard.migration m
+        WHERE r.migration_id = $1 AND m.id = $1 AND m.state NOT IN ('done', 'aborted', 'rolled_back', 'failed') RETURNING m.id
+     )
+     INSERT INTO foreshard.audit (actor, action, object, detail) SELECT $4, 'replica.change', 'migration ' || id, $5 FROM changed`,
+    [id.toString(), terms.maxStalenessMs ?? null, terms.readPercent ?? null, actor, JSON.stringify(terms)],
+  );
+  if (updated.rowCount !== 0) return;
+  const { state, replica } = await loadMigration(db, id);
+  throw new ForeshardError('55000', `migration ${id} ${replica === null ? 'keeps no replica' : `is ${state}`}`, {
+    hint: 'See "foreshard migrate list".',
   });
 }

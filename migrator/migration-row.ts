@@ -2,7 +2,14 @@ import type pg from 'pg';
 import { UsageError } from '../topology/errors.js';
 import type { Position } from '../topology/key.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
-import type { MigrationProgress, MigrationSpec, MigrationState, MoveSpec, RecutSpec } from '../topology/migration.js';
+import type {
+  MigrationProgress,
+  MigrationSpec,
+  MigrationState,
+  MoveSpec,
+  RecutSpec,
+  ReplicaTerms,
+} from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
 
@@ -26,6 +33,9 @@ export interface StoredRecut {
   readonly join: readonly (readonly string[])[];
 }
 
+/** What people ask of a migration that has come far enough. */
+export type Requested = 'finish' | 'rollback' | 'promote';
+
 /** What steps noted down for those that come after them, on this or another process. */
 export type Facts = Readonly<Record<string, unknown>>;
 
@@ -40,10 +50,12 @@ export interface MigrationRow {
   readonly abortRequested: boolean;
   /** It goes no further until somebody resumes it. */
   readonly paused: boolean;
-  /** What is to become of the way back, once it is there. */
-  readonly requested: 'finish' | 'rollback' | null;
+  /** What is to become of the way back, once it is there, or of a replica. */
+  readonly requested: Requested | null;
   /** How it is to be carried out. */
   readonly controls: MigrationControls;
+  /** Null: it goes on to its flip by itself. */
+  readonly replica: ReplicaTerms | null;
   readonly error: string | null;
   readonly createdAt: Date;
   readonly updatedAt: Date;
@@ -62,7 +74,8 @@ export interface CleanupSpec {
     | 'publication'
     | 'slot'
     | 'subscription'
-    | 'hold';
+    | 'hold'
+    | 'replica';
   /** Shard that holds it; empty for the catalog. */
   readonly shard: string;
   readonly object: Readonly<Record<string, string>>;
@@ -86,6 +99,7 @@ export const PAUSABLE: readonly MigrationState[] = [
   'copying',
   'catching_up',
   'verifying',
+  'following',
   'ready',
   'cleaning',
 ];
@@ -94,6 +108,8 @@ export const PAUSABLE: readonly MigrationState[] = [
 export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
 /** As a list in SQL: states in which a migration has nothing on any shard that another of its keyspace would meet. */
 export const OUT_OF_THE_WAY = [...RESTING_STATES, 'approved'].map((state) => `'${state}'`).join(', ');
+/** And states in which another of its keyspace may begin, if preflight finds that they have nothing in common. */
+export const BESIDE = `${OUT_OF_THE_WAY}, 'following'`;
 /** From here on a migration is not aborted any more. */
 export const PAST_FLIP: readonly MigrationState[] = [
   'flipped',
@@ -109,7 +125,8 @@ export type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
 /** What `fromRaw` takes. */
 export const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, controls, error,
-  created_at, updated_at`;
+  created_at, updated_at, (SELECT jsonb_build_object('maxStalenessMs', r.max_staleness_ms, 'readPercent', r.read_percent)
+    FROM foreshard.range_replica r WHERE r.migration_id = id) AS replica`;
 
 export interface RawRow {
   id: string;
@@ -121,8 +138,9 @@ export interface RawRow {
   progress: Partial<MigrationProgress>;
   abort_requested: boolean;
   paused: boolean;
-  requested: 'finish' | 'rollback' | null;
+  requested: Requested | null;
   controls: unknown;
+  replica: ReplicaTerms | null;
   error: string | null;
   created_at: Date;
   updated_at: Date;
@@ -141,6 +159,7 @@ export function fromRaw(raw: RawRow): MigrationRow {
     paused: raw.paused,
     requested: raw.requested,
     controls: parseControls(raw.controls),
+    replica: raw.replica,
     error: raw.error,
     createdAt: raw.created_at,
     updatedAt: raw.updated_at,

@@ -105,7 +105,7 @@ export class MigrationStore {
             SET state = $5, generation = generation + 1, facts = facts || $6::jsonb,
                 error = CASE WHEN $8 THEN $7 ELSE error END,
                 abort_requested = abort_requested AND $5 NOT IN ('aborted', 'flipped'),
-                requested = CASE WHEN $5 IN ('reversing', 'rolling_back', 'cleaning') THEN NULL ELSE requested END,
+                requested = CASE WHEN $5 IN ('following', 'reversing', 'rolling_back', 'cleaning') THEN NULL ELSE requested END,
                 updated_at = clock_timestamp()
           WHERE id = $1 AND state = $2 AND generation = $3 AND lease_owner = $4 AND lease_until > clock_timestamp()
           RETURNING *

@@ -59,7 +59,7 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
 async function checkOthers(m: Move, report: Report): Promise<void> {
   const { rows } = await m.catalog.pool.query<{ id: string; state: MigrationState; shards: string[] }>(
     `SELECT o.id::text, o.state, array(SELECT s FROM unnest(${shardsSql('o')}) s WHERE s IN ($2, $3)) AS shards FROM foreshard.migration o
-      WHERE o.id <> $1 AND ${shardsSql('o')} && ARRAY[$2, $3] AND (o.state NOT IN (${OUT_OF_THE_WAY})
+      WHERE o.id <> $1 AND ${shardsSql('o')} && ARRAY[$2, $3] AND o.state <> 'following' AND (o.state NOT IN (${OUT_OF_THE_WAY})
          OR EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = o.id AND c.done_at IS NULL)) ORDER BY o.id`,
     [m.row.id.toString(), m.spec.from, m.spec.to],
   );

@@ -21,7 +21,10 @@ export function markerAction(m: Move, on: 'source' | 'destination'): Action {
     cleanup: [
       { kind: 'marker', shard: on === 'source' ? m.spec.from : m.spec.to, object: { table: m.names.marker.table } },
     ],
-    sql: [CREATE_SHARD_SCHEMA, `CREATE TABLE IF NOT EXISTS ${marker} (id int PRIMARY KEY, token uuid NOT NULL)`],
+    sql: [
+      CREATE_SHARD_SCHEMA,
+      `CREATE TABLE IF NOT EXISTS ${marker} (id int PRIMARY KEY, token uuid NOT NULL, at timestamptz NOT NULL DEFAULT now())`,
+    ],
   };
 }
 

@@ -1,5 +1,5 @@
 import type { CatalogStatement } from './action.js';
-import { OUT_OF_THE_WAY } from './migration-row.js';
+import { BESIDE } from './migration-row.js';
 
 /** Lock of the catalog under which migrations begin, one at a time. ("fshb") */
 const BEGIN_LOCK = 0x66736862;
@@ -16,7 +16,7 @@ export function shardsSql(m: string): string {
 export function turnSql(m: string): string {
   return `NOT EXISTS (
     SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND ${shardsSql('o')} && ${shardsSql(m)}
-       AND (o.state NOT IN (${OUT_OF_THE_WAY}) OR (o.state = 'approved' AND o.id < ${m}.id)))`;
+       AND (o.state NOT IN (${BESIDE}) OR (o.state = 'approved' AND o.id < ${m}.id)))`;
 }
 
 /** With these the transaction begins in which a migration does: looked at, two could find at once that nobody is there. */

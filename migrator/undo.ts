@@ -5,6 +5,7 @@ import type { CleanupRecord } from './migration-row.js';
 import type { Move } from './move.js';
 import { SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';
+import { takeOutOfService } from './replica.js';
 import { DROP_SHARD_SCHEMA } from './replication.js';
 import { Throttle } from './throttle.js';
 
@@ -21,6 +22,10 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
   switch (record.kind) {
     case 'hold':
       await dropHolds(m);
+      return;
+
+    case 'replica':
+      await takeOutOfService(m);
       return;
 
     case 'subscription': {

@@ -34,6 +34,7 @@ export const MIGRATION_STATES = [
   'copying',
   'catching_up',
   'verifying',
+  'following',
   'ready',
   'fencing',
   'flipped',
@@ -48,6 +49,14 @@ export const MIGRATION_STATES = [
   'failed',
 ] as const;
 export type MigrationState = (typeof MIGRATION_STATES)[number];
+
+/** That a migration is to rest in the state `following`, and the interval to be readable at its destination meanwhile. */
+export interface ReplicaTerms {
+  /** Nobody reads there what is older, ms. */
+  readonly maxStalenessMs: number;
+  /** So many of a hundred clients read there without having asked for it. */
+  readonly readPercent: number;
+}
 
 /** Live progress of a migration; every figure is measured. */
 export interface MigrationProgress {

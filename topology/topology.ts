@@ -65,6 +65,30 @@ export interface Hold extends Interval {
   readonly remainingMs: number;
 }
 
+/**
+ * An interval that another shard follows, so that it can be read there, in the state of a moment ago. It serves from epoch `since` on; the same
+ * migration may have served before, and have been taken out of service in between: that was another replica.
+ */
+export interface RangeReplica extends Interval {
+  /** Of the migration that keeps it. */
+  readonly id: bigint;
+  readonly since: Epoch;
+  readonly keyspace: KeyspaceName;
+  /** Who owns the interval. */
+  readonly source: ShardName;
+  readonly shard: ShardName;
+  /** A table that is replicated with it, for whoever wants to know how far it is: `(id int, token uuid, at timestamptz)`. */
+  readonly marker: TableName;
+  /** Kept up to date there together with it. */
+  readonly referenceTables: readonly TableName[];
+  /** Its tables are known to be as they are at the source as of this generation of the schema. */
+  readonly schemaGeneration: bigint;
+  /** Nobody may read there what is older, ms. */
+  readonly maxStalenessMs: number;
+  /** So many of a hundred clients read there without having asked for it. */
+  readonly readPercent: number;
+}
+
 /** Shards, keyspaces, ranges and replicas at one epoch. Immutable: a change makes a new one. */
 export interface Topology {
   readonly epoch: Epoch;
@@ -80,6 +104,7 @@ export interface Topology {
   /** By `tableId`. */
   readonly referenceTables: ReadonlyMap<string, ReferenceTable>;
   readonly holds: readonly Hold[];
+  readonly replicas: readonly RangeReplica[];
 }
 
 /** The range of `keyspace` that owns `p`. Binary search; ranges cover everything, so there always is one. */

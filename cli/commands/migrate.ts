@@ -7,6 +7,7 @@ import { finishCommand, rollbackCommand } from './migrate/end.js';
 import { flipCommand } from './migrate/flip.js';
 import { listCommand } from './migrate/list.js';
 import { pauseCommand } from './migrate/pause.js';
+import { promoteCommand, readsCommand, replicaCommand } from './migrate/replica.js';
 import { showCommand } from './migrate/show.js';
 import { throttleCommand } from './migrate/throttle.js';
 import { verifyCommand } from './migrate/verify.js';
@@ -29,9 +30,12 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(finishCommand)
         .command(acceptCommand)
         .command(auditCommand)
+        .command(replicaCommand)
+        .command(readsCommand)
+        .command(promoteCommand)
         .demandCommand(
           1,
-          'a command is needed: list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept or audit',
+          'a command is needed: list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
         ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),

@@ -16,6 +16,7 @@ import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
 import { dropHolds } from '../undo.js';
 import { type FlipPlan, flip, planFlip } from './flip.js';
+import { followOn } from './follow.js';
 import { openDestination } from './open.js';
 import { readSourceTables } from './prepare.js';
 import { writersInFlight } from './ready.js';
@@ -303,6 +304,8 @@ export async function retreat(m: Move, why: string, countsAsTry = true): Promise
   await m.source.query(setGateSql(m.names, GATE_OPEN));
   await dropHolds(m);
   let tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
+  if (tries >= m.options.maxFenceTries && m.row.replica !== null)
+    return followOn(m, `${tries} fences were missed; the last one because ${why}`);
   const { auto, flipWindow } = m.exec.controls;
   if (tries >= m.options.maxFenceTries) {
     // Whoever asked for the flip may ask again, and a window comes again: what has been copied is kept.

@@ -4,7 +4,8 @@ import type { CatalogStatement } from '../action.js';
 import { COMMIT_MARGIN_MS } from '../hold-end.js';
 import { isReference, type Move } from '../move.js';
 import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
-import { refuseNewTables } from './ready.js';
+import { replacedByOwner } from '../replica.js';
+import { refuseNewTables } from './verify.js';
 
 /** What the flip will write, made before anybody is held. */
 export interface FlipPlan {
@@ -32,7 +33,7 @@ export async function flip(m: Move, plan: FlipPlan): Promise<void> {
   m.exec.at('before:flip');
   const epoch = (plan.epoch + 1n).toString();
   const isBack = m.row.state === 'rolling_back';
-  m.row = await m.exec.flip(m.row, plan.statements, isBack ? 'flipped_back' : 'flipped', {
+  m.row = await m.exec.flip(m.row, [...plan.statements, ...replacedByOwner(m)], isBack ? 'flipped_back' : 'flipped', {
     facts: isBack ? { backEpoch: epoch } : { flipEpoch: epoch },
     detail: { epoch },
   });

@@ -33,8 +33,8 @@ export async function openGates(m: Move): Promise<void> {
 /** flipped → reversing, or cleaning: replication ends. The source's rows must not be removed before: their deletion would be replicated. */
 export async function open(m: Move): Promise<void> {
   await openGates(m);
-  const back = backNames(m.names).replication;
-  const there = ({ object }: CleanupRecord) => object.name !== back;
+  const isBack = isOfWayBack(m);
+  const there = (record: CleanupRecord) => !isBack(record);
   await finish(m, 'subscription', there);
   m.exec.at('after:drop-subscription');
   await finish(m, 'slot', there);
@@ -42,6 +42,12 @@ export async function open(m: Move): Promise<void> {
   await finish(m, 'publication', there);
   m.exec.at('after:drop-publication');
   m.row = await m.exec.transition(m.row, m.row.facts.wayBackMs === undefined ? 'cleaning' : 'reversing');
+}
+
+/** Whether a record names something of the way back. */
+export function isOfWayBack({ names }: Pick<Move, 'names'>): (record: CleanupRecord) => boolean {
+  const back = backNames(names).replication;
+  return ({ object }) => object.name === back;
 }
 
 /** Takes back what the records of one kind name, and ticks them off. @param which of them; default: all */

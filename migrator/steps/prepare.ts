@@ -1,10 +1,11 @@
 import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
+import { overlaps } from '../../topology/key.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import type { CleanupRecord } from '../migration-row.js';
+import { type CleanupRecord, decodeSpec, listMigrations } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { paceAction, paceTableAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
@@ -54,8 +55,24 @@ export async function approve(m: Move): Promise<void> {
 
 async function runPreflight(m: Move): Promise<PreflightResult> {
   const result = await preflight(m, await ownCleanup(m));
-  if (result.findings.some((f) => f.severity === 'blocker')) throw new PreflightRefusal(result.findings);
-  return result;
+  const findings = [...result.findings, ...(await replicasInTheWay(m))];
+  if (findings.some((f) => f.severity === 'blocker')) throw new PreflightRefusal(findings);
+  return { ...result, findings };
+}
+
+/** A replica's interval moves only with the replica, whose shard has tables that go with it. */
+async function replicasInTheWay(m: Move): Promise<Finding[]> {
+  const others = await listMigrations(m.catalog.pool);
+  return others.flatMap(({ id, state, spec: stored }): Finding[] => {
+    if (id === m.row.id || state !== 'following' || stored.kind !== 'move') return [];
+    const isSame = stored.keyspace === m.keyspace.name;
+    const remedy = `Have it promoted ("foreshard migrate promote ${id}") or dropped ("foreshard migrate abort ${id}") first.`;
+    if (isSame && overlaps(decodeSpec(m.keyspace, stored), m.spec))
+      return [{ severity: 'blocker', text: `migration ${id} keeps a replica of the interval`, remedy }];
+    if (stored.to === m.spec.to || (isSame && stored.to === m.spec.from))
+      return [{ severity: 'blocker', text: `migration ${id} keeps a replica on shard "${stored.to}"`, remedy }];
+    return [];
+  });
 }
 
 async function ownCleanup(m: Move): Promise<CleanupRecord[]> {

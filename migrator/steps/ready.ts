@@ -1,13 +1,13 @@
 import { flipHeldBackBy } from '../../topology/migration-controls.js';
-import { type Topology, tableId } from '../../topology/topology.js';
 import { differingTables } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { GUARD_LOCK_CLASS } from '../names.js';
 import { Supervisor } from '../replication.js';
 import { waitUntilCaughtUp } from './catch-up.js';
+import { followOn } from './follow.js';
 import { makeWayBack } from './reverse.js';
-import { checkShapes, compareOnRequest } from './verify.js';
+import { checkShapes, compareOnRequest, refuseNewTables } from './verify.js';
 
 /** A writer of the interval that has been at it for longer than this is waited for before anybody is held. */
 const LONG_TRANSACTION = '500 ms';
@@ -26,7 +26,13 @@ export async function ready(m: Move): Promise<void> {
   await makeWayBack(m);
   if (!m.exec.dry) {
     await waitUntilCaughtUp(m);
-    await waitForLongWriters(m);
+    try {
+      await waitForLongWriters(m);
+    } catch (error) {
+      if (!(error instanceof MigrationFailure) || m.row.replica === null) throw error;
+      await followOn(m, error.message);
+      return;
+    }
   }
   m.row = await m.exec.transition(m.row, 'fencing');
 }
@@ -51,21 +57,6 @@ async function waitForPermission(m: Move): Promise<void> {
     return false;
   });
   await m.exec.progress({ note: null });
-}
-
-/** @throws MigrationFailure when tables have been declared that the migration did not begin with */
-export function refuseNewTables(m: Move, now: Topology): void {
-  const keyspace = now.keyspaces.get(m.keyspace.name);
-  const begun = m.row.facts.tables as readonly string[];
-  const added = [
-    ...(keyspace?.tables ?? []).map(tableId),
-    ...[...now.referenceTables.values()].filter((t) => !t.shards.includes(m.spec.to)).map(tableId),
-  ].filter((t) => !begun.includes(t));
-  if (added.length > 0)
-    throw new MigrationFailure(
-      `tables were added during the move: ${added.join(', ')}`,
-      'Start the migration again: it will take them along.',
-    );
 }
 
 /** Sessions that hold the guard's lock, the oldest first. */

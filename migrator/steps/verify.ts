@@ -1,4 +1,4 @@
-import { tableId } from '../../topology/topology.js';
+import { type Topology, tableId } from '../../topology/topology.js';
 import { compareLive, tableSum } from '../compare.js';
 import { type ComparedTable, lastComparison, type RequestedComparison } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
@@ -12,13 +12,14 @@ const WHY_ROWS_DIFFER =
 /** Keys of differing rows that are kept for people, per table. */
 const KEYS_KEPT = 20;
 
-/** verifying → ready: every table by hash, while it is written to. Tables that have passed are not read again after a crash. */
+/** verifying → ready, or following: every table by hash, while it is written to. Tables that have passed are not read again after a crash. */
 export async function verify(m: Move): Promise<void> {
   m.exec.at('before:verify');
   if (m.exec.dry) await m.exec.wait('every table is compared, by hash, on both sides', async () => true);
   else await verifyTables(m);
   m.exec.at('after:verify');
-  m.row = await m.exec.transition(m.row, 'ready');
+  const follows = m.row.replica !== null && m.row.requested !== 'promote';
+  m.row = await m.exec.transition(m.row, follows ? 'following' : 'ready');
 }
 
 async function verifyTables(m: Move): Promise<void> {
@@ -67,6 +68,21 @@ export async function compareOnRequest(m: Move, view: Move): Promise<boolean> {
   m.row = await m.exec.noteFacts(m.row, { comparison });
   await m.exec.progress({ note: null });
   return true;
+}
+
+/** @throws MigrationFailure when tables have been declared that the migration did not begin with */
+export function refuseNewTables(m: Move, now: Topology): void {
+  const keyspace = now.keyspaces.get(m.keyspace.name);
+  const begun = m.row.facts.tables as readonly string[];
+  const added = [
+    ...(keyspace?.tables ?? []).map(tableId),
+    ...[...now.referenceTables.values()].filter((t) => !t.shards.includes(m.spec.to)).map(tableId),
+  ].filter((t) => !begun.includes(t));
+  if (added.length > 0)
+    throw new MigrationFailure(
+      `tables were added during the move: ${added.join(', ')}`,
+      'Start the migration again: it will take them along.',
+    );
 }
 
 /** Somebody may have changed a table on one side since. @throws MigrationFailure when the two no longer match */

@@ -9,8 +9,10 @@ import { MiniProxy } from '../migrator/mini-proxy.js';
 import {
   abortOnEntering,
   approveMove,
+  approveReplica,
   keyspaceOf,
   leftovers,
+  promoteOnFollowing,
   resetShop,
   rollBackOnReversing,
   type Setting,
@@ -26,6 +28,8 @@ import { type Compiled, compile } from './compile.js';
 const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-tables'];
 /** Passed only by an abort. */
 const ABORTING: readonly CrashPoint[] = ['after:abort-reopen', 'after:undo'];
+/** Passed only by a replica; the last by one that is dropped. */
+const OF_REPLICAS: readonly CrashPoint[] = ['recorded:serve-replica', 'after:serve-replica', 'after:stop-replica'];
 /** Passed only by a migration that has a way back, and takes it. */
 const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
 /** Passed only by a migration that changes bounds alone. */
@@ -90,7 +94,10 @@ async function crashAndResume(point: CrashPoint): Promise<string> {
   try {
     writers.start(proxy, 2, TENANTS);
     const to = owner === 'one' ? 'two' : 'one';
-    const id = await approveMove(s, [BigInt(CUT)], null, owner, to);
+    const approve = OF_REPLICAS.includes(point) ? approveReplica : approveMove;
+    const id = await approve(s, [BigInt(CUT)], null, owner, to);
+    await promoteOnFollowing(s, true);
+    if (point === 'after:stop-replica') await abortOnEntering(s, 'ready');
     if (ABORTING.includes(point)) await abortOnEntering(s, 'verifying');
     if (ON_THE_WAY_BACK.includes(point)) await rollBackOnReversing(s, true);
     expect(await runUntilCrash(point)).toBe('SIGKILL');
@@ -131,9 +138,16 @@ describe('a migrator killed at', () => {
     expect(await crashAndResume(point)).toBe('done');
   });
 
-  const passedByAll = CRASH_POINTS.filter((p) => ![...FRESH, ...ABORTING, ...ON_THE_WAY_BACK, ...RECUT].includes(p));
+  const passedByAll = CRASH_POINTS.filter(
+    (p) => ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...ON_THE_WAY_BACK, ...RECUT].includes(p),
+  );
   test.each(passedByAll)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('done');
+  });
+
+  test.each(OF_REPLICAS)('%s', async (point) => {
+    expect(await crashAndResume(point)).toBe(point === 'after:stop-replica' ? 'aborted' : 'done');
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
   });
 
   test.each(ON_THE_WAY_BACK)('%s', async (point) => {

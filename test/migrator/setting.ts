@@ -142,6 +142,21 @@ export async function approveMove(
   return createMigration(s.catalog.pool, await keyspaceOf(s), moveSpec(lo, hi, from, to), { actor: 'test', controls });
 }
 
+/** What nobody reads there is older than two seconds. */
+const TERMS = { maxStalenessMs: 2000, readPercent: 0 };
+
+/** The same, resting as a replica. */
+export async function approveReplica(
+  s: Setting,
+  lo: Position | null,
+  hi: Position | null,
+  from = 'one',
+  to = 'two',
+): Promise<bigint> {
+  const spec = moveSpec(lo, hi, from, to);
+  return createMigration(s.catalog.pool, await keyspaceOf(s), spec, { actor: 'test', replica: TERMS });
+}
+
 /** Everything of ours that is still on the shards; empty when clean. */
 export async function leftovers(s: Setting): Promise<string[]> {
   const found: string[] = [];
@@ -191,6 +206,11 @@ export function abortOnEntering(s: Setting, state: string | null): Promise<void>
 /** The next migration to enter `state` is paused; null: none any more. */
 export function pauseOnEntering(s: WithCatalog, state: string | null): Promise<void> {
   return askOnChange(s, 'ask_pause', 'paused := true', entering(state));
+}
+
+/** Whether every replica is to be promoted as soon as it is one. */
+export function promoteOnFollowing(s: Setting, on: boolean): Promise<void> {
+  return askOnChange(s, 'ask_promote', "requested := 'promote'", entering(on ? 'following' : null));
 }
 
 /** Whether every migration that comes to have a way back is to be taken back. */

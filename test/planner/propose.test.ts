@@ -62,6 +62,7 @@ function input(setup: Setup): PlanningInput {
     shardedTables: new Map(),
     referenceTables: new Map(),
     holds: [],
+    replicas: [],
     schemaGeneration: 0n,
   };
   const bounds = intervals(setup.segments.map((s) => s.lo));

@@ -8,10 +8,12 @@ import type {
   Keyspace,
   KeyspaceName,
   Range,
+  RangeReplica,
   ReferenceTable,
   Shard,
   ShardedTable,
   ShardName,
+  TableName,
   Topology,
 } from '../topology.js';
 import { tableId } from '../topology.js';
@@ -35,7 +37,12 @@ SELECT m.epoch::text, m.schema_generation::text AS "schemaGeneration", m.databas
   (SELECT coalesce(jsonb_agg(jsonb_build_object('id', h.id::text, 'keyspace', h.keyspace, 'lo', h.lo, 'hi', h.hi,
             'referenceTables', h.reference_tables,
             'remainingMs', extract(epoch FROM h.deadline - clock_timestamp()) * 1000) ORDER BY h.id), '[]')
-     FROM foreshard.hold h WHERE h.deadline > clock_timestamp()) AS holds
+     FROM foreshard.hold h WHERE h.deadline > clock_timestamp()) AS holds,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('id', p.migration_id::text, 'since', p.since::text, 'keyspace', p.keyspace, 'lo', p.lo,
+            'hi', p.hi, 'source', p.source, 'shard', p.shard, 'marker', jsonb_build_object('schema', p.marker_schema, 'table', p.marker_table),
+            'referenceTables', p.reference_tables, 'schemaGeneration', p.schema_generation::text,
+            'maxStalenessMs', p.max_staleness_ms, 'readPercent', p.read_percent) ORDER BY p.migration_id), '[]')
+     FROM foreshard.range_replica p WHERE p.since IS NOT NULL) AS replicas
 FROM foreshard.meta m`;
 
 interface Row {
@@ -54,6 +61,20 @@ interface Row {
     hi: string[] | null;
     referenceTables: boolean;
     remainingMs: number;
+  }[];
+  replicas: {
+    id: string;
+    since: string;
+    keyspace: string;
+    lo: string[] | null;
+    hi: string[] | null;
+    source: string;
+    shard: string;
+    marker: TableName;
+    referenceTables: TableName[];
+    schemaGeneration: string;
+    maxStalenessMs: number;
+    readPercent: number;
   }[];
 }
 
@@ -102,6 +123,22 @@ function buildTopology(row: Row): Topology {
     };
   });
 
+  const replicas: RangeReplica[] = row.replicas.map((r) => {
+    const keyspace = keyspaces.get(r.keyspace as KeyspaceName);
+    if (keyspace === undefined) throw damaged(`replica ${r.id} names no keyspace`);
+    return {
+      ...r,
+      id: BigInt(r.id),
+      since: BigInt(r.since) as Epoch,
+      keyspace: keyspace.name,
+      lo: positionFromJson(keyspace, r.lo),
+      hi: positionFromJson(keyspace, r.hi),
+      source: r.source as ShardName,
+      shard: r.shard as ShardName,
+      schemaGeneration: BigInt(r.schemaGeneration),
+    };
+  });
+
   return {
     epoch: BigInt(row.epoch) as Epoch,
     schemaGeneration: BigInt(row.schemaGeneration),
@@ -113,6 +150,7 @@ function buildTopology(row: Row): Topology {
     shardedTables,
     referenceTables,
     holds,
+    replicas,
   };
 }
 

@@ -101,6 +101,7 @@ function topologyOf(keyspaces: readonly Keyspace[]): Topology {
     shardedTables: new Map(keyspaces.flatMap((k) => k.tables.map((t) => [tableId(t), t]))),
     referenceTables: new Map(references.map((t) => [tableId(t), t])),
     holds: [],
+    replicas: [],
     schemaGeneration: 0n,
   };
 }

@@ -1,0 +1,168 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { changeReplica, requestAbort, requestPromotion } from '../../migrator/migration-requests.js';
+import { loadMigration } from '../../migrator/migration-row.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, approveReplica, leftovers, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+beforeEach(() => resetShop(s, 12, 50));
+
+const serves = (id: bigint) =>
+  waitFor(async () => (await s.catalog.loadTopology()).replicas.find((r) => r.id === id) ?? null, {
+    what: 'the replica',
+    timeoutMs: 40_000,
+  });
+const note = (id: bigint, pattern: RegExp) =>
+  waitFor(async () => pattern.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''), {
+    what: `the note ${pattern}`,
+    timeoutMs: 40_000,
+  });
+
+describe('a replica', () => {
+  test('rests in following, is a part of the topology from a new epoch on, and follows', async () => {
+    const { writers } = await moves.startLoad(12, false);
+    const before = await s.catalog.loadTopology();
+    const id = await approveReplica(s, [6n], null);
+    moves.startMigrator();
+    const replica = await serves(id);
+    expect(replica).toMatchObject({
+      since: before.epoch + 1n,
+      keyspace: 'tenant',
+      lo: [6n],
+      hi: null,
+      source: 'one',
+      shard: 'two',
+      referenceTables: [{ schema: 'public', table: 'countries' }],
+      maxStalenessMs: 2000,
+    });
+    await note(id, /^following, /);
+    await writers.stop();
+    expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
+    await waitFor(
+      async () => {
+        const sum = async (url: string) =>
+          (await withClient(url, (c) => c.query('SELECT count(*), sum(version) FROM orders WHERE tenant_id >= 6')))
+            .rows[0];
+        return JSON.stringify(await sum(s.urlOne)) === JSON.stringify(await sum(s.urlTwo));
+      },
+      { what: 'both sides to be alike', timeoutMs: 20_000 },
+    );
+    await changeReplica(s.catalog.pool, id, { readPercent: 10 }, 'test');
+    expect((await s.catalog.loadTopology()).replicas[0]).toMatchObject({ readPercent: 10, maxStalenessMs: 2000 });
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
+    expect(await audit(s, writers, () => false)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('becomes the owner when it is promoted, and loses no write', async () => {
+    const { writers } = await moves.startLoad(12);
+    const id = await approveReplica(s, [6n], null);
+    await expect(requestPromotion(s.catalog.pool, id, 'test')).rejects.toThrow(/is approved/);
+    moves.startMigrator();
+    await note(id, /^following, /);
+    const before = writers.acknowledged;
+    await waitFor(() => writers.acknowledged > before + 50, { what: 'writes' });
+    await requestPromotion(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    await writers.stop();
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant >= 6)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+    await expect(requestPromotion(s.catalog.pool, id, 'test')).rejects.toThrow(/is done/);
+  });
+
+  test('goes on as a replica when the fence cannot be had', async () => {
+    const id = await approveReplica(s, [6n], null);
+    moves.startMigrator({ ackMs: 200, maxFenceTries: 2, fenceBackoffMs: 50 });
+    await note(id, /^following, /);
+    const { pool } = s.catalog;
+    const silent = "'00000000-0000-0000-0000-000000000001'";
+    await pool.query(`INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
+      VALUES (${silent}, 'silent', 'none', clock_timestamp() + interval '1 hour', 1000000)`);
+    await requestPromotion(pool, id, 'test');
+    await waitFor(async () => (await loadMigration(pool, id)).error !== null, {
+      what: 'the fences to be missed',
+      timeoutMs: 40_000,
+    });
+    const row = await loadMigration(pool, id);
+    expect(row).toMatchObject({ state: 'following', requested: null });
+    expect(row.error).toMatch(/2 fences were missed; .* silent/);
+    expect((await s.catalog.loadTopology()).replicas).toHaveLength(1);
+    await pool.query(`DELETE FROM foreshard.proxy WHERE id = ${silent}`);
+    await requestPromotion(pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  });
+
+  test('is dropped, with the reason, when its slot is lost', async () => {
+    const id = await approveReplica(s, [6n], null);
+    moves.startMigrator();
+    await note(id, /^following, /);
+    await waitFor(
+      () =>
+        withClient(s.urlOne, async (c) => {
+          await c
+            .query('SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots')
+            .then(() => c.query('SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots'))
+            .catch(() => undefined);
+          return (await c.query('SELECT FROM pg_replication_slots')).rowCount === 0;
+        }),
+      { what: 'the slot to be gone' },
+    );
+    expect(await moves.atRest(id)).toBe('aborted');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/the replication slot on shard "one" is gone/);
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('keeps its interval and its shard from other migrations, and nothing else', async () => {
+    const id = await approveReplica(s, [6n], [9n]);
+    moves.startMigrator();
+    await serves(id);
+    const over = await approveMove(s, [8n], [10n]);
+    expect(await moves.atRest(over)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, over)).error).toMatch(/keeps a replica of the interval/);
+    const beside = await approveMove(s, [10n], null);
+    expect(await moves.atRest(beside)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, beside)).error).toMatch(
+      /keeps a replica on shard "two"/,
+    );
+    expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+  });
+
+  test('is dropped when its tables are changed at the source, and serves on when others are', async () => {
+    const id = await approveReplica(s, [6n], null);
+    moves.startMigrator();
+    await note(id, /^following, /);
+    const { schemaGeneration } = await s.catalog.loadTopology();
+    await s.catalog.pool.query('UPDATE foreshard.meta SET schema_generation = schema_generation + 1');
+    await waitFor(
+      async () => (await s.catalog.loadTopology()).replicas[0]?.schemaGeneration === schemaGeneration + 1n,
+      {
+        what: 'the tables to be looked at again',
+        timeoutMs: 20_000,
+      },
+    );
+    await withClient(s.urlOne, (c) => c.query('ALTER TABLE orders ADD COLUMN later int'));
+    await s.catalog.pool.query('UPDATE foreshard.meta SET schema_generation = schema_generation + 1');
+    expect(await moves.atRest(id)).toBe('aborted');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/table "public.orders" was changed/);
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
+  });
+});
