@@ -66,6 +66,7 @@ export class LiveTopology {
   readonly #renewals = new Again(() => this.#renewOnce());
   #watch: { close(): Promise<void> } | null = null;
   #closed = false;
+  #era = 0;
 
   private constructor(options: LiveTopologyOptions, topology: Topology) {
     this.#options = options;
@@ -101,6 +102,11 @@ export class LiveTopology {
   /** Whether the lease lasts: beyond it, another proxy's map may be newer than ours. */
   get mayServe(): boolean {
     return performance.now() < this.#leaseUntil;
+  }
+
+  /** Another one after the lease had ended for the catalog: nobody has waited for what was under way. */
+  get era(): number {
+    return this.#era;
   }
 
   /** Whether statements may be routed by what is known of the schema; those of a transaction that is under way go on with it. */
@@ -309,6 +315,7 @@ export class LiveTopology {
       if (renewed === null) {
         // The lease had ended, and others may have moved on without us. From the moment of the registration they wait for us
         // again, so what is loaded after it is safe to serve.
+        this.#era += 1;
         await this.#leases.register({ id: this.id, name, listen, ...facts });
         for (const live of this.#holds.values()) live.acked = false;
         await this.#reads.run();

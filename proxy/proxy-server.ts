@@ -22,6 +22,7 @@ import { type TlsOptions, TlsServer } from './listener/tls-server.js';
 import { LiveTopology } from './live-topology.js';
 import { Login, tooManyClients } from './login.js';
 import { Pools, type PoolsOptions } from './pools.js';
+import { Replicas } from './replicas.js';
 import { Replication } from './replication.js';
 import { Router } from './router/router.js';
 import { TextReader } from './router/text-reader.js';
@@ -123,6 +124,7 @@ export class ProxyServer {
   readonly #services = new Map<string, SessionServices>();
   readonly #login: Login;
   readonly #replication: Replication;
+  readonly #replicas: Replicas;
   readonly #admin: AdminServer;
   readonly #administration: Administration;
   readonly #averages: Averages;
@@ -212,6 +214,9 @@ export class ProxyServer {
     }, limits);
     this.#authentication = parts.authentication;
     this.pools = new Pools(options.pool, live, parts.authentication.secrets, logger);
+    this.#replicas = new Replicas(logger);
+    this.#replicas.apply(live.current);
+    live.onApplied(() => this.#replicas.apply(live.current));
     this.#notifications = new Notifications({
       shards: () => live.current.shards.keys(),
       connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
@@ -251,6 +256,7 @@ export class ProxyServer {
       streams: () => this.#replication.streams,
       pools: this.pools,
       live,
+      replicas: this.#replicas,
       router,
       catalog: options.catalog,
       templates,
@@ -306,6 +312,7 @@ export class ProxyServer {
           services = {
             live,
             router,
+            replicas: this.#replicas,
             contents,
             load,
             logger,
@@ -391,6 +398,7 @@ export class ProxyServer {
     this.#gate.close();
     this.#timeouts.close();
     this.#notifications.close();
+    this.#replicas.close();
     this.#averages.close();
     this.#admin.close();
     this.pools.close();

@@ -3,6 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import type { Client, Clients } from '../clients.js';
 import type { LiveTopology } from '../live-topology.js';
 import type { Pools } from '../pools.js';
+import type { Replicas } from '../replicas.js';
 import type { Stream } from '../replication.js';
 import type { Router } from '../router/router.js';
 import { Activity } from '../session/activity.js';
@@ -38,6 +39,7 @@ export interface ProcessState {
   readonly streams: () => readonly Stream[];
   readonly pools: Pools;
   readonly live: LiveTopology;
+  readonly replicas: Replicas;
   readonly router: Router;
   readonly templates: TemplateStats;
   /** Connections that are logging in. */

@@ -3,6 +3,7 @@ import { CLIENTS, SERVERS, SOCKETS } from './connection-views.js';
 import { LANES } from './lane-view.js';
 import { DATABASES, LISTS, MEM, PINS, POOLS, SHARD_POOLS, STATE, USERS } from './pool-views.js';
 import type { ProcessState } from './process-state.js';
+import { REPLICAS } from './replica-view.js';
 import { STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS_VIEW } from './stats-views.js';
 import { TEMPLATES } from './template-view.js';
 import { KEYSPACES, MIGRATIONS, PLANS, RANGES, SHARDS } from './topology-views.js';
@@ -86,6 +87,7 @@ const VIEWS: readonly View<ProcessState>[] = [
   SHARDS,
   KEYSPACES,
   RANGES,
+  REPLICAS,
   TEMPLATES,
   MIGRATIONS,
   PLANS,

@@ -136,6 +136,30 @@ export class Lanes implements LaneOwner {
     return this.#pool.options.laneLateMs;
   }
 
+  /**
+   * A lane for one read, which keeps nobody else waiting: to be retired when it has joined, or when there is none after all. Null: there is no connection for
+   * it now.
+   */
+  alone(group: LaneGroup): Lane | Promise<Lane> | null {
+    const backend = this.#pool.takeForLane(false, group.onServer);
+    if (backend === null) return null;
+    if (backend instanceof Promise || backend.settings === null || !areAlike(backend.settings, group.onServer))
+      return this.#prepareAlone(backend, group.onServer);
+    return this.#watched(backend, performance.now());
+  }
+
+  async #prepareAlone(from: Backend | Promise<Backend>, settings: SettingMap): Promise<Lane> {
+    const backend = await from;
+    try {
+      await this.#prepare(backend, settings);
+    } catch (error) {
+      this.#pool.discard(backend);
+      throw error;
+    }
+    backend.settings = settings;
+    return this.#watched(backend, performance.now());
+  }
+
   /** There is a connection for whoever asks now. */
   get hasSpare(): boolean {
     return this.#pool.hasSpare;
@@ -278,11 +302,15 @@ export class Lanes implements LaneOwner {
   }
 
   #add(group: LaneGroup, backend: Backend, now: number): void {
-    const lane = new Lane(backend, this, now);
     backend.settings = group.onServer;
-    group.lanes.push(lane);
+    group.lanes.push(this.#watched(backend, now));
+  }
+
+  #watched(backend: Backend, now: number): Lane {
+    const lane = new Lane(backend, this, now);
     this.#all.add(lane);
     this.#watch.opened(lane, this);
+    return lane;
   }
 
   #groupOf(lane: Lane): LaneGroup | null {

@@ -60,6 +60,8 @@ const TERMINATE_MS = 5_000;
  */
 export class ServerConnection {
   readonly options: ServerConnectionOptions;
+  /** Since when it is logged in, on performance.now()'s clock. */
+  readonly openedAt = performance.now();
   readonly processId: number;
   /** For cancel requests. */
   readonly secret: Buffer;

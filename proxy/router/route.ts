@@ -1,5 +1,5 @@
 import type { KeyTuple, Position } from '../../topology/key.js';
-import type { KeyspaceName, ShardName, TableName, Topology } from '../../topology/topology.js';
+import type { KeyspaceName, RangeReplica, ShardName, TableName, Topology } from '../../topology/topology.js';
 import type { Pace } from './pace.js';
 
 /**
@@ -219,6 +219,8 @@ export interface LaneRoute {
   readonly touches: readonly Touch[];
   readonly everything: boolean;
   readonly writesReference: false;
+  /** `shard` is not the owner, but has a replica. */
+  readonly replica?: RangeReplica;
 }
 
 /** Values of a Bind, for key extraction. */

@@ -1,4 +1,4 @@
-import type { ShardName, Topology } from '../../topology/topology.js';
+import type { RangeReplica, ShardName, Topology } from '../../topology/topology.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
@@ -370,6 +370,29 @@ export class Router {
     } as const;
     if (everything || plan.target.kind === 'any') analyzed.laneRoute = found;
     return found;
+  }
+
+  /**
+   * The same at a replica, be it fit to share a connection or not; null: it is not a read by keys of the shard that has the replica.
+   * @param there the topology in which the replica is the owner
+   */
+  replicaRoute(
+    analyzed: Analyzed,
+    params: BoundParams | null,
+    replica: RangeReplica,
+    there: Topology,
+    now: Topology,
+  ): LaneRoute | null {
+    if (!(analyzed instanceof AnalyzedText)) return null;
+    const { statements, template, pace } = analyzed;
+    const plan = statements[0]?.plan;
+    if (plan?.laneSafe !== true || statements.length !== 1 || !this.isCurrent(analyzed)) return null;
+    // What only the home shard has is of now, where that has the replica.
+    if (plan.target.kind !== 'keys' || plan.target.home) return null;
+    const route = routeExecution(plan, analyzed.values(params), there);
+    if (route.kind !== 'shard' || route.shard !== replica.shard) return null;
+    const { shard, touches } = route;
+    return { template, pace, topology: now, shard, touches, everything: false, writesReference: false, replica };
   }
 
   /** Whether a DO block, given as its whole text, may change settings for longer than its transaction. */

@@ -13,6 +13,8 @@ export type OnLease = () => Promise<void> | null;
 export abstract class ClientRead extends LaneRead {
   /** Where it goes, and what it touches there. */
   route: LaneRoute;
+  /** See `LiveTopology`. */
+  era = 0;
   protected readonly reads: LaneReads;
 
   constructor(reads: LaneReads, route: LaneRoute) {
@@ -54,6 +56,8 @@ export abstract class ClientRead extends LaneRead {
 
   protected worded(fields: ErrorFields, frame: Buffer, byMistake: boolean): Buffer | null {
     if (!this.told) {
+      // Something may be missing there, or not be granted. The owner says what is right.
+      if (this.route.replica !== undefined && fields.sqlstate !== '57014') return null;
       if (byMistake && fields.sqlstate === '57014') return null;
       // Prepared by a read ahead of it, which has failed.
       if (fields.sqlstate === '26000') return null;

@@ -5,6 +5,7 @@ import type { Lanes } from '../backend/lanes.js';
 import type { Notifications } from '../backend/notifications.js';
 import type { Pool } from '../backend/pool.js';
 import type { LiveTopology } from '../live-topology.js';
+import type { Replicas } from '../replicas.js';
 import type { Router } from '../router/router.js';
 import type { SchemaView } from '../schema-view.js';
 import type { LoadRecord } from '../telemetry/load-counter.js';
@@ -26,6 +27,7 @@ import type { Wait } from './wait.js';
 export interface SessionServices {
   readonly live: LiveTopology;
   readonly router: Router;
+  readonly replicas: Replicas;
   readonly contents: PreparedContents;
   /** Told of every execution that is done. */
   readonly load: { record(record: LoadRecord): void };

@@ -133,7 +133,13 @@ export class ExtendedProtocol {
   }
 
   /** Null: it is sent, or answered, without having waited for anything. */
-  #dispatch(batch: readonly Message[], since: number, times: number, shared = true): Promise<void> | null {
+  #dispatch(
+    batch: readonly Message[],
+    since: number,
+    times: number,
+    shared = true,
+    prepared = false,
+  ): Promise<void> | null {
     const { lease, wait } = this.#session;
     const reading = this.#reader.read(batch);
     const { items, executions, error, rest } = reading;
@@ -142,7 +148,18 @@ export class ExtendedProtocol {
         this.#reader.undo(items);
         return this.#dispatch(batch, since, 0, false);
       };
-      if (this.#session.lanes.batch(items, onLease)) return null;
+      const { lanes } = this.#session;
+      const preparing = prepared ? null : lanes.preparingBatch(items);
+      if (preparing !== null)
+        return preparing.then(
+          () => {
+            this.#reader.undo(items);
+            return this.#dispatch(batch, since, 0, true, true) ?? undefined;
+          },
+          (error: unknown) =>
+            this.#failUnit({ batch, reading, since, times, open: lease.unsynced }, error) ?? undefined,
+        );
+      if (lanes.batch(items, onLease)) return null;
     }
     if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return null;
     const unit: Unit = { batch, reading, since, times, open: lease.unsynced };

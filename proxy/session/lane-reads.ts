@@ -1,8 +1,10 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { ShardName, Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Lane } from '../backend/lane.js';
 import type { AgainReason } from '../backend/lane-read.js';
 import type { LaneGroup } from '../backend/lanes.js';
+import { isServed } from '../replicas.js';
 import { AnalyzedText } from '../router/analyzed-text.js';
 import type { Analyzed, BoundParams, LaneRoute } from '../router/route.js';
 import { encodeErrorResponse } from '../wire/error-response.js';
@@ -19,6 +21,7 @@ import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { Lookup } from './name-lookup.js';
 import type { ClientStatement } from './prepared.js';
 import { lost, mayNotSay } from './refusals.js';
+import { AT_REPLICA, type ReplicaPlace, ReplicaReads, type Source } from './replica-reads.js';
 import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
 import type { SettingMap } from './settings.js';
@@ -41,6 +44,9 @@ export interface LaneReadsParts {
   readonly statements: ClientStatements;
   readonly extended: ExtendedProtocol;
 }
+
+/** A connection to a replica is waited for no longer than this, ms. */
+const OPEN_MS = 250;
 
 /** What the messages that came last are; nothing of it is kept. */
 const batch = new StraightBatch();
@@ -75,6 +81,10 @@ export class LaneReads {
   #group: LaneGroup | null = null;
   #shard: ShardName | null = null;
   #settings: SettingMap | null = null;
+  /** Null: no replica has been there to be read yet. */
+  #replicas: ReplicaReads | null = null;
+  /** Of its own, for a read at a replica that was made ready last. */
+  #own: Lane | null = null;
 
   constructor(parts: LaneReadsParts) {
     this.#session = parts.owner;
@@ -99,6 +109,7 @@ export class LaneReads {
   #took(bytes: Buffer): boolean {
     const { activity, lookup, services } = this.#session;
     const { live, router } = services;
+    if (this.#readsReplicas) return false;
     if (bytes[0] === FRONTEND.Query) {
       const end = bytes.length - 1;
       // Exactly one message, which is a text and its end.
@@ -169,13 +180,46 @@ export class LaneReads {
 
   /** Whether the read under way touches what `covers` says. */
   uses(covers: (footprint: Footprint) => boolean): boolean {
-    return this.#current !== null && covers(this.#current.route);
+    // A replica goes on with what it has, whoever writes where.
+    return this.#current !== null && this.#current.route.replica === undefined && covers(this.#current.route);
   }
 
   /** Whether what the read under way touches is no longer all on its shard. */
   isStale(topology: Topology): boolean {
     const route = this.#current?.route;
-    return route !== undefined && !stillOn(route.shard, route, topology);
+    if (route === undefined || (route.replica !== undefined && isServed(route.replica, topology))) return false;
+    return !stillOn(route.shard, route, topology);
+  }
+
+  /** The client is being answered; see `ReplicaReads.heard`. */
+  heard(from: Source): void {
+    this.#replicas?.heard(from);
+  }
+
+  /** What has to be waited for before the statement can be read at a replica; null: nothing, or it is not to be. */
+  preparing(analyzed: Analyzed, params: BoundParams | null): Promise<void> | null {
+    if (this.#alone || !this.#readsReplicas) return null;
+    const place = this.#atReplica(analyzed, params, true);
+    return place instanceof Promise ? this.#prepared(place, analyzed, params) : null;
+  }
+
+  /** The same for a batch. */
+  preparingBatch(items: readonly Item[]): Promise<void> | null {
+    if (this.#alone || !this.#readsReplicas) return null;
+    const bind = laneBatch(items, LONGEST_BYTES)?.bind;
+    return bind === undefined ? null : this.preparing(bind.statement.analyzed, bind.execution.params);
+  }
+
+  async #prepared(first: Promise<void>, analyzed: Analyzed, params: BoundParams | null): Promise<void> {
+    const { wait } = this.#session;
+    const ended = new Promise<never>((_resolve, reject) => {
+      wait.addEventListener('abort', () => reject(wait.reason as Error));
+    });
+    ended.catch(() => undefined); // it may come when nobody waits any more
+    await Promise.race([first, ended]);
+    // A connection may be new: the replica has to be asked once more.
+    const second = this.#atReplica(analyzed, params, true);
+    if (second instanceof Promise) await Promise.race([second, ended]);
   }
 
   /** Runs a Query in a lane, if it may. @param frame the whole message */
@@ -276,9 +320,12 @@ export class LaneReads {
   }
 
   /** Whether the rows that were read are still where they were read, as far as this proxy may say so: its lease lasts. */
-  isCertain({ route }: ClientRead): boolean {
+  isCertain({ route, era }: ClientRead): boolean {
     const { live } = this.#session.services;
-    return live.mayServe && (live.current === route.topology || stillOn(route.shard, route, live.current));
+    if (!live.mayServe) return false;
+    // Before a replica goes, all that is read there is waited for (`isStale`), but not for long when the lease has ended.
+    if (route.replica !== undefined) return era === live.era;
+    return live.current === route.topology || stillOn(route.shard, route, live.current);
   }
 
   deliver(read: ClientRead, bytes: Buffer): void {
@@ -295,7 +342,8 @@ export class LaneReads {
     session.services.load.record({
       template: route.template,
       shard: route.shard,
-      touches: route.touches,
+      // Of the owner's load it is no part.
+      touches: route.replica === undefined ? route.touches : [],
       write: false,
       rows: read.rowCount,
       bytes: read.size,
@@ -304,7 +352,7 @@ export class LaneReads {
     });
     if (read.hasPortal) this.#extended.ready(IDLE);
     this.#output.answer(bytes);
-    this.#replies.answered(IDLE);
+    this.#replies.answered(IDLE, this.#seenBy(route));
     session.services.live.released();
     this.#loop.awaitingReady = false;
     if (this.#straight) return;
@@ -321,6 +369,7 @@ export class LaneReads {
     this.#loop.awaitingReady = false;
     this.#session.services.live.released();
     if (read.dropped) this.#spare = null;
+    if (why !== 'late') this.#countFailed(read.route);
     if (read.canceled) {
       this.#answerCanceled('canceling statement due to user request');
       return;
@@ -343,17 +392,130 @@ export class LaneReads {
 
   /** Where the statement may run among others' now; null: nowhere, it takes a lease. */
   #place(analyzed: Analyzed, params: BoundParams | null): LanePlace | null {
-    if (analyzed.statements[0]?.plan.laneSafe !== true || !analyzed.pace.isFit) return null;
-    const { lease, listening, lookup, services } = this.#session;
-    // What a view or function does may be another thing by now.
-    if (!services.schema.fresh) return null;
-    if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return null;
-    this.#lookup = lookup.current;
-    if (lookup.pending || !this.#lookup.sure) return null;
+    if (analyzed.statements[0]?.plan.laneSafe !== true) return null;
+    const { services } = this.#session;
+    if (this.#readsReplicas) {
+      const place = this.#atReplica(analyzed, params, false);
+      if (place !== null) return place as LanePlace;
+    }
+    if (!analyzed.pace.isFit || !this.#mayShare()) return null;
     const route = services.router.laneRoute(analyzed, params, services.live.current);
     if (route === null) return null;
     const lane = this.#laneFor(route);
     return lane === null ? null : { lane, route };
+  }
+
+  /** Nothing is open, so that a statement may run on a connection of others. */
+  #mayShare(): boolean {
+    const { lease, listening, lookup, services } = this.#session;
+    // What a view or function does may be another thing by now.
+    if (!services.schema.fresh) return false;
+    if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return false;
+    this.#lookup = lookup.current;
+    return !lookup.pending && this.#lookup.sure;
+  }
+
+  get #readsReplicas(): boolean {
+    const { replicas } = this.#session.services;
+    if (replicas.served.length === 0) return false;
+    this.#replicas ??= new ReplicaReads(replicas, this.#session.id);
+    return this.#replicas.mayRead(this.#session.settings.current);
+  }
+
+  /**
+   * Where the statement may be read at a replica now; null: nowhere, its owner is asked. A promise, if one `mayBeWaitedFor`: when it resolves, that may
+   * have changed.
+   */
+  #atReplica(
+    analyzed: Analyzed,
+    params: BoundParams | null,
+    mayBeWaitedFor: boolean,
+  ): LanePlace | Promise<void> | null {
+    const { live, router } = this.#session.services;
+    const reads = this.#replicas as ReplicaReads;
+    if (analyzed.statements[0]?.plan.laneSafe !== true || !this.#mayShare() || !live.mayServe) return null;
+    const place = reads.place(analyzed, params, router, live);
+    if (place === null) return null;
+    const now = performance.now();
+    place.served.follower.want(now);
+    // Rather than to open a connection for nothing.
+    const close = reads.isClose(place, now);
+    if (!close && !reads.isFresh(place, 0, now)) return this.#behind(place, mayBeWaitedFor);
+    const lane = this.#laneAt(place, mayBeWaitedFor);
+    if (lane === null) {
+      if (!mayBeWaitedFor) place.served.counts.failed += 1;
+      return null;
+    }
+    if (lane instanceof Promise) return lane;
+    if (reads.isFresh(place, lane.backend.connection.openedAt, now)) {
+      if (!mayBeWaitedFor) this.#own = null;
+      return { lane, route: place.route };
+    }
+    if (mayBeWaitedFor && close) return place.served.follower.fresh();
+    return this.#behind(place, mayBeWaitedFor);
+  }
+
+  #behind({ served }: ReplicaPlace, isLookedAtAgain: boolean): null {
+    if (!isLookedAtAgain) served.counts.behind += 1;
+    this.#leaveOwn();
+    return null;
+  }
+
+  #laneAt({ route }: ReplicaPlace, mayBeWaitedFor: boolean): Lane | Promise<void> | null {
+    const own = this.#own;
+    if (own?.takes === true && own.backend.shard === route.shard) return this.#fitting(own);
+    const group = this.#groupOn(route.shard);
+    if (group === null) return null;
+    if (route.pace.isFit) {
+      const shared = group.choose(performance.now());
+      if (shared !== null) return this.#fitting(shared);
+    }
+    const alone = this.#session.services.lanes(route.shard).alone(group);
+    if (!(alone instanceof Promise)) {
+      this.#own = alone;
+      return alone === null ? null : this.#fitting(alone);
+    }
+    const opened = alone.then(
+      (lane) => {
+        // One that nobody takes is given back before long.
+        this.#own = lane;
+      },
+      () => undefined, // the owner is asked
+    );
+    return mayBeWaitedFor ? Promise.race([opened, delay(OPEN_MS)]) : null;
+  }
+
+  #fitting(lane: Lane): Lane | null {
+    if (lane.names === this.#lookup?.signature) return lane;
+    if (lane === this.#own) this.#leaveOwn();
+    return null;
+  }
+
+  #leaveOwn(): void {
+    this.#own?.retire('given back');
+    this.#own = null;
+  }
+
+  /** What the client has seen now. */
+  #seenBy(route: LaneRoute): Source {
+    if (route.replica === undefined) return route;
+    const served = this.#servedOf(route);
+    if (served !== undefined) {
+      served.counts.reads += 1;
+      this.#replicas?.read(served);
+    }
+    return AT_REPLICA;
+  }
+
+  #countFailed(route: LaneRoute): void {
+    const served = this.#servedOf(route);
+    if (served !== undefined) served.counts.failed += 1;
+  }
+
+  #servedOf({ replica }: LaneRoute): ReplicaPlace['served'] | undefined {
+    if (replica === undefined) return undefined;
+    const { served } = this.#session.services.replicas;
+    return served.find((s) => s.replica.id === replica.id && s.replica.since === replica.since);
   }
 
   /** To be joined in the turn in which holds are looked at: none slips in between. */
@@ -380,8 +542,11 @@ export class LaneReads {
 
   #join(read: ClientRead, lane: Lane): void {
     this.#current = read;
+    read.era = this.#session.services.live.era;
     this.#loop.awaitingReady = true;
     lane.join(read, performance.now());
+    // Nobody else is to stand in line behind it.
+    if (read.route.replica !== undefined && !read.route.pace.isFit) lane.retire('given back');
   }
 
   #answerCanceled(reason: string): void {

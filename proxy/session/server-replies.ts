@@ -13,6 +13,7 @@ import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import { lost, mayNotSay } from './refusals.js';
+import type { Source } from './replica-reads.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
@@ -92,8 +93,9 @@ export class ServerReplies implements BackendOwner {
     this.#output.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
   }
 
-  /** The client's Query or Sync has been answered. */
-  answered(status: number): void {
+  /** The client's Query or Sync has been answered. `from`: what that has touched; null: that is not known */
+  answered(status: number, from: Source = this.#session.lease.transaction): void {
+    this.#session.lanes.heard(from);
     this.#session.activity.answeredAt = Date.now();
     this.answers += 1;
     this.#unseen = null;

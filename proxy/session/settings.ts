@@ -23,6 +23,12 @@ const STATEMENT_TIMEOUT = 'statement_timeout';
 /** They bound what a server process may do, or how long it may do nothing: not to be left behind on a connection that nobody has. */
 const BOUNDS: readonly string[] = ['idle_session_timeout', 'transaction_timeout'];
 
+/**
+ * How old what is read may be, for reads that a replica can answer. PostgreSQL knows nothing of it, and keeps it as it keeps any setting with a
+ * prefix.
+ */
+export const MAX_STALENESS = 'foreshard.max_staleness';
+
 /** Time-outs that the proxy carries out while the client has no server connection. */
 export const TIMEOUTS = ['idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'] as const;
 
@@ -42,7 +48,8 @@ function isRelative(name: string): boolean {
 
 /** Whether the value is needed here, in the server's words, whichever way it was set. */
 export function isAsked(name: string): boolean {
-  return isRelative(name) || (TIMEOUTS as readonly string[]).includes(settingName(name));
+  const key = settingName(name);
+  return isRelative(name) || key === MAX_STALENESS || (TIMEOUTS as readonly string[]).includes(key);
 }
 
 /** A statement, as a byte string, that gives a setting a value as the start-up packet does: one string, lists not quoted once more. */

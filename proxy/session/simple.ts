@@ -45,6 +45,16 @@ export class SimpleProtocol {
   query(frame: Buffer): Promise<void> | null {
     const analyzed = this.#statements.analyze(decodeQuery(frame));
     this.#statements.forget(''); // as PostgreSQL does with every Query
+    const preparing = this.#session.lanes.preparing(analyzed, null);
+    if (preparing !== null)
+      return preparing.then(
+        () => this.#carryOut(frame, analyzed) ?? undefined,
+        (error: unknown) => this.#units.fail(error),
+      );
+    return this.#carryOut(frame, analyzed);
+  }
+
+  #carryOut(frame: Buffer, analyzed: Analyzed): Promise<void> | null {
     if (this.#session.lanes.query(frame, analyzed)) return null;
     if (this.#answerLocally(analyzed)) return null;
     return this.#run(frame, analyzed, performance.now(), 0);

@@ -1,16 +1,17 @@
+import { parseDuration } from '../../topology/duration.js';
 import { quoteLiteral } from '../../topology/quote.js';
 import { soleShard } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { type CodeChange, codeChange } from '../router/code-change.js';
 import { readText } from '../router/keys.js';
 import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
-import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import { type ErrorFields, encodeErrorResponse, encodeNoticeResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE } from './lease.js';
 import type { Execution } from './placement.js';
 import { RefusedError } from './refusals.js';
-import { isAsked, NO_SETTINGS, TIMEOUTS } from './settings.js';
+import { isAsked, MAX_STALENESS, NO_SETTINGS, TIMEOUTS } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
 
@@ -299,6 +300,7 @@ export class Units {
     for (const name of names) {
       const value = await backend.value(encodeQuery(`SELECT pg_catalog.current_setting(${quoteLiteral(name)}, true)`));
       if (value !== null) settings.setValue(name, value);
+      if (value !== null && isBadStaleness(name, value)) this.#session.write(badStaleness(value));
       if (backend.status === IDLE) backend.settings = settings.current;
     }
     if (TIMEOUTS.some((name) => names.some((n) => n.toLowerCase() === name))) this.#session.boundsChanged();
@@ -382,6 +384,20 @@ const LONG = 64 * 1024;
 /** Functions, and special values of literals, that tell when the transaction began, or which one it is. */
 const OF_TRANSACTION =
   /\b(now|transaction_timestamp|current_date|current_time|current_timestamp|localtime|localtimestamp|today|tomorrow|yesterday|txid_\w+|pg_current_xact\w*|pg_current_snapshot)\b|\bage\s*\(/i;
+
+/** The server takes any text for a setting with a prefix. */
+function isBadStaleness(name: string, value: string): boolean {
+  return name.toLowerCase() === MAX_STALENESS && parseDuration(value) === null;
+}
+
+function badStaleness(value: string): Buffer {
+  return encodeNoticeResponse({
+    severity: 'WARNING',
+    sqlstate: '22023',
+    message: `invalid value for parameter "${MAX_STALENESS}": "${value}"`,
+    hint: 'Give it as 500ms, 2s or 1min. Until then nothing is read that may be old.',
+  });
+}
 
 /** Whether the answer, once told, binds the transaction to the server on which it was begun. */
 function tellsTransaction(text: Buffer): boolean {

@@ -18,7 +18,7 @@ const { admin } = at;
 const VIEWS = [
   ...['HELP', 'VERSION', 'CLIENTS', 'SERVERS', 'SOCKETS', 'POOLS', 'SHARD_POOLS', 'PINS', 'STATS', 'STATS_TOTALS'],
   ...['STATS_AVERAGES', 'TOTALS', 'LISTS', 'DATABASES', 'USERS', 'CONFIG', 'STATE', 'MEM', 'SHARDS', 'KEYSPACES'],
-  ...['RANGES', 'TEMPLATES', 'MIGRATIONS', 'PLANS'],
+  ...['RANGES', 'REPLICAS', 'TEMPLATES', 'MIGRATIONS', 'PLANS'],
 ];
 
 describe('login', () => {

@@ -138,9 +138,7 @@ describe('a replica', () => {
     expect((await loadMigration(s.catalog.pool, over)).error).toMatch(/keeps a replica of the interval/);
     const beside = await approveMove(s, [10n], null);
     expect(await moves.atRest(beside)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, beside)).error).toMatch(
-      /keeps a replica on shard "two"/,
-    );
+    expect((await loadMigration(s.catalog.pool, beside)).error).toMatch(/keeps a replica on shard "two"/);
     expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
     await requestAbort(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('aborted');

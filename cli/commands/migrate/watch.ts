@@ -29,7 +29,7 @@ export const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
             `foreshard: migration ${id} goes on without being watched; "foreshard migrate pause ${id}" or "foreshard migrate abort ${id}" would stop it\n`,
           );
           process.exitCode = trap.exitCode();
-        } else if (last.state !== 'done' && last.state !== 'reversing')
+        } else if (!['done', 'reversing', 'following'].includes(last.state))
           process.exitCode = waitsForSomebody(last) === null ? EXIT.failed : EXIT.waiting;
       });
     } finally {
