@@ -124,6 +124,11 @@ export class SchemaView {
     return soleShard(current) === null ? current.schemaGeneration : this.#seen.generation;
   }
 
+  /** All that our clients have made, and that may leave something on a server connection, is known. */
+  get allRead(): boolean {
+    return this.#unread.isEmpty;
+  }
+
   /** Whether one of these statements may run what our clients have made and is not known yet. */
   mayRunUnread(executions: readonly Execution[]): boolean {
     return !this.#unread.isEmpty && this.#unread.mayBeRunBy(executions);

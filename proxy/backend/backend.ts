@@ -398,6 +398,13 @@ export class Backend {
     if (this.#expected[0]?.kind === 'local') this.#flushLocal();
   }
 
+  /** The same of an answer that leaves a transaction block open, to the only thing that a client has asked. @returns how long it took, ms */
+  wholeAnswerInTransaction(): number {
+    this.midMessage = false;
+    this.#expected.pop();
+    return this.clock.answered();
+  }
+
   #onReady(frame: Buffer): void {
     this.status = frame[5] ?? IDLE;
     this.#skipping = false;

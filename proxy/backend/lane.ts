@@ -1,9 +1,10 @@
 import { namesOf } from '../session/name-lookup.js';
 import { decodeErrorFields } from '../wire/error-response.js';
-import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
+import { BACKEND } from '../wire/message-types.js';
 import type { Backend } from './backend.js';
 import type { BackendOwner, Expectation } from './expectation.js';
 import type { LaneRead } from './lane-read.js';
+import { WholeAnswer } from './whole-answer.js';
 
 /** What a lane tells those it belongs to. */
 export interface LaneOwner {
@@ -30,18 +31,8 @@ const LATE_TIMES = 8;
 /** What the server says of itself in place of an answer to one read. */
 const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
-/** What an answer consists of when nothing about it is out of the ordinary. Index: type byte. */
-const PLAIN = new Uint8Array(256);
-for (const type of [
-  BACKEND.ParseComplete,
-  BACKEND.BindComplete,
-  BACKEND.RowDescription,
-  BACKEND.NoData,
-  BACKEND.DataRow,
-  BACKEND.CommandComplete,
-  BACKEND.CloseComplete,
-])
-  PLAIN[type] = 1;
+/** The answer that is looked at; nothing of it is kept. */
+const answer = new WholeAnswer();
 
 /** A server connection on which reads of several clients stand in line, each with its own Query or Sync. */
 export class Lane implements BackendOwner {
@@ -208,35 +199,19 @@ export class Lane implements BackendOwner {
   /** Whole answers are cut out by their headers and go on as they are, each in one piece. */
   onChunk(chunk: Buffer): number {
     const { backend } = this;
-    const limit = chunk.length;
     let now = 0;
     let start = 0;
-    let at = 0;
-    let rows = 0;
-    let described = -1;
-    while (at + HEADER_BYTES <= limit) {
-      const type = chunk[at] as number;
-      const end = at + 1 + chunk.readInt32BE(at + 1);
-      if (end > limit || end <= at + 4) return start;
-      if (type !== BACKEND.ReadyForQuery) {
-        if (PLAIN[type] !== 1) return start;
-        if (type === BACKEND.DataRow) rows += 1;
-        else if (type === BACKEND.RowDescription || type === BACKEND.NoData) described = at - start;
-        at = end;
-        continue;
-      }
+    while (start < chunk.length && answer.read(chunk, start)) {
       const read = this.#head;
-      if (read === null || !read.isFresh || !backend.expects(read) || chunk[at + HEADER_BYTES] !== IDLE) return start;
+      if (read === null || !read.isFresh || !backend.expects(read) || answer.status !== IDLE) return start;
+      const { end, rows, described } = answer;
       if (now === 0) now = performance.now();
       backend.wholeAnswer();
       const ms = this.#ended(read, now);
       read.whole(chunk.subarray(start, end), rows, described, ms);
       if (this.#head === null) this.settle();
-      if (backend.connection.isClosed) return limit;
+      if (backend.connection.isClosed) return chunk.length;
       start = end;
-      at = end;
-      rows = 0;
-      described = -1;
     }
     return start;
   }

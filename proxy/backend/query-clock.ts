@@ -39,6 +39,15 @@ export class QueryClock {
     totals.xactTimeMs += now - this.#transactionSince;
   }
 
+  /** ReadyForQuery to a query of a client's, in a transaction. @returns how long it took, ms */
+  answered(): number {
+    const ms = performance.now() - this.since;
+    this.#inQuery = false;
+    this.#totals.queryCount += 1;
+    this.#totals.queryTimeMs += ms;
+    return ms;
+  }
+
   /** A query of its own transaction, among others of their own, took so long. */
   read(ms: number): void {
     const totals = this.#totals;

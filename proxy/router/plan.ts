@@ -58,6 +58,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
+    ...(leavesNothing(a) && a.setConfigCalls.length === 0 && target.kind !== 'sole' ? { plain: true as const } : {}),
     ...(select !== null && leavesNothing(a) && isLaneSafe(statement, context) ? { laneSafe: true as const } : {}),
   };
 }

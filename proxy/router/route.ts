@@ -32,6 +32,8 @@ export interface StatementPlan {
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */
   readonly showsChannels?: true;
+  /** A query that does nothing but read or change rows, and draw numbers of sequences, as far as its session and server connection are concerned. */
+  readonly plain?: true;
   /** It may share a server connection with other clients' reads ({@link isLaneSafe}). */
   readonly laneSafe?: true;
 }

@@ -120,6 +120,11 @@ export class ExtendedProtocol {
     this.#skipping = true;
   }
 
+  /** The portal is another one from now on, which nothing has to be known of. */
+  forgetPortal(name: string): void {
+    this.#reader.forgetPortal(name);
+  }
+
   #takeBatch(): readonly Message[] {
     const batch = this.#batch;
     this.#batch = [];

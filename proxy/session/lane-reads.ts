@@ -19,7 +19,6 @@ import { BatchRead, laneBatch } from './lane-batch.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { Lookup } from './name-lookup.js';
-import type { ClientStatement } from './prepared.js';
 import { lost, mayNotSay } from './refusals.js';
 import { AT_REPLICA, type ReplicaPlace, ReplicaReads, type Source } from './replica-reads.js';
 import type { ServerReplies } from './server-replies.js';
@@ -125,12 +124,13 @@ export class LaneReads {
       return true;
     }
     if (bytes[0] !== FRONTEND.Parse && bytes[0] !== FRONTEND.Bind) return false;
-    if (!batch.read(bytes, this.#statements)) return false;
-    const { statement } = batch as { statement: ClientStatement };
+    if (!batch.read(bytes)) return false;
+    const statement = batch.find(bytes, this.#statements);
+    if (statement === null) return false;
     const { analyzed, content } = statement;
     if (statement.lookup !== lookup.current || content.definition !== null) return false;
     const known = analyzed instanceof AnalyzedText && analyzed.laneRoute?.topology === live.current;
-    const params = known ? null : batch.params(bytes);
+    const params = known ? null : batch.params(bytes, statement);
     if (!known && params === null) return false;
     const route = router.laneRoute(analyzed, params, live.current);
     const lane = route === null ? null : this.#laneFor(route);
@@ -143,7 +143,7 @@ export class LaneReads {
     activity.message(FRONTEND.Bind);
     activity.message(FRONTEND.Execute);
     const read = this.#read(route, bytes);
-    read.batch(route, bytes, batch);
+    read.batch(route, bytes, statement, batch);
     this.#join(read, lane);
     return true;
   }

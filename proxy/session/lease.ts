@@ -237,6 +237,29 @@ export class Lease {
     return transaction.overtaken || !stillOn(backend.shard, transaction, topology);
   }
 
+  /** Whether the transaction was looked at since this has been the map. */
+  hasSeen(topology: Topology): boolean {
+    return topology === this.#seen;
+  }
+
+  /** Whether nothing has to be done before this plain statement of the open transaction, but what `sendingPlain` does. */
+  maySendPlain(plan: StatementPlan): boolean {
+    return plan.showsPrepared !== true && !(mayDraw(plan) && this.#client.services.asksSequences.value);
+  }
+
+  /** The plain statement goes to the connection now, in the transaction that is open there. */
+  sendingPlain(plan: StatementPlan): void {
+    if (plan.kind === 'read') return;
+    const { sequences } = this;
+    const backend = this.backend as Backend;
+    if (mayDraw(plan)) {
+      if (sequences.place !== backend && backend.sequencesOf !== null) sequences.cleanFirst(backend);
+      (this.transaction as Transaction).draws = true;
+    }
+    sequences.mayHaveDrawn(backend);
+    this.#client.listening.sendingPlain(backend);
+  }
+
   /** Gives the connection back if nothing keeps it. To be called when the server is ready for a query. */
   releaseIfIdle(): void {
     const backend = this.backend;

@@ -112,6 +112,13 @@ export class Listening implements Subscriber {
     this.began();
   }
 
+  /** The same of one that changes rows and says nothing of notifications, for a client that does not listen. */
+  sendingPlain(backend: Backend): void {
+    if (this.#notifies === 'no') this.#notifies = 'perhaps';
+    this.#register(backend);
+    this.#forgetUnheard();
+  }
+
   /** The client's Query or batch begins; to be called by those who use no single connection. */
   began(): void {
     if (!this.active) return;

@@ -9,6 +9,7 @@ import { readAhead, unlessAborted } from './long-text.js';
 import type { MessageStream } from './message-stream.js';
 import type { SimpleProtocol } from './simple.js';
 import type { ClientStatements } from './statements.js';
+import type { StraightLease } from './straight-lease.js';
 import type { Units } from './units.js';
 
 const NO_BYTES = Buffer.alloc(0);
@@ -21,6 +22,10 @@ export interface LoopOwner extends ClientSession {
   endWait(): void;
   /** Tells the client what it listens to, if it is idle. */
   notify(): void;
+  /** For statements of a transaction that is under way; null: it has had none yet. */
+  readonly straight: StraightLease | null;
+  /** The client has been told that its transaction goes on. */
+  judgeTransaction(): void;
   /** It was closed while something was under way, which is done now. */
   leave(): void;
 }

@@ -80,9 +80,14 @@ export class Sequences {
     for (const execution of executions) {
       const plan = planOf(execution);
       if (plan === null || plan.kind === 'read' || plan.kind === 'utility') continue;
-      backend.sequencesOf = this.isForeign(backend) ? 'several' : this.#session;
-      this.#drawn = this.#drawn === null || this.#drawn === backend ? backend : 'several';
+      this.mayHaveDrawn(backend);
     }
+  }
+
+  /** Something that changes rows goes to this connection now. */
+  mayHaveDrawn(backend: Backend): void {
+    backend.sequencesOf = this.isForeign(backend) ? 'several' : this.#session;
+    this.#drawn = this.#drawn === null || this.#drawn === backend ? backend : 'several';
   }
 
   /** From here on the session draws on one connection, which holds nothing from before. */

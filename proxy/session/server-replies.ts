@@ -17,6 +17,8 @@ import type { Source } from './replica-reads.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
+const IN_TRANSACTION = 0x54; // 'T'
+
 /** PostgreSQL's words for its statement_timeout. */
 export const OVERDUE = 'canceling statement due to statement timeout';
 
@@ -115,6 +117,11 @@ export class ServerReplies implements BackendOwner {
     if (!this.overdue) return frame;
     const fields = decodeErrorFields(frame);
     return fields.sqlstate === '57014' ? encodeErrorResponse({ ...fields, message: OVERDUE }) : frame;
+  }
+
+  onChunk(chunk: Buffer): number {
+    const { straight } = this.#session;
+    return straight === null || this.#parametersReported ? 0 : straight.onChunk(chunk);
   }
 
   onReply(backend: Backend, type: number, frame: Buffer, expectation: Expectation | null): void {
@@ -362,6 +369,7 @@ export class ServerReplies implements BackendOwner {
     this.#loop.awaitingReady = false;
     this.#loop.pump();
     this.#session.notify();
+    if (status === IN_TRANSACTION) this.#session.judgeTransaction();
   }
 
   #tellParameters(backend: Backend): void {

@@ -23,6 +23,7 @@ import { OVERDUE, ServerReplies } from './server-replies.js';
 import { SessionSettings } from './settings.js';
 import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
+import { StraightLease } from './straight-lease.js';
 import { type Bounds, boundsOf, type TimedSession, Watch } from './time-outs.js';
 import { Units } from './units.js';
 import { Wait } from './wait.js';
@@ -49,6 +50,8 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   readonly lookup: NameLookup;
   /** Replies in bytes since the statement began, for the load count. */
   bytesForwarded = 0;
+  /** See LoopOwner. */
+  straight: StraightLease | null = null;
   readonly watch = new Watch();
 
   readonly #extended: ExtendedProtocol;
@@ -63,6 +66,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   #wait: Wait | null = null;
   #fanOut: SpreadRun | null = null;
   readonly #onEnd: (session: Session) => void;
+  readonly #units: Units;
 
   constructor(options: {
     readonly id: number;
@@ -83,6 +87,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.listening = new Listening(this);
     this.statements = new ClientStatements(this.services, this.lookup);
     const units = new Units(this, this.statements);
+    this.#units = units;
     this.#extended = new ExtendedProtocol(this, units, this.statements);
     this.#inbox = new Inbox(options.socket, this.services.largeMessages, this);
     this.#loop = new MessageLoop({
@@ -396,10 +401,28 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.#output.leave();
   }
 
+  /** See LoopOwner. Most clients that are connected are idle, and have no transaction. */
+  judgeTransaction(): void {
+    this.straight ??= new StraightLease({
+      owner: this,
+      loop: this.#loop,
+      answered: (status) => this.#replies.answered(status),
+      output: this.#output,
+      inbox: this.#inbox,
+      copyIn: this.#copyIn,
+      stream: this.#stream,
+      statements: this.statements,
+      units: this.#units,
+      extended: this.#extended,
+    });
+    this.straight.judge();
+  }
+
   #read(chunk: Buffer): void {
     if (this.#closed) return;
     this.activity.received += chunk.length;
-    if (!this.lanes.take(chunk)) this.#inbox.read(chunk);
+    if (this.lanes.take(chunk) || this.straight?.take(chunk)) return;
+    this.#inbox.read(chunk);
   }
 
   /** See InboxOwner. */

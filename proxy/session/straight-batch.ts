@@ -15,8 +15,7 @@ const PORTAL = 0x50; // 'P'
  * what most drivers send most of the time. Nothing else may be in there.
  */
 export class StraightBatch {
-  statement: ClientStatement | null = null;
-  /** It prepares the unnamed statement, as it is already. */
+  /** It prepares the unnamed statement. */
   parses = false;
   /** Whether the client is told the columns. */
   described = false;
@@ -26,13 +25,13 @@ export class StraightBatch {
   #bindEnd = 0;
 
   /** @returns whether it is such a batch; if not, nothing else is to be asked of it */
-  read(bytes: Buffer, statements: ClientStatements): boolean {
+  read(bytes: Buffer): boolean {
     const limit = bytes.length;
     let at = 0;
     this.parses = bytes[0] === FRONTEND.Parse;
     if (this.parses) {
       at = endOf(bytes, 0);
-      if (at < 0) return false;
+      if (at < 0 || bytes[HEADER_BYTES] !== 0) return false;
     }
     const end = endOf(bytes, at);
     if (end < 0 || bytes[at] !== FRONTEND.Bind || bytes[at + HEADER_BYTES] !== 0) return false;
@@ -42,10 +41,14 @@ export class StraightBatch {
     this.name = nameEnd === nameAt ? '' : bytes.toString('latin1', nameAt, nameEnd);
     this.bindAt = at;
     this.#bindEnd = end;
-    this.statement = statements.peek(this.name);
-    if (this.statement === null) return false;
-    if (this.parses && (this.name !== '' || !isParseOf(bytes, at, this.statement))) return false;
+    if (this.parses && this.name !== '') return false;
     return this.#tail(bytes, end, limit);
+  }
+
+  /** The statement that is bound, if the client has it, and has it as it is prepared here. */
+  find(bytes: Buffer, statements: ClientStatements): ClientStatement | null {
+    const statement = statements.peek(this.name);
+    return statement !== null && this.parses && !isParseOf(bytes, this.bindAt, statement) ? null : statement;
   }
 
   #tail(bytes: Buffer, from: number, limit: number): boolean {
@@ -67,10 +70,10 @@ export class StraightBatch {
   }
 
   /** The values that are bound; null: the message is not valid. */
-  params(bytes: Buffer): BoundParams | null {
+  params(bytes: Buffer, { content }: ClientStatement): BoundParams | null {
     try {
       const { formats, values } = decodeBind(bytes.subarray(this.bindAt, this.#bindEnd));
-      return { oids: (this.statement as ClientStatement).content.oids, formats, values };
+      return { oids: content.oids, formats, values };
     } catch (error) {
       if (error instanceof ProtocolError) return null;
       throw error;

@@ -55,7 +55,7 @@ export class StraightRead extends ClientRead implements Expectation {
     this.#statement = null;
   }
 
-  batch(route: LaneRoute, messages: Buffer, { statement, parses, bindAt, name }: StraightBatch): void {
+  batch(route: LaneRoute, messages: Buffer, statement: ClientStatement, { parses, bindAt, name }: StraightBatch): void {
     this.#begin(route, messages);
     this.kind = 'batch';
     this.#statement = statement;

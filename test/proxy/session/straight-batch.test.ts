@@ -30,9 +30,12 @@ const DESCRIBE = encodeDescribe('portal', '');
 const EXECUTE = encodeExecute('');
 const CLOSE = encodeClose('portal', '');
 
-function read(...messages: Buffer[]): StraightBatch | null {
+function read(...messages: Buffer[]): (Partial<StraightBatch> & { statement: ClientStatement }) | null {
   const batch = new StraightBatch();
-  return batch.read(Buffer.concat(messages), statements) ? batch : null;
+  const bytes = Buffer.concat(messages);
+  const statement = batch.read(bytes) ? batch.find(bytes, statements) : null;
+  const { parses, described, name, bindAt } = batch;
+  return statement === null ? null : { parses, described, name, bindAt, statement };
 }
 
 describe('a batch in one piece', () => {
@@ -57,8 +60,8 @@ describe('a batch in one piece', () => {
   it('gives the values that are bound', () => {
     const messages = Buffer.concat([PARSE, bind('', '', [Buffer.from('7'), null]), EXECUTE, SYNC]);
     const batch = new StraightBatch();
-    expect(batch.read(messages, statements)).toBe(true);
-    expect(batch.params(messages)).toEqual({ oids: [23], formats: [0, 0], values: [Buffer.from('7'), null] });
+    expect(batch.read(messages)).toBe(true);
+    expect(batch.params(messages, unnamed)).toEqual({ oids: [23], formats: [0, 0], values: [Buffer.from('7'), null] });
   });
 
   it('has values that cannot be read when the Bind is not valid', () => {
@@ -67,8 +70,8 @@ describe('a batch in one piece', () => {
     invalid.writeUInt16BE(9, 7);
     const messages = Buffer.concat([invalid, EXECUTE, SYNC]);
     const batch = new StraightBatch();
-    expect(batch.read(messages, statements)).toBe(true);
-    expect(batch.params(messages)).toBeNull();
+    expect(batch.read(messages)).toBe(true);
+    expect(batch.params(messages, unnamed)).toBeNull();
   });
 
   it.each<[string, Buffer[]]>([
@@ -99,10 +102,19 @@ describe('a batch in one piece', () => {
     expect(read(...messages)).toBeNull();
   });
 
+  it('may prepare another text, which the client does not have yet', () => {
+    const other = Buffer.concat([encodeParse('', 'SELECT $1::int8', [23]), bind(), EXECUTE, SYNC]);
+    const batch = new StraightBatch();
+    expect(batch.read(other)).toBe(true);
+    expect(batch.find(other, statements)).toBeNull();
+    const mismatched = Buffer.concat([encodeParse('s1', 'SELECT 1'), bind(), EXECUTE, SYNC]);
+    expect(batch.read(mismatched)).toBe(false);
+  });
+
   it('is not one wherever it breaks off', () => {
     const whole = Buffer.concat([PARSE, bind(), DESCRIBE, EXECUTE, CLOSE, SYNC]);
     for (let length = 1; length < whole.length; length++)
-      expect(new StraightBatch().read(whole.subarray(0, length), statements)).toBe(false);
-    expect(new StraightBatch().read(whole, statements)).toBe(true);
+      expect(new StraightBatch().read(whole.subarray(0, length))).toBe(false);
+    expect(new StraightBatch().read(whole)).toBe(true);
   });
 });
