@@ -2,6 +2,7 @@ import type { FuncCall, Node, RangeVar } from 'libpg-query';
 import type { KeyType } from '../../topology/key.js';
 import type { KeyspaceName, ReferenceTable, ShardedTable, TableName } from '../../topology/topology.js';
 import { type Literals, qualifiedName, walk } from './ast.js';
+import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
@@ -63,6 +64,8 @@ export class Analysis {
   asksSequences = false;
   /** So do defaults of columns, or checks, of a table that is written. */
   defaultsAsk = false;
+  /** So does perhaps what it sets off (nextval in a default, a trigger, a function that nobody knows). */
+  mayDraw = false;
   unsureOfState = false;
   /** Something runs unseen that executes texts. */
   executesText = false;
@@ -148,6 +151,7 @@ export class Analysis {
     const keys = new Map<string, Variable>();
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
+    if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
     if (relation) for (const f of relation.calls) this.#runs(f);
     if (relation && role === 'write') for (const f of relation.fires) this.#runs(f);
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
@@ -229,6 +233,8 @@ export class Analysis {
   call(call: FuncCall): void {
     const { schema, name } = qualifiedName(call.funcname);
     const found = classifyFunction(schema, name, this.context.searchPath, this.context.metadata);
+    // What is declared to be immutable may still draw.
+    if (this.context.metadata.functionsNamed(name).length > 0) this.mayDraw = true;
     if (name === 'pg_notify') this.notifies = true;
     if (name === 'pg_listening_channels') this.showsChannels = true;
     if (call.over) this.blockFanOut('window functions over several shards are not supported yet', PIN_HINT);
@@ -252,6 +258,7 @@ export class Analysis {
         return;
       case 'session': {
         this.writes = true;
+        this.mayDraw = true;
         if (found.home) this.home = true;
         if (name === 'set_config') this.setConfigCalls.push(call);
         // The weakest reason gives way to any other.
@@ -261,12 +268,14 @@ export class Analysis {
       }
       case 'sequence':
         this.writes = true;
+        this.mayDraw = true;
         if (found.prior) this.asksSequences = true;
         else this.sequence = true;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       case 'unknown': {
         this.writes = true;
+        this.mayDraw = true;
         this.#userCall(schema, name);
         const { metadata, registry, searchPath } = this.context;
         const user = metadata.userFunction(schema, name, searchPath);
@@ -308,6 +317,7 @@ export class Analysis {
     const { metadata, registry } = this.context;
     const name = nameOf(names);
     for (const f of metadata.unseen(kind, name)) {
+      this.mayDraw = true;
       const refusal: Refusal = {
         sqlstate: '0A000',
         message: `${kind} ${name} runs function ${f}(), which may read or change anything, so it cannot be used while data is on several shards`,

@@ -309,6 +309,8 @@ trees AS (
   SELECT ev_class AS rel, 'calls' AS kind, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
   UNION ALL SELECT polrelid, 'calls', concat(polqual, polwithcheck) FROM pg_policy
   UNION ALL SELECT adrelid, 'fires', adbin::text FROM pg_attrdef
+  UNION ALL SELECT a.attrelid, 'fires', t.typdefaultbin::text
+  FROM pg_type t JOIN pg_attribute a ON a.atttypid = t.oid WHERE t.typtype = 'd' AND t.typdefaultbin IS NOT NULL
   UNION ALL SELECT conrelid, 'fires', conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
   UNION ALL SELECT tgrelid, 'fires', concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal),
 called AS (

@@ -54,6 +54,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
       : a.defaultsAsk
         ? { asksSequences: 'defaults' as const }
         : {}),
+    ...(a.mayDraw ? {} : { drawsNothing: true as const }),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),

@@ -18,6 +18,8 @@ export interface StatementPlan {
   readonly pin: string | null;
   /** Calls currval or lastval, itself or in defaults of columns: the answer depends on what the session drew before on its server connection. */
   readonly asksSequences?: 'itself' | 'defaults';
+  /** No number of a sequence is drawn by it or by what it sets off, such as defaults and triggers. */
+  readonly drawsNothing?: true;
   /** What it leaves on its server connection (temporary objects, locks) is known only by asking that afterwards. */
   readonly unsureOfState?: true;
   /** Something that it runs executes texts, which may have changed any setting. */

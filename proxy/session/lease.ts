@@ -17,7 +17,7 @@ import type { Execution, Placement } from './placement.js';
 import { firstThat, place, planOf, refusedInBlock } from './placement.js';
 import { queueNotice } from './queue-notice.js';
 import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
-import { asksSequences, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
+import { asksSequences, draws, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
@@ -179,7 +179,7 @@ export class Lease {
       else return this.#unlessDead(backend, this.serverSettings.apply(backend));
     }
     if (asksThem && this.transaction?.draws !== true) {
-      const asking = this.sequences.prepare(backend, executions, this.unsynced);
+      const asking = this.sequences.prepare(backend, executions, this.unsynced, this.#drawing(executions));
       if (asking !== null) return asking;
     }
     // Before its transaction begins: what is used in that must not be of an older schema than what the client was told.
@@ -244,7 +244,8 @@ export class Lease {
 
   /** Whether nothing has to be done before this plain statement of the open transaction, but what `sendingPlain` does. */
   maySendPlain(plan: StatementPlan): boolean {
-    return plan.showsPrepared !== true && !(mayDraw(plan) && this.#client.services.asksSequences.value);
+    const { asksSequences, schema } = this.#client.services;
+    return plan.showsPrepared !== true && schema.fresh && !(draws(plan) && asksSequences.value);
   }
 
   /** The plain statement goes to the connection now, in the transaction that is open there. */
@@ -252,7 +253,7 @@ export class Lease {
     if (plan.kind === 'read') return;
     const { sequences } = this;
     const backend = this.backend as Backend;
-    if (mayDraw(plan)) {
+    if (draws(plan)) {
       if (sequences.place !== backend && backend.sequencesOf !== null) sequences.cleanFirst(backend);
       (this.transaction as Transaction).draws = true;
     }
@@ -368,7 +369,7 @@ export class Lease {
       if (!this.unsynced && this.transaction?.draws !== true && sequences.isForeign(backend))
         sequences.cleanFirst(backend);
     }
-    if (firstThat(executions, mayDraw) >= 0 && !this.unsynced) {
+    if (firstThat(executions, this.#drawing(executions)) >= 0 && !this.unsynced) {
       // A user's session that asks outside of a transaction keeps its connection. In one, what it draws is told from what was drawn before.
       const pins = asksSequences.value && soleShard(live.current) !== null;
       const inBlock = backend.status !== IDLE || executions.length > 1;
@@ -392,6 +393,15 @@ export class Lease {
       if (plan.command === 'DO' ? router.mayKeepSettings(text) : handsOverSettings(text, execution))
         this.pinning.add(SETTINGS_OF_FUNCTION);
     }
+  }
+
+  /** Which statements are taken to draw numbers: what tables do by themselves may have been changed a moment ago. */
+  #drawing(executions: readonly Execution[]): (plan: StatementPlan) => boolean {
+    const sure =
+      this.#client.services.schema.fresh &&
+      this.transaction?.changedSchema !== true &&
+      (executions.length === 1 || firstThat(executions, isDdl) < 0);
+    return sure ? draws : mayDraw;
   }
 
   /** currval or lastval outside a transaction: on the very connection that drew the number, if it is free. */

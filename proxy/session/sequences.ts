@@ -52,15 +52,21 @@ export class Sequences {
 
   /**
    * To be called before statements that ask are sent, unless their transaction has drawn there itself; `unsynced`: a batch is open.
+   * @param drawing which statements `cleanFirst` is called for
    * @returns resolves when the connection has done what it had to be asked for; null: nothing
    * @throws RefusedError when the answer could be another's
    */
-  prepare(backend: Backend, executions: readonly Execution[], unsynced: boolean): Promise<void> | null {
+  prepare(
+    backend: Backend,
+    executions: readonly Execution[],
+    unsynced: boolean,
+    drawing: (plan: StatementPlan) => boolean,
+  ): Promise<void> | null {
     const { place } = this;
     if (place === backend) return null;
     // Drawn in this very Query or batch, behind a clean start.
-    const draws = firstThat(executions, mayDraw);
-    if (draws >= 0 && draws < firstThat(executions, asksSequences) && !unsynced) return null;
+    const first = firstThat(executions, drawing);
+    if (first >= 0 && first < firstThat(executions, asksSequences) && !unsynced) return null;
     // Defaults mostly draw what they then ask for; if not, the server says that there is none.
     const fresh = place === 'anywhere' || firstThat(executions, asksItself) < 0;
     if (fresh && !unsynced) {
@@ -108,6 +114,11 @@ export function asksSequences(plan: StatementPlan): boolean {
 }
 
 const asksItself = (plan: StatementPlan): boolean => plan.asksSequences === 'itself';
+
+/** Whether the statement draws a number, as far as its plan can be relied on. */
+export function draws(plan: StatementPlan): boolean {
+  return plan.drawsNothing !== true && mayDraw(plan);
+}
 
 /** Whether the statement is likely to draw a number. */
 export function mayDraw(plan: StatementPlan): boolean {

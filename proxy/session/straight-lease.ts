@@ -116,6 +116,7 @@ export class StraightLease implements Expectation {
       !transaction.deferred &&
       !transaction.opening &&
       !transaction.overtaken &&
+      !transaction.changedSchema &&
       !transaction.madeCode &&
       !this.#loop.busy &&
       !this.#loop.awaitingReady &&

@@ -32,6 +32,8 @@ export class Transaction implements Footprint {
   writesReference = false;
   /** What it touches may have left its shard, and come back, without its proxy. */
   overtaken = false;
+  /** It has changed the schema. */
+  changedSchema = false;
   /** It has made code that nobody knows before it is committed. */
   madeCode = false;
 

@@ -234,6 +234,7 @@ export class Units {
     const { lease, services } = this.#session;
     const { live, schema } = services;
     this.#ddl = true;
+    if (lease.transaction !== null) lease.transaction.changedSchema = true;
     // On several, nothing at all goes on before the schema is read.
     if (soleShard(live.current) === null) return;
     const change = codeChange(text, command, schema.current, (t) => this.#code.length > 0 || schema.namesUnread(t));

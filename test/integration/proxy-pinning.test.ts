@@ -275,6 +275,49 @@ describe('sequences', () => {
   });
 });
 
+describe('transactions that draw nothing', () => {
+  beforeAll(async () => {
+    s = await Sharded.start({ splitAt: null, poolSize: 1 });
+    const c = await s.connect();
+    await c.query(SCHEMA);
+    await c.query('CREATE TABLE noted (a int)');
+    await c.end();
+  });
+  afterAll(() => s.stop());
+
+  it.each(['simple', 'extended'])('tell nobody’s number, and one’s own when one is drawn (%s)', async (protocol) => {
+    const [a, b] = [await connect(), await connect()];
+    const say = (c: pg.Client, text: string) =>
+      protocol === 'simple' ? c.query(text) : c.query({ text, values: [], name: text });
+    for (let i = 0; i < 3; i++) {
+      await say(b, 'BEGIN');
+      await say(b, `SELECT nextval('other')`);
+      await say(b, 'COMMIT');
+      await say(a, 'BEGIN');
+      await say(a, 'INSERT INTO noted VALUES (1)');
+      await say(a, 'INSERT INTO noted VALUES (2)');
+      expect(await sqlstate(say(a, 'SELECT lastval()'))).not.toBe('no error');
+      await say(a, 'ROLLBACK');
+      await say(a, 'BEGIN');
+      await say(a, 'INSERT INTO noted VALUES (3)');
+      const { rows } = await say(a, 'INSERT INTO numbered (a) VALUES (1) RETURNING id');
+      expect((await say(a, 'SELECT lastval()')).rows[0].lastval).toBe(String(rows[0].id));
+      await say(a, 'COMMIT');
+    }
+  });
+
+  it('draw when the table has come to in the same transaction', async () => {
+    const [a, b] = [await connect(), await connect()];
+    await b.query(`BEGIN; SELECT nextval('other'); COMMIT`);
+    await a.query('BEGIN');
+    await a.query('INSERT INTO noted VALUES (1)');
+    await a.query('ALTER TABLE noted ADD id serial');
+    const { rows } = await a.query('INSERT INTO noted (a) VALUES (1) RETURNING id');
+    expect((await a.query('SELECT lastval()')).rows[0].lastval).toBe(String(rows[0].id));
+    await a.query('ROLLBACK');
+  });
+});
+
 describe('two shards', () => {
   beforeAll(async () => {
     s = await Sharded.start({ splitAt: 100, poolSize: 2 });
