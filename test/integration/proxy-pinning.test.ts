@@ -277,7 +277,7 @@ describe('sequences', () => {
 
 describe('transactions that draw nothing', () => {
   beforeAll(async () => {
-    s = await Sharded.start({ splitAt: null, poolSize: 1 });
+    s = await Sharded.start({ splitAt: null, poolSize: 4 });
     const c = await s.connect();
     await c.query(SCHEMA);
     await c.query('CREATE TABLE noted (a int)');
