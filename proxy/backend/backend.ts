@@ -398,11 +398,12 @@ export class Backend {
     if (this.#expected[0]?.kind === 'local') this.#flushLocal();
   }
 
-  /** The same of an answer that leaves a transaction block open, to the only thing that a client has asked. @returns how long it took, ms */
-  wholeAnswerInTransaction(): number {
+  /** The same of the answer to the only thing that a client has asked. @returns how long it took, ms */
+  wholeAnswerAlone(status: number): number {
     this.midMessage = false;
+    this.status = status;
     this.#expected.pop();
-    return this.clock.answered();
+    return this.clock.answered(status === IDLE);
   }
 
   #onReady(frame: Buffer): void {

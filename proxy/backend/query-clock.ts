@@ -39,12 +39,10 @@ export class QueryClock {
     totals.xactTimeMs += now - this.#transactionSince;
   }
 
-  /** ReadyForQuery to a query of a client's, in a transaction. @returns how long it took, ms */
-  answered(): number {
+  /** ReadyForQuery to a client's query. @returns how long it took, ms */
+  answered(idle: boolean): number {
     const ms = performance.now() - this.since;
-    this.#inQuery = false;
-    this.#totals.queryCount += 1;
-    this.#totals.queryTimeMs += ms;
+    this.ready(true, idle);
     return ms;
   }
 

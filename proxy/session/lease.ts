@@ -250,15 +250,16 @@ export class Lease {
 
   /** The plain statement goes to the connection now, in the transaction that is open there. */
   sendingPlain(plan: StatementPlan): void {
-    if (plan.kind === 'read') return;
     const { sequences } = this;
     const backend = this.backend as Backend;
+    const writes = plan.kind === 'write';
+    this.#client.listening.sendingPlain(backend, writes);
+    if (!writes) return;
     if (draws(plan)) {
       if (sequences.place !== backend && backend.sequencesOf !== null) sequences.cleanFirst(backend);
       (this.transaction as Transaction).draws = true;
     }
     sequences.mayHaveDrawn(backend);
-    this.#client.listening.sendingPlain(backend);
   }
 
   /** Gives the connection back if nothing keeps it. To be called when the server is ready for a query. */

@@ -112,10 +112,10 @@ export class Listening implements Subscriber {
     this.began();
   }
 
-  /** The same of one that changes rows and says nothing of notifications, for a client that does not listen. */
-  sendingPlain(backend: Backend): void {
-    if (this.#notifies === 'no') this.#notifies = 'perhaps';
-    this.#register(backend);
+  /** The same of one that says nothing of notifications, for a client that does not listen. */
+  sendingPlain(backend: Backend, writes: boolean): void {
+    if (writes && this.#notifies === 'no') this.#notifies = 'perhaps';
+    if (this.#notifies !== 'no') this.#register(backend);
     this.#forgetUnheard();
   }
 

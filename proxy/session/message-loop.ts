@@ -24,8 +24,8 @@ export interface LoopOwner extends ClientSession {
   notify(): void;
   /** For statements of a transaction that is under way; null: it has had none yet. */
   readonly straight: StraightLease | null;
-  /** The client has been told that its transaction goes on. */
-  judgeTransaction(): void;
+  /** The client has been told that the proxy is ready for the next Query or batch. */
+  judgeStraight(status: number): void;
   /** It was closed while something was under way, which is done now. */
   leave(): void;
 }

@@ -17,8 +17,6 @@ import type { Source } from './replica-reads.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
 
-const IN_TRANSACTION = 0x54; // 'T'
-
 /** PostgreSQL's words for its statement_timeout. */
 export const OVERDUE = 'canceling statement due to statement timeout';
 
@@ -369,7 +367,7 @@ export class ServerReplies implements BackendOwner {
     this.#loop.awaitingReady = false;
     this.#loop.pump();
     this.#session.notify();
-    if (status === IN_TRANSACTION) this.#session.judgeTransaction();
+    this.#session.judgeStraight(status);
   }
 
   #tellParameters(backend: Backend): void {

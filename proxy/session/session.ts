@@ -401,12 +401,14 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.#output.leave();
   }
 
-  /** See LoopOwner. Most clients that are connected are idle, and have no transaction. */
-  judgeTransaction(): void {
+  /** See LoopOwner. */
+  judgeStraight(status: number): void {
+    // Most clients that are connected are idle, and have had no transaction.
+    if (this.straight === null && status === IDLE) return;
     this.straight ??= new StraightLease({
       owner: this,
       loop: this.#loop,
-      answered: (status) => this.#replies.answered(status),
+      replies: this.#replies,
       output: this.#output,
       inbox: this.#inbox,
       copyIn: this.#copyIn,

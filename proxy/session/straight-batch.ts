@@ -19,6 +19,8 @@ export class StraightBatch {
   parses = false;
   /** Whether the client is told the columns. */
   described = false;
+  /** Whether the portal is closed behind it. */
+  closes = false;
   /** Where the Bind begins, and the statement's name in it. */
   bindAt = 0;
   name = '';
@@ -62,7 +64,8 @@ export class StraightBatch {
       return false;
     if (bytes[at + HEADER_BYTES] !== 0 || bytes.readInt32BE(at + HEADER_BYTES + 1) !== 0) return false;
     at += EXECUTE_BYTES;
-    if (bytes[at] === FRONTEND.Close) {
+    this.closes = bytes[at] === FRONTEND.Close;
+    if (this.closes) {
       if (!isUnnamedPortal(bytes, at)) return false;
       at += PORTAL_BYTES;
     }

@@ -4,18 +4,27 @@ import type { Backend } from '../backend/backend.js';
 import type { Expectation } from '../backend/expectation.js';
 import { WholeAnswer } from '../backend/whole-answer.js';
 import type { Analyzed, BoundParams, StatementPlan, Touch } from '../router/route.js';
-import { decodeCommandComplete, rowsOfTag } from '../wire/backend.js';
+import {
+  BIND_COMPLETE,
+  decodeCommandComplete,
+  encodeCommandComplete,
+  NO_DATA,
+  PARSE_COMPLETE,
+  rowsOfTag,
+} from '../wire/backend.js';
 import { decodeParse, rewriteBindStatement } from '../wire/frontend.js';
 import { BACKEND, FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
 import type { Inbox } from './inbox.js';
+import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import type { Lookup } from './name-lookup.js';
 import type { Footprint } from './placement.js';
 import { type ClientStatement, shapeFor } from './prepared.js';
+import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
 import { hasShape } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
@@ -35,8 +44,7 @@ const answer = new WholeAnswer();
 export interface StraightLeaseParts {
   readonly owner: LoopOwner;
   readonly loop: MessageLoop;
-  /** The client's Query or Sync has been answered. */
-  readonly answered: (status: number) => void;
+  readonly replies: Pick<ServerReplies, 'answered' | 'answerReady' | 'onReady'>;
   readonly output: ClientOutput;
   readonly inbox: Inbox;
   readonly copyIn: CopyIn;
@@ -58,7 +66,7 @@ export class StraightLease implements Expectation {
   readonly internal = false;
   readonly #session: LoopOwner;
   readonly #loop: MessageLoop;
-  readonly #answered: (status: number) => void;
+  readonly #replies: StraightLeaseParts['replies'];
   readonly #output: ClientOutput;
   readonly #inbox: Inbox;
   readonly #copyIn: CopyIn;
@@ -69,6 +77,8 @@ export class StraightLease implements Expectation {
   readonly #names: ServerStatements;
   /** As `judge` has found the transaction; null: nothing is known of it. */
   #backend: Backend | null = null;
+  /** It has found that there is none, and no server connection. */
+  #idle = false;
   #topology: Topology | null = null;
   #lookup: Lookup | null = null;
   /** Of the statement under way. */
@@ -85,7 +95,7 @@ export class StraightLease implements Expectation {
   constructor(parts: StraightLeaseParts) {
     this.#session = parts.owner;
     this.#loop = parts.loop;
-    this.#answered = parts.answered;
+    this.#replies = parts.replies;
     this.#output = parts.output;
     this.#inbox = parts.inbox;
     this.#copyIn = parts.copyIn;
@@ -96,28 +106,13 @@ export class StraightLease implements Expectation {
     this.#names = new ServerStatements(parts.owner, parts.statements);
   }
 
-  /** The client has been told that its transaction goes on: can what it sends next go the straight way? */
+  /** The client has been told that the proxy is ready: can what it sends next go the straight way? */
   judge(): void {
     const { lease, listening, lookup, gate, services } = this.#session;
     const { backend, transaction } = lease;
     const { current } = services.live;
-    const fits =
-      backend !== null &&
-      transaction !== null &&
-      backend.status === IN_TRANSACTION &&
-      backend.quiet &&
-      !backend.byName &&
-      !backend.mayAnswerSyncs &&
+    const quiet =
       !lease.unsynced &&
-      lease.pinned === null &&
-      lease.hasSeen(current) &&
-      transaction.since === current &&
-      !transaction.clean &&
-      !transaction.deferred &&
-      !transaction.opening &&
-      !transaction.overtaken &&
-      !transaction.changedSchema &&
-      !transaction.madeCode &&
       !this.#loop.busy &&
       !this.#loop.awaitingReady &&
       !this.#loop.canceling &&
@@ -127,7 +122,25 @@ export class StraightLease implements Expectation {
       !gate.active &&
       !listening.active &&
       !lookup.pending &&
-      lookup.current.sure &&
+      lookup.current.sure;
+    this.#idle = quiet && backend === null && transaction === null;
+    const fits =
+      quiet &&
+      backend !== null &&
+      transaction !== null &&
+      backend.status === IN_TRANSACTION &&
+      backend.quiet &&
+      !backend.byName &&
+      !backend.mayAnswerSyncs &&
+      lease.pinned === null &&
+      lease.hasSeen(current) &&
+      transaction.since === current &&
+      !transaction.clean &&
+      !transaction.deferred &&
+      !transaction.opening &&
+      !transaction.overtaken &&
+      !transaction.changedSchema &&
+      !transaction.madeCode &&
       lookup.agrees(backend.connection.parameters);
     this.#backend = fits ? backend : null;
     this.#topology = current;
@@ -137,7 +150,8 @@ export class StraightLease implements Expectation {
   /** All that has come since the client was last told that the proxy is ready. @returns whether it has been sent; nobody changes the bytes then */
   take(bytes: Buffer): boolean {
     const backend = this.#backend;
-    if (backend === null) return false;
+    if (backend === null && !this.#idle) return false;
+    this.#idle = false;
     if (this.#mayTake(backend) && bytes.length <= LONGEST_BYTES && bytes.length > HEADER_BYTES) {
       if (bytes[0] === FRONTEND.Query) {
         if (this.#query(backend, bytes)) return true;
@@ -148,12 +162,11 @@ export class StraightLease implements Expectation {
   }
 
   /** Whether everything is as `judge` has found it. */
-  #mayTake(backend: Backend): boolean {
+  #mayTake(backend: Backend | null): boolean {
     const { lease, lookup, services } = this.#session;
     return (
       lease.backend === backend &&
-      backend.lost === null &&
-      backend.quiet &&
+      (backend === null ? lease.transaction === null : backend.lost === null && backend.quiet) &&
       !this.#loop.awaitingReady &&
       !this.#loop.busy &&
       !this.#loop.canceling &&
@@ -165,15 +178,19 @@ export class StraightLease implements Expectation {
     );
   }
 
-  #query(backend: Backend, bytes: Buffer): boolean {
+  #query(backend: Backend | null, bytes: Buffer): boolean {
     const end = bytes.length - 1;
     // Exactly one message, which is a text and its end.
     if (bytes.readInt32BE(1) !== end || bytes.indexOf(0, HEADER_BYTES) !== end) return false;
     const analyzed = this.#statements.analyze(bytes.subarray(HEADER_BYTES, end));
-    if (!this.#place(backend, analyzed, null)) return false;
+    if (backend === null ? !begins(analyzed) : !this.#place(backend, analyzed, null)) return false;
     const { activity } = this.#session;
     activity.message(FRONTEND.Query);
     if (this.#statements.size > 0) this.#statements.forget('');
+    if (backend === null) {
+      this.#open(analyzed);
+      return true;
+    }
     this.kind = 'query';
     this.#statement = null;
     this.#parses = false;
@@ -182,7 +199,7 @@ export class StraightLease implements Expectation {
     return true;
   }
 
-  #batch(backend: Backend, bytes: Buffer): boolean {
+  #batch(backend: Backend | null, bytes: Buffer): boolean {
     if ((bytes[0] !== FRONTEND.Parse && bytes[0] !== FRONTEND.Bind) || !batch.read(bytes)) return false;
     const { name, parses } = batch;
     let statement = batch.find(bytes, this.#statements);
@@ -200,10 +217,17 @@ export class StraightLease implements Expectation {
     if (parses) activity.message(FRONTEND.Parse);
     activity.message(FRONTEND.Bind);
     activity.message(FRONTEND.Execute);
+    this.#extended.forgetPortal('');
+    if (backend === null) {
+      if (parses) this.#output.write(PARSE_COMPLETE);
+      this.#output.write(BIND_COMPLETE);
+      if (batch.described) this.#output.write(NO_DATA);
+      this.#open(statement.analyzed);
+      return true;
+    }
     this.kind = 'batch';
     this.#statement = statement;
     this.#parses = parses;
-    this.#extended.forgetPortal('');
     this.#begin(backend);
     this.#send(backend, bytes, statement, name);
     return true;
@@ -220,10 +244,12 @@ export class StraightLease implements Expectation {
     }
   }
 
-  #mayBind(backend: Backend, bytes: Buffer, statement: ClientStatement): boolean {
+  #mayBind(backend: Backend | null, bytes: Buffer, statement: ClientStatement): boolean {
     const { contents, router } = this.#session.services;
     const { analyzed, content, lookup } = statement;
     if (lookup !== this.#lookup || content.definition !== null || !router.isCurrent(analyzed)) return false;
+    if (backend === null)
+      return begins(analyzed) && !batch.closes && batch.params(bytes, statement)?.values.length === 0;
     if (!batch.parses && !batch.described && !hasShape(backend, statement, batch.name === '', contents.version))
       return false;
     const params = batch.params(bytes, statement);
@@ -250,13 +276,20 @@ export class StraightLease implements Expectation {
     backend.send(bind, this);
   }
 
+  /** BEGIN needs no server, as long as it is not known which. */
+  #open(analyzed: Analyzed): void {
+    this.#output.write(encodeCommandComplete(this.#units.answerAlone(analyzed) as string));
+    this.#replies.answerReady();
+  }
+
   /** Whether it may go to the connection now; then it is the transaction's, and no hold slips in between. */
   #place(backend: Backend, analyzed: Analyzed, params: BoundParams | null): boolean {
     const { lease, services } = this.#session;
     const { live, router } = services;
     const plan = analyzed.statements[0]?.plan;
-    if (plan?.plain !== true || analyzed.statements.length !== 1 || analyzed.syntaxError) return false;
+    if (plan === undefined || analyzed.statements.length !== 1 || analyzed.syntaxError) return false;
     const { transaction } = lease;
+    if (plan.plain !== true) return this.#placeEnd(analyzed, plan);
     if (transaction === null || !lease.maySendPlain(plan)) return false;
     const route = router.route(analyzed, 0, params, live.current);
     if (route.kind === 'shard') {
@@ -269,6 +302,19 @@ export class StraightLease implements Expectation {
     this.#analyzed = analyzed;
     this.#plan = plan;
     this.#touches = route.touches;
+    return true;
+  }
+
+  /** The same of a COMMIT or ROLLBACK. */
+  #placeEnd(analyzed: Analyzed, plan: StatementPlan): boolean {
+    const { lease, lookup, services } = this.#session;
+    const { effect } = plan;
+    if ((effect?.kind !== 'commit' && effect?.kind !== 'rollback') || effect.chain || plan.pin !== null) return false;
+    if (!services.live.mayServe || lookup.mayChange(analyzed, 0)) return false;
+    lease.sendingPlain(plan);
+    this.#analyzed = analyzed;
+    this.#plan = plan;
+    this.#touches = NO_TOUCHES;
     return true;
   }
 
@@ -287,18 +333,29 @@ export class StraightLease implements Expectation {
     const backend = this.#backend;
     if (backend === null || !backend.expects(this) || backend.outstanding !== 1) return 0;
     if (!answer.read(chunk, 0) || answer.end !== chunk.length) return 0;
-    if (answer.status !== IN_TRANSACTION || answer.commands !== 1) return 0;
-    const ms = backend.wholeAnswerInTransaction();
+    const plan = this.#plan;
+    const { status } = answer;
+    if (plan === null || answer.commands !== 1) return 0;
+    if (status !== (plan.plain === true ? IN_TRANSACTION : IDLE)) return 0;
+    const ms = backend.wholeAnswerAlone(status);
     const { described } = answer;
     if (described >= 0 && this.#statement !== null) {
       const end = described + 1 + chunk.readInt32BE(described + 1);
       this.#noteShape(this.#statement, chunk[described] as number, chunk.subarray(described, end));
     }
     this.#session.bytesForwarded += chunk.length - READY_BYTES;
+    if (status === IDLE) {
+      const { commandAt, end } = answer;
+      this.#output.write(chunk.subarray(0, end - READY_BYTES));
+      this.completed(chunk.subarray(commandAt, end - READY_BYTES), false);
+      this.#record(ms);
+      this.#replies.onReady(backend, IDLE, false);
+      return chunk.length;
+    }
     this.#rows = answer.affected(chunk);
     this.#record(ms);
     this.#output.write(chunk);
-    this.#answered(IN_TRANSACTION);
+    this.#replies.answered(IN_TRANSACTION);
     this.#loop.awaitingReady = false;
     if (!this.#inbox.isEmpty) this.#loop.pump();
     return chunk.length;
@@ -364,4 +421,9 @@ export class StraightLease implements Expectation {
     if (told === null || told.shape !== shape || told.version !== version) statement.told = { shape, version };
     if (backend.prepared.has(content) && backend.shapes.get(content) !== shape) backend.shapes.set(content, shape);
   }
+}
+
+/** Whether it is a BEGIN and nothing else. */
+function begins({ statements, syntaxError }: Analyzed): boolean {
+  return !syntaxError && statements.length === 1 && statements[0]?.plan.effect?.kind === 'begin';
 }

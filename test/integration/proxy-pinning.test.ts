@@ -289,6 +289,7 @@ describe('transactions that draw nothing', () => {
     const [a, b] = [await connect(), await connect()];
     const say = (c: pg.Client, text: string) =>
       protocol === 'simple' ? c.query(text) : c.query({ text, values: [], name: text });
+    let own: string | null = null;
     for (let i = 0; i < 3; i++) {
       await say(b, 'BEGIN');
       await say(b, `SELECT nextval('other')`);
@@ -296,12 +297,18 @@ describe('transactions that draw nothing', () => {
       await say(a, 'BEGIN');
       await say(a, 'INSERT INTO noted VALUES (1)');
       await say(a, 'INSERT INTO noted VALUES (2)');
-      expect(await sqlstate(say(a, 'SELECT lastval()'))).not.toBe('no error');
+      // An error, or the number that the client has drawn itself.
+      const told = await say(a, 'SELECT lastval()').then(
+        ({ rows }) => rows[0].lastval as string,
+        () => null,
+      );
+      if (told !== null) expect(told).toBe(own);
       await say(a, 'ROLLBACK');
       await say(a, 'BEGIN');
       await say(a, 'INSERT INTO noted VALUES (3)');
       const { rows } = await say(a, 'INSERT INTO numbered (a) VALUES (1) RETURNING id');
-      expect((await say(a, 'SELECT lastval()')).rows[0].lastval).toBe(String(rows[0].id));
+      own = String(rows[0].id);
+      expect((await say(a, 'SELECT lastval()')).rows[0].lastval).toBe(own);
       await say(a, 'COMMIT');
     }
   });
