@@ -380,7 +380,8 @@ export class StraightLease implements Expectation {
     if (!this.#parses) return;
     // The server has given up the unnamed statement before.
     this.#parses = false;
-    if (this.#backend !== null) this.#backend.unnamed = null;
+    const { backend } = this.#session.lease;
+    if (backend !== null) backend.unnamed = null;
     this.#statements.forget('');
   }
 
