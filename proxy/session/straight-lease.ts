@@ -17,12 +17,12 @@ import { BACKEND, FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
+import type { Footprint } from './footprint.js';
 import type { Inbox } from './inbox.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import type { Lookup } from './name-lookup.js';
-import type { Footprint } from './placement.js';
 import { type ClientStatement, shapeFor } from './prepared.js';
 import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
@@ -295,7 +295,12 @@ export class StraightLease implements Expectation {
     if (route.kind === 'shard') {
       if (route.shard !== backend.shard) return false;
     } else if (route.kind !== 'any' || !route.shards.includes(backend.shard)) return false;
-    const footprint: Footprint = { touches: route.touches, everything: false, writesReference: route.writesReference };
+    const footprint: Footprint = {
+      topology: live.current,
+      touches: route.touches,
+      everything: false,
+      writesReference: route.writesReference,
+    };
     if (!live.admits(footprint, transaction)) return false;
     transaction.touch(footprint);
     lease.sendingPlain(plan);
