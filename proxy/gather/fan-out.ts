@@ -1,6 +1,8 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
+import { Narrowable } from '../router/narrow.js';
+import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import { giveBack } from '../session/give-back.js';
@@ -14,19 +16,19 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields } from '../wire/error-response.js';
-import { encodeDescribe, encodeExecute, SYNC } from '../wire/frontend.js';
+import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 
 const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
-/** The statement as each shard gets it. */
+/** What the client has sent. Each shard gets the text with a condition that leaves it the rows that it owns. */
 export type FanOutStatement =
-  | { readonly kind: 'simple'; readonly query: Buffer }
+  | { readonly kind: 'simple' }
   | {
       readonly kind: 'extended';
-      /** As the unnamed statement. */
-      readonly parse: Buffer;
+      /** Of the parameters. */
+      readonly oids: readonly number[];
       /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
       readonly parsed: boolean;
       readonly describe: 'statement' | 'portal' | null;
@@ -44,7 +46,9 @@ export class FanOut implements BackendOwner, SpreadRun {
   readonly footprint: Footprint;
   readonly #session: ClientSession;
   readonly #shards: readonly ShardName[];
+  readonly #placement: Placement & { kind: 'fanout' };
   readonly #template: string;
+  readonly #text: Narrowable;
   readonly #statement: FanOutStatement;
   #backends: Backend[] = [];
   readonly #cancels: Promise<void>[] = [];
@@ -59,14 +63,16 @@ export class FanOut implements BackendOwner, SpreadRun {
   constructor(
     session: ClientSession,
     placement: Placement & { kind: 'fanout' },
-    template: string,
+    analyzed: Analyzed,
     statement: FanOutStatement,
   ) {
     this.#session = session;
     this.footprint = placement;
     // Always in the same order, so that two of them never wait for each other's connections.
     this.#shards = [...placement.shards].sort();
-    this.#template = template;
+    this.#placement = placement;
+    this.#template = analyzed.template;
+    this.#text = new Narrowable(analyzed);
     this.#statement = statement;
   }
 
@@ -74,10 +80,10 @@ export class FanOut implements BackendOwner, SpreadRun {
     return this.#backends;
   }
 
-  /** @returns false when the topology, or what names mean, changed before anything was sent. */
+  /** @returns false when the topology, or what names mean, changed before anything was sent, or a connection was lost. */
   async run(signal: AbortSignal): Promise<boolean> {
     const { services } = this.#session;
-    const topology = services.live.current;
+    const { topology } = this.#placement;
     try {
       for (const shard of this.#shards) {
         const backend = await this.#acquire(shard, signal);
@@ -86,6 +92,8 @@ export class FanOut implements BackendOwner, SpreadRun {
         if (!(await this.#session.lease.serverSettings.adopt(backend))) return false;
       }
       if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
+      // Lost while the others were waited for: nobody would be told of it any more, and its rows would be missing.
+      if (this.#backends.some((backend) => backend.lost !== null)) return false;
       signal.throwIfAborted(); // the client may have gone or canceled after the last connection was there
       await this.#execute();
       return true;
@@ -159,12 +167,13 @@ export class FanOut implements BackendOwner, SpreadRun {
     const completed = (frame: Buffer) => {
       this.#rows += rowsOfTag(decodeCommandComplete(frame)) ?? 0;
     };
+    const text = this.#text.to(this.#placement.own.get(backend.shard) as string);
     if (statement.kind === 'simple') {
-      backend.send(statement.query, { kind: 'query', internal: false, completed });
+      backend.send(encodeQuery(text), { kind: 'query', internal: false, completed });
       return;
     }
     backend.unnamed = null;
-    backend.send(statement.parse, { kind: 'parse', internal: true });
+    backend.send(encodeParse('', text, statement.oids), { kind: 'parse', internal: true });
     if (first && statement.describe === 'statement')
       backend.send(encodeDescribe('statement', ''), { kind: 'describe', internal: false });
     backend.send(statement.bind, {
@@ -185,7 +194,7 @@ export class FanOut implements BackendOwner, SpreadRun {
       case BACKEND.ErrorResponse:
         if (!FATAL.has(decodeErrorFields(frame).severity)) this.#failed = true;
         else return; // the loss of the connection follows, which is not the end of the client's session
-        this.#session.write(this.#session.worded(frame));
+        this.#session.write(this.#session.worded(this.#asSent(backend, frame)));
         this.#stop();
         return;
       case BACKEND.NotificationResponse:
@@ -200,6 +209,14 @@ export class FanOut implements BackendOwner, SpreadRun {
       default:
         this.#session.write(frame);
     }
+  }
+
+  /** The error of a shard, with its position where it is in the client's text. */
+  #asSent(backend: Backend, frame: Buffer): Buffer {
+    const fields = decodeErrorFields(frame);
+    if (fields.position === undefined) return frame;
+    const own = this.#placement.own.get(backend.shard) as string;
+    return encodeErrorResponse({ ...fields, position: this.#text.positionAsSent(own, fields.position) });
   }
 
   onData(_backend: Backend, slice: Buffer): void {

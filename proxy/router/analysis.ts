@@ -24,6 +24,8 @@ export interface Context {
 export interface Occurrence {
   readonly table: ShardedTable;
   readonly variables: readonly Variable[];
+  /** The name by which its columns are referred to, and those of the key's columns there; null: not known. */
+  readonly visible: { readonly name: string; readonly keyColumns: readonly string[] } | null;
   /** INSERT … VALUES: the keys of the rows, in place of what the graph says. */
   rows: readonly KeySource[] | null;
   /** Stands on the nullable side of an outer join of its level. */
@@ -149,6 +151,7 @@ export class Analysis {
     const sharded = relation && registry.sharded(relation);
     let occurrence: Occurrence | null = null;
     const keys = new Map<string, Variable>();
+    const as = node.alias?.aliasname ?? name;
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
@@ -157,27 +160,29 @@ export class Analysis {
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
       if (relation) this.#checkBehind(relation, sharded, role);
+      const visible = sharded.keyColumns.map((column) => {
+        const at = columns?.indexOf(column) ?? -1;
+        // Column aliases rename by position: without the column list nobody knows which.
+        return renamed.length === 0 ? column : at >= 0 ? names?.[at] : undefined;
+      });
       occurrence = {
         table: sharded,
+        visible: visible.every((column) => column !== undefined) ? { name: as, keyColumns: visible } : null,
         variables: sharded.keyColumns.map((_, i) => this.variable(sharded, i)),
         rows: null,
         nullable: false,
         top: this.depth === 0,
       };
       this.occurrences.push(occurrence);
-      sharded.keyColumns.forEach((column, i) => {
-        const at = columns?.indexOf(column) ?? -1;
-        // Column aliases rename by position: without the column list nobody knows which.
-        const visible = renamed.length === 0 ? column : at >= 0 ? names?.[at] : undefined;
-        if (visible !== undefined) keys.set(visible, (occurrence as Occurrence).variables[i] as Variable);
-      });
+      for (const [i, column] of visible.entries())
+        if (column !== undefined) keys.set(column, occurrence.variables[i] as Variable);
     } else if (relation && registry.reference(relation)) {
       const reference = registry.reference(relation) as ReferenceTable;
       const set = role === 'write' ? this.referenceWrites : this.referenceReads;
       set.set(`${reference.schema}.${reference.table}`, { schema: reference.schema, table: reference.table });
     } else this.#other(relation, name, role);
     const entry: Entry = {
-      name: node.alias?.aliasname ?? name,
+      name: as,
       schema: node.alias ? null : (relation?.schema ?? null),
       columns: names ?? null,
       keys,

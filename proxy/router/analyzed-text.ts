@@ -76,6 +76,10 @@ export class AnalyzedText implements Analyzed {
     return new TextValues(this, params);
   }
 
+  get conforming(): boolean {
+    return this.scope.conforming;
+  }
+
   get literals(): readonly LiteralToken[] {
     if (this.#literals === undefined) {
       const lexer = new Lexer();

@@ -45,12 +45,21 @@ const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoi
 export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
   const refusal = blocker(a, select);
   if (refusal !== null) return { kind: 'refused', refusal };
+  const root = rootOf(a);
+  if (root === null)
+    return { kind: 'refused', refusal: notSupported(a, `a join that is not by the sharding key (${keyNames(a)})`) };
+  if (root.visible === null || renames(select))
+    return {
+      kind: 'refused',
+      refusal: notSupported(a, 'a table whose columns are renamed, or a join that has a name,'),
+    };
+  const of = { keyspace: root.table.keyspace, ...root.visible };
   const limit = cutBy(a, select, select.limitCount);
   const offset = cutBy(a, select, select.limitOffset);
   const together = a.keyspaces().length > 1 ? { together: true as const } : {};
   return limit === null && offset === null
-    ? { kind: 'fanout', ...together }
-    : { kind: 'fanout', uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') }, ...together };
+    ? { kind: 'fanout', of, ...together }
+    : { kind: 'fanout', of, uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') }, ...together };
 }
 
 /** Where the number of rows to leave out, or to stop at, comes from; null: there is none (LIMIT ALL is NULL). */
@@ -97,9 +106,7 @@ function blocker(a: Analysis, s: SelectStmt): Refusal | null {
   if (a.home) return no('joining tables that only the home shard has');
   if (!s.targetList?.length) return no('a SELECT without columns');
   if (a.occurrences.some((o) => !o.top)) return no('a sub-query');
-  return (
-    expressionBlocker(a, s) ?? (colocated(a) ? null : no(`a join that is not by the sharding key (${keyNames(a)})`))
-  );
+  return expressionBlocker(a, s);
 }
 
 function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
@@ -134,9 +141,20 @@ function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
     : { sqlstate: '0A000', message: `${found} in a query over several shards is not supported yet`, hint: hintFor(a) };
 }
 
-/** Whether every table follows, by key equalities, one that no outer join leaves out. */
-function colocated(a: Analysis): boolean {
-  return a.occurrences.some((root) => !root.nullable && a.occurrences.every((o) => follows(a, root, o)));
+/** The table that every other one follows, by key equalities, and that no outer join leaves out; null: there is none. */
+function rootOf(a: Analysis): Occurrence | null {
+  return a.occurrences.find((root) => !root.nullable && a.occurrences.every((o) => follows(a, root, o))) ?? null;
+}
+
+/** `(a JOIN b …) AS j`: the names inside are not seen outside. */
+function renames(select: SelectStmt): boolean {
+  let found = false;
+  walk(select.fromClause, {
+    any: (kind, value) => {
+      if (kind === 'JoinExpr' && (value as { alias?: unknown }).alias !== undefined) found = true;
+    },
+  });
+  return found;
 }
 
 function follows(a: Analysis, root: Occurrence, o: Occurrence): boolean {

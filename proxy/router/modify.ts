@@ -94,7 +94,7 @@ function analyzeMerge(a: Analysis, merge: MergeStmt, parent: Level | null, outer
       const names = assignments.length > 0 ? assignments.map((t) => t.name ?? '') : (target.columns ?? []);
       const { table } = target.occurrence;
       const variables = table.keyColumns.map((_, i) => a.variable(table, i));
-      a.occurrences.push({ table, variables, rows: null, nullable: false, top: false });
+      a.occurrences.push({ table, variables, visible: null, rows: null, nullable: false, top: false });
       table.keyColumns.forEach((column, i) => {
         const value = clause.values?.[names.indexOf(column)];
         const source = sourceOf(value, a.context.literals);

@@ -1,4 +1,5 @@
-import type { KeyTuple } from '../../topology/key.js';
+import { intervalPredicate } from '../../topology/interval-sql.js';
+import { type Interval, type KeyTuple, sameBound } from '../../topology/key.js';
 import {
   type Keyspace,
   type KeyspaceName,
@@ -204,15 +205,19 @@ function routeKeys(
     };
   }
   if (!areTogether(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
+  const why = `its keys are on shards ${[...shards].join(', ')}`;
   const refusal = refusalOf(target.spread, values);
-  if (refusal) return refused(refusal, `its keys are on shards ${[...shards].join(', ')}`);
+  if (refusal) return refused(refusal, why);
+  const own = ownRows(target.spread, [...shards], values, topology);
+  if (!(own instanceof Map)) return refused(own, why);
   return {
     kind: 'fanout',
     shards: [...shards],
+    own,
     touches,
     writes: false,
     writesReference: false,
-    why: `its keys are on shards ${[...shards].join(', ')}`,
+    why,
   };
 }
 
@@ -260,7 +265,51 @@ function routeUnpinned(
   if (refusal) return refused(refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);
   if (missing) return refused(missing, 'a reference table has no copy there');
-  return { kind: 'fanout', shards, touches, writes: false, writesReference: false, why };
+  const own = ownRows(target.spread, shards, values, topology);
+  if (!(own instanceof Map)) return refused(own, why);
+  return { kind: 'fanout', shards, own, touches, writes: false, writesReference: false, why };
+}
+
+/**
+ * By shard, what is true of the rows that it owns: it may have others besides, of ranges that are coming to it or have just left. Or why that
+ * cannot be said.
+ */
+function ownRows(
+  spread: Spread,
+  shards: readonly ShardName[],
+  values: Values,
+  topology: Topology,
+): Map<ShardName, string> | Refusal {
+  const of = spread.kind === 'fanout' ? spread.of : null;
+  const keyspace = of && topology.keyspaces.get(of.keyspace);
+  if (!of || !keyspace) throw new RangeError('a statement for several shards is about rows of none');
+  const conditions = new Map<ShardName, string>();
+  for (const shard of shards) {
+    const intervals = joined(keyspace.ranges.filter((range) => range.shard === shard));
+    const condition = intervals
+      .map((interval) => `(${intervalPredicate(keyspace, of.keyColumns, interval, of.name)})`)
+      .join(' OR ');
+    if (values.foreignEncoding && /[^ -~]/.test(condition))
+      return {
+        sqlstate: '0A000',
+        message: 'a query over several shards cannot be restricted to the rows of each in this client_encoding',
+        hint: 'Use client_encoding UTF8, or give the key.',
+      };
+    conditions.set(shard, condition);
+  }
+  return conditions;
+}
+
+/** Neighbours made one; they come in order. */
+function joined(ranges: readonly Range[]): Interval[] {
+  const intervals: Interval[] = [];
+  for (const { lo, hi } of ranges) {
+    const last = intervals.at(-1);
+    if (last !== undefined && lo !== null && sameBound(last.hi, lo))
+      intervals[intervals.length - 1] = { lo: last.lo, hi };
+    else intervals.push({ lo, hi });
+  }
+  return intervals;
 }
 
 function routeAny(target: AnyTarget, topology: Topology, writes: boolean): Route {

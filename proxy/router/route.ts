@@ -91,6 +91,8 @@ export type Target =
 export type Spread =
   | {
       readonly kind: 'fanout';
+      /** Which rows are whose: each shard answers for those of its own, whatever else it has while ranges move. */
+      readonly of: OwnedBy;
       /** Only when these values leave every row in: zero or NULL as an OFFSET, NULL as a LIMIT. Else the refusal. */
       readonly uncut?: {
         readonly limit: KeyColumnSource | null;
@@ -101,6 +103,15 @@ export type Spread =
       readonly together?: true;
     }
   | { readonly kind: 'refused'; readonly refusal: Refusal };
+
+/** Whose rows a table has is seen by its key. */
+export interface OwnedBy {
+  readonly keyspace: KeyspaceName;
+  /** As the statement refers to it. */
+  readonly name: string;
+  /** In the keyspace's order. */
+  readonly keyColumns: readonly string[];
+}
 
 export interface Refusal {
   /** 0A000 unless PostgreSQL has a better one. */
@@ -207,6 +218,8 @@ export interface Analyzed {
   readonly statements: readonly AnalyzedStatement[];
   /** How fast executions of the template were. */
   readonly pace: Pace;
+  /** standard_conforming_strings. */
+  readonly conforming: boolean;
   /** PostgreSQL could not parse it: send it to any server, which will say so in its own words. */
   readonly syntaxError: boolean;
   /** The same text, analysed again for another schema, or other sharded tables ({@link Router.refresh}). */
@@ -267,6 +280,8 @@ export type Route =
   | {
       readonly kind: 'fanout';
       readonly shards: readonly ShardName[];
+      /** By shard, the condition that is true of the rows that it owns. */
+      readonly own: ReadonlyMap<ShardName, string>;
       readonly touches: readonly Touch[];
       readonly writes: false;
       readonly writesReference: false;

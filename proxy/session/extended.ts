@@ -3,7 +3,7 @@ import { FanOut } from '../gather/fan-out.js';
 import type { Touch } from '../router/route.js';
 import { BIND_COMPLETE, CLOSE_COMPLETE, encodeCommandComplete, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
-import { decodeBindHead, decodeDescribe, encodeParse, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
+import { decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { BatchReader, type Item, type Message, type Reading, syncOf } from './batch.js';
 import { BatchSender } from './batch-sender.js';
@@ -412,9 +412,9 @@ export class ExtendedProtocol {
       });
     const { content, analyzed } = bind.statement;
     const done = await session.runFanOut(
-      new FanOut(session, placement, analyzed.template, {
+      new FanOut(session, placement, analyzed, {
         kind: 'extended',
-        parse: encodeParse('', content.sql, content.oids),
+        oids: content.oids,
         parsed: shape.includes('parse'),
         describe: shape.includes('describe-statement')
           ? 'statement'

@@ -24,7 +24,12 @@ export type Placement =
       readonly writes: boolean /** Touches of each execution, in order. */;
       readonly parts: readonly (readonly Touch[])[];
     } & Footprint)
-  | ({ readonly kind: 'fanout'; readonly shards: readonly ShardName[] } & Footprint)
+  | ({
+      readonly kind: 'fanout';
+      readonly shards: readonly ShardName[];
+      /** By shard, the condition that is true of the rows that it owns, at this map. */
+      readonly own: ReadonlyMap<ShardName, string>;
+    } & Footprint)
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 
 /** As of the schema by which it was placed last. */
@@ -94,7 +99,8 @@ export function place(executions: readonly Execution[], router: Router, topology
         );
       if (executions.length > 1)
         return refused('a statement for several shards must be sent alone, not with others in one batch');
-      return { kind: 'fanout', topology, shards: route.shards, touches, everything, writesReference: false };
+      const { own } = route;
+      return { kind: 'fanout', shards: route.shards, own, topology, touches, everything, writesReference: false };
     }
     writes ||= route.writes;
     writesReference ||= route.writesReference;

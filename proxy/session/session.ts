@@ -350,7 +350,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
 
   /**
    * Runs a statement for several shards until its last reply has gone to the client.
-   * @returns false when the map changed before it began: place it again.
+   * @returns false when the map changed, or a connection was lost, before it began: place it again.
    */
   async runFanOut(fanOut: SpreadRun): Promise<boolean> {
     this.#fanOut = fanOut;

@@ -107,13 +107,13 @@ export class SimpleProtocol {
   async #runLater(unit: Unit, preparing: Prepared | Promise<Prepared>): Promise<void> {
     const session = this.#session;
     const { lease } = session;
-    const { frame, analyzed, prepared } = unit;
+    const { analyzed, prepared } = unit;
     let placement: Prepared;
     let spoken: Spoken | null = null;
     try {
       placement = await preparing;
       if (placement.kind === 'fanout') {
-        const fanOut = new FanOut(session, placement, analyzed.template, { kind: 'simple', query: frame });
+        const fanOut = new FanOut(session, placement, analyzed, { kind: 'simple' });
         if (!(await session.runFanOut(fanOut))) await this.#again(unit);
         return;
       }

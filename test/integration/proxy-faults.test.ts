@@ -20,6 +20,7 @@ import { createHold, dropHold, holdStatus } from '../../topology/catalog/leases.
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
+import { alive } from '../cli/process-tree.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { type RawMessage, RawPeer } from '../support/raw-peer.js';
@@ -218,6 +219,28 @@ describe('a server connection dies', () => {
     peer.send(encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
     expect((await peer.until('Z')).map((m) => m.type).join('')).toBe('TDCZ');
     peer.destroy();
+    await expectWholePool();
+  });
+
+  it('before a statement for several shards, which waits for another: it gets a new one, and all rows', async () => {
+    const busy = await Promise.all(Array.from({ length: POOL }, () => s.connect()));
+    for (const c of busy) {
+      await c.query('BEGIN');
+      await c.query(ADD.replace('150, 1', `150, ${busy.indexOf(c)}`));
+    }
+    const client = await s.connect();
+    const answer = client.query('SELECT name FROM tenants');
+    const waiting = () => [...s.proxy.pools.all].reduce((n, { counts }) => n + counts.waiting, 0);
+    await waitFor(() => waiting() === 1, { what: 'the statement to wait for its second connection' });
+    const first = (await activity(0)).map(({ pid }) => pid);
+    for (const pid of first) await s.onShard(0, 'SELECT pg_terminate_backend($1)', [pid]);
+    await waitFor(() => alive(first).length === 0, { what: 'the end of its first one' });
+    // The proxy has looked at its sockets when it has answered this.
+    const other = await s.connect();
+    await other.query('SELECT name FROM tenants WHERE tenant_id = 1');
+    for (const c of busy) await c.query('ROLLBACK');
+    expect((await answer).rows).toEqual([{ name: 't1' }, { name: 't150' }]);
+    for (const c of [...busy, client, other]) await c.end();
     await expectWholePool();
   });
 

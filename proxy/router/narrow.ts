@@ -1,0 +1,104 @@
+import { Lexer, type Token } from './lexer.js';
+import type { Analyzed } from './route.js';
+
+/** What may stand behind the WHERE clause of a SELECT whose answer is a plain union (see `fan-out.ts`). */
+const BEHIND_WHERE = new Set(['limit', 'offset', 'fetch']);
+
+/** Bytes of the text that others take the place of; as many as none where they are put in. */
+interface Edit {
+  readonly start: number;
+  readonly end: number;
+  readonly put: (condition: string) => string;
+}
+
+/**
+ * The text of a SELECT that runs on several shards, to be narrowed to the rows that a shard owns: while ranges move, a shard has rows of others
+ * as well, which their owner shows.
+ */
+export class Narrowable {
+  readonly #text: Buffer;
+  /** In order. */
+  readonly #edits: readonly Edit[];
+
+  constructor({ text, statements, conforming }: Analyzed) {
+    const [statement] = statements;
+    if (statement === undefined) throw new RangeError('no statement to be narrowed');
+    this.#text = text;
+    const lexer = new Lexer();
+    lexer.scan(text, true, conforming);
+    const { start, end } = statement;
+    this.#edits = editsOf(
+      text,
+      lexer.tokens.filter((token) => token.start >= start && token.end <= end),
+    );
+  }
+
+  /** The text as a shard gets it. @param condition on the rows of the outermost query */
+  to(condition: string): Buffer {
+    const pieces: Buffer[] = [];
+    let at = 0;
+    for (const { start, end, put } of this.#edits) {
+      pieces.push(this.#text.subarray(at, start), Buffer.from(put(condition)));
+      at = end;
+    }
+    return Buffer.concat([...pieces, this.#text.subarray(at)]);
+  }
+
+  /** A position in the narrowed text, in characters from 1, as one in the client's own. */
+  positionAsSent(condition: string, position: number): number {
+    let before = 0;
+    for (const { start, end, put } of this.#edits) {
+      const added = put(condition).length;
+      const removed = end - start;
+      const at = characters(this.#text.subarray(0, start)) + before;
+      if (position <= at) break;
+      // What is ours has no place in the text: the place where it was put, then.
+      if (position <= at + added) return at - before + 1;
+      before += added - removed;
+    }
+    return position - before;
+  }
+}
+
+function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
+  const textOf = ({ start, end }: Token) => text.toString('latin1', start, end).toLowerCase();
+  let first = 0;
+  while (first < tokens.length && textOf(tokens[first] as Token) === '(') first += 1;
+  const edits: Edit[] = [];
+  const verb = tokens[first] as Token;
+  // TABLE name
+  if (textOf(verb) === 'table') edits.push({ start: verb.start, end: verb.end, put: () => 'SELECT * FROM' });
+  let depth = 0;
+  let where: Token | null = null;
+  let last = verb;
+  for (let i = first + 1; i < tokens.length; i++) {
+    const token = tokens[i] as Token;
+    const word = textOf(token);
+    if (word === ')' && depth === 0) break;
+    if (word === '(') depth += 1;
+    else if (word === ')') depth -= 1;
+    else if (depth === 0 && token.kind === 'word' && !isName(textOf(last))) {
+      if (word === 'where') where ??= token;
+      else if (BEHIND_WHERE.has(word)) break;
+    }
+    last = token;
+  }
+  const at = last.end;
+  if (where === null) edits.push({ start: at, end: at, put: (condition) => ` WHERE (${condition})` });
+  else
+    edits.push(
+      { start: where.end, end: where.end, put: (condition) => ` (${condition}) AND (` },
+      { start: at, end: at, put: () => ')' },
+    );
+  return edits;
+}
+
+/** Whether a keyword behind it is the name of a column: `AS where`, `t.limit`. */
+function isName(before: string): boolean {
+  return before === 'as' || before === '.';
+}
+
+/** In UTF-8. */
+function characters(bytes: Buffer): number {
+  return [...bytes.toString('utf8')].length;
+}

@@ -1,0 +1,84 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Sharded } from '../support/sharded.js';
+
+// While a range moves, and until it is cleaned up behind the flip, two shards have its rows; one of them owns them.
+
+let s: Sharded;
+
+beforeAll(async () => {
+  s = await Sharded.start({ splitAt: 100 });
+  for (const shard of [0, 1] as const)
+    await s.onShard(
+      shard,
+      `INSERT INTO tenants SELECT i, CASE WHEN (i < 100) = (${shard} = 0) THEN 'own' ELSE 'foreign' END FROM unnest('{5,7,150,160}'::int[]) i;
+       INSERT INTO orders SELECT tenant_id, 1, name FROM tenants`,
+    );
+});
+afterAll(() => s.stop());
+
+const OWN = [5, 7, 150, 160].map((id) => ({ id, name: 'own' }));
+
+describe('a SELECT over several shards shows each row once, as its owner has it', () => {
+  it.each([
+    ['everything', 'SELECT tenant_id::int AS id, name FROM tenants', OWN],
+    ['by TABLE', 'TABLE tenants', OWN.map(({ id, name }) => ({ tenant_id: String(id), name }))],
+    [
+      'what a condition leaves',
+      "SELECT tenant_id::int AS id, name FROM tenants t WHERE name = 'nobody' OR t.tenant_id > 5 LIMIT ALL",
+      OWN.slice(1),
+    ],
+    [
+      'the keys of a list',
+      'SELECT tenant_id::int AS id, name FROM tenants WHERE tenant_id IN (5, 150)',
+      [OWN[0], OWN[2]],
+    ],
+    [
+      'joins by the key',
+      `SELECT o.tenant_id::int AS id, t.name FROM orders o LEFT JOIN tenants AS t (k, name) ON o.tenant_id = t.k AND t.name = o.note`,
+      OWN,
+    ],
+    ['a table whose key has another name', 'SELECT k::int AS id, name FROM tenants AS t (k, name)', OWN],
+  ] as const)('%s', async (_, sql, expected) => {
+    const c = await s.connect();
+    const sorted = (rows: readonly unknown[]) => rows.map((row) => JSON.stringify(row)).sort();
+    const simple = await c.query(sql);
+    expect(sorted(simple.rows)).toEqual(sorted(expected));
+    expect(simple.rowCount).toBe(expected.length);
+    for (let i = 0; i < 2; i++)
+      expect(sorted((await c.query({ name: 'q', text: sql, values: [] })).rows)).toEqual(sorted(expected));
+    await c.end();
+  });
+
+  it('by the map of the moment, with a prepared statement', async () => {
+    const c = await s.connect();
+    const query = {
+      name: 'all',
+      text: 'SELECT tenant_id::int AS id, name FROM tenants WHERE tenant_id > $1',
+      values: [0],
+    };
+    const ids = async () => (await c.query(query)).rows.map(({ id, name }) => `${id} ${name}`).sort();
+    expect(await ids()).toEqual(['150 own', '160 own', '5 own', '7 own']);
+    await s.flipTo(155);
+    await s.reloaded();
+    expect(await ids()).toEqual(['150 foreign', '160 own', '5 own', '7 own']);
+    await s.flipTo(100);
+    await s.reloaded();
+    await c.end();
+  });
+
+  it('and tells where an error is in the text that the client sent', async () => {
+    const c = await s.connect();
+    const sql = 'SELECT name FROM tenants WHERE name = 1::int';
+    for (const text of [sql, { text: sql, values: [], name: 'wrong' }])
+      await expect(c.query(text as string)).rejects.toMatchObject({ code: '42883', position: '37' });
+    await c.end();
+  });
+
+  it('a join under a name of its own is refused', async () => {
+    const c = await s.connect();
+    await expect(c.query('SELECT j.name FROM (tenants t JOIN orders o USING (tenant_id)) AS j')).rejects.toMatchObject({
+      code: '0A000',
+    });
+    await c.end();
+  });
+});
