@@ -74,7 +74,12 @@ export const CRASH_POINTS = [
 ] as const;
 export type CrashPoint = (typeof CRASH_POINTS)[number];
 
-/** Kills this process, as `kill -9` would, when FORESHARD_CRASH_POINT names `point`. For tests. */
+let passes = 0;
+
+/** Kills this process, as `kill -9` would, when FORESHARD_CRASH_POINT names `point`; `point#2`: when it comes there for the second time. For tests. */
 export function crashPoint(point: CrashPoint): void {
-  if (process.env.FORESHARD_CRASH_POINT === point) process.kill(process.pid, 'SIGKILL');
+  const [name, time = '1'] = (process.env.FORESHARD_CRASH_POINT ?? '').split('#');
+  if (name !== point) return;
+  passes += 1;
+  if (passes === Number(time)) process.kill(process.pid, 'SIGKILL');
 }

@@ -6,10 +6,12 @@ import { CatalogUnavailableError, ForeshardError } from '../topology/errors.js';
 import type { MigrationState } from '../topology/migration.js';
 import { StatementConflict } from './action.js';
 import { AbortRequested, MigrationFailure, RealExecutor } from './executor.js';
+import { assertGateSql } from './guards.js';
 import { LeaseLostError, MigrationLease } from './lease.js';
 import { type MigrationRow, PAST_FLIP, RESTING_STATES, type StoredRecut } from './migration-row.js';
 import { MigrationStore } from './migration-store.js';
-import { type Move, movingTables, resolveTarget } from './move.js';
+import { type Move, type MoveTarget, movingTables, resolveTarget } from './move.js';
+import { GATE_OPEN, type ObjectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import { ShardSession, ShardUnavailableError } from './shard-session.js';
 import { abort } from './steps/abort.js';
@@ -130,11 +132,9 @@ async function attempt(
   if (spec.kind === 'recut') return recutAttempt(o, store, lease, row, spec, signal);
   const meta = await o.catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', spec);
-  const source = await ShardSession.open(target.from, target.names.operation);
+  const { source, destination } = await connect(store, lease, target);
   let m: Move | null = null;
-  let destination: ShardSession | null = null;
   try {
-    destination = await ShardSession.open(target.to, target.names.operation);
     // A successor that has ended our last sessions is not to be robbed of its own; and whether a flip has happened is only known
     // when none of ours is under way any more.
     await lease.confirm();
@@ -167,9 +167,54 @@ async function attempt(
     }
   } finally {
     await m?.snapshot?.close();
-    await destination?.close();
+    await destination.close();
     await source.close();
   }
+}
+
+/**
+ * Connects to both shards, which ends the sessions of an earlier driver.
+ * @throws ShardUnavailableError when one is away; then those who write at the other need not wait for it
+ */
+async function connect(
+  store: MigrationStore,
+  lease: MigrationLease,
+  { from, to, names }: MoveTarget,
+): Promise<{ source: ShardSession; destination: ShardSession }> {
+  const [source, destination] = await Promise.allSettled([
+    ShardSession.open(from, names.operation),
+    ShardSession.open(to, names.operation),
+  ]);
+  if (source.status === 'fulfilled' && destination.status === 'fulfilled')
+    return { source: source.value, destination: destination.value };
+  const [there] = [source, destination].filter((one) => one.status === 'fulfilled');
+  const [away] = [source, destination].filter((one) => one.status === 'rejected');
+  try {
+    if (there !== undefined)
+      await letGoOn(store, lease, there.value, there === source ? 'source' : 'destination', names);
+  } finally {
+    await there?.value.close();
+  }
+  throw away?.reason;
+}
+
+/** Opens the gate of the shard that owns the interval, if that is this one and a fence was not crossed, and has the proxies go on. */
+async function letGoOn(
+  store: MigrationStore,
+  lease: MigrationLease,
+  shard: ShardSession,
+  side: 'source' | 'destination',
+  names: ObjectNames,
+): Promise<void> {
+  // No flip is under way any more, nor can there be another but by us.
+  await lease.confirm();
+  const row = await store.load();
+  const fenced: readonly MigrationState[] = side === 'source' ? ['fencing', 'aborting'] : ['rolling_back'];
+  if (!fenced.includes(row.state)) return;
+  await shard.query(assertGateSql(names, GATE_OPEN));
+  await store.inLease(row, (client) =>
+    client.query('DELETE FROM foreshard.hold WHERE migration_id = $1', [row.id.toString()]),
+  );
 }
 
 /** The same for one that touches no shard. */

@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { errorCode, explainConnectError, redactUrl } from '../topology/connection.js';
@@ -24,6 +25,10 @@ SET bytea_output = 'hex'; SET standard_conforming_strings = on; SET row_security
 const LOCK_TROUBLE = new Set(['55P03', '40P01']);
 /** How long a lock on an application's table may make others queue behind us before we step back. */
 const LOCK_TIMEOUT_MS = 200;
+/** How long a server that is idle may be silent before it is asked whether it is still there, ms. */
+const KEEP_ALIVE_MS = 10_000;
+/** How long a server may take to say good-bye, ms. */
+const GOODBYE_MS = 2000;
 
 /**
  * The one connection through which a migration changes a shard. It holds a session lock: a process that takes a migration over
@@ -34,6 +39,7 @@ export class ShardSession {
   readonly shard: Shard;
   readonly #client: pg.Client;
   #dead: Error | null = null;
+  #withinMs: number | null = null;
   /** server_version_num */
   version = 0;
 
@@ -58,6 +64,7 @@ export class ShardSession {
       connectionString: shard.url,
       connectionTimeoutMillis: 10_000,
       keepAlive: true,
+      keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
       application_name: operation === null ? 'foreshard migrator (reader)' : 'foreshard migrator',
     });
     const session = new ShardSession(shard, client);
@@ -91,15 +98,32 @@ export class ShardSession {
     throw new Error('an earlier driver of this migration cannot be ended');
   }
 
+  /**
+   * From now on a server that does not answer a statement within so many ms is taken for lost; null: it may take any time. A server, or a network,
+   * that goes without a word leaves whoever waits for it waiting for minutes.
+   */
+  answerWithin(ms: number | null): void {
+    this.#withinMs = ms;
+  }
+
   /** One statement (or several without parameters). */
   async query<T extends pg.QueryResultRow>(sql: string, values?: readonly unknown[]): Promise<T[]> {
     if (this.#dead !== null) throw new ShardUnavailableError(this.shard, this.#dead);
+    const ms = this.#withinMs;
+    const late = ms === null ? undefined : setTimeout(() => this.#lose(new Error(`no answer within ${ms} ms`)), ms);
     try {
       return (await this.#client.query<T>(sql, values as unknown[] | undefined)).rows;
     } catch (error) {
       if (this.#dead !== null || isConnectionError(error)) throw new ShardUnavailableError(this.shard, error);
       throw error;
+    } finally {
+      clearTimeout(late);
     }
+  }
+
+  #lose(why: Error): void {
+    this.#dead ??= why;
+    (this.#client as unknown as { connection: { stream: Duplex } }).connection.stream.destroy();
   }
 
   /** Cancels the statement that runs now, over a connection of its own. */
@@ -151,7 +175,9 @@ export class ShardSession {
 
   async close(): Promise<void> {
     // A connection that never came up, or is broken, has nothing to say good-bye to.
+    const late = setTimeout(() => this.#lose(new Error('no good-bye')), GOODBYE_MS);
     await this.#client.end().catch(() => undefined);
+    clearTimeout(late);
   }
 }
 

@@ -56,12 +56,15 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
   const sequences = (await readSourceTables(m)).flatMap((t) => t.sequences);
   // Connected before anybody is held: a connection takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
+  const sessions = [m.source, m.destination, m.snapshot];
   try {
     const plan = await planFlip(m);
     const held = await hold(m);
     const pause = new Pause();
     await untilHeld(m, held);
     pause.took('hold');
+    // Clients wait for what is left, and not for a server that has gone without a word.
+    for (const session of sessions) session.answerWithin(m.options.fenceMs + m.options.drainMs);
     m.exec.at('after:acks');
     const token = randomUUID();
     await closeGate(m, token);
@@ -94,6 +97,8 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     m.row = await m.exec.reload();
     if (m.row.state === to) return;
     await missed(error.message);
+  } finally {
+    for (const session of sessions) session.answerWithin(null);
   }
 }
 
