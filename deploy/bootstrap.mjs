@@ -1,9 +1,9 @@
 // @ts-check
-// `npm start`, `npm test`, `npm run bench`, `npm run model` and `npm run check` on a machine with nothing but Node: installs what the lockfile names when it is
+// `npm start`, `npm test`, `npm run bench`, `npm run model`, `npm run chaos` and `npm run check` on a machine with nothing but Node: installs what the lockfile names when it is
 // missing or stale, builds what has changed, then does what was asked. Plain JavaScript without dependencies, because
 // nothing is installed when it starts, and in the syntax of old Nodes, so that they reach the message about their age.
 //
-//   node deploy/bootstrap.mjs start|test|bench|bench:check|model|build|check [arguments…]
+//   node deploy/bootstrap.mjs start|test|bench|bench:check|model|chaos|build|check [arguments…]
 import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import {
@@ -62,6 +62,9 @@ async function main() {
     case 'model':
       await prepare(true);
       return runHere(join(DIST, 'test', 'model', 'main.js'), args);
+    case 'chaos':
+      await prepare(true);
+      return runHere(join(DIST, 'test', 'chaos', 'main.js'), args);
     case 'build':
       return prepare(true);
     case 'check':
@@ -70,7 +73,7 @@ async function main() {
       return check(args);
     default:
       throw new Failure(
-        'usage: node deploy/bootstrap.mjs start|test|bench|bench:check|model|build|check [arguments…]',
+        'usage: node deploy/bootstrap.mjs start|test|bench|bench:check|model|chaos|build|check [arguments…]',
         2,
       );
   }

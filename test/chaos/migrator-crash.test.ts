@@ -53,19 +53,44 @@ afterAll(async () => {
 
 /** Runs a migrator that kills itself at the point. @returns the signal that ended it */
 function runUntilCrash(point: CrashPoint): Promise<string | null> {
-  return new Promise((resolve, reject) => {
-    const wayBackMs = ON_THE_WAY_BACK.includes(point) ? HOUR : 0;
+  return run(point).ended;
+}
+
+/** @param point where it kills itself; `point#2`: the second time */
+function run(point: string): { readonly ended: Promise<string | null>; stop(): void } {
+  let stop = (): void => undefined;
+  const ended = new Promise<string | null>((resolve, reject) => {
+    const wayBackMs = ON_THE_WAY_BACK.some((one) => point.startsWith(one)) ? HOUR : 0;
     const running = spawn(process.execPath, [child.file, s.catalogUrl, `${wayBackMs}`], {
       env: { ...process.env, FORESHARD_CRASH_POINT: point },
       stdio: ['ignore', 'ignore', 'inherit'],
     });
-    const tooLong = setTimeout(() => running.kill('SIGTERM'), 30_000);
+    stop = () => running.kill('SIGTERM');
+    const tooLong = setTimeout(stop, 30_000);
     running.once('error', reject);
     running.once('exit', (_code, signal) => {
       clearTimeout(tooLong);
       resolve(signal);
     });
   });
+  return { ended, stop: () => stop() };
+}
+
+/** Migrators come, each takes back one thing more than the one before it, and dies behind the next, until there is none. */
+async function dieBehindEach(point: CrashPoint, id: bigint): Promise<number> {
+  for (let deaths = 0; ; deaths++) {
+    const life = run(`${point}#2`);
+    let signal: string | null | undefined;
+    void life.ended.then((by) => {
+      signal = by;
+    });
+    await waitFor(
+      async () => signal !== undefined || RESTING_STATES.includes((await loadMigration(s.catalog.pool, id)).state),
+      { what: 'the end of the migrator, or of the migration', timeoutMs: 40_000 },
+    );
+    life.stop();
+    if ((await life.ended) !== 'SIGKILL') return deaths;
+  }
 }
 
 async function runToTheEnd(id: bigint): Promise<string> {
@@ -87,8 +112,8 @@ async function runToTheEnd(id: bigint): Promise<string> {
   }
 }
 
-/** The interval moves to where it is not, under load; the migrator dies at `point`, and another takes over. */
-async function crashAndResume(point: CrashPoint): Promise<string> {
+/** The interval moves to where it is not, under load; the migrator dies at `point`, and another takes over. @param often it dies too, each time that it has got further */
+async function crashAndResume(point: CrashPoint, often = false): Promise<string> {
   const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
   const writers = new Writers();
   try {
@@ -101,6 +126,7 @@ async function crashAndResume(point: CrashPoint): Promise<string> {
     if (ABORTING.includes(point)) await abortOnEntering(s, 'verifying');
     if (ON_THE_WAY_BACK.includes(point)) await rollBackOnReversing(s, true);
     expect(await runUntilCrash(point)).toBe('SIGKILL');
+    if (often) expect(await dieBehindEach(point, id)).toBeGreaterThan(3);
     const end = await runToTheEnd(id);
     await abortOnEntering(s, null);
     await rollBackOnReversing(s, false);
@@ -152,6 +178,13 @@ describe('a migrator killed at', () => {
 
   test.each(ON_THE_WAY_BACK)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('rolled_back');
+  });
+
+  test.each([
+    ['after:undo', 'aborted'],
+    ['back-after:undo', 'rolled_back'],
+  ] as const)('%s, again and again, each time with one thing less to take back', async (point, end) => {
+    expect(await crashAndResume(point, true)).toBe(end);
   });
 
   test.each(ABORTING)('%s', async (point) => {
@@ -213,6 +246,30 @@ describe('a migrator that falls asleep', () => {
 });
 
 describe('a server that crashes during a move', () => {
+  test('behind the fence, with the migrator: nobody waits for it at the source', async () => {
+    await resetShop(s, TENANTS, 30);
+    owner = 'one';
+    const id = await approveMove(s, [BigInt(CUT)], null);
+    expect(await runUntilCrash('after:fence')).toBe('SIGKILL');
+    const write = () =>
+      withClient(s.urlOne, (c) => c.query(`UPDATE orders SET version = version + 1 WHERE tenant_id = ${CUT}`));
+    await expect(write()).rejects.toMatchObject({ code: 'SH001' });
+    await s.two.crash();
+    const controller = new AbortController();
+    const migrator = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50, leaseMs: 1000 });
+    const running = migrator.run(controller.signal);
+    try {
+      await waitFor(async () => (await write()).rowCount, { what: 'a write at the source', timeoutMs: 40_000 });
+      expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
+    } finally {
+      await s.two.restart();
+      controller.abort();
+      await running;
+    }
+    expect(await runToTheEnd(id)).toBe('done');
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('is waited for, and the move goes on', async () => {
     await resetShop(s, TENANTS, 2000);
     owner = 'one';

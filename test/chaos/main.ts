@@ -1,0 +1,90 @@
+/**
+ * Lets faults loose on shards, catalog, proxies and migrators while clients read and write and ranges move, and proves in the end that nothing is
+ * lost, doubled or stale. Exit code 1 when something is.
+ * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N]
+ */
+import { parseArgs } from 'node:util';
+import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { CHANGES } from './changes.js';
+import { FAULTS, type Fault } from './faults.js';
+import { type ChaosResult, chaos } from './run.js';
+
+const MINUTE = 60_000;
+
+const { values } = parseArgs({
+  options: {
+    minutes: { type: 'string', default: '5' },
+    flips: { type: 'string', default: '0' },
+    seed: { type: 'string', default: `${Math.floor(Math.random() * 1_000_000)}` },
+    faults: { type: 'string', default: FAULTS.map(({ name }) => name).join(',') },
+    hands: { type: 'string', default: '2' },
+  },
+});
+
+function wantedFaults(names: string): readonly Fault[] {
+  if (names === 'none') return [];
+  return names.split(',').map((name) => {
+    const found = FAULTS.find((fault) => fault.name === name);
+    if (found === undefined)
+      throw new Error(`there is no fault "${name}"; there are ${FAULTS.map((f) => f.name).join(', ')}`);
+    return found;
+  });
+}
+
+function counts(of: Readonly<Record<string, number>>): string {
+  const entries = Object.entries(of).toSorted(([, a], [, b]) => b - a);
+  return entries.map(([name, n]) => `${name} ${n}`).join(', ') || 'none';
+}
+
+function summary(result: ChaosResult): string {
+  const pauses = result.pausesMs.toSorted((a, b) => a - b);
+  const at = (share: number) => pauses[Math.min(pauses.length - 1, Math.floor(pauses.length * share))] ?? '-';
+  return [
+    `flips        ${result.flips}`,
+    `statements   ${result.statements}`,
+    `operations   ${counts(result.operations)}`,
+    `migrations   ${counts(result.ends)}`,
+    `pauses       median ${at(0.5)} ms, 90 % ${at(0.9)} ms, longest ${at(1)} ms`,
+    `faults       ${counts(result.faults)}`,
+    `errors       ${counts(result.errors)}`,
+    ...Object.entries(result.complaints).map(([text, n]) => `logged ${n} × ${text}`),
+    ...result.violations.map((text) => `WRONG: ${text}`),
+    ...(result.untold > 0 ? [`WRONG: and ${result.untold} more`] : []),
+    ...(result.violations.length > 0 ? [`logs are in ${result.dir}`] : ['all is as it was told']),
+  ].join('\n');
+}
+
+async function main(): Promise<void> {
+  const seed = Number(values.seed);
+  const stop = new AbortController();
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => stop.abort());
+  console.log(
+    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands}`,
+  );
+  const from = performance.now();
+  const log = (text: string) => console.log(`${((performance.now() - from) / 1000).toFixed(1).padStart(7)} s  ${text}`);
+  const leastFlips = Number(values.flips);
+  const result = await chaos({
+    seed,
+    writers: 16,
+    readers: 8,
+    proxies: 3,
+    migrators: 2,
+    faults: wantedFaults(values.faults),
+    hands: Number(values.hands),
+    restMs: 4000,
+    changes: CHANGES,
+    enough: ({ flips, elapsedMs }) => elapsedMs > Number(values.minutes) * MINUTE && flips >= leastFlips,
+    signal: stop.signal,
+    log,
+  });
+  console.log(summary(result));
+  if (result.violations.length > 0) process.exitCode = 1;
+  else if (stop.signal.aborted) process.exitCode = 130;
+}
+
+try {
+  await main();
+} finally {
+  await EmbeddedCluster.endAll();
+}

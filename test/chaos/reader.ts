@@ -1,0 +1,123 @@
+import { Client } from './client.js';
+import { type AccountRow, accountKey } from './history.js';
+import { ACCOUNTS, COUNTRIES, OPENING_BALANCE, TENANTS } from './world.js';
+
+const COLUMNS = 'tenant::int, id::int, version::int, balance::int, op';
+const ALL = TENANTS * ACCOUNTS;
+/** The longest time that a transaction is left open between its reads, ms. */
+const LINGER_MS = 200;
+
+/** Reads in every way, and compares with what anybody was told before. */
+export class Reader extends Client {
+  protected override async act(): Promise<void> {
+    try {
+      await this.#read();
+    } catch (error) {
+      this.failed(error, 'read');
+      await this.giveUp();
+    }
+  }
+
+  #read(): Promise<void> {
+    const dice = this.random(100);
+    if (dice < 40) return this.#account();
+    if (dice < 60) return this.#tenant();
+    if (dice < 68) return process.env.NO_UNION ? this.#account() : this.#everything();
+    if (dice < 88) return this.#ledger();
+    if (dice < 92) return this.#reference();
+    return this.#twice();
+  }
+
+  async #account(): Promise<void> {
+    const { history } = this.around;
+    const tenant = 1 + this.random(TENANTS);
+    const id = 1 + this.random(ACCOUNTS);
+    const key = accountKey({ tenant, id });
+    const floor = history.newest(key);
+    const text = `SELECT ${COLUMNS} FROM accounts WHERE tenant = $1 AND id = $2`;
+    const { rows } = await this.query<AccountRow & Record<string, unknown>>(text, [tenant, id]);
+    if (rows.length === 1) history.shown(rows[0] as AccountRow, floor, this.name);
+    else history.violate(`${this.name} was shown ${rows.length} rows of account ${key}`);
+  }
+
+  async #tenant(): Promise<void> {
+    const tenant = 1 + this.random(TENANTS);
+    const floors = this.#floors();
+    const rows = await this.#accountsOf(tenant);
+    this.#check(rows, floors, ACCOUNTS, `tenant ${tenant}`);
+  }
+
+  /** Each account once, wherever it is and whatever is under way. */
+  async #everything(): Promise<void> {
+    const floors = this.#floors();
+    const { rows } = await this.query<AccountRow & Record<string, unknown>>(`SELECT ${COLUMNS} FROM accounts`);
+    this.#check(rows, floors, ALL, 'everything');
+  }
+
+  /** What was acknowledged is there. */
+  async #ledger(): Promise<void> {
+    const row = this.around.history.acknowledgedRow(this.random);
+    if (row === undefined) return;
+    const { rows } = await this.query('SELECT id FROM ledger WHERE tenant = $1 AND id = $2', [row.tenant, row.id]);
+    if (rows.length !== 1)
+      this.around.history.violate(
+        `${this.name} was shown ${rows.length} rows of ledger row ${row.tenant} ${row.id}, which was acknowledged`,
+      );
+  }
+
+  async #reference(): Promise<void> {
+    const { rows } = await this.query<{ n: number }>('SELECT count(*)::int AS n FROM countries');
+    if (rows[0]?.n !== COUNTRIES) this.around.history.violate(`${this.name} was shown ${rows[0]?.n} countries`);
+  }
+
+  /** One snapshot stays one. */
+  async #twice(): Promise<void> {
+    const tenant = 1 + this.random(TENANTS);
+    const floors = this.#floors();
+    await this.query('BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY');
+    const before = await this.#accountsOf(tenant);
+    await this.pause(LINGER_MS);
+    const after = await this.#accountsOf(tenant);
+    await this.query('COMMIT');
+    this.#check(before, floors, ACCOUNTS, `tenant ${tenant}`);
+    if (JSON.stringify(before) !== JSON.stringify(after))
+      this.around.history.violate(
+        `${this.name} was shown two things by one snapshot: ${JSON.stringify([before, after])}`,
+      );
+  }
+
+  async #accountsOf(tenant: number): Promise<AccountRow[]> {
+    const text = `SELECT ${COLUMNS} FROM accounts WHERE tenant = $1 ORDER BY id`;
+    return (await this.query<AccountRow & Record<string, unknown>>(text, [tenant])).rows;
+  }
+
+  #floors(): (key: string) => number {
+    const { history } = this.around;
+    const floors = new Map<string, number>();
+    for (let tenant = 1; tenant <= TENANTS; tenant++)
+      for (let id = 1; id <= ACCOUNTS; id++) {
+        const key = accountKey({ tenant, id });
+        floors.set(key, history.newest(key));
+      }
+    return (key) => floors.get(key) ?? 0;
+  }
+
+  #check(rows: readonly AccountRow[], floors: (key: string) => number, expected: number, what: string): void {
+    const { history } = this.around;
+    const seen = new Set<string>();
+    /** Of the accounts whose money stays with the tenant. */
+    const sums = new Map<number, number>();
+    for (const row of rows) {
+      const key = accountKey(row);
+      if (seen.has(key)) history.violate(`${this.name} was shown account ${key} twice in ${what}`);
+      seen.add(key);
+      history.shown(row, floors(key), `${this.name} (${what})`);
+      if (row.id <= 2) sums.set(row.tenant, (sums.get(row.tenant) ?? 0) + row.balance);
+    }
+    if (seen.size !== expected)
+      history.violate(`${this.name} was shown ${seen.size} of ${expected} accounts in ${what}`);
+    for (const [tenant, sum] of sums)
+      if (sum !== 2 * OPENING_BALANCE)
+        history.violate(`${this.name} was shown ${sum} in the accounts of tenant ${tenant}, in ${what}`);
+  }
+}

@@ -1,0 +1,298 @@
+import { Client } from './client.js';
+import { type AccountKey, type AccountWrite, accountKey, ledgerId, type Note, type Operation } from './history.js';
+import { ACCOUNTS, TENANTS } from './world.js';
+
+/** Accounts whose money stays with the tenant. */
+const AT_HOME = 2;
+/** Notes that a writer has at a time. */
+const NOTES = 12;
+/** The longest time that a transaction is left open between two of its statements, ms. */
+const LINGER_MS = 300;
+
+const UPDATE = `UPDATE accounts SET version = version + 1, balance = balance + $3, op = $4 WHERE tenant = $1 AND id = $2 RETURNING version::int`;
+const ENTER = 'INSERT INTO ledger (tenant, id, account, version, body) VALUES ($1, $2, $3, $4, $5)';
+const ENTER_PLAIN = 'INSERT INTO ledger (tenant, id, body) VALUES ($1, $2, $3)';
+
+/** Writes in every way, and remembers each thing that it was told. */
+export class Writer extends Client {
+  #n = 0;
+  readonly #notes = new Map<string, Note>();
+
+  protected override act(): Promise<void> {
+    const dice = this.random(100);
+    if (dice < 20) return this.#bump();
+    if (dice < 38) return this.#enter();
+    if (dice < 45) return this.#enterSeveral();
+    if (dice < 60) return this.#transfer(false);
+    if (dice < 70) return this.#transfer(true);
+    if (dice < 74) return this.#think();
+    if (dice < 80) return this.#annotate();
+    if (dice < 88) return this.#amend();
+    if (dice < 92) return this.#erase();
+    if (dice < 97) return this.#carry();
+    return this.#rekey();
+  }
+
+  #tenant(): number {
+    return 1 + this.random(TENANTS);
+  }
+
+  #operationId(): string {
+    this.#n += 1;
+    return `${this.name}-${this.#n}`;
+  }
+
+  /** Does all of an operation, and settles what is known of it. @param work does everything but the commit, when there is one */
+  async #settle(
+    operation: Operation,
+    way: 'autocommit' | 'commit',
+    crossing: boolean,
+    work: () => Promise<void>,
+  ): Promise<void> {
+    let phase: 'autocommit' | 'commit' | 'in a transaction' = way === 'commit' ? 'in a transaction' : 'autocommit';
+    try {
+      await work();
+      if (way === 'commit') {
+        phase = 'commit';
+        const { command } = await this.query('COMMIT');
+        if (command !== 'COMMIT') throw new Error(`COMMIT was answered with ${command}`);
+      }
+    } catch (error) {
+      const { perhapsDone, code } = this.failed(error, phase, crossing);
+      operation.why = `${phase}: ${code}`;
+      operation.outcome = perhapsDone ? 'unknown' : 'refused';
+      if (way === 'commit') await this.giveUp();
+      return;
+    }
+    this.around.history.acknowledge(operation);
+  }
+
+  async #begin(): Promise<void> {
+    await this.query(this.random(5) === 0 ? 'BEGIN ISOLATION LEVEL REPEATABLE READ' : 'BEGIN');
+  }
+
+  /** Writes an account, within an operation. */
+  async #update(write: AccountWrite, operation: Operation): Promise<void> {
+    const { history } = this.around;
+    const floor = history.newest(write.key);
+    const [tenant, id] = write.key.split('/').map(Number) as [number, number];
+    const { rows } = await this.query<{ version: number }>(UPDATE, [tenant, id, write.amount, operation.id]);
+    const [row] = rows;
+    if (rows.length !== 1 || row === undefined) {
+      history.violate(`${this.name} updated ${rows.length} rows of account ${write.key}`);
+      write.version = floor;
+    } else history.made(write, row.version, floor, this.name);
+  }
+
+  async #bump(): Promise<void> {
+    const write = { key: this.#account(), amount: 0, version: null };
+    const operation = this.around.history.begin(this.#operationId(), [write], []);
+    await this.#settle(operation, 'autocommit', false, () => this.#update(write, operation));
+  }
+
+  async #enter(): Promise<void> {
+    const id = this.#operationId();
+    const row = { tenant: this.#tenant(), id: ledgerId(id, 0) };
+    const operation = this.around.history.begin(id, [], [row]);
+    await this.#settle(operation, 'autocommit', false, async () => {
+      await this.query(ENTER_PLAIN, [row.tenant, row.id, 'one']);
+    });
+  }
+
+  /** Several rows by one statement, or by several of one transaction. */
+  async #enterSeveral(): Promise<void> {
+    const id = this.#operationId();
+    const tenant = this.#tenant();
+    const rows = Array.from({ length: 2 + this.random(3) }, (_, n) => ({ tenant, id: ledgerId(id, n) }));
+    const operation = this.around.history.begin(id, [], rows);
+    if (this.random(2) === 0) {
+      const places = rows.map((_, n) => `($1, $${n + 2}, 'several')`).join(', ');
+      await this.#settle(operation, 'autocommit', false, async () => {
+        await this.query(`INSERT INTO ledger (tenant, id, body) VALUES ${places}`, [
+          tenant,
+          ...rows.map((row) => row.id),
+        ]);
+      });
+    } else
+      await this.#settle(operation, 'commit', false, async () => {
+        await this.#begin();
+        for (const row of rows) {
+          await this.query(ENTER_PLAIN, [tenant, row.id, 'each']);
+          await this.#linger();
+        }
+      });
+  }
+
+  /** Money from one account to another, with an entry in the ledger. */
+  async #transfer(crossing: boolean): Promise<void> {
+    const id = this.#operationId();
+    const keys = crossing ? this.#twoFarAccounts() : this.#twoOfOneTenant();
+    const amount = 1 + this.random(9);
+    const writes = keys.map((key, n) => ({ key, amount: n === 0 ? amount : -amount, version: null }));
+    const [first] = writes as [AccountWrite, AccountWrite];
+    const [tenant, account] = first.key.split('/').map(Number) as [number, number];
+    const row = { tenant, id: ledgerId(id, 0) };
+    const operation = this.around.history.begin(id, writes, [row]);
+    await this.#settle(operation, 'commit', crossing, async () => {
+      await this.#begin();
+      for (const write of writes) {
+        await this.#update(write, operation);
+        await this.#linger();
+      }
+      await this.query(ENTER, [tenant, row.id, account, first.version as unknown as number, 'transfer']);
+    });
+  }
+
+  /** A transaction that is taken back. */
+  async #think(): Promise<void> {
+    const id = this.#operationId();
+    const write = { key: this.#account(), amount: 1, version: null };
+    const row = { tenant: this.#tenant(), id: ledgerId(id, 0) };
+    const operation = this.around.history.begin(id, [write], [row]);
+    operation.outcome = 'refused';
+    operation.why = 'ROLLBACK';
+    try {
+      await this.#begin();
+      await this.#update(write, operation);
+      await this.#linger();
+      await this.query(ENTER_PLAIN, [row.tenant, row.id, 'not to be']);
+    } catch (error) {
+      this.failed(error, 'in a transaction', true);
+    }
+    await this.giveUp();
+  }
+
+  async #annotate(): Promise<void> {
+    if (this.#notes.size >= NOTES) return this.#erase();
+    const note = { tenant: this.#tenant(), id: this.#operationId(), version: 1 };
+    await this.#change(null, note, 'autocommit', false, () =>
+      this.query("INSERT INTO notes (tenant, id, version, body) VALUES ($1, $2, 1, 'new') RETURNING id", [
+        note.tenant,
+        note.id,
+      ]),
+    );
+  }
+
+  async #amend(): Promise<void> {
+    const note = this.#someNote();
+    if (note === undefined) return this.#annotate();
+    if (!(await this.#look(note))) return;
+    const next = { ...note, version: note.version + 1 };
+    await this.#change(note, next, 'autocommit', false, () =>
+      this.query("UPDATE notes SET version = $3, body = body || '.' WHERE tenant = $1 AND id = $2 RETURNING id", [
+        note.tenant,
+        note.id,
+        next.version,
+      ]),
+    );
+  }
+
+  async #erase(): Promise<void> {
+    const note = this.#someNote();
+    if (note === undefined) return;
+    await this.#change(note, null, 'autocommit', false, () =>
+      this.query('DELETE FROM notes WHERE tenant = $1 AND id = $2 RETURNING id', [note.tenant, note.id]),
+    );
+  }
+
+  /** A note gets another tenant, as applications do it with several shards. */
+  async #carry(): Promise<void> {
+    const note = this.#someNote();
+    if (note === undefined) return this.#annotate();
+    const next = { ...note, tenant: this.#tenant() };
+    await this.#change(note, next, 'commit', true, async () => {
+      await this.#begin();
+      const gone = await this.query('DELETE FROM notes WHERE tenant = $1 AND id = $2 RETURNING id', [
+        note.tenant,
+        note.id,
+      ]);
+      await this.#linger();
+      await this.query("INSERT INTO notes (tenant, id, version, body) VALUES ($1, $2, $3, 'carried')", [
+        next.tenant,
+        next.id,
+        next.version,
+      ]);
+      return gone;
+    });
+  }
+
+  /** The same by an update of the key. */
+  async #rekey(): Promise<void> {
+    const note = this.#someNote();
+    if (note === undefined) return this.#annotate();
+    const next = { ...note, tenant: this.#tenant() };
+    await this.#change(note, next, 'autocommit', true, () =>
+      this.query('UPDATE notes SET tenant = $3 WHERE tenant = $1 AND id = $2 RETURNING id', [
+        note.tenant,
+        note.id,
+        next.tenant,
+      ]),
+    );
+  }
+
+  /** Does something to a note of ours, of which one row is concerned. Nobody writes it but we. */
+  async #change(
+    before: Note | null,
+    after: Note | null,
+    way: 'autocommit' | 'commit',
+    crossing: boolean,
+    work: () => Promise<{ rows: unknown[] }>,
+  ): Promise<void> {
+    const { history } = this.around;
+    const id = (before ?? after ?? { id: '' }).id;
+    const operation: Operation = { id, accounts: [], ledger: [], outcome: 'open', why: '' };
+    history.note(id, [before, after]);
+    await this.#settle(operation, way, crossing, async () => {
+      const { rows } = await work();
+      if (rows.length !== 1)
+        history.violate(`${this.name} changed ${rows.length} rows of note ${id}, which is its own`);
+    });
+    this.#notes.delete(id);
+    if (operation.outcome === 'unknown') return; // it may still come to pass: nobody touches it any more
+    const now = operation.outcome === 'acknowledged' ? after : before;
+    history.note(id, [now]);
+    if (now !== null) this.#notes.set(id, now);
+  }
+
+  /** What we have written is what we read. @returns whether it could be */
+  async #look(note: Note): Promise<boolean> {
+    try {
+      const { rows } = await this.query<{ version: number }>(
+        'SELECT version::int FROM notes WHERE tenant = $1 AND id = $2',
+        [note.tenant, note.id],
+      );
+      if (rows.length !== 1 || rows[0]?.version !== note.version)
+        this.around.history.violate(
+          `${this.name} reads ${JSON.stringify(rows)} of its note ${note.id} of version ${note.version}`,
+        );
+      return true;
+    } catch (error) {
+      this.failed(error, 'read');
+      return false;
+    }
+  }
+
+  #someNote(): Note | undefined {
+    return [...this.#notes.values()][this.random(Math.max(1, this.#notes.size))];
+  }
+
+  #account(): AccountKey {
+    return accountKey({ tenant: this.#tenant(), id: 1 + this.random(ACCOUNTS) });
+  }
+
+  #twoOfOneTenant(): AccountKey[] {
+    const tenant = this.#tenant();
+    return Array.from({ length: AT_HOME }, (_, n) => accountKey({ tenant, id: n + 1 }));
+  }
+
+  /** In one order, so that no two transfers wait for each other. */
+  #twoFarAccounts(): AccountKey[] {
+    const tenant = 1 + this.random(TENANTS - 1);
+    const other = tenant + 1 + this.random(TENANTS - tenant);
+    return [tenant, other].map((t) => accountKey({ tenant: t, id: AT_HOME + 1 + this.random(ACCOUNTS - AT_HOME) }));
+  }
+
+  async #linger(): Promise<void> {
+    if (this.random(6) === 0) await this.pause(LINGER_MS);
+  }
+}
