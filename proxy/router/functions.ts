@@ -1,4 +1,4 @@
-import type { Metadata } from './metadata.js';
+import type { Metadata, UserFunction } from './metadata.js';
 
 /**
  * What the router knows of PostgreSQL's own functions, by name. The names are those of 15 to 18; "immutable" means that
@@ -117,7 +117,7 @@ export function classifyFunction(
     const user = metadata.userFunction(schema, name, searchPath);
     // An overload of the user's own may be a better match than PostgreSQL's: then only what both are counts.
     if (user !== null && !user.immutable) {
-      if (user.native && STABLE.has(name)) return { kind: 'stable' };
+      if (isKnownNative(name, user)) return { kind: 'stable' };
       return { kind: 'unknown' };
     }
     if (user !== null && schema !== null) return { kind: 'immutable' };
@@ -125,6 +125,11 @@ export function classifyFunction(
     if (user !== null && metadata.builtin(name) === null && !isBuiltin(name)) return { kind: 'immutable' };
   }
   return classifyBuiltin(name, metadata);
+}
+
+/** A function of an extension, in C, of which it is known that it has no side effect and reads no table. */
+export function isKnownNative(name: string, { native }: UserFunction): boolean {
+  return native && STABLE.has(name);
 }
 
 function isBuiltin(name: string): boolean {

@@ -1,5 +1,5 @@
 import { type TableName, tableId } from '../../topology/topology.js';
-import { classifyBuiltin } from './functions.js';
+import { classifyBuiltin, isKnownNative } from './functions.js';
 import type { Metadata, Relation, UserFunction } from './metadata.js';
 import type { Registry } from './registry.js';
 
@@ -109,7 +109,7 @@ export class Reach {
     const builtin = this.#metadata.builtin(name);
     const bad =
       (user.length === 0 && builtin === null) ||
-      user.some((f) => this.#unsafe(f)) ||
+      user.some((f) => this.#unsafe(name, f)) ||
       (builtin !== null && classifyBuiltin(name, this.#metadata).kind === 'unknown' && !TRIGGER_FUNCTIONS.has(name));
     if (!bad) return false;
     this.#forgetInnocence();
@@ -122,8 +122,8 @@ export class Reach {
     for (const map of [this.#functions, this.#relations]) for (const [key, found] of map) if (!found) map.delete(key);
   }
 
-  #unsafe(f: UserFunction): boolean {
-    return !f.immutable && (f.opaque || this.body(f.body));
+  #unsafe(name: string, f: UserFunction): boolean {
+    return !f.immutable && !isKnownNative(name, f) && (f.opaque || this.body(f.body));
   }
 
   /** Whether a body in SQL or PL/pgSQL may reach declared tables, or do what nobody can foresee. */

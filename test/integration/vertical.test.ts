@@ -15,7 +15,9 @@ import { waitFor } from '../support/wait-for.js';
 
 const DOCUMENTS = `
 CREATE TABLE documents (tenant_id bigint NOT NULL, id bigint NOT NULL, body text, PRIMARY KEY (tenant_id, id));
-GRANT ALL ON documents TO app`;
+GRANT ALL ON documents TO app;
+CREATE FUNCTION renamed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE documents SET body = NEW.name WHERE tenant_id = NEW.tenant_id; RETURN NEW; END $$;
+CREATE TRIGGER renamed AFTER UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION renamed()`;
 const ROWS = `
 INSERT INTO tenants SELECT i, 't' || i FROM generate_series(1, 20) i;
 INSERT INTO orders SELECT i, 1, 'o' || i FROM generate_series(1, 20) i;
@@ -112,6 +114,7 @@ const BOTH = [
   `UPDATE documents SET body = body || o.note FROM orders o WHERE o.tenant_id = documents.tenant_id AND o.tenant_id = $1`,
   'DELETE FROM documents USING orders o WHERE documents.tenant_id = o.tenant_id AND o.tenant_id = 7 AND documents.id = 2',
   'SELECT o.note, d.body FROM orders o JOIN documents d USING (tenant_id)',
+  `UPDATE tenants SET name = 'by its trigger' WHERE tenant_id = 7`,
   'SELECT note FROM orders WHERE tenant_id = 7 UNION ALL SELECT body FROM documents WHERE tenant_id = 7',
 ];
 

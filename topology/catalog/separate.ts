@@ -37,8 +37,8 @@ const COPIED = [
   ['segment', 'lo, hi'],
 ] as const;
 
-/** States of a migration that has nothing on any shard any more. */
-const ENDED = ['done', 'rolled_back', 'aborted'];
+/** States of a migration that has nothing on any shard (any more). What is planned begins at no other epoch than it was planned at. */
+const AT_REST = ['planned', 'done', 'rolled_back', 'aborted'];
 
 /**
  * What would tie the tables to those that stay, on the servers: foreign keys, inheritance, sequences. Empty: they can be separated. Only reads.
@@ -263,7 +263,7 @@ async function regroup(
 async function refuseUnderWay(client: CatalogClient, keyspace: string, what: string): Promise<void> {
   const { rows } = await client.query<{ id: string; state: string }>(
     `SELECT id, state FROM foreshard.migration WHERE state <> ALL ($2) AND spec->>'keyspace' = $1 ORDER BY id LIMIT 1`,
-    [keyspace, ENDED],
+    [keyspace, AT_REST],
   );
   const found = rows[0];
   if (found !== undefined)

@@ -144,6 +144,18 @@ describe('what a sharded table runs behind a statement’s back', () => {
     expect(go(together, 'UPDATE tenants SET name = NULL WHERE id = 5', [], metadata)).toBe('a');
   });
 
+  it.each([
+    ['uuid_generate_v4', 'a'],
+    ['nextval', 'a'],
+    ['now', 'a'],
+    ['in_c', BEHIND],
+    ['nobody_knows_it', BEHIND],
+  ])('a default that calls %s()', (name, expected) => {
+    const metadata = { ...METADATA, runs: [{ schema: 'public', table: 'orders', kind: 'fires' as const, name }] };
+    metadata.builtins = { ...METADATA.builtins, nextval: 'other' };
+    expect(go(base, write, [], metadata).slice(0, expected.length)).toBe(expected);
+  });
+
   it('is no reason while one shard has everything', () => {
     const sole: Topology = {
       ...together,
