@@ -16,8 +16,10 @@ import { waitFor } from '../support/wait-for.js';
 const DOCUMENTS = `
 CREATE TABLE documents (tenant_id bigint NOT NULL, id bigint NOT NULL, body text, PRIMARY KEY (tenant_id, id));
 GRANT ALL ON documents TO app;
-CREATE FUNCTION renamed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE documents SET body = NEW.name WHERE tenant_id = NEW.tenant_id; RETURN NEW; END $$;
 CREATE TRIGGER renamed AFTER UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION renamed()`;
+const FUNCTION = `
+CREATE FUNCTION renamed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE documents SET body = NEW.name WHERE tenant_id = NEW.tenant_id; RETURN NEW; END $$;
+`;
 const ROWS = `
 INSERT INTO tenants SELECT i, 't' || i FROM generate_series(1, 20) i;
 INSERT INTO orders SELECT i, 1, 'o' || i FROM generate_series(1, 20) i;
@@ -29,7 +31,9 @@ let second: ProxyServer;
 
 beforeAll(async () => {
   s = await Sharded.start({ splitAt: null, pool: { lanes: 'auto' } });
-  await s.onShard(0, `${DOCUMENTS}; ${ROWS}`);
+  await s.onShard(0, `${FUNCTION}; ${DOCUMENTS}; ${ROWS}`);
+  // A move asks for all functions at the destination.
+  await s.onShard(1, FUNCTION);
   const registry = new Registry(s.catalog, 'test');
   await registry.addTable({
     table: { schema: 'public', table: 'documents' },
@@ -43,7 +47,7 @@ beforeAll(async () => {
   await withClient(s.clusters[0].url('plain'), async (c) => {
     await c.query(`CREATE TABLE tenants (tenant_id bigint PRIMARY KEY, name text NOT NULL);
       CREATE TABLE orders (tenant_id bigint NOT NULL REFERENCES tenants, id bigint NOT NULL, note text, PRIMARY KEY (tenant_id, id))`);
-    await c.query(`${DOCUMENTS}; ${ROWS}`);
+    await c.query(`${FUNCTION}; ${DOCUMENTS}; ${ROWS}`);
   });
 });
 afterAll(async () => {
