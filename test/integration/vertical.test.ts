@@ -79,6 +79,7 @@ async function move(name: string, from: string, to: string, meanwhile: () => voi
     { kind: 'move', keyspace: moving.name, lo: null, hi: null, from: from as ShardName, to: to as ShardName },
     { actor: 'test' },
   );
+  let last = '';
   const stop = new AbortController();
   const logger = pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2));
   const running = new Migrator({ catalog: s.catalog, logger, pollMs: 100 }).run(stop.signal);
@@ -88,10 +89,13 @@ async function move(name: string, from: string, to: string, meanwhile: () => voi
         meanwhile();
         const m = (await listMigrations(s.catalog.pool)).find((row) => row.id === id);
         if (m?.state === 'failed' || m?.state === 'aborted') throw new Error(`${m.state}: ${m.error}`);
+        last = `${m?.state}, ${m?.error ?? m?.progress.note}`;
         return m?.state === 'done';
       },
       { what: `the move of ${name}`, timeoutMs: 90_000 },
     );
+  } catch (error) {
+    throw new Error(`${String(error)} (${last})`, { cause: error });
   } finally {
     stop.abort();
     await running;
@@ -360,4 +364,4 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
   expect(await found(0, 'orders', 'note')).toEqual(new Map(writers.flatMap((w) => [...w.orders])));
   expect(await found(0, 'documents', 'body')).toEqual(new Map(writers.flatMap((w) => [...w.documents])));
   expect(await s.onShard(1, 'SELECT FROM documents')).toEqual([]);
-});
+}, 240_000);
