@@ -9,6 +9,7 @@ export function createPlanner(catalog: Catalog, config: Config): Planner {
   const { horizonHours, retention } = config.planner;
   return new Planner(catalog, {
     horizonSeconds: horizonHours * 3600,
+    maxCopyRate: config.migrator.throttle.maxRate,
     retention: {
       tenSeconds: retention.tenSecondsDays * DAY_SECONDS,
       minutes: retention.minutesDays * DAY_SECONDS,

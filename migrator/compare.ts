@@ -1,14 +1,12 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
-import { quoteIdent } from '../topology/quote.js';
+import { type Hashing, hashing, MIN_BUCKETS } from './hashing.js';
 import type { Move, MovingTable } from './move.js';
 import { markerArrived, writeMarkerSql } from './replication.js';
-import type { ColumnInfo, TableInfo } from './schema-read.js';
+import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
 
-/** Buckets by which a table is compared: what differs is looked for only in those that differ. A power of two. */
-const MIN_BUCKETS = 256;
 const MAX_BUCKETS = 65_536;
 /** Rows per bucket that are aimed at. */
 const BUCKET_ROWS = 256;
@@ -19,70 +17,16 @@ const MAX_SUSPECTS = 20_000;
 const LIVE_ROUNDS = 8;
 const LOCKED_ROUNDS = 3;
 
-/** Types whose hash is that of the value and the same on every server; others are hashed as text. */
-const HASHABLE = new Set([
-  'bool',
-  'int2',
-  'int4',
-  'int8',
-  'float4',
-  'float8',
-  'numeric',
-  'oid',
-  'bytea',
-  'uuid',
-  'date',
-  'time',
-  'timestamp',
-  'timestamptz',
-  'interval',
-  'jsonb',
-]);
-
-function hashed(c: ColumnInfo): string {
-  const name = quoteIdent(c.name);
-  if (HASHABLE.has(c.baseType)) return name;
-  // Under "C" the hash is that of the bytes, whatever the column's collation.
-  return `(${name}::text COLLATE "C")`;
-}
-
-/** How a table's rows are hashed, as SQL; the same text on both sides. */
-export interface Hashing {
-  readonly row: string;
-  readonly bucket: string;
-  /** The row's identity, as text. */
-  readonly key: string;
-}
-
-/** @param buckets a power of two */
-export function hashing(table: TableInfo, buckets = MIN_BUCKETS): Hashing {
-  const columns = [...table.columns].filter((c) => c.generated === '').sort((a, b) => (a.name < b.name ? -1 : 1));
-  const identity = identityColumns(table);
-  const keys = columns.filter((c) => identity.includes(c.name));
-  return {
-    row: `hash_record_extended(ROW(${columns.map(hashed).join(', ')}), 0)`,
-    bucket: `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${buckets - 1})::int`,
-    key: `jsonb_build_array(${keys.map((c) => `${quoteIdent(c.name)}::text`).join(', ')})::text`,
-  };
-}
-
-function identityColumns(table: TableInfo): readonly string[] {
-  const primary = table.constraints.find((c) => c.type === 'p');
-  if (primary !== undefined) return primary.columns;
-  const identity = [...table.constraints, ...table.indexes].find((i) => i.replicaIdentity);
-  return (identity?.columns ?? []).filter((c): c is string => c !== null);
-}
-
-interface Sum {
-  readonly rows: string;
-  readonly hash: string;
-}
-
 export interface Comparison {
   /** Rows of the interval that were compared. */
   readonly rows: number;
   /** Keys of rows that differ, as text; empty: both sides are the same. */
   readonly differing: readonly string[];
+}
+
+interface Sum {
+  readonly rows: string;
+  readonly hash: string;
 }
 
 /** Number of rows of the interval and the sum of their hashes. */

@@ -1,15 +1,10 @@
 import { randomUUID } from 'node:crypto';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
-import { MigrationFailure } from './executor.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import { isReference, type Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
-
-/** Times that a subscription which stopped is started again before the migration is given up. */
-const MAX_RESTARTS = 8;
-/** A subscription that has run for as long as this starts with a clean slate. */
-const FORGET_AFTER_MS = 60_000;
+import { Supervisor } from './supervisor.js';
 
 export function markerAction(m: Move, on: 'source' | 'destination'): Action {
   const marker = quoteTable(m.names.marker);
@@ -131,72 +126,6 @@ export async function roundTrip(m: Move, deadlineMs: number): Promise<number | n
     { everyMs: 10, deadlineMs },
   );
   return arrived ? performance.now() - sent : null;
-}
-
-export interface ReplicationState {
-  readonly lagBytes: number;
-  readonly note: string | null;
-}
-
-/** Watches a subscription and its slot; starts it again when it stopped, and gives up when that does not help. */
-export class Supervisor {
-  readonly #m: Move;
-  #restarts = 0;
-  #lastRestart = 0;
-
-  constructor(m: Move) {
-    this.#m = m;
-  }
-
-  /** @throws MigrationFailure when the slot is lost or the subscription keeps stopping */
-  async check(): Promise<ReplicationState> {
-    const m = this.#m;
-    const name = quoteLiteral(m.names.replication);
-    const slot = (
-      await m.source.query<{ wal_status: string | null; lag: string }>(
-        // The position that the destination has applied is told by its walsender; without one, by the slot.
-        `SELECT s.wal_status, greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(r.replay_lsn, s.confirmed_flush_lsn)))::text AS lag
-           FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = ${name}`,
-      )
-    )[0];
-    // The destination sees no error when this happens.
-    if (slot === undefined || slot.wal_status === 'lost')
-      throw new MigrationFailure(
-        `the replication slot on shard "${m.spec.from}" is ${slot === undefined ? 'gone' : 'lost'}`,
-        'Raise max_slot_wal_keep_size there (and see who drops slots), then start the migration again.',
-      );
-    const sub = (
-      await m.destination.query<{ enabled: boolean; errors: string }>(
-        `SELECT s.subenabled AS enabled, (coalesce(t.apply_error_count, 0) + coalesce(t.sync_error_count, 0))::text AS errors
-           FROM pg_subscription s LEFT JOIN pg_stat_subscription_stats t ON t.subid = s.oid WHERE s.subname = ${name}`,
-      )
-    )[0];
-    if (sub === undefined)
-      throw new MigrationFailure(
-        `the subscription on shard "${m.spec.to}" is gone`,
-        'Somebody dropped it: start the migration again.',
-      );
-    const lagBytes = Number(slot.lag);
-    if (sub.enabled) {
-      if (performance.now() - this.#lastRestart > FORGET_AFTER_MS) this.#restarts = 0;
-      return { lagBytes, note: null };
-    }
-    // It also stops when only the connection broke.
-    if (this.#restarts >= MAX_RESTARTS)
-      throw new MigrationFailure(
-        `replication into shard "${m.spec.to}" stopped ${this.#restarts} times (${sub.errors} errors)`,
-        `The log of that server says why, at "logical replication" and "${m.names.replication}".`,
-      );
-    if (performance.now() - this.#lastRestart > 250 * 2 ** this.#restarts) {
-      this.#lastRestart = performance.now();
-      this.#restarts++;
-      await m.destination.query(`ALTER SUBSCRIPTION ${quoteIdent(m.names.replication)} ENABLE`);
-    }
-    return {
-      lagBytes,
-      note: `replication stopped with an error and was started again (${this.#restarts} of ${MAX_RESTARTS})`,
-    };
-  }
 }
 
 /** Schema of our objects, dropped when nothing of another migration is left in it. */

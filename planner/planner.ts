@@ -19,6 +19,8 @@ export interface PlannerOptions {
   /** Kept free between the end of a migration and the moment it is needed, seconds; default 900. */
   readonly marginSeconds?: number;
   readonly retention?: Partial<Retention>;
+  /** What migrations are throttled to, bytes a second; default null: they are not. */
+  readonly maxCopyRate?: number | null;
   /** The clock, ms since 1970; default `Date.now`. */
   readonly now?: () => number;
 }
@@ -65,6 +67,7 @@ export class Planner {
       horizonSeconds: options.horizonSeconds ?? DAY,
       minScore: options.minScore ?? DEFAULT_MIN_SCORE,
       marginSeconds: options.marginSeconds ?? DEFAULT_MARGIN_SECONDS,
+      maxCopyRate: options.maxCopyRate ?? null,
       now: options.now ?? Date.now,
     });
   }
@@ -147,7 +150,7 @@ export class Planner {
     for (const move of choice.moves)
       costs.push({ move, sizes: await measureInterval(choice.source, choice.keyspace, move.interval) });
     const proposal = propose(input, choice, cheapest(choice, costs), {
-      rates: await measuredRates(this.#catalog.pool),
+      rates: await measuredRates(this.#catalog.pool, this.#options.maxCopyRate),
       marginSeconds: this.#options.marginSeconds,
       blockers: await this.#blockers(),
     });

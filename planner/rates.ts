@@ -26,8 +26,11 @@ const LAST = 5;
 /** A smaller copy is over before its rate means anything. */
 const MIN_BYTES = 1024 * 1024;
 
-/** Medians over the last finished migrations; defaults for what none of them recorded. */
-export async function measuredRates(pool: pg.Pool): Promise<Rates> {
+/**
+ * Medians over the last finished migrations; defaults for what none of them recorded.
+ * @param maxCopyRate what migrations are throttled to, bytes a second; null: they are not
+ */
+export async function measuredRates(pool: pg.Pool, maxCopyRate: number | null = null): Promise<Rates> {
   const result = await pool.query<{ copy: number | null; apply: number | null; pause: number | null }>(
     `SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY copy) FILTER (WHERE copy > 0 AND bytes >= $2) AS copy,
             percentile_cont(0.5) WITHIN GROUP (ORDER BY apply) FILTER (WHERE apply > 0) AS apply,
@@ -41,7 +44,10 @@ export async function measuredRates(pool: pg.Pool): Promise<Rates> {
   );
   const row = result.rows[0];
   return {
-    copyBytesPerSecond: row?.copy ?? DEFAULT_RATES.copyBytesPerSecond,
+    copyBytesPerSecond: Math.min(
+      row?.copy ?? DEFAULT_RATES.copyBytesPerSecond,
+      maxCopyRate ?? Number.POSITIVE_INFINITY,
+    ),
     applyRowsPerSecond: row?.apply ?? DEFAULT_RATES.applyRowsPerSecond,
     pauseMs: row?.pause ?? DEFAULT_RATES.pauseMs,
     source: row?.copy == null ? 'default' : 'measured',

@@ -5,7 +5,7 @@ import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { Interval } from '../../topology/key.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
-import { hashing } from '../compare.js';
+import { hashing } from '../hashing.js';
 import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';

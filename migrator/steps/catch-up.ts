@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Move } from '../move.js';
-import { roundTrip, Supervisor } from '../replication.js';
+import { roundTrip } from '../replication.js';
+import { Supervisor } from '../supervisor.js';
 
 /** Waits until a marker comes through quickly: the destination is about as far as the source. */
 export async function waitUntilCaughtUp(m: Move): Promise<void> {

@@ -1,7 +1,7 @@
 import { quoteLiteral } from '../../topology/quote.js';
 import { isReference, type Move } from '../move.js';
-import { Supervisor } from '../replication.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
+import { Supervisor } from '../supervisor.js';
 import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
 

@@ -1,6 +1,7 @@
 import type { Move } from '../move.js';
 import { noteGeneration, putInService } from '../replica.js';
-import { roundTrip, Supervisor } from '../replication.js';
+import { roundTrip } from '../replication.js';
+import { Supervisor } from '../supervisor.js';
 import { finish, isOfWayBack } from './open.js';
 import { checkShapes, refuseNewTables } from './verify.js';
 

@@ -3,7 +3,7 @@ import { differingTables } from '../comparison.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { GUARD_LOCK_CLASS } from '../names.js';
-import { Supervisor } from '../replication.js';
+import { Supervisor } from '../supervisor.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { followOn } from './follow.js';
 import { makeWayBack } from './reverse.js';

@@ -1,0 +1,129 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { requestFlip, setThrottle } from '../../migrator/migration-requests.js';
+import { loadMigration } from '../../migrator/migration-row.js';
+import type { ThrottleLimits } from '../../topology/migration-controls.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(async () => {
+  await moves.stop();
+});
+beforeEach(() => resetShop(s, 12, 1000));
+
+const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
+const SLOW = { throttle: { ...OFF, maxRate: 2000 } };
+const load = (id: bigint) => loadMigration(s.catalog.pool, id);
+const note = (id: bigint, text: RegExp) =>
+  waitFor(async () => text.test((await load(id)).progress.note ?? ''), { what: `the note ${text}`, timeoutMs: 60_000 });
+const copying = () =>
+  waitFor(
+    () =>
+      withClient(
+        s.urlTwo,
+        async (c) =>
+          (await c.query("SELECT FROM pg_stat_progress_copy WHERE relid = 'orders'::regclass")).rowCount === 1,
+      ),
+    { what: 'the copy', timeoutMs: 40_000 },
+  );
+
+test('a row that is in the way of the copy is named, and the copy goes on when it is gone', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', SLOW);
+  moves.startMigrator();
+  await copying();
+  const last = await withClient(s.urlOne, async (c) =>
+    Number((await c.query('SELECT max(id) AS id FROM orders WHERE tenant_id = 12')).rows[0].id),
+  );
+  await withClient(s.urlTwo, async (c) => {
+    await c.query('SET session_replication_role = replica');
+    await c.query('INSERT INTO orders (tenant_id, id, serial_no) VALUES (12, $1, 1)', [last]);
+    await setThrottle(s.catalog.pool, id, OFF, 'test');
+    await note(id, new RegExp(`"public.orders" on shard "two" has rows of the interval .*\\["${last}", "12"\\]`));
+    await c.query('DELETE FROM orders WHERE tenant_id = 12 AND id = $1', [last]);
+  });
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('a lock that the destination waits for is said', async () => {
+  const { writers } = await moves.startLoad(12, false);
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  moves.startMigrator();
+  await note(id, /^ready to flip/);
+  await withClient(s.urlTwo, async (c) => {
+    await c.query("SET application_name = 'somebody'");
+    await c.query('BEGIN');
+    await c.query('LOCK TABLE orders IN SHARE MODE');
+    await note(id, /waits for a lock of pid \d+ \(somebody, idle in transaction\)/);
+    await c.query('COMMIT');
+  });
+  await note(id, /^ready to flip/);
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  await writers.stop();
+  expect(writers.errors).toEqual([]);
+});
+
+test('a log that is not kept for much longer is said, and a slot that is lost ends the migration', async () => {
+  await withClient(s.one.url('postgres'), async (c) => {
+    await c.query("ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'");
+    await c.query('SELECT pg_reload_conf()');
+  });
+  moves.atStop(async () =>
+    withClient(s.one.url('postgres'), async (c) => {
+      await c.query('ALTER SYSTEM RESET max_slot_wal_keep_size');
+      await c.query('SELECT pg_reload_conf()');
+    }),
+  );
+  const id = await approveMove(s, [6n], null, 'one', 'two', SLOW);
+  moves.startMigrator();
+  await copying();
+  await withClient(s.urlOne, async (c) => {
+    await c.query('CREATE TABLE filler (body text)');
+    let noted = false;
+    await waitFor(
+      async () => {
+        // A segment of the log at a time.
+        await c.query("INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 4000)");
+        await c.query('SELECT pg_switch_wal()');
+        noted ||= /keeps its log for this migration for \d+ MB more only/.test((await load(id)).progress.note ?? '');
+        if (!noted) await new Promise((resolve) => setTimeout(resolve, 1500));
+        else await c.query('CHECKPOINT');
+        return (await load(id)).error !== null;
+      },
+      { what: 'the slot to be lost', timeoutMs: 60_000 },
+    );
+    expect(noted).toBe(true);
+  });
+  expect(await moves.atRest(id)).toBe('aborted');
+  expect((await load(id)).error).toMatch(/the replication slot on shard "one" is lost.*max_slot_wal_keep_size/);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('a worker that the server may not start is said', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', SLOW);
+  moves.startMigrator();
+  await copying();
+  const set = async (sql: string) => {
+    await withClient(s.two.url('postgres'), (c) => c.query(sql));
+    await s.two.restart();
+  };
+  moves.atStop(() => set('ALTER SYSTEM RESET max_logical_replication_workers'));
+  await set('ALTER SYSTEM SET max_logical_replication_workers = 0');
+  await note(id, /shard "two" has started no worker for logical replication for \d+ s/);
+  await set('ALTER SYSTEM RESET max_logical_replication_workers');
+  await setThrottle(s.catalog.pool, id, OFF, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await leftovers(s)).toEqual([]);
+});
