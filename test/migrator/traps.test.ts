@@ -1,0 +1,149 @@
+import pg from 'pg';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
+import { loadMigration } from '../../migrator/migration-row.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+// What logical replication, snapshots and locks do that loses writes, or hangs, when it is not thought of. test/README.md has the list.
+
+const HOUR = 3_600_000;
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+beforeEach(() => resetShop(s, 12, 50));
+
+const load = (id: bigint) => loadMigration(s.catalog.pool, id);
+
+/** A move of tenants from 6 on that follows its source, and flips when it is asked to. */
+async function ready(options: Record<string, number> = {}): Promise<bigint> {
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  moves.startMigrator(options);
+  await noted(id, 'ready to flip');
+  return id;
+}
+
+function noted(id: bigint, note: string): Promise<unknown> {
+  return waitFor(async () => (await load(id)).progress.note?.startsWith(note) === true, {
+    what: `the migration to say "${note}"`,
+    timeoutMs: 40_000,
+  });
+}
+
+/** A session that goes past the proxies to the source. */
+async function session(): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: s.urlOne });
+  await client.connect();
+  moves.atStop(() => client.end());
+  return client;
+}
+
+const holds = async () => (await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount;
+const versions = (url: string) =>
+  withClient(url, async (c) => (await c.query('SELECT sum(version)::int AS n FROM orders WHERE tenant_id = 7')).rows);
+const RAISE = 'UPDATE orders SET version = version + 1 WHERE tenant_id = 7';
+
+test('a transaction whose snapshot is older than the fence is refused by the guard', async () => {
+  const id = await ready({ wayBackMs: HOUR });
+  const old = await session();
+  await old.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
+  await old.query('SELECT count(*) FROM orders');
+  await requestFlip(s.catalog.pool, id, 'test');
+  await waitFor(async () => (await load(id)).state === 'reversing', { what: 'the flip', timeoutMs: 40_000 });
+  await expect(old.query(RAISE)).rejects.toMatchObject({ code: 'SH001' });
+  await old.query('ROLLBACK');
+  await requestEnd(s.catalog.pool, id, 'finish', 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
+});
+
+test('a transaction that has been writing for long is waited for before anybody is held', async () => {
+  const id = await ready();
+  const writer = await session();
+  await writer.query('BEGIN');
+  await writer.query(RAISE);
+  await waitFor(
+    async () =>
+      (
+        await writer.query(
+          "SELECT clock_timestamp() - xact_start > '600 ms' AS is FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )
+      ).rows[0].is,
+    { what: 'the transaction to be long' },
+  );
+  await requestFlip(s.catalog.pool, id, 'test');
+  await noted(id, 'waiting for pid');
+  expect([await holds(), (await load(id)).state]).toEqual([0, 'ready']);
+  await writer.query('COMMIT');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+});
+
+test('a prepared transaction is waited for, and what it wrote arrives', async () => {
+  const id = await ready();
+  const writer = await session();
+  await writer.query('BEGIN');
+  await writer.query(RAISE);
+  await writer.query("PREPARE TRANSACTION 'trap'");
+  await requestFlip(s.catalog.pool, id, 'test');
+  await noted(id, 'waiting for a prepared transaction');
+  expect([await holds(), (await load(id)).state]).toEqual([0, 'ready']);
+  await writer.query("COMMIT PREPARED 'trap'");
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+});
+
+test('TRUNCATE is refused on both sides: it would empty the destination’s table, or leave rows behind there', async () => {
+  const id = await ready();
+  for (const url of [s.urlOne, s.urlTwo])
+    await withClient(url, (c) => expect(c.query('TRUNCATE orders CASCADE')).rejects.toMatchObject({ code: '55006' }));
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  await withClient(s.urlTwo, (c) => c.query('TRUNCATE orders CASCADE'));
+});
+
+test('sequences, which are not replicated, go on behind the numbers that the source has given out', async () => {
+  const id = await ready();
+  const draw = (url: string, column: string) =>
+    withClient(url, async (c) =>
+      Number((await c.query(`SELECT nextval(pg_get_serial_sequence('orders', '${column}')) AS n`)).rows[0].n),
+    );
+  const before = [await draw(s.urlOne, 'id'), await draw(s.urlOne, 'serial_no')];
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  const after = [await draw(s.urlTwo, 'id'), await draw(s.urlTwo, 'serial_no')];
+  for (const [i, n] of after.entries()) expect(n).toBeGreaterThan(before[i] as number);
+});
+
+test('a slot of a table’s copy that was left behind goes with the migration', async () => {
+  const id = await ready();
+  const [sub] = await withClient(
+    s.urlTwo,
+    async (c) => (await c.query<{ oid: string }>('SELECT oid::text FROM pg_subscription')).rows,
+  );
+  await withClient(s.urlOne, (c) =>
+    c.query(`SELECT pg_create_logical_replication_slot('pg_${sub?.oid}_sync_1_1', 'pgoutput')`),
+  );
+  await requestAbort(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('aborted');
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('a replica identity without the key, with which every UPDATE would fail in the middle of the move, is found before it', async () => {
+  await withClient(s.urlOne, (c) => c.query('CREATE TABLE logs (id int PRIMARY KEY, tenant_id int NOT NULL)'));
+  await s.catalog.pool.query(`INSERT INTO foreshard.sharded_table VALUES ('public', 'logs', 'tenant', '{tenant_id}')`);
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator();
+  expect(await moves.atRest(id)).toBe('failed');
+  expect((await load(id)).error).toMatch(/"public.logs" has a replica identity without its key \(tenant_id\)/);
+  await withClient(s.urlOne, (c) => c.query('UPDATE logs SET id = 1'));
+});
