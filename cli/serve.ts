@@ -99,12 +99,14 @@ export async function startServices(started: Config, options: ServeOptions): Pro
     // Imported where they are started: a process that runs some parts does not load the others.
     if (parts.includes('migrator')) {
       const { Migrator } = await import('../migrator/migrator.js');
-      const migrator = new Migrator({
-        catalog: await open(),
-        logger: logOf('migrator'),
-        ...config.migrator,
-      });
+      const { auditMs, ...options } = config.migrator;
+      const [catalog, log] = [await open(), logOf('migrator')];
+      const migrator = new Migrator({ catalog, logger: log, ...options });
       background('migrator', (signal) => migrator.run(signal));
+      if (auditMs > 0) {
+        const { auditStandingly } = await import('../migrator/audit/standing-audit.js');
+        background('migrator', (signal) => auditStandingly({ catalog, logger: log, everyMs: auditMs }, signal));
+      }
     }
     if (parts.includes('planner')) {
       const { createPlanner } = await import('./create-planner.js');

@@ -18,9 +18,9 @@ export type Audited = Omit<AuditFinding, 'repair'> & {
 
 /**
  * Looks at every shard for what migrations that are over may have left there, for rows on shards that do not own them, and for copies that
- * differ; and at the catalog. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
+ * differ; and at the catalog. `gently`: half of the time is left to others. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
  */
-export async function audit(catalog: Catalog, repair: boolean): Promise<Audited[]> {
+export async function audit(catalog: Catalog, repair: boolean, gently = false): Promise<Audited[]> {
   const topology = await catalog.loadTopology();
   const sessions = new Map<ShardName, ShardSession>();
   const unreachable: AuditFinding[] = [];
@@ -39,7 +39,7 @@ export async function audit(catalog: Catalog, repair: boolean): Promise<Audited[
           repair: null,
         });
       }
-    const look = async () => [...unreachable, ...(await lookAround(catalog, sessions))];
+    const look = async () => [...unreachable, ...(await lookAround(catalog, sessions, gently))];
     const found = await look();
     if (!repair || found.every((finding) => finding.repair === null)) return found.map((f) => outcome(f, 'open'));
     const rank = ({ kind }: AuditFinding) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
@@ -53,7 +53,11 @@ export async function audit(catalog: Catalog, repair: boolean): Promise<Audited[
   }
 }
 
-async function lookAround(catalog: Catalog, sessions: ReadonlyMap<ShardName, ShardSession>): Promise<AuditFinding[]> {
+async function lookAround(
+  catalog: Catalog,
+  sessions: ReadonlyMap<ShardName, ShardSession>,
+  gently: boolean,
+): Promise<AuditFinding[]> {
   const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const cluster = clusterPart(meta.rows[0]?.cluster_id ?? '');
   const objects = await Promise.all([...sessions.values()].map((session) => readObjects(session, cluster)));
@@ -61,7 +65,7 @@ async function lookAround(catalog: Catalog, sessions: ReadonlyMap<ShardName, Sha
   const atWork = await AtWork.load(catalog, topology);
   const findings = objects.flatMap((found) => judgeObjects(found, atWork));
   for (const keyspace of topology.keyspaces.values())
-    findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork })));
+    findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, gently })));
   for (const table of topology.referenceTables.values()) findings.push(...(await auditReference(table, sessions)));
   findings.push(...(await auditCatalog(catalog, atWork)));
   return findings;

@@ -1,5 +1,7 @@
 import type { CommandModule } from 'yargs';
 import { audit } from '../../../migrator/audit/audit.js';
+import { lastAudit } from '../../../migrator/audit/standing-audit.js';
+import { UsageError } from '../../../topology/errors.js';
 import { withCatalog } from '../../command.js';
 import { EXIT } from '../../failure.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../../options.js';
@@ -7,6 +9,7 @@ import { printJson, printLine } from '../../output.js';
 
 interface AuditArgs extends JsonArgs {
   readonly repair: boolean;
+  readonly last: boolean;
 }
 
 export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
@@ -14,18 +17,32 @@ export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
   describe: 'Look for what migrations have left behind, and for rows that are where they do not belong',
   builder: (y) =>
     withHelp(
-      jsonOption(y).option('repair', {
-        type: 'boolean',
-        default: false,
-        describe:
-          'Take away what nobody can need any more: objects of migrations that are over, and rows that their owner has as well',
-      }),
+      jsonOption(y)
+        .option('last', {
+          type: 'boolean',
+          default: false,
+          conflicts: 'repair',
+          describe: 'Do not look: show what the migrator has found when it last looked by itself (migrator.auditMs)',
+        })
+        .option('repair', {
+          type: 'boolean',
+          default: false,
+          describe:
+            'Take away what nobody can need any more: objects of migrations that are over, and rows that their owner has as well',
+        }),
       ['migrate audit', 'Exit code 0: every row is where it belongs, and nothing is left over'],
       ['migrate audit --repair', ''],
     ),
   handler: (args) =>
     withCatalog(args, async (catalog) => {
-      const findings = await audit(catalog, args.repair);
+      const last = args.last ? await lastAudit(catalog) : null;
+      if (args.last && last === null)
+        throw new UsageError(
+          'no migrator has audited the shards yet',
+          'See migrator.auditMs; or audit now, without --last.',
+        );
+      if (last !== null && !args.json) printLine(`As of ${last.at.toISOString()}:`);
+      const findings = last?.findings ?? (await audit(catalog, args.repair));
       const open = findings.filter((finding) => finding.outcome !== 'repaired');
       if (args.json) printJson({ ok: open.length === 0, findings });
       else {

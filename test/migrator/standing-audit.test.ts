@@ -1,0 +1,73 @@
+import { pino } from 'pino';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { auditStandingly, lastAudit } from '../../migrator/audit/standing-audit.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, resetShop, type Setting } from './setting.js';
+
+let moves: Moves;
+let s: Setting;
+const logged: { level: number; msg: string }[] = [];
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+beforeEach(async () => {
+  await resetShop(s, 12, 20);
+  await s.catalog.pool.query('TRUNCATE foreshard.audit');
+  logged.length = 0;
+});
+
+function startAudits(everyMs: number, processes = 1): void {
+  const controller = new AbortController();
+  const logger = pino({}, { write: (line) => void logged.push(JSON.parse(line)) });
+  const running = Array.from({ length: processes }, () =>
+    auditStandingly({ catalog: s.catalog, logger, everyMs }, controller.signal),
+  );
+  moves.atStop(async () => {
+    controller.abort();
+    await Promise.all(running);
+  });
+}
+
+const audits = async () => (await s.catalog.pool.query("SELECT FROM foreshard.audit WHERE action = 'audit'")).rowCount;
+
+test('what is wrong is found without anybody asking, logged, and kept for who asks later', async () => {
+  expect(await lastAudit(s.catalog)).toBeNull();
+  startAudits(100);
+  expect(await waitFor(() => lastAudit(s.catalog), { what: 'an audit' })).toMatchObject({ findings: [] });
+  await withClient(s.urlTwo, async (c) => {
+    await c.query('CREATE TABLE tenants (id int PRIMARY KEY, name text)');
+    await c.query("INSERT INTO tenants VALUES (3, 'stray')");
+  });
+  const finding = { kind: 'rows', shard: 'two', object: 'public.tenants', outcome: 'open' };
+  await waitFor(async () => ((await lastAudit(s.catalog))?.findings.length ?? 0) > 0, { what: 'the finding' });
+  expect((await lastAudit(s.catalog))?.findings).toMatchObject([finding]);
+  expect(logged.filter(({ level }) => level === 40).map(({ msg }) => msg)).toContain(
+    '1 rows of public.tenants belong to other shards',
+  );
+});
+
+test('it is one process’s work, and is not done again before its time', async () => {
+  startAudits(3_600_000, 4);
+  await waitFor(async () => (await audits()) === 1, { what: 'an audit' });
+  await waitFor(() => logged.some(({ msg }) => msg === 'the shards have been audited'), { what: 'its end' });
+  startAudits(3_600_000);
+  await moves.stop();
+  expect(await audits()).toBe(1);
+});
+
+test('it leaves a migration alone', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  await s.catalog.pool.query("UPDATE foreshard.migration SET state = 'ready' WHERE id = $1", [id.toString()]);
+  startAudits(50);
+  await moves.stop();
+  expect(await audits()).toBe(0);
+  await s.catalog.pool.query("UPDATE foreshard.migration SET state = 'aborted' WHERE id = $1", [id.toString()]);
+  startAudits(50);
+  await waitFor(async () => ((await audits()) ?? 0) > 0, { what: 'an audit' });
+});
