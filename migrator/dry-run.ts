@@ -61,6 +61,8 @@ export async function dryRun(
   const row: MigrationRow = {
     id: 0n,
     planId: null,
+    changeId: null,
+    position: null,
     spec: stored,
     state: 'approved',
     generation: 0n,

@@ -42,6 +42,9 @@ export type Facts = Readonly<Record<string, unknown>>;
 export interface MigrationRow {
   readonly id: bigint;
   readonly planId: bigint | null;
+  /** The change that it is a member of, and its place in it. */
+  readonly changeId: bigint | null;
+  readonly position: number | null;
   readonly spec: StoredSpec;
   readonly state: MigrationState;
   readonly generation: bigint;
@@ -110,6 +113,8 @@ export const RESTING_STATES: readonly MigrationState[] = ['planned', 'done', 'ro
 export const OUT_OF_THE_WAY = [...RESTING_STATES, 'approved'].map((state) => `'${state}'`).join(', ');
 /** And states in which another of its keyspace may begin, if preflight finds that they have nothing in common. */
 export const BESIDE = `${OUT_OF_THE_WAY}, 'following'`;
+/** As a list in SQL: ends with which a member stops its change: no other member begins. */
+export const STOPPING = `'failed', 'aborted', 'rolled_back'`;
 /** From here on a migration is not aborted any more. */
 export const PAST_FLIP: readonly MigrationState[] = [
   'flipped',
@@ -124,13 +129,15 @@ export const PAST_FLIP: readonly MigrationState[] = [
 export type Db = Pick<pg.ClientBase, 'query'> | pg.Pool;
 
 /** What `fromRaw` takes. */
-export const COLUMNS = `id::text, plan_id::text, spec, state, generation::text, facts, progress, abort_requested, paused, requested, controls, error,
+export const COLUMNS = `id::text, plan_id::text, change_id::text, position, spec, state, generation::text, facts, progress, abort_requested, paused, requested, controls, error,
   created_at, updated_at, (SELECT jsonb_build_object('maxStalenessMs', r.max_staleness_ms, 'readPercent', r.read_percent)
     FROM foreshard.range_replica r WHERE r.migration_id = id) AS replica`;
 
 export interface RawRow {
   id: string;
   plan_id: string | null;
+  change_id: string | null;
+  position: number | null;
   spec: StoredSpec;
   state: MigrationState;
   generation: string;
@@ -150,6 +157,8 @@ export function fromRaw(raw: RawRow): MigrationRow {
   return {
     id: BigInt(raw.id),
     planId: raw.plan_id === null ? null : BigInt(raw.plan_id),
+    changeId: raw.change_id === null ? null : BigInt(raw.change_id),
+    position: raw.position,
     spec: raw.spec,
     state: raw.state,
     generation: BigInt(raw.generation),

@@ -15,6 +15,7 @@ import {
   loadMigration,
   type MigrationRow,
   type RawRow,
+  STOPPING,
 } from './migration-row.js';
 
 /** A process that sleeps in a transaction would keep its successor waiting for the migration's row. */
@@ -81,7 +82,8 @@ export class MigrationStore {
   }
 
   /**
-   * Moves to another state, with facts merged and the event, in one transaction.
+   * Moves to another state, with facts merged and the event, in one transaction. When that stops its change, members of it that have not
+   * begun are aborted.
    * @throws ConflictError when state, generation or lease are no longer what `row` says
    */
   async transition(row: MigrationRow, to: MigrationState, change: StateChange = {}): Promise<MigrationRow> {
@@ -115,6 +117,16 @@ export class MigrationStore {
          SELECT pg_notify('foreshard_migration', id::text) FROM moved
        ), carried_out AS (
          UPDATE foreshard.plan p SET status = 'done' FROM moved WHERE p.id = moved.plan_id AND moved.state = 'done'
+       )
+       , stopped AS (
+         UPDATE foreshard.migration s SET state = 'aborted', generation = s.generation + 1, updated_at = clock_timestamp(),
+                error = format('migration %s of the same change %s', moved.id, CASE moved.state WHEN 'failed' THEN 'failed'
+                               WHEN 'aborted' THEN 'was aborted' ELSE 'was taken back' END || coalesce(': ' || moved.error, ''))
+           FROM moved WHERE moved.state IN (${STOPPING}) AND s.change_id = moved.change_id AND s.id <> moved.id
+                        AND s.state IN ('planned', 'approved') RETURNING s.id, s.error
+       ), stopped_event AS (
+         INSERT INTO foreshard.migration_event (migration_id, state, detail)
+         SELECT id, 'aborted', jsonb_build_object('why', error) FROM stopped
        )
        SELECT ${COLUMNS} FROM moved, told`,
       values: [

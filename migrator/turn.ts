@@ -1,5 +1,5 @@
 import type { CatalogStatement } from './action.js';
-import { BESIDE } from './migration-row.js';
+import { BESIDE, OUT_OF_THE_WAY, STOPPING } from './migration-row.js';
 
 /** Lock of the catalog under which migrations begin, one at a time. ("fshb") */
 const BEGIN_LOCK = 0x66736862;
@@ -11,12 +11,18 @@ export function shardsSql(m: string): string {
 
 /**
  * The condition in SQL under which an approved migration may begin: a shard takes part in one migration at a time, until that is out of the
- * way, and whoever was there first goes first. @param m alias of its row
+ * way, and whoever was there first goes first. Members of a change begin in their order, no more than its limit at once, and none when one has not
+ * come through. @param m alias of its row
  */
 export function turnSql(m: string): string {
   return `NOT EXISTS (
     SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND ${shardsSql('o')} && ${shardsSql(m)}
-       AND (o.state NOT IN (${BESIDE}) OR (o.state = 'approved' AND o.id < ${m}.id)))`;
+       AND (o.state NOT IN (${BESIDE}) OR (o.state = 'approved' AND o.id < ${m}.id)))
+  AND (${m}.change_id IS NULL OR NOT EXISTS (
+    SELECT FROM foreshard.migration o WHERE o.change_id = ${m}.change_id AND o.id <> ${m}.id
+       AND (o.state IN (${STOPPING}) OR (o.state IN ('planned', 'approved') AND o.position < ${m}.position)))
+   AND (SELECT count(*) FROM foreshard.migration o WHERE o.change_id = ${m}.change_id AND o.state NOT IN (${OUT_OF_THE_WAY}))
+       < (SELECT concurrency FROM foreshard.change c WHERE c.id = ${m}.change_id))`;
 }
 
 /** With these the transaction begins in which a migration does: looked at, two could find at once that nobody is there. */
@@ -29,7 +35,7 @@ export function beginStatements(id: bigint): CatalogStatement[] {
       elseConflict: null,
     },
     {
-      text: 'no other is at work on the same shards, or has waited for them longer',
+      text: 'no other is at work on the same shards, or has waited for them longer, and in its change it is next',
       sql: `SELECT FROM foreshard.migration m WHERE m.id = $1 AND ${turnSql('m')}`,
       values: [id.toString()],
       elseConflict: 'others go first',

@@ -29,7 +29,7 @@ export interface StoredPlan extends PlanSummary {
 const DEFAULT_TTL_SECONDS = 86_400;
 
 /** Migrations in these states hold nothing any more. */
-const AT_REST = ['done', 'aborted', 'failed'];
+const AT_REST = ['planned', 'done', 'rolled_back', 'aborted', 'failed'];
 
 /** JSON with the keys of every object sorted: equal data, equal text. */
 function canonicalJson(value: unknown): string {

@@ -2,11 +2,13 @@ import type { CommandModule } from 'yargs';
 import { type GlobalArgs, withHelp } from '../options.js';
 import { abortCommand } from './migrate/abort.js';
 import { acceptCommand } from './migrate/accept.js';
+import { approveCommand, startCommand } from './migrate/approve.js';
 import { auditCommand } from './migrate/audit.js';
 import { finishCommand, rollbackCommand } from './migrate/end.js';
 import { flipCommand } from './migrate/flip.js';
 import { listCommand } from './migrate/list.js';
 import { pauseCommand } from './migrate/pause.js';
+import { planCommand } from './migrate/plan.js';
 import { promoteCommand, readsCommand, replicaCommand } from './migrate/replica.js';
 import { showCommand } from './migrate/show.js';
 import { throttleCommand } from './migrate/throttle.js';
@@ -17,6 +19,9 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
   builder: (y) =>
     withHelp(
       y
+        .command(planCommand)
+        .command(approveCommand)
+        .command(startCommand)
         .command(listCommand)
         .command(showCommand)
         .command(watchCommand)
@@ -35,7 +40,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(promoteCommand)
         .demandCommand(
           1,
-          'a command is needed: list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
+          'a command is needed: plan, approve, start, list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
         ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),

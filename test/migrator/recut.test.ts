@@ -233,7 +233,7 @@ describe('a recut', () => {
     expect(findings).toEqual([]);
     expect(steps.map((step) => step.text)).toEqual([
       'one migration begins at a time',
-      'no other is at work on the same shards, or has waited for them longer',
+      'no other is at work on the same shards, or has waited for them longer, and in its change it is next',
       'raise the epoch, if nothing else has',
       expect.stringMatching(/^range \d+ has other bounds$/),
       'a new range on shard "one"',

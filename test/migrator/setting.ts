@@ -96,7 +96,7 @@ export async function resetShop(s: Setting, tenants: number, orders: number): Pr
     await c.query(`INSERT INTO "Odd Items" SELECT tenant_id, id, 1, ARRAY['a', body] FROM orders`);
   });
   const { pool } = s.catalog;
-  await pool.query(`TRUNCATE foreshard.migration, foreshard.migration_cleanup, foreshard.migration_event, foreshard.hold,
+  await pool.query(`TRUNCATE foreshard.migration, foreshard.change, foreshard.migration_cleanup, foreshard.migration_event, foreshard.hold,
     foreshard.hold_ack, foreshard.range, foreshard.segment, foreshard.reference_copy, foreshard.reference_table,
     foreshard.sharded_table, foreshard.keyspace, foreshard.proxy, foreshard.shard CASCADE`);
   await pool.query(`INSERT INTO foreshard.shard (name, url, home) VALUES ('one', $1, true), ('two', $2, false)`, [

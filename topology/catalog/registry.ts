@@ -21,7 +21,7 @@ import { checkReferenceTable, checkShardedTable } from './table-check.js';
 const SHARD_NAME = /^[a-z][a-z0-9_-]{0,39}$/;
 export const KEYSPACE_NAME = /^[a-z][a-z0-9_]{0,39}$/;
 /** States of a migration in which it owns no object on any shard. */
-const IDLE_STATES = ['planned', 'approved', 'done', 'aborted'];
+const IDLE_STATES = ['planned', 'approved', 'done', 'rolled_back', 'aborted'];
 
 export interface NewShard {
   readonly name: string;

@@ -1,5 +1,7 @@
 import type { CommandModule } from 'yargs';
+import { type Change, changeState, findChange } from '../../../migrator/changes/change-row.js';
 import { showMigration } from '../../../migrator/migration-row.js';
+import { changeLine, membersText } from '../../change-text.js';
 import { parseId, withCatalog } from '../../command.js';
 import { type GlobalArgs, jsonOption, withHelp } from '../../options.js';
 import { formatTable, printJson, printLine } from '../../output.js';
@@ -8,13 +10,17 @@ import { ID, type IdArgs } from './id.js';
 
 export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
   command: 'show <id>',
-  describe: 'Show a migration: progress, events, what is left to clean up',
+  describe: 'Show a migration: progress, events, what is left to clean up; or a change and its migrations',
   builder: (y) => withHelp(jsonOption(y.positional('id', ID)), ['migrate show 1', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {
-      const { migration, events, cleanup } = await showMigration(catalog.pool, parseId(args.id, 'migration'));
+      const id = parseId(args.id, 'migration');
+      const change = await findChange(catalog.pool, id);
+      if (change !== null) return showChange(change, args.json);
+      const { migration, events, cleanup } = await showMigration(catalog.pool, id);
       if (args.json) return printJson({ ...migration, events, cleanup });
       printLine(`Migration ${migration.id}: ${specText(migration.spec)}`);
+      if (migration.changeId !== null) printLine(`number ${migration.position} of change ${migration.changeId}`);
       printLine(progressLine(migration));
       if (migration.error !== null) printLine(`error: ${migration.error}`);
       printLine();
@@ -39,3 +45,21 @@ export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
       );
     }),
 };
+
+function showChange(change: Change, json: boolean): void {
+  if (json) {
+    printJson({ ...change, state: changeState(change) });
+    return;
+  }
+  const line = changeLine(change);
+  printLine(line[0]?.toUpperCase() + line.slice(1));
+  printLine(`asked for: ${JSON.stringify(change.request)}, at most ${change.concurrency} at once`);
+  const decided = [
+    `planned by ${change.createdBy} at epoch ${change.epoch}`,
+    ...(change.approvedBy === null ? [] : [`approved by ${change.approvedBy}`]),
+    ...(change.startedBy === null ? [] : [`started by ${change.startedBy}`]),
+  ];
+  printLine(decided.join(', '));
+  printLine();
+  printLine(membersText(change));
+}

@@ -1,4 +1,6 @@
 import type { CommandModule } from 'yargs';
+import { changeState, findChange } from '../../../migrator/changes/change-row.js';
+import { changeWaits, watchChange } from '../../change-watch.js';
 import { parseId, withCatalog } from '../../command.js';
 import { EXIT } from '../../failure.js';
 import { waitsForSomebody, watchMigration } from '../../migration-watch.js';
@@ -22,6 +24,18 @@ export const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
     try {
       await withCatalog(args, async (catalog) => {
         const id = parseId(args.id, 'migration');
+        if ((await findChange(catalog.pool, id)) !== null) {
+          const change = await watchChange(catalog, id, { quiet: args.json, signal: trap.signal });
+          const state = changeState(change);
+          if (args.json) printJson({ ...change, state });
+          if (trap.signal.aborted) {
+            process.stderr.write(`foreshard: change ${id} goes on without being watched\n`);
+            process.exitCode = trap.exitCode();
+          } else if (state === 'planned' || state === 'approved' || changeWaits(change).length > 0)
+            process.exitCode = EXIT.waiting;
+          else if (state !== 'done') process.exitCode = EXIT.failed;
+          return;
+        }
         const last = await watchMigration(catalog, id, { quiet: args.json, signal: trap.signal });
         if (args.json) printJson(last);
         if (trap.signal.aborted) {

@@ -1,0 +1,58 @@
+import type { Catalog } from '../../topology/catalog/catalog.js';
+import type { MigrationSpec } from '../../topology/migration.js';
+import type { Epoch, Topology } from '../../topology/topology.js';
+import { type DryRun, dryRun } from '../dry-run.js';
+import { encodeSpec, type StoredSpec } from '../migration-row.js';
+import { findKeyspace } from '../move.js';
+import type { MigratorOptions } from '../options.js';
+import { rangesAfter, withRanges } from '../ranges.js';
+
+export interface MemberDryRun extends DryRun {
+  readonly spec: StoredSpec;
+  /** What could not be looked at now, because earlier members will have changed it. */
+  readonly notes: readonly string[];
+}
+
+/**
+ * Walks the steps of all members: of each on the ranges as those before it leave them, and on the shards as they are now.
+ * @param topology as it is
+ */
+export async function dryRunChange(
+  catalog: Catalog,
+  topology: Topology,
+  members: readonly MigrationSpec[],
+  options: Partial<MigratorOptions>,
+): Promise<MemberDryRun[]> {
+  const runs: MemberDryRun[] = [];
+  const filled = new Map<string, number>();
+  let then = topology;
+  for (const [i, spec] of members.entries()) {
+    const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
+    const notes: string[] = [];
+    if (spec.kind === 'move') {
+      for (const shard of new Set([spec.from, spec.to])) {
+        const earlier = filled.get(shard);
+        if (earlier !== undefined)
+          notes.push(
+            `What migration ${earlier} will have made on shard "${shard}" by then is shown as if it were not there.`,
+          );
+      }
+      if (!filled.has(spec.to)) filled.set(spec.to, i + 1);
+    }
+    runs.push({ spec: stored, notes, ...(await dryRun(catalog, spec, options, then)) });
+    then = after(then, spec);
+  }
+  return runs;
+}
+
+/** The topology when a migration is done. */
+function after(topology: Topology, spec: MigrationSpec): Topology {
+  const keyspace = findKeyspace(topology, spec.keyspace);
+  const keyspaces = new Map(topology.keyspaces);
+  keyspaces.set(keyspace.name, withRanges(keyspace, rangesAfter(keyspace, spec)));
+  const referenceTables = new Map(topology.referenceTables);
+  if (spec.kind === 'move')
+    for (const [id, table] of topology.referenceTables)
+      if (!table.shards.includes(spec.to)) referenceTables.set(id, { ...table, shards: [...table.shards, spec.to] });
+  return { ...topology, epoch: (topology.epoch + 1n) as Epoch, keyspaces, referenceTables };
+}

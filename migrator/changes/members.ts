@@ -1,0 +1,93 @@
+import { UsageError } from '../../topology/errors.js';
+import { comparePositions, contains, type Interval, type Position, sameBound } from '../../topology/key.js';
+import { positionToJson } from '../../topology/key-codec.js';
+import type { MigrationSpec, MoveSpec } from '../../topology/migration.js';
+import { type Keyspace, rangeOf, rangesIn, type ShardName } from '../../topology/topology.js';
+
+// What the kinds of changes consist of; pure. Each throws UsageError when that cannot be, or there is nothing to do.
+
+/** Everything of the interval goes to one shard, range by range. */
+export function moveMembers(keyspace: Keyspace, interval: Interval, to: ShardName): MoveSpec[] {
+  if (interval.lo !== null && interval.hi !== null && comparePositions(interval.lo, interval.hi) >= 0)
+    throw new UsageError('the interval is empty', 'Its lower bound must lie below its upper bound.');
+  const moves = rangesIn(keyspace, interval)
+    .filter((range) => range.shard !== to)
+    .map((range): MoveSpec => {
+      const lo = interval.lo !== null && contains(range, interval.lo) ? interval.lo : range.lo;
+      const hi = interval.hi !== null && contains(range, interval.hi) ? interval.hi : range.hi;
+      // An upper bound that is a range's lower one ends in the range before.
+      return {
+        kind: 'move',
+        keyspace: keyspace.name,
+        lo,
+        hi: sameBound(lo, hi) ? range.hi : hi,
+        from: range.shard,
+        to,
+      };
+    });
+  if (moves.length === 0)
+    throw new UsageError(`shard "${to}" owns all of that already`, 'See "foreshard topology show".');
+  return moves;
+}
+
+/**
+ * One range is cut at `at`, and its parts go to the shards named.
+ * @param owners of the parts, from the lowest keys up; null: it stays where it is
+ */
+export function splitMembers(
+  keyspace: Keyspace,
+  at: readonly Position[],
+  owners: readonly (ShardName | null)[],
+): MigrationSpec[] {
+  const points = at.toSorted(comparePositions).filter((p, i, all) => !sameBound(p, all[i - 1] ?? null));
+  const [first] = points;
+  if (first === undefined) throw new UsageError('a split needs a position', 'Say where.');
+  const range = rangeOf(keyspace, first);
+  for (const p of points) {
+    if (rangeOf(keyspace, p) !== range)
+      throw new UsageError(
+        `${text(keyspace, first)} and ${text(keyspace, p)} lie in two ranges`,
+        'Split each range by a change of its own; see "foreshard topology show".',
+      );
+    if (sameBound(range.lo, p))
+      throw new UsageError(`${text(keyspace, p)} is a bound of ranges already`, 'See "foreshard topology show".');
+  }
+  if (owners.length !== points.length + 1)
+    throw new UsageError(
+      `${points.length} position(s) make ${points.length + 1} parts, and ${owners.length} shard(s) are named`,
+      'Name one shard for each part, from the lowest keys up; "." for a part that stays.',
+    );
+  const { name } = keyspace;
+  const bounds = [range.lo, ...points, range.hi];
+  const moves = owners.flatMap((owner, i): MoveSpec[] => {
+    if (owner === null || owner === range.shard) return [];
+    const [lo, hi] = [bounds[i] ?? null, bounds[i + 1] ?? null];
+    return [{ kind: 'move', keyspace: name, lo, hi, from: range.shard, to: owner }];
+  });
+  return [{ kind: 'recut', keyspace: name, shard: range.shard, cut: points, join: [] }, ...moves];
+}
+
+/**
+ * The ranges on both sides of a bound become one.
+ * @param to one of their two owners; null: that of the range below
+ */
+export function mergeMembers(keyspace: Keyspace, at: Position, to: ShardName | null): MigrationSpec[] {
+  const i = keyspace.ranges.findIndex((r) => sameBound(r.lo, at));
+  const [left, right] = [keyspace.ranges[i - 1], keyspace.ranges[i]];
+  if (left === undefined || right === undefined)
+    throw new UsageError(`${text(keyspace, at)} is no bound between two ranges`, 'See "foreshard topology show".');
+  const owner = to ?? left.shard;
+  if (owner !== left.shard && owner !== right.shard)
+    throw new UsageError(
+      `shard "${owner}" owns neither of the two ranges`,
+      `Name "${left.shard}" or "${right.shard}", and move the range afterwards.`,
+    );
+  const moves = [left, right]
+    .filter((r) => r.shard !== owner)
+    .map((r): MoveSpec => ({ kind: 'move', keyspace: keyspace.name, lo: r.lo, hi: r.hi, from: r.shard, to: owner }));
+  return [...moves, { kind: 'recut', keyspace: keyspace.name, shard: owner, cut: [], join: [at] }];
+}
+
+function text(keyspace: Keyspace, position: Position): string {
+  return `(${positionToJson(keyspace, position).join(', ')})`;
+}

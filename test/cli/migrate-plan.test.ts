@@ -1,0 +1,241 @@
+import { beforeAll, describe, expect, it } from 'vitest';
+import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { withClient } from '../support/client.js';
+import { startTestCluster } from '../support/cluster.js';
+import { buildCli, cli, startCli } from './run-cli.js';
+
+let one: EmbeddedCluster;
+let two: EmbeddedCluster;
+let catalog: string;
+
+const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
+
+async function json<T>(...args: string[]): Promise<T> {
+  const result = await foreshard(...args, '--json');
+  expect(result).toMatchObject({ code: 0, stderr: '' });
+  return result.json<T>();
+}
+
+interface Planned {
+  change: number | null;
+  kind: string;
+  epoch: number;
+  members: {
+    spec: Record<string, unknown>;
+    findings: { severity: string; text: string; remedy: string }[];
+    steps?: { text: string }[];
+  }[];
+  findings: { severity: string; text: string }[];
+  summary: string[];
+}
+
+interface Shown {
+  state: string;
+  members: { id: number; state: string; position: number }[];
+}
+
+const ranges = async () => {
+  const { keyspaces } = await json<{
+    keyspaces: { name: string; ranges: { lo: string[] | null; hi: string[] | null; shard: string }[] }[];
+  }>('topology', 'show');
+  return keyspaces.find((k) => k.name === 'shop')?.ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0] ?? null, r.shard]);
+};
+
+/** Runs a migrator until the change ends. @returns what `migrate watch` has said of it */
+async function carryOut(id: number): Promise<{ code: number | null; stdout: string }> {
+  const migrator = startCli(['serve', '--only', 'migrator', '--catalog', catalog]);
+  const watched = await foreshard('migrate', 'watch', `${id}`);
+  migrator.child.kill('SIGTERM');
+  await migrator.ended;
+  return watched;
+}
+
+beforeAll(async () => {
+  [one, two] = await Promise.all([startTestCluster(), startTestCluster(), buildCli()]);
+  catalog = one.url('foreshard');
+  for (const cluster of [one, two]) await withClient(cluster.url(), (client) => client.query('CREATE DATABASE shop'));
+  await withClient(one.url('shop'), (client) =>
+    client.query(`
+      CREATE TABLE orders (tenant_id bigint NOT NULL, id bigint NOT NULL, note text, PRIMARY KEY (tenant_id, id));
+      INSERT INTO orders SELECT t, o, repeat('x', 50) FROM generate_series(1, 100) t, generate_series(1, 20) o;
+      CREATE TABLE words (word text, n int, PRIMARY KEY (word, n));
+      CREATE TABLE settings (name text PRIMARY KEY);
+      ANALYZE orders;
+    `),
+  );
+  for (const args of [
+    ['init', '--database', 'shop'],
+    ['shard', 'add', 's1', one.url('shop')],
+    ['shard', 'add', 's2', two.url('shop')],
+    ['keyspace', 'create', 'shop', '--key', 'int8'],
+    ['keyspace', 'create', 'words', '--key', 'text,int4', '--method', 'hash'],
+    ['table', 'add', 'orders', '--keyspace', 'shop', '--key', 'tenant_id'],
+    ['table', 'add', 'words', '--keyspace', 'words', '--key', 'word,n'],
+  ])
+    expect(await foreshard(...args)).toMatchObject({ code: 0, stderr: '' });
+}, 180_000);
+
+describe('migrate plan', () => {
+  it('refuses what cannot be', async () => {
+    for (const [args, why] of [
+      [['move', 'shop', '--lo', '5', '--hi', '5', '--to', 's2'], /the interval is empty/],
+      [['move', 'shop', '--to', 's3'], /there is no shard "s3"[\s\S]*There is: s1, s2/],
+      [['move', 'nothing', '--to', 's2'], /there is no keyspace "nothing"/],
+      [['move', 'shop', '--to', 's1'], /shard "s1" owns all of that already/],
+      [['split', 'shop', 'x'], /"x" is not a value of type int8/],
+      [['split', 'shop', '5', '--to', 's2'], /1 position\(s\) make 2 parts, and 1 shard\(s\) are named/],
+      [['merge', 'shop', '5'], /\(5\) is no bound between two ranges/],
+      [['isolate', 'words', 'a', '--to', 's2'], /"a" has 1 of the key's 2 columns/],
+      [['drain', 's1', '--to', 's1'], /there is no other shard/],
+      [['rebalance', '--concurrency', '0'], /0 cannot be the number of migrations at once/],
+    ] as const)
+      expect(await foreshard('migrate', 'plan', ...args)).toMatchObject({
+        code: 2,
+        stdout: '',
+        stderr: expect.stringMatching(why),
+      });
+    expect(await json('migrate', 'list')).toEqual({ changes: [], migrations: [] });
+  });
+
+  it('says what is in the way, with remedies, and enters nothing then', async () => {
+    await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders ENABLE ROW LEVEL SECURITY'));
+    const blocked = await foreshard('migrate', 'plan', 'move', 'shop', '--lo', '90', '--to', 's2', '--json');
+    expect(blocked.code).toBe(1);
+    const { change, members } = blocked.json<Planned>();
+    expect(change).toBeNull();
+    expect(members[0]?.findings.filter((f) => f.severity === 'blocker')).toEqual([
+      {
+        severity: 'blocker',
+        text: 'table "public.orders" has row-level security',
+        remedy: expect.stringMatching(/DISABLE ROW LEVEL SECURITY/),
+      },
+    ]);
+    const text = await foreshard('migrate', 'plan', 'move', 'shop', '--lo', '90', '--to', 's2');
+    expect(text.stdout).toMatch(/blocker: table "public.orders" has row-level security\n +remedy: /);
+    expect(text.stdout).toMatch(/Nothing was planned/);
+    await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders DISABLE ROW LEVEL SECURITY'));
+    expect(await json('migrate', 'list')).toEqual({ changes: [], migrations: [] });
+  });
+
+  it('shows the dry run, and only with --save enters it', async () => {
+    const { change, members, epoch } = await json<Planned>(
+      ...['migrate', 'plan', 'split', 'shop', '50', '75', '--to', '.,s2,.', '--no-save', '--steps'],
+    );
+    expect(change).toBeNull();
+    expect(members.map((m) => m.spec)).toEqual([
+      { kind: 'recut', keyspace: 'shop', shard: 's1', cut: [['50'], ['75']], join: [] },
+      { kind: 'move', keyspace: 'shop', lo: ['50'], hi: ['75'], from: 's1', to: 's2' },
+    ]);
+    expect(members[1]?.steps?.length).toBeGreaterThan(10);
+    const text = await foreshard('migrate', 'plan', 'split', 'shop', '50', '--to', '.,s2');
+    expect(text.stdout).toMatch(/^1 {2}shop on s1: cut at 50\n[\s\S]*^2 {2}shop \[50, infinity\) s1 → s2\n/m);
+    const [, id] = /Change (\d+) is planned at epoch (\d+): approve it with/.exec(text.stdout) ?? [];
+    expect(text.stdout).toContain(`at epoch ${epoch}`);
+    expect(await json('migrate', 'abort', id as string)).toEqual({
+      change: Number(id),
+      abortRequested: true,
+      kept: [],
+    });
+    expect(await foreshard('migrate', 'approve', id as string)).toMatchObject({
+      code: 4,
+      stderr: expect.stringMatching(/is already aborted/),
+    });
+  });
+
+  it('approves, starts, follows and lists a change', async () => {
+    const planned = await json<Planned>('migrate', 'plan', 'split', 'shop', '50', '--to', '.,s2');
+    const id = `${planned.change}`;
+    expect(await foreshard('migrate', 'watch', id)).toMatchObject({ code: 5 });
+    expect(await json('migrate', 'approve', id, '--later')).toMatchObject({ state: 'approved' });
+    expect(await foreshard('migrate', 'approve', id)).toMatchObject({
+      code: 4,
+      stderr: expect.stringMatching(/already approved[\s\S]*foreshard migrate start/),
+    });
+    const { migrations } = await json<{ migrations: number[] }>('migrate', 'start', id);
+    expect(migrations).toHaveLength(2);
+    expect(await foreshard('migrate', 'approve', `${migrations[0]}`)).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(new RegExp(`${migrations[0]} is a migration of change ${id}, not a change`)),
+    });
+    const watched = await carryOut(Number(id));
+    expect(watched.code).toBe(0);
+    expect(watched.stdout).toMatch(new RegExp(`change ${id} \\(split\\): done, 2 of 2 done\n$`));
+    expect(watched.stdout).toMatch(new RegExp(`^migration ${migrations[1]} \\(2 of 2\\): `, 'm'));
+    expect(await ranges()).toEqual([
+      [null, '50', 's1'],
+      ['50', null, 's2'],
+    ]);
+    const shown = await json<Shown>('migrate', 'show', id);
+    expect(shown.state).toBe('done');
+    expect(shown.members.map((m) => [m.id, m.position, m.state])).toEqual([
+      [migrations[0], 1, 'done'],
+      [migrations[1], 2, 'done'],
+    ]);
+    expect((await foreshard('migrate', 'show', id)).stdout).toMatch(/^Change \d+ \(split\): done, 2 of 2 done\n/);
+    expect((await foreshard('migrate', 'show', `${migrations[1]}`)).stdout).toMatch(
+      new RegExp(`number 2 of change ${id}`),
+    );
+    const list = (await foreshard('migrate', 'list')).stdout;
+    expect(list).toMatch(new RegExp(`${id} +done +split`));
+    expect(list).toMatch(new RegExp(`${id} \\(2\\) +shop \\[50, infinity\\) s1 → s2`));
+  });
+
+  it('does not carry out what was planned for other ranges', async () => {
+    const stale = await json<Planned>('migrate', 'plan', 'isolate', 'shop', '7', '--to', 's2');
+    expect(stale.members.map((m) => [m.spec.lo, m.spec.hi])).toEqual([[['7'], ['8']]]);
+    const merge = await json<Planned>('migrate', 'plan', 'split', 'shop', '20');
+    await json('migrate', 'approve', `${merge.change}`);
+    expect((await carryOut(merge.change as number)).code).toBe(0);
+    expect(await foreshard('migrate', 'approve', `${stale.change}`)).toMatchObject({
+      code: 4,
+      stderr: expect.stringMatching(/was planned at epoch \d+, the topology is at epoch \d+[\s\S]*plan it again/),
+    });
+  });
+
+  it('drains a shard, and says what stays at home', async () => {
+    const home = await json<Planned>('migrate', 'plan', 'drain', 's1', '--no-save');
+    expect(home.findings).toEqual([
+      expect.objectContaining({
+        severity: 'warning',
+        text: 'shard "s1" is home: its 1 table(s) without a keyspace cannot be moved, and stay: public.settings',
+      }),
+    ]);
+    expect(home.members).toHaveLength(3);
+    const planned = await json<Planned>('migrate', 'plan', 'drain', 's2');
+    expect(planned.findings).toEqual([]);
+    await json('migrate', 'approve', `${planned.change}`);
+    expect((await carryOut(planned.change as number)).code).toBe(0);
+    expect(await ranges()).toEqual([
+      [null, '20', 's1'],
+      ['20', '50', 's1'],
+      ['50', null, 's1'],
+    ]);
+    const again = await foreshard('migrate', 'plan', 'drain', 's2');
+    expect(again).toMatchObject({ code: 0, stdout: 'There is nothing to do.\n' });
+  });
+
+  it('rebalances by bytes where there is no history, and by load where there is', async () => {
+    const bytes = await json<Planned>('migrate', 'plan', 'rebalance');
+    expect(bytes.summary).toEqual([expect.stringMatching(/B in 1 move\(s\)$/)]);
+    // Half of the rows, as one range has them.
+    expect(bytes.members.map((m) => m.spec)).toEqual([
+      { kind: 'move', keyspace: 'shop', lo: ['50'], hi: null, from: 's1', to: 's2' },
+    ]);
+    await withClient(catalog, (client) =>
+      client.query(`INSERT INTO foreshard.load (step_seconds, at, segment_id, reads, server_ms)
+        SELECT 3600, date_trunc('hour', now()) - interval '2 hours', id, 1000, CASE WHEN lo = '["20"]' THEN 3600000 ELSE 900000 END
+          FROM foreshard.segment WHERE keyspace = 'shop'`),
+    );
+    const load = await json<Planned>('migrate', 'plan', 'rebalance');
+    expect(load.summary).toEqual([expect.stringMatching(/^1000\.0 ms\/s of load \(mean of the last week\) in 1 move/)]);
+    expect(load.members.map((m) => [m.spec.lo, m.spec.hi])).toEqual([[['20'], ['50']]]);
+    await json('migrate', 'approve', `${load.change}`);
+    expect((await carryOut(load.change as number)).code).toBe(0);
+    expect(await ranges()).toEqual([
+      [null, '20', 's1'],
+      ['20', '50', 's2'],
+      ['50', null, 's1'],
+    ]);
+    expect((await foreshard('migrate', 'audit')).code).toBe(0);
+  });
+});
