@@ -30,6 +30,22 @@ export function parseBound(scheme: KeyScheme, text: string): Position | null {
   return decode(positionTypes(scheme), text, scheme.method === 'hash' ? 'a hash' : 'a key');
 }
 
+/**
+ * Positions by semicolons, each as `parseBound` takes them, but no ends.
+ * @throws UsageError
+ */
+export function parsePositions(scheme: KeyScheme, text: string): Position[] {
+  const parts = text.match(/(?<=^|;)(?:"(?:[^"]|"")*"|[^";])*(?=$|;)/g);
+  // What the quotes have not let through is no longer there.
+  if (parts === null || parts.join(';') !== text)
+    throw new UsageError(`the quotes in "${text}" do not match`, 'Each value in double quotes ends with one.');
+  return parts.map((part) => {
+    const position = parseBound(scheme, part);
+    if (position === null) throw new UsageError(`${part} is no position`, 'Give a key.');
+    return position;
+  });
+}
+
 function decode(types: KeyScheme['keyTypes'], text: string, what: string): Position {
   const columns = fields(text);
   const hint =

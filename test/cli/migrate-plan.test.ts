@@ -119,7 +119,7 @@ describe('migrate plan', () => {
 
   it('shows the dry run, and only with --save enters it', async () => {
     const { change, members, epoch } = await json<Planned>(
-      ...['migrate', 'plan', 'split', 'shop', '50', '75', '--to', '.,s2,.', '--no-save', '--steps'],
+      ...['migrate', 'plan', 'split', 'shop', '50;75', '--to', '.,s2,.', '--no-save', '--steps'],
     );
     expect(change).toBeNull();
     expect(members.map((m) => m.spec)).toEqual([

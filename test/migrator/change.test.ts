@@ -204,10 +204,12 @@ describe('under load', () => {
 
   test('a flip whose epoch has moved is tried again at once, and counts as no missed fence', async () => {
     const { pool } = s.catalog;
+    // When the ranges have been read for the flip.
     await pool.query(`CREATE OR REPLACE FUNCTION public.move_epoch() RETURNS trigger LANGUAGE plpgsql AS
       $$ BEGIN UPDATE foreshard.meta SET epoch = epoch + 1; RETURN NEW; END $$`);
-    await pool.query(`CREATE TRIGGER move_epoch BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-      WHEN (NEW.state = 'drained' AND OLD.state = 'fencing') EXECUTE FUNCTION public.move_epoch()`);
+    await pool.query(
+      `CREATE TRIGGER move_epoch BEFORE INSERT ON foreshard.hold FOR EACH ROW EXECUTE FUNCTION public.move_epoch()`,
+    );
     try {
       const { epoch } = await s.catalog.loadTopology();
       const id = await plan('move', (k) => moveMembers(k, { lo: [12n], hi: null }, shard('two')));
@@ -220,7 +222,7 @@ describe('under load', () => {
       expect(events.filter((e) => e.state === 'fencing')).toHaveLength(1);
       await settled();
     } finally {
-      await pool.query('DROP TRIGGER move_epoch ON foreshard.migration');
+      await pool.query('DROP TRIGGER move_epoch ON foreshard.hold');
     }
   });
 

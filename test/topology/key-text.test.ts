@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { hashKey } from '../../topology/hash.js';
-import { parseBound, parseKey } from '../../topology/key-text.js';
+import { parseBound, parseKey, parsePositions } from '../../topology/key-text.js';
 
 const two = { method: 'range', keyTypes: ['int4', 'text'] } as const;
 const text = { method: 'range', keyTypes: ['text'] } as const;
@@ -42,5 +42,14 @@ describe('a key as people write it', () => {
     expect(parseBound(text, '"+inf"')).toEqual(['+inf']);
     expect(parseBound(hashed, '-9223372036854775808')).toEqual([-(2n ** 63n)]);
     expect(() => parseBound(hashed, 'a')).toThrow('"a" is not a value of type int8');
+  });
+
+  test('stands beside others by semicolons', () => {
+    expect(parsePositions(two, '5;7,a')).toEqual([[5n], [7n, 'a']]);
+    expect(parsePositions(two, '5,";""";7')).toEqual([[5n, ';"'], [7n]]);
+    expect(parsePositions(text, ';')).toEqual([[''], ['']]);
+    expect(() => parsePositions(text, '"a;b')).toThrow('do not match');
+    expect(() => parsePositions(text, 'a;"b"c;d')).toThrow('not a key here');
+    expect(() => parsePositions(two, '5;-inf')).toThrow('-inf is no position');
   });
 });

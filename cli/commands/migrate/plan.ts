@@ -1,7 +1,7 @@
 import type { CommandModule } from 'yargs';
 import { mergeMembers, moveMembers, splitMembers } from '../../../migrator/changes/members.js';
 import { UsageError } from '../../../topology/errors.js';
-import { parseBound, parseKey } from '../../../topology/key-text.js';
+import { parseBound, parseKey, parsePositions } from '../../../topology/key-text.js';
 import { intervalOf } from '../../../topology/successor.js';
 import { type GlobalArgs, withHelp } from '../../options.js';
 import { keyspaceNamed, type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.js';
@@ -51,12 +51,12 @@ const moveCommand: CommandModule<GlobalArgs, MoveArgs> = {
 
 interface SplitArgs extends PlanChangeArgs {
   readonly keyspace: string;
-  readonly at: readonly string[];
+  readonly at: string;
   readonly to?: string | undefined;
 }
 
 const splitCommand: CommandModule<GlobalArgs, SplitArgs> = {
-  command: 'split <keyspace> <at..>',
+  command: 'split <keyspace> <at>',
   describe: 'Plan to cut a range into several, some of which may leave',
   builder: (y) =>
     withHelp(
@@ -64,26 +64,21 @@ const splitCommand: CommandModule<GlobalArgs, SplitArgs> = {
         .positional('keyspace', KEYSPACE)
         .positional('at', {
           type: 'string',
-          array: true,
           demandOption: true,
-          describe: 'Keys (or hashes) at which it is cut: each is the first of a part',
+          describe: 'Keys (or hashes) at which it is cut, by semicolons: each is the first of a part',
         })
         .option('to', {
           type: 'string',
           requiresArg: true,
           describe: 'Shards of the parts, from the lowest keys up, by commas; ".": it stays. Default: all stay',
         }),
-      ['migrate plan split shop 100 200', 'Three ranges where there was one, on the same shard'],
-      ['migrate plan split shop 100 200 --to .,s2,s3', 'The second and third part leave'],
+      ['migrate plan split shop "100;200"', 'Three ranges where there was one, on the same shard'],
+      ['migrate plan split shop "100;200" --to .,s2,s3', 'The second and third part leave'],
     ),
   handler: (args) =>
     planChange(args, (_catalog, topology) => {
       const keyspace = keyspaceNamed(topology, args.keyspace);
-      const at = args.at.map((text) => {
-        const position = parseBound(keyspace, text);
-        if (position === null) throw new UsageError(`a range cannot be cut at ${text}`, 'Give a key.');
-        return position;
-      });
+      const at = parsePositions(keyspace, args.at);
       const owners = args.to?.split(',').map((name) => (name === '.' ? null : shardNamed(topology, name)));
       return {
         kind: 'split',
