@@ -1,10 +1,11 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { ConflictError } from '../../topology/errors.js';
-import type { MigrationState } from '../../topology/migration.js';
-import type { Topology } from '../../topology/topology.js';
+import { contains, sameBound } from '../../topology/key.js';
+import type { MigrationState, RecutSpec } from '../../topology/migration.js';
+import type { Keyspace, Topology } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
 import type { Executor } from '../executor.js';
-import { decodeSpec, type MigrationRow, type StoredRecut } from '../migration-row.js';
+import { decodeSpec, type MigrationRow, OUT_OF_THE_WAY, type StoredRecut, type StoredSpec } from '../migration-row.js';
 import { findKeyspace } from '../move.js';
 import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
 import { beginStatements } from '../turn.js';
@@ -39,6 +40,22 @@ async function recut(r: Recut): Promise<void> {
   r.exec.at('after:recut');
 }
 
+/** A replica's interval lies in one range, or it could not become the owner of it. */
+async function refuseCutOfReplica(r: Recut, keyspace: Keyspace, spec: RecutSpec): Promise<void> {
+  const { rows } = await r.catalog.pool.query<{ id: string; spec: StoredSpec }>(
+    `SELECT id::text, spec FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2 AND spec->>'from' = $3
+        AND state NOT IN (${OUT_OF_THE_WAY})`,
+    [r.row.id.toString(), keyspace.name, spec.shard],
+  );
+  for (const { id, spec: stored } of rows) {
+    if (stored.kind !== 'move') continue;
+    const interval = decodeSpec(keyspace, stored);
+    if (!spec.cut.some((at) => contains(interval, at) && !sameBound(interval.lo, at))) continue;
+    const text = `migration ${id} keeps an interval up to date elsewhere that would be cut`;
+    throw new PreflightRefusal([{ severity: 'blocker', text, remedy: 'Promote or abort it first.' }]);
+  }
+}
+
 async function planRecut(r: Recut): Promise<{ epoch: string; statements: CatalogStatement[] }> {
   const topology = r.topology ?? (await r.catalog.loadTopology());
   const keyspace = findKeyspace(topology, r.spec.keyspace);
@@ -51,6 +68,7 @@ async function planRecut(r: Recut): Promise<{ epoch: string; statements: Catalog
     const remedy = 'The topology has changed: plan again.';
     throw new PreflightRefusal([{ severity: 'blocker', text: error.message, remedy }]);
   }
+  await refuseCutOfReplica(r, keyspace, spec);
   const { keyspace: name, shard, cut, join } = r.spec;
   const audit: CatalogStatement = {
     text: 'audit',
