@@ -42,7 +42,7 @@ export function findingLines({ severity, text, remedy }: Finding): string[] {
 }
 
 /** One step with its statements. */
-export function stepLines({ state, on, text, sql }: DryRunStep): string[] {
+function stepLines({ state, on, text, sql }: DryRunStep): string[] {
   const head = `   [${state}] ${on === '' ? '' : `${on}: `}${text}`;
   return [head, ...sql.map((one) => one.trim().replace(/^/gm, '       '))];
 }

@@ -27,7 +27,7 @@ export interface WeighedMove {
 }
 
 /** Shards within this share of the mean utilisation are even. */
-export const DEFAULT_TOLERANCE = 0.1;
+const DEFAULT_TOLERANCE = 0.1;
 
 /** A move that lowers the higher of two utilisations by less than this share of it is not worth its while. */
 const MIN_GAIN = 0.01;
