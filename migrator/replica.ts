@@ -77,10 +77,14 @@ export async function takeOutOfService(m: Move): Promise<void> {
   // One that died here before may have raised it; no earlier one will do.
   const { rows } = await m.catalog.pool.query<{ epoch: string }>('SELECT epoch::text FROM foreshard.meta');
   const epoch = BigInt((rows[0] as { epoch: string }).epoch) as Epoch;
-  await m.exec.progress({ note: 'waiting until no proxy reads at the destination' });
-  await m.exec.wait('no proxy reads at the destination any more', () => epochAckedByAll(m.catalog.pool, epoch), {
-    everyMs: 50,
-  });
+  await m.exec.wait(
+    'no proxy reads at the destination any more',
+    async () => {
+      await m.exec.progress({ note: 'waiting until no proxy reads at the destination' });
+      return epochAckedByAll(m.catalog.pool, epoch);
+    },
+    { everyMs: 50 },
+  );
 }
 
 const OUT_OF_SERVICE = `UPDATE foreshard.range_replica SET since = NULL, keyspace = NULL, lo = NULL, hi = NULL, source = NULL, shard = NULL,

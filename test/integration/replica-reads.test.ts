@@ -205,6 +205,32 @@ describe('a read goes to the replica', () => {
   });
 });
 
+describe('what is wrong', () => {
+  test('at the replica only, nobody is told: the owner is asked', async () => {
+    const client = await reader('1min');
+    await s.onShard(1, 'REVOKE SELECT ON orders FROM app');
+    const { failed } = await counts();
+    for (let i = 0; i < 10; i++) expect(await noteOf(client)).toBe('old');
+    expect((await counts()).failed).toBeGreaterThan(failed);
+    await s.onShard(1, 'GRANT SELECT ON orders TO app');
+    await goesThere(client);
+  });
+
+  test('with the bound, the client is told, and nothing is read that may be old', async () => {
+    const client = await s.connect();
+    const notices: (string | undefined)[] = [];
+    client.on('notice', (notice) => notices.push(`${notice.severity} ${notice.code}: ${notice.message}`));
+    await client.query(`SET foreshard.max_staleness = '1min'`);
+    expect(notices).toEqual([]);
+    await goesThere(client);
+    await client.query(`SET foreshard.max_staleness = 'soon'`);
+    expect(notices).toEqual(['WARNING 22023: invalid value for parameter "foreshard.max_staleness": "soon"']);
+    const { reads } = await counts();
+    for (let i = 0; i < 10; i++) await client.query(READ);
+    expect((await counts()).reads).toBe(reads);
+  });
+});
+
 describe('while the replica does not get on', () => {
   test('it is read as it was, for as long as a client may see that', async () => {
     const patient = await reader('1min');
@@ -338,6 +364,7 @@ describe('when the replica goes', () => {
   });
 
   test('while its proxy has no lease, a read that ran there is answered by the owner', async () => {
+    await dropFirst();
     const id = await makeReplica();
     await serving(id);
     const client = await reader('1min');
@@ -374,6 +401,7 @@ describe('when the replica goes', () => {
   });
 
   test('it becomes the owner under load, and nobody misses a write or sees the past', async () => {
+    await dropFirst();
     const id = await makeReplica(50);
     await serving(id);
     const clients = await Promise.all(Array.from({ length: 6 }, () => s.connect()));
@@ -408,6 +436,13 @@ describe('when the replica goes', () => {
     expect((await s.catalog.loadTopology()).replicas).toEqual([]);
   });
 });
+
+/** The replica of the tests above goes, if it has not yet. */
+async function dropFirst(): Promise<void> {
+  const { state } = await loadMigration(s.catalog.pool, replica);
+  if (state === 'following') await requestAbort(s.catalog.pool, replica, 'test');
+  expect(await atRest(replica)).toBe('aborted');
+}
 
 /** Clients' statements that wait for a lock. */
 const WAITING = `SELECT FROM pg_stat_activity WHERE usename = 'app' AND wait_event_type = 'Lock'`;

@@ -108,6 +108,29 @@ describe('a replica', () => {
     expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
   });
 
+  test('is undone only when every proxy has said that it reads there no more', async () => {
+    const id = await approveReplica(s, [6n], null);
+    moves.startMigrator();
+    const { since } = await serves(id);
+    const { pool } = s.catalog;
+    await pool.query(
+      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
+       VALUES ('00000000-0000-0000-0000-000000000001', 'reader', 'none', clock_timestamp() + interval '1 hour', $1)`,
+      [since.toString()],
+    );
+    await requestAbort(pool, id, 'test');
+    await note(id, /^waiting until no proxy reads/);
+    expect(await s.catalog.loadTopology()).toMatchObject({ replicas: [], epoch: since + 1n });
+    const there = () =>
+      withClient(s.urlTwo, async (c) => (await c.query('SELECT FROM orders WHERE tenant_id = 7')).rowCount);
+    expect(await there()).toBe(50);
+    expect(await leftovers(s)).toContainEqual(expect.stringMatching(/^two: subscription/));
+    await pool.query('UPDATE foreshard.proxy SET epoch_acked = $1', [(since + 1n).toString()]);
+    expect(await moves.atRest(id)).toBe('aborted');
+    await pool.query('DELETE FROM foreshard.proxy');
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('is dropped, with the reason, when its slot is lost', async () => {
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator();
