@@ -279,6 +279,9 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 /** Nothing known: every table that the topology does not name is taken for one of the home shard's. */
 export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions":[],"operators":[]}', 'empty');
 
+/** Guards come and go with migrations, and do nothing but refuse: they are none of the schema's triggers. */
+const NOT_A_GUARD = `tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = to_regnamespace('foreshard_shard'))`;
+
 /**
  * What expressions and queries of relations call is read from their trees, where a call has its function's oid: pg_get_viewdef and
  * the like would wait for locks on the relations, and fail for those that are dropped meanwhile. (No catalog says which of PostgreSQL's
@@ -312,7 +315,7 @@ trees AS (
   UNION ALL SELECT a.attrelid, 'fires', t.typdefaultbin::text
   FROM pg_type t JOIN pg_attribute a ON a.atttypid = t.oid WHERE t.typtype = 'd' AND t.typdefaultbin IS NOT NULL
   UNION ALL SELECT conrelid, 'fires', conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
-  UNION ALL SELECT tgrelid, 'fires', concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal),
+  UNION ALL SELECT tgrelid, 'fires', concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
 called AS (
   SELECT DISTINCT t.rel, t.kind, substring(f.node FROM '^\\d+')::oid AS function
   FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
@@ -329,10 +332,10 @@ depends AS MATERIALIZED (
   UNION SELECT d.objid, 'checks', d.refclassid, d.refobjid
   FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
   WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
-  UNION SELECT t.tgrelid, 'writes', 'pg_proc'::regclass, t.tgfoid FROM pg_trigger t WHERE NOT t.tgisinternal
+  UNION SELECT t.tgrelid, 'writes', 'pg_proc'::regclass, t.tgfoid FROM pg_trigger t WHERE NOT t.tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT t.tgrelid, 'writes', d.refclassid, d.refobjid
   FROM pg_trigger t JOIN pg_depend d ON d.classid = 'pg_trigger'::regclass AND d.objid = t.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
-  WHERE NOT t.tgisinternal
+  WHERE NOT t.tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT a.adrelid, 'writes', d.refclassid, d.refobjid
   FROM pg_attrdef a JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
   UNION SELECT c.conrelid, 'writes', d.refclassid, d.refobjid

@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Sharded } from '../support/sharded.js';
+import { gateAction } from '../../migrator/guards.js';
+import { objectNames } from '../../migrator/names.js';
+import { Sharded, startProxy } from '../support/sharded.js';
 
 // While a range moves, and until it is cleaned up behind the flip, two shards have its rows; one of them owns them.
 
@@ -81,4 +83,26 @@ describe('a SELECT over several shards shows each row once, as its owner has it'
     });
     await c.end();
   });
+});
+
+it('the guards of a migration take nothing away from what is supported, also for a proxy that starts while they are there', async () => {
+  const names = objectNames(1n, '00000000-0000-0000-0000-000000000001');
+  for (const sql of gateAction(names, 'source', 's1').sql) await s.onShard(0, sql);
+  const guard = `"${names.guardFunction.schema}"."${names.guardFunction.table}"`;
+  await s.onShard(
+    0,
+    `CREATE TRIGGER ${names.trigger}_i BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION ${guard}();
+     GRANT USAGE ON SCHEMA ${names.gate.schema} TO app; GRANT SELECT ON ALL SEQUENCES IN SCHEMA ${names.gate.schema} TO app`,
+  );
+  const proxy = await startProxy(s.catalog, s.options);
+  const c = await s.connect({ connectionString: `postgres://app:secret@127.0.0.1:${proxy.port}/shop` });
+  try {
+    expect((await c.query(`INSERT INTO orders VALUES (5, 2, 'guarded')`)).rowCount).toBe(1);
+    expect((await c.query('SELECT note FROM orders WHERE tenant_id = 5 AND id = 2')).rows).toEqual([
+      { note: 'guarded' },
+    ]);
+  } finally {
+    await c.end();
+    await proxy.close();
+  }
 });
