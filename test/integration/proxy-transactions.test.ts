@@ -92,12 +92,14 @@ const TRANSACTIONS: readonly Conversation[] = [
       ['Z', Q('SELECT name FROM tenants WHERE tenant_id = 150 AND 1 / (tenant_id - 150) = 1')],
       ['Z', Q('INSERT INTO orders (tenant_id, id) VALUES (150, 3)')],
       ['Z', Q('COMMIT')],
+      // A Query would drop the unnamed statement.
+      ['Z', P('rollback', 'ROLLBACK'), S],
       ['Z', Q('BEGIN')],
       ['Z', ...one(ORDER, '150', '4')],
       // It cannot be parsed: the unnamed statement is gone, and the one before does not come back.
       ['Z', ...one(BY_KEY, '150')],
       ['Z', P('', 'SELECT nothing FROM tenants WHERE tenant_id = $1'), B('', '', '150'), DP(''), E(''), S],
-      ['Z', Q('ROLLBACK')],
+      ['Z', B('', 'rollback'), E(''), S],
       ['Z', B('', '', '150'), E(''), S],
       ['Z', Q('BEGIN')],
       ['Z', ...one(ORDER, '150', '5')],
