@@ -293,7 +293,7 @@ class Writer {
         await c.query('COMMIT');
         this.documents.set(key, 'bb');
       } else {
-        // Both in one transaction: all of it, or a refusal and nothing.
+        // Both in one transaction: all of it, or an error and nothing.
         await c.query('BEGIN');
         try {
           await c.query(`INSERT INTO orders VALUES (${tenant}, ${id}, 'c')`);
@@ -303,8 +303,10 @@ class Writer {
           this.documents.set(key, 'c');
         } catch (error) {
           await c.query('ROLLBACK');
-          if ((error as pg.DatabaseError).code !== '0A000') throw error;
-          this.refused += 1;
+          const { code } = error as pg.DatabaseError;
+          // One that began before a flip may ask the new owner before that has opened: it is to be retried.
+          if (code === '0A000') this.refused += 1;
+          else if (code !== '40001') throw error;
         }
       }
     }
