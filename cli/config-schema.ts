@@ -248,7 +248,7 @@ const migrator = z.strictObject({
   removePages: count(128, 1_000_000),
   throttle: z
     .strictObject({
-      maxRate: z.number().min(1000).nullable().default(4_000_000),
+      maxRate: z.number().min(1000).nullable().default(2_000_000),
       maxLagMs: z.number().positive().nullable().default(10_000),
       maxLatencyMs: z.number().positive().nullable().default(100),
     })
