@@ -1,5 +1,8 @@
 import { spawn } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
+import { changeState, loadChange } from '../../migrator/changes/change-row.js';
+import { splitMembers } from '../../migrator/changes/members.js';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
 import { createMigration } from '../../migrator/migration-requests.js';
 import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
@@ -210,6 +213,34 @@ describe('a migrator killed as it changes bounds', () => {
       [[5n], null],
     ]);
     expect((await s.catalog.loadTopology()).epoch).toBe(epoch + 1n);
+  });
+});
+
+describe('a migrator killed in the middle of a change', () => {
+  // Of the second of three: between two steps of it, and right behind its flip.
+  test.each(['after:copy-wait', 'after:flip'] as const)('at %s', async (point) => {
+    await resetShop(s, TENANTS, 30);
+    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
+    const writers = new Writers();
+    writers.start(proxy, 2, TENANTS);
+    try {
+      const topology = await s.catalog.loadTopology();
+      const members = splitMembers(await keyspaceOf(s), [[4n], [8n]], ['two' as ShardName, null, 'two' as ShardName]);
+      const change = { kind: 'split', request: {}, members, concurrency: 1 } as const;
+      const id = await createChange(s.catalog.pool, topology, change, 'test');
+      const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
+      expect(await runUntilCrash(point)).toBe('SIGKILL');
+      const states = (await loadChange(s.catalog.pool, id)).members.map((m) => m.state);
+      expect([states[0], states[2]]).toEqual(['done', 'approved']);
+      expect(await runToTheEnd(approved.members[2]?.id as bigint)).toBe('done');
+      expect(changeState(await loadChange(s.catalog.pool, id))).toBe('done');
+    } finally {
+      await writers.stop();
+      await proxy.close();
+    }
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant < 4 || tenant >= 8)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
   });
 });
 
