@@ -1,0 +1,40 @@
+import { beforeAll, describe, expect, it } from 'vitest';
+import { buildCli } from '../cli/run-cli.js';
+import { CHANGES } from './changes.js';
+import { FAULTS } from './faults.js';
+import { chaos } from './run.js';
+
+/** Another one each time; it is printed, and can be given again: npm run chaos -- --seed N. */
+const NEW_SEED = Math.floor(Math.random() * 1_000_000);
+const FLIPS = 3;
+const FAULTS_DONE = 5;
+const TIMEOUT_MS = 400_000;
+
+beforeAll(() => buildCli(), TIMEOUT_MS);
+
+describe('nothing is lost, doubled or stale, and nobody is left without an answer', () => {
+  it.each([17, NEW_SEED])(
+    'while ranges move and everything fails: seed %i',
+    async (seed) => {
+      const told: string[] = [];
+      const result = await chaos({
+        seed,
+        writers: 8,
+        readers: 4,
+        proxies: 3,
+        migrators: 2,
+        faults: FAULTS,
+        hands: 1,
+        restMs: 1500,
+        changes: CHANGES,
+        enough: ({ flips, faults }) => flips >= FLIPS && faults >= FAULTS_DONE,
+        signal: new AbortController().signal,
+        log: (text) => told.push(text),
+      });
+      expect(result.violations, `seed ${seed}, logs in ${result.dir}\n${told.join('\n')}`).toEqual([]);
+      expect(result.flips).toBeGreaterThanOrEqual(FLIPS);
+      expect(result.operations.acknowledged).toBeGreaterThan(100);
+    },
+    TIMEOUT_MS,
+  );
+});
