@@ -66,6 +66,7 @@ export class Lease {
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
+  #waitsForMap = false;
   #seen: Topology;
   /** Texts that are not known here were executed on the connection. */
   #settingsUnsure = false;
@@ -235,6 +236,11 @@ export class Lease {
     const { backend, transaction } = this;
     if (backend === null || transaction?.touched !== true) return false;
     return transaction.overtaken || !stillOn(backend.shard, transaction, topology);
+  }
+
+  /** Whether the client's next statement waits for the lease, the schema or the end of a hold. */
+  get waitsForMap(): boolean {
+    return this.#waitsForMap;
   }
 
   /** Whether the transaction was looked at since this has been the map. */
@@ -444,9 +450,11 @@ export class Lease {
     // A lease between nothing and a statement would keep a connection from others while it waits.
     if (this.backend !== null && !this.#begun && this.pinned === null) this.#giveBack();
     this.#client.activity.waitBegins();
+    this.#waitsForMap = true;
     try {
       await live.changed(AbortSignal.any([signal, timeout.signal]));
     } finally {
+      this.#waitsForMap = false;
       this.#client.activity.waitEnds();
       clearTimeout(timer);
     }
