@@ -191,9 +191,13 @@ describe('from an existing database to a topology', () => {
 
   it('an empty catalog can be looked at', async () => {
     expect((await on(empty, 'topology', 'show')).stdout).toMatch(/No shards yet/);
-    for (const list of ['shard', 'keyspace', 'table', 'migrate'])
+    for (const list of ['shard', 'keyspace', 'table'])
       expect((await on(empty, list, 'list', '--json')).json()).toEqual([]);
+    expect((await on(empty, 'migrate', 'list', '--json')).json()).toEqual({ changes: [], migrations: [] });
     expectFailure(await on(empty, 'keyspace', 'create', 'k', '--key', 'int8'), 2, /there is no shard yet/);
+    expect((await on(empty, 'migrate', 'audit', '--json')).json()).toEqual({ ok: true, findings: [] });
+    expectFailure(await on(empty, 'migrate', 'audit', '--last'), 2, /no migrator has audited the shards yet/);
+    expectFailure(await on(empty, 'migrate', 'audit', '--last', '--repair'), 2, /cannot be repaired/);
   });
 
   it('shard add takes the existing database as home, then others with its roles', async () => {

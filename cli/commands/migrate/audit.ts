@@ -21,7 +21,6 @@ export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
         .option('last', {
           type: 'boolean',
           default: false,
-          conflicts: 'repair',
           describe: 'Do not look: show what the migrator has found when it last looked by itself (migrator.auditMs)',
         })
         .option('repair', {
@@ -35,6 +34,8 @@ export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
     ),
   handler: (args) =>
     withCatalog(args, async (catalog) => {
+      if (args.last && args.repair)
+        throw new UsageError('what was found earlier cannot be repaired', 'Leave out --last: --repair looks anew.');
       const last = args.last ? await lastAudit(catalog) : null;
       if (args.last && last === null)
         throw new UsageError(
