@@ -1,8 +1,8 @@
 import type { ThrottleLimits } from '../topology/migration-controls.js';
 
 /**
- * A load that used all of two processors, shared with both servers, lost 9 to 16 % of its throughput while 2.5 MB/s were copied, 14 to 30 % at 3.3 to 4.6 MB/s, and 50 % without
- * a limit. A part of that is the decoding of its own writes, which no rate limits.
+ * A load that used all of two processors, shared with both servers, lost 9 to 16 % of its throughput while 2.5 MB/s were copied, 14 and 31 % at 4.6 and 3.3 MB/s (two series, which differ that much), and 50 % without
+ * a limit.
  */
 const DEFAULT_THROTTLE: ThrottleLimits = { maxRate: 2_000_000, maxLagMs: 10_000, maxLatencyMs: 100 };
 
