@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { setPaused, setThrottle } from '../../migrator/migration-requests.js';
 import { loadMigration } from '../../migrator/migration-row.js';
+import { STOPPED } from '../../migrator/pace.js';
 import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
@@ -42,14 +43,20 @@ const pace = (): Promise<number> =>
     return Number((await c.query(`SELECT last_value FROM ${rows[0]?.name}`)).rows[0].last_value);
   });
 
-/** Until a part of the table has been copied and, as far as two looks tell, no more comes. */
+/** Until a part of the table has been copied and its worker sleeps at a pace at which no more comes. */
 const stopped = () =>
   waitFor(
     async () => {
-      const before = await copied();
-      await new Promise((resolve) => setTimeout(resolve, 400));
-      const after = await copied();
-      return before !== null && before > 0 && before === after ? after : null;
+      // Looked at first: a worker that sleeps since before looks at the pace again before it goes on.
+      if ((await pace()) !== STOPPED) return null;
+      const rows = await withClient(s.urlTwo, async (c) => {
+        const asleep = await c.query<{ n: string }>(
+          `SELECT p.tuples_processed AS n FROM pg_stat_progress_copy p JOIN pg_stat_activity a USING (pid)
+            WHERE p.relid = 'orders'::regclass AND a.wait_event = 'PgSleep'`,
+        );
+        return asleep.rows;
+      });
+      return rows[0] === undefined ? null : Number(rows[0].n);
     },
     { what: 'the copy to stop in the middle', timeoutMs: 60_000 },
   );
