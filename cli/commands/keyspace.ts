@@ -33,7 +33,7 @@ const createCommand: CommandModule<GlobalArgs, CreateArgs> = {
     ),
   handler: (args) =>
     withCatalog(args, async (catalog) => {
-      const keyTypes = args.key.split(',').map((type) => KEY_TYPE_NAMES[type.trim()] ?? type.trim()) as KeyType[];
+      const keyTypes = args.key.split(',').map((type) => KEY_TYPE_NAMES.get(type.trim()) ?? type.trim()) as KeyType[];
       const method = args.method as Method;
       await new Registry(catalog, actor()).createKeyspace({ name: args.name, method, keyTypes });
       if (args.json) printJson({ name: args.name, method, keyTypes });
@@ -45,15 +45,15 @@ const createCommand: CommandModule<GlobalArgs, CreateArgs> = {
 };
 
 /** SQL's names of the types whose catalog names are keys. */
-const KEY_TYPE_NAMES: Readonly<Record<string, KeyType>> = {
-  smallint: 'int2',
-  int: 'int4',
-  integer: 'int4',
-  bigint: 'int8',
-  'character varying': 'varchar',
-  'timestamp with time zone': 'timestamptz',
-  'timestamp without time zone': 'timestamp',
-};
+const KEY_TYPE_NAMES: ReadonlyMap<string, KeyType> = new Map([
+  ['smallint', 'int2'],
+  ['int', 'int4'],
+  ['integer', 'int4'],
+  ['bigint', 'int8'],
+  ['character varying', 'varchar'],
+  ['timestamp with time zone', 'timestamptz'],
+  ['timestamp without time zone', 'timestamp'],
+]);
 
 const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
   command: 'list',

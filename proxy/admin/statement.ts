@@ -31,24 +31,24 @@ const COMMANDS = {
 export type CommandName = keyof typeof COMMANDS;
 
 /** What PostgreSQL shows under these names, for drivers that ask. */
-const PARAMETERS: Readonly<Record<string, string>> = {
-  client_encoding: 'UTF8',
-  server_encoding: 'UTF8',
-  datestyle: 'ISO',
-  timezone: 'GMT',
-  default_transaction_isolation: 'read committed',
-  transaction_isolation: 'read committed',
-  'transaction isolation level': 'read committed',
-  transaction_read_only: 'off',
-  default_transaction_read_only: 'off',
-  standard_conforming_strings: 'on',
-  extra_float_digits: '1',
-  max_identifier_length: '63',
-};
+const PARAMETERS: ReadonlyMap<string, string> = new Map([
+  ['client_encoding', 'UTF8'],
+  ['server_encoding', 'UTF8'],
+  ['datestyle', 'ISO'],
+  ['timezone', 'GMT'],
+  ['default_transaction_isolation', 'read committed'],
+  ['transaction_isolation', 'read committed'],
+  ['transaction isolation level', 'read committed'],
+  ['transaction_read_only', 'off'],
+  ['default_transaction_read_only', 'off'],
+  ['standard_conforming_strings', 'on'],
+  ['extra_float_digits', '1'],
+  ['max_identifier_length', '63'],
+]);
 
 /** Settings of a session that drivers set unasked; none has a meaning here. */
 const IGNORED_SETTINGS: ReadonlySet<string> = new Set([
-  ...Object.keys(PARAMETERS),
+  ...PARAMETERS.keys(),
   'application_name',
   'bytea_output',
   'client_min_messages',
@@ -152,7 +152,7 @@ function parseWord(verb: string, rest: readonly Token[]): AdminStatement | null 
 
 function parseShow(words: readonly string[]): AdminStatement | null {
   const name = words.join(' ').toLowerCase();
-  const value = PARAMETERS[name];
+  const value = PARAMETERS.get(name);
   if (value !== undefined) return { kind: 'constant', column: name.replaceAll(' ', '_').replace('_level', ''), value };
   return words.length === 1 ? { kind: 'show', view: name } : null;
 }
@@ -183,7 +183,7 @@ function parseSet(rest: readonly Token[]): AdminStatement | null {
 }
 
 function parseCommand(verb: string, rest: readonly Token[], words: readonly string[]): AdminStatement | null {
-  if (!(verb in COMMANDS)) return null;
+  if (!Object.hasOwn(COMMANDS, verb)) return null;
   const command = verb as CommandName;
   const [least, most] = COMMANDS[command];
   if (rest.some((t) => t.kind === 'symbol')) return null;

@@ -1,6 +1,5 @@
 import type { DoStmt, ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt, ViewStmt } from 'libpg-query';
-import type { KeyType } from '../../topology/key.js';
-import { KEY_TYPE_OID } from '../../topology/key-codec.js';
+import { KEY_TYPE_OID, keyTypeFromPg } from '../../topology/key-codec.js';
 import type { Context } from './analysis.js';
 import { plainType, qualifiedName, sourceOf } from './ast.js';
 import { commandTag } from './command-tag.js';
@@ -344,7 +343,8 @@ function beyondView(statement: Node & { ViewStmt: ViewStmt }, context: Context, 
 function typeOids(types: readonly Node[] | undefined): number[] {
   return (types ?? []).map((node) => {
     const type = 'TypeName' in node ? plainType(node.TypeName) : null;
-    return (type === null ? undefined : KEY_TYPE_OID[type as KeyType]) ?? UNKNOWN_TYPE;
+    const known = type === null ? null : keyTypeFromPg(type);
+    return known === null ? UNKNOWN_TYPE : KEY_TYPE_OID[known];
   });
 }
 

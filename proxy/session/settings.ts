@@ -33,12 +33,15 @@ export const MAX_STALENESS = 'foreshard.max_staleness';
 export const TIMEOUTS = ['idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'] as const;
 
 /** map_old_guc_names in PostgreSQL's guc.c */
-const OLD_NAMES: Readonly<Record<string, string>> = { sort_mem: 'work_mem', vacuum_mem: 'maintenance_work_mem' };
+const OLD_NAMES: ReadonlyMap<string, string> = new Map([
+  ['sort_mem', 'work_mem'],
+  ['vacuum_mem', 'maintenance_work_mem'],
+]);
 
 /** A setting's name as it is kept: PostgreSQL compares names without regard to case. */
 function settingName(name: string): string {
   const lower = name.replace(/[A-Z]/g, (c) => c.toLowerCase());
-  return OLD_NAMES[lower] ?? lower;
+  return OLD_NAMES.get(lower) ?? lower;
 }
 
 /** Whether what a value makes of the setting depends on what it was before: DateStyle is a style and an order, given together or alone. */

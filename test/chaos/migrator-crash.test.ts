@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { splitMembers } from '../../migrator/changes/members.js';
@@ -45,6 +45,9 @@ let s: Setting;
 let child: Compiled;
 let owner: 'one' | 'two' = 'one';
 
+/** Whether a test has failed, and may have left anything. */
+let soiled = false;
+
 beforeAll(async () => {
   [s, child] = await Promise.all([startSetting(), compile(new URL('./migrator-child.ts', import.meta.url))]);
 }, 60_000);
@@ -52,6 +55,20 @@ beforeAll(async () => {
 afterAll(async () => {
   await s?.catalog.close();
   await child?.remove();
+});
+
+// What each test leaves, the next one goes on with. Behind one that failed, it begins anew, so as not to fail for it.
+afterEach(({ task }) => {
+  if (task.result?.state === 'fail') soiled = true;
+});
+
+beforeEach(async () => {
+  if (!soiled) return;
+  soiled = false;
+  await s.catalog.close();
+  s = await startSetting();
+  await resetShop(s, TENANTS, 30);
+  owner = 'one';
 });
 
 /** Runs a migrator that kills itself at the point. @returns the signal that ended it */

@@ -37,6 +37,10 @@ describe('statements of the admin database', () => {
     expect(one('SET proxy.pool.size = 12')).toEqual({ kind: 'set', name: 'proxy.pool.size', value: '12' });
   });
 
+  it('are asked about by any name', () => {
+    expect(one('SHOW constructor')).toEqual({ kind: 'show', view: 'constructor' });
+  });
+
   it('are refused with 42601 when they are anything else, 0A000 with parameters', () => {
     const code = (sql: string) => {
       try {
@@ -56,6 +60,8 @@ describe('statements of the admin database', () => {
       'SET',
       `'x'`,
       'PAUSE (x)',
+      '__proto__',
+      'constructor x',
     ])
       expect([sql, code(sql)]).toEqual([sql, '42601']);
     expect(code('KILL_CLIENT $1')).toBe('0A000');

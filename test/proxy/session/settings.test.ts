@@ -30,6 +30,13 @@ describe('SessionSettings', () => {
     ]);
   });
 
+  it('takes any name for a name', () => {
+    const s = new SessionSettings(new Map());
+    s.setValue('constructor', '1');
+    s.setValue('sort_mem', '2');
+    expect([s.value('constructor'), s.value('work_mem')]).toEqual(['1', '2']);
+  });
+
   it('goes back to the start-up value on RESET, to nothing for what was not set there', () => {
     const s = new SessionSettings(startup);
     s.set('application_name', `SET application_name = 'x'`);
