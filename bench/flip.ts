@@ -11,11 +11,8 @@
  *
  * Run: npx tsc && node dist/bench/flip.js [--flips 40] [--rate 1500] [--writers 8] [--proxies 3] [--json FILE]
  */
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { pino } from 'pino';
 import yargs from 'yargs';
@@ -23,10 +20,10 @@ import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
 import { createMigration } from '../migrator/migration-requests.js';
 import { loadMigration } from '../migrator/migration-row.js';
 import { Migrator } from '../migrator/migrator.js';
-import { Catalog } from '../topology/catalog/catalog.js';
+import type { Catalog } from '../topology/catalog/catalog.js';
 import { Registry } from '../topology/catalog/registry.js';
-import { initCatalog } from '../topology/catalog/schema.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
+import { Child } from './child.js';
 import {
   MOVES_FROM,
   MOVES_TO,
@@ -40,6 +37,7 @@ import {
   type WritersOrder,
   type WritersReport,
 } from './flip/paced-writers.js';
+import { newCatalog } from './new-catalog.js';
 import { percentile } from './results/statistics.js';
 import { foreshardVersion, machine } from './suite/machine.js';
 import { startTrustingProxy } from './trusting-proxy.js';
@@ -87,37 +85,6 @@ function write(): void {
   });
 }
 
-/** A process of this program. */
-class Helper {
-  readonly #child: ChildProcess;
-  #settle: { readonly resolve: (answer: unknown) => void; readonly reject: (error: Error) => void } | null = null;
-
-  constructor(...args: string[]) {
-    this.#child = fork(fileURLToPath(import.meta.url), args);
-    this.#child.on('message', (answer) => this.#settle?.resolve(answer));
-    this.#child.on('exit', () => this.#settle?.reject(new Error('a process of the benchmark has ended')));
-  }
-
-  next<T>(): Promise<T> {
-    return new Promise((resolve, reject) => {
-      this.#settle = { resolve: resolve as (answer: unknown) => void, reject };
-    });
-  }
-
-  ask<T>(what: object | string): Promise<T> {
-    const answer = this.next<T>();
-    this.#child.send(what);
-    return answer;
-  }
-
-  async stop(): Promise<void> {
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
-    const gone = once(this.#child, 'exit');
-    this.#child.kill();
-    await gone;
-  }
-}
-
 /** Two servers, the catalog on the first. */
 async function prepare(clusters: readonly EmbeddedCluster[]): Promise<Catalog> {
   const [first] = clusters as [EmbeddedCluster];
@@ -138,13 +105,9 @@ async function prepare(clusters: readonly EmbeddedCluster[]): Promise<Catalog> {
     `INSERT INTO orders SELECT t, i, 0, repeat('x', 100) FROM generate_series(1, ${TENANTS}) t, generate_series(1, ${ROWS}) i`,
   );
   await client.end();
-  const pool = Catalog.pool(first.url('foreshard'));
-  await initCatalog(pool, 'shop');
-  await pool.end();
-  const catalog = await Catalog.connect(first.url('foreshard'));
+  const shards = clusters.map((cluster) => cluster.url('shop'));
+  const catalog = await newCatalog(first.url('foreshard'), 'shop', shards);
   const registry = new Registry(catalog, 'bench');
-  for (const [i, cluster] of clusters.entries())
-    await registry.addShard({ name: `s${i + 1}`, url: cluster.url('shop') });
   await registry.createKeyspace({ name: 'main', method: 'range', keyTypes: ['int8'] });
   await registry.addTable({
     table: { schema: 'public', table: 'orders' },
@@ -256,9 +219,9 @@ async function run(): Promise<boolean> {
     .version(false)
     .parseAsync();
   const clusters = await Promise.all([EmbeddedCluster.start(), EmbeddedCluster.start()]);
-  const helpers: Helper[] = [];
+  const helpers: Child[] = [];
   const helper = (...args: string[]) => {
-    const started = new Helper(...args);
+    const started = new Child(import.meta.url, ...args);
     helpers.push(started);
     return started;
   };

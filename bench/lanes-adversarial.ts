@@ -8,20 +8,16 @@
  * less because the proxy is slow), and in a closed loop, in which the machine is full and most of what is waited for is the processor.
  * Run: npx tsc && node dist/bench/lanes-adversarial.js [--rounds 6] [--seconds 3] [--clients 32] [--rate N] [--only paced|closed]
  */
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
 import { cpus } from 'node:os';
-import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import yargs from 'yargs';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
-import { Catalog } from '../topology/catalog/catalog.js';
-import { Registry } from '../topology/catalog/registry.js';
-import { initCatalog } from '../topology/catalog/schema.js';
 import { amidst, type Havoc } from './adversarial/adversary.js';
 import { type LoadOrder, type LoadReport, runLoad } from './adversarial/paced-load.js';
 import { makeTables } from './adversarial/questions.js';
+import { Child } from './child.js';
 import { Histogram } from './load/histogram.js';
+import { newCatalog } from './new-catalog.js';
 import { ratioSpread, type Spread } from './results/statistics.js';
 import { startTrustingProxy } from './trusting-proxy.js';
 
@@ -68,40 +64,6 @@ async function load(): Promise<void> {
   });
 }
 
-/** A process of this program that answers each message with one. */
-class Helper {
-  readonly #child: ChildProcess;
-  #settle: { readonly resolve: (answer: unknown) => void; readonly reject: (error: Error) => void } | null = null;
-
-  constructor(...args: string[]) {
-    this.#child = fork(fileURLToPath(import.meta.url), args);
-    this.#child.on('message', (answer) => this.#settle?.resolve(answer));
-    this.#child.on('exit', () => this.#settle?.reject(new Error('a process of the benchmark has ended')));
-  }
-
-  async next<T>(): Promise<T> {
-    const answer = await new Promise((resolve, reject) => {
-      this.#settle = { resolve, reject };
-    });
-    const { failed } = answer as { readonly failed?: string };
-    if (failed !== undefined) throw new Error(failed);
-    return answer as T;
-  }
-
-  ask<T>(what: object): Promise<T> {
-    const answer = this.next<T>();
-    this.#child.send(what);
-    return answer;
-  }
-
-  async stop(): Promise<void> {
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
-    const gone = once(this.#child, 'exit');
-    this.#child.kill();
-    await gone;
-  }
-}
-
 interface Options {
   readonly rounds: number;
   readonly seconds: number;
@@ -124,18 +86,18 @@ interface Cell {
 /** The server and both proxies, and who asks. */
 class Scene {
   readonly #cluster: EmbeddedCluster;
-  readonly #helpers: readonly Helper[];
-  readonly #proxies: Readonly<Record<LanesMode, { readonly helper: Helper; readonly port: number }>>;
-  readonly #load: Helper;
+  readonly #helpers: readonly Child[];
+  readonly #proxies: Readonly<Record<LanesMode, { readonly helper: Child; readonly port: number }>>;
+  readonly #load: Child;
   readonly #work: number;
 
   static async start(): Promise<Scene> {
     const cluster = await EmbeddedCluster.start();
-    const helpers: Helper[] = [];
+    const helpers: Child[] = [];
     try {
       const work = await prepare(cluster);
       const helper = (...args: string[]) => {
-        const started = new Helper(...args);
+        const started = new Child(import.meta.url, ...args);
         helpers.push(started);
         return started;
       };
@@ -153,9 +115,9 @@ class Scene {
 
   private constructor(
     cluster: EmbeddedCluster,
-    helpers: readonly Helper[],
-    proxies: Readonly<Record<LanesMode, { readonly helper: Helper; readonly port: number }>>,
-    load: Helper,
+    helpers: readonly Child[],
+    proxies: Readonly<Record<LanesMode, { readonly helper: Child; readonly port: number }>>,
+    load: Child,
     work: number,
   ) {
     this.#cluster = cluster;
@@ -195,7 +157,7 @@ class Scene {
   }
 }
 
-async function end(cluster: EmbeddedCluster, helpers: readonly Helper[]): Promise<void> {
+async function end(cluster: EmbeddedCluster, helpers: readonly Child[]): Promise<void> {
   await Promise.all(helpers.map((helper) => helper.stop()));
   await cluster.stop();
 }
@@ -211,12 +173,7 @@ async function prepare(cluster: EmbeddedCluster): Promise<number> {
   await client.connect();
   const work = await makeTables(client);
   await client.end();
-  const pool = new pg.Pool({ connectionString: cluster.url('foreshard') });
-  await initCatalog(pool, 'shop');
-  await pool.end();
-  const catalog = await Catalog.connect(cluster.url('foreshard'));
-  await new Registry(catalog, 'bench').addShard({ name: 's1', url: cluster.url('shop') });
-  await catalog.close();
+  await (await newCatalog(cluster.url('foreshard'), 'shop', [cluster.url('shop')])).close();
   return work;
 }
 

@@ -16,9 +16,7 @@ import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
 import { encodeExecute, encodeParse, encodeQuery, encodeStartup, SYNC } from '../proxy/wire/frontend.js';
-import { Catalog } from '../topology/catalog/catalog.js';
-import { Registry } from '../topology/catalog/registry.js';
-import { initCatalog } from '../topology/catalog/schema.js';
+import { newCatalog } from './new-catalog.js';
 import { startTrustingProxy } from './trusting-proxy.js';
 
 /**
@@ -398,12 +396,7 @@ async function main(): Promise<void> {
     await admin.query('CREATE DATABASE shop');
     await admin.query('CREATE DATABASE foreshard');
     await admin.end();
-    const pool = new pg.Pool({ connectionString: cluster.url('foreshard') });
-    await initCatalog(pool, 'shop');
-    await pool.end();
-    const catalog = await Catalog.connect(cluster.url('foreshard'));
-    await new Registry(catalog, 'bench').addShard({ name: 's1', url: cluster.url('shop') });
-    await catalog.close();
+    await (await newCatalog(cluster.url('foreshard'), 'shop', [cluster.url('shop')])).close();
     child = fork(fileURLToPath(import.meta.url), ['serve', cluster.url('foreshard')], { execArgv: ['--expose-gc'] });
     const started = child;
     const port = await new Promise<number>((resolve) => started.once('message', (m) => resolve(m as number)));

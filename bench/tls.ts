@@ -15,9 +15,7 @@ import pg from 'pg';
 import { EmbeddedCluster } from '../deploy/embedded/cluster.js';
 import { serverUser } from '../deploy/embedded/unprivileged.js';
 import { encodeStartup } from '../proxy/wire/frontend.js';
-import { Catalog } from '../topology/catalog/catalog.js';
-import { Registry } from '../topology/catalog/registry.js';
-import { initCatalog } from '../topology/catalog/schema.js';
+import { newCatalog } from './new-catalog.js';
 import { startTrustingProxy } from './trusting-proxy.js';
 
 const ROUNDS = 3;
@@ -220,16 +218,6 @@ async function memory(proxy: Served): Promise<void> {
   for (const socket of sockets) socket.destroy();
 }
 
-/** The catalog of a sharded database with one shard. */
-async function makeCatalog(url: string, shardUrl: string): Promise<void> {
-  const pool = Catalog.pool(url);
-  await initCatalog(pool, 'shop');
-  await pool.end();
-  const catalog = await Catalog.connect(url);
-  await new Registry(catalog, 'bench').addShard({ name: 's1', url: shardUrl });
-  await catalog.close();
-}
-
 /** Has the server speak TLS with those who ask for it. */
 async function secure(client: pg.Client, { cert, key }: Certificate): Promise<void> {
   const { rows } = await client.query<{ folder: string }>(`SELECT current_setting('data_directory') AS folder`);
@@ -281,7 +269,11 @@ else {
     await admin.end();
     // Without uselibpqcompat node-postgres asks for a certificate that it can check.
     for (const sslmode of ['disable', 'require'])
-      await makeCatalog(cluster.url(sslmode), `${cluster.url('shop')}?uselibpqcompat=true&sslmode=${sslmode}`);
+      await (
+        await newCatalog(cluster.url(sslmode), 'shop', [
+          `${cluster.url('shop')}?uselibpqcompat=true&sslmode=${sslmode}`,
+        ])
+      ).close();
     const start = ({ cert, key }: Certificate, sslmode: 'disable' | 'require' = 'disable') =>
       Served.start(cluster.url(sslmode), cert, key);
     if (wants('handshakes'))

@@ -2,12 +2,11 @@ import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { Supervisor } from '../../deploy/embedded/supervisor.js';
 import { reachableTemporaryBase } from '../../deploy/embedded/temporary-base.js';
 import { serverUser } from '../../deploy/embedded/unprivileged.js';
-import { Catalog } from '../../topology/catalog/catalog.js';
 import { Registry } from '../../topology/catalog/registry.js';
-import { initCatalog } from '../../topology/catalog/schema.js';
 import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { KeyScheme } from '../../topology/key-codec.js';
 import { ACCOUNTS } from '../load/workloads.js';
+import { newCatalog } from '../new-catalog.js';
 import { PEERS } from '../peers/peers.js';
 import { DIRECT, FORESHARD, ROUTED, WORKERS } from '../results/results.js';
 import { createDatabase, createRole, fillDatabase, tidy, withServer } from './data.js';
@@ -164,15 +163,11 @@ export class Scene {
   ): Promise<string> {
     await withServer(this.#first.url(), (client) => client.query(`CREATE DATABASE catalog_${name}`));
     const url = this.#first.url(`catalog_${name}`);
-    const pool = Catalog.pool(url);
-    await initCatalog(pool, database);
-    await pool.end();
-    const catalog = await Catalog.connect(url);
+    const shards = this.#clusters.slice(0, Math.max(1, ranges.length)).map((cluster) => cluster.url(database));
+    const catalog = await newCatalog(url, database, shards);
     try {
-      const registry = new Registry(catalog, 'bench');
-      for (const [i, cluster] of this.#clusters.slice(0, Math.max(1, ranges.length)).entries())
-        await registry.addShard({ name: `s${i + 1}`, url: cluster.url(database) });
       if (method === null) return url;
+      const registry = new Registry(catalog, 'bench');
       await registry.createKeyspace({ name: 'accounts', method, keyTypes: ['int4'] });
       for (const table of ['pgbench_accounts', 'pgbench_history'])
         await registry.addTable({
