@@ -218,7 +218,7 @@ async function check(args) {
   /** @type {[string, string[]][]} */
   const checks = [
     ['types', [join('typescript', 'bin', 'tsc'), '--noEmit', '--tsBuildInfoFile', `${BUILD_INFO}-check`]],
-    ['lint and format', [join('@biomejs', 'biome', 'bin', 'biome'), 'check', '.']],
+    ['lint and format', [join('@biomejs', 'biome', 'bin', 'biome'), 'check', '--error-on-warnings', '.']],
     ['dead code', [join('knip', 'bin', 'knip.js')]],
   ];
   const results = [];

@@ -1,6 +1,5 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { StatementConflict } from '../../migrator/action.js';
-import { catalogMessage, conflictOf, withLiterals } from '../../migrator/catalog-message.js';
+import { catalogMessage, withLiterals } from '../../migrator/catalog-message.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 
