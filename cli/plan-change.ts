@@ -9,6 +9,7 @@ import { actor, withCatalog } from './command.js';
 import { EXIT } from './failure.js';
 import type { JsonArgs } from './options.js';
 import { printJson, printLine } from './output.js';
+import type { SeparationEffects } from './separation-effects.js';
 
 /** Of every command that plans a change. */
 export interface PlanChangeArgs extends JsonArgs {
@@ -22,6 +23,8 @@ export interface Planned extends Omit<NewChange, 'concurrency'> {
   readonly findings?: readonly Finding[];
   /** For people, above the members. */
   readonly summary?: readonly string[];
+  /** For `--json`: what the summary says of statements that will be refused. */
+  readonly effects?: SeparationEffects;
 }
 
 /** Plans a change on the topology as it is, shows its dry run, and enters it unless something is in its way. */
@@ -33,7 +36,7 @@ export function planChange(
     throw new UsageError(`${args.concurrency} cannot be the number of migrations at once`, 'Give 1 or more.');
   return withCatalog(args, async (catalog, config) => {
     const topology = await catalog.loadTopology();
-    const { findings = [], summary = [], ...change } = await plan(catalog, topology);
+    const { findings = [], summary = [], effects, ...change } = await plan(catalog, topology);
     const members = await dryRunChange(catalog, topology, change.members, config.migrator);
     const all = [...findings, ...members.flatMap((m) => m.findings)];
     const isBlocked = all.some((finding) => finding.severity === 'blocker');
@@ -53,6 +56,7 @@ export function planChange(
         summary,
         findings,
         members: shown,
+        ...(effects === undefined ? {} : { effects }),
       });
     }
     for (const line of summary) printLine(line);

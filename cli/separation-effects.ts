@@ -7,15 +7,8 @@ import type { StatementPlan } from '../proxy/router/route.js';
 import { Router } from '../proxy/router/router.js';
 import { sampleText } from '../proxy/router/sample-text.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
-import type { Separation } from '../topology/catalog/separate.js';
-import {
-  type Keyspace,
-  type KeyspaceName,
-  type ShardedTable,
-  soleShard,
-  type Topology,
-  tableId,
-} from '../topology/topology.js';
+import { afterSeparation, type Separation } from '../topology/separation.js';
+import { type KeyspaceName, type ShardedTable, soleShard, type Topology, tableId } from '../topology/topology.js';
 import { type HomeNames, readHome } from './home-names.js';
 
 /** What statements of a template would be told. */
@@ -79,20 +72,6 @@ export async function separationEffects(
     if (why) templates.push({ template, calls: Number(calls), why });
   }
   return { templates, unread, objects: tiedObjects(names, topology, separated, separation) };
-}
-
-/** The map after the separation. */
-function afterSeparation(topology: Topology, { keyspace, tables, as }: Separation): Topology {
-  const going = new Set(tables.map(tableId));
-  const name = as as KeyspaceName;
-  const before = topology.keyspaces.get(keyspace as KeyspaceName) as Keyspace;
-  const moved = before.tables.filter((t) => going.has(tableId(t))).map((t): ShardedTable => ({ ...t, keyspace: name }));
-  const keyspaces = new Map(topology.keyspaces)
-    .set(before.name, { ...before, tables: before.tables.filter((t) => !going.has(tableId(t))) })
-    .set(name, { ...before, name, tables: moved });
-  const shardedTables = new Map(topology.shardedTables);
-  for (const table of moved) shardedTables.set(tableId(table), table);
-  return { ...topology, keyspaces, shardedTables };
 }
 
 /** Null: it runs as before. */

@@ -71,6 +71,8 @@ export const CRASH_POINTS = [
   'after:undo',
   'before:recut',
   'after:recut',
+  'before:separate',
+  'after:separate',
 ] as const;
 export type CrashPoint = (typeof CRASH_POINTS)[number];
 

@@ -8,13 +8,14 @@ import { StatementConflict } from './action.js';
 import { AbortRequested, MigrationFailure, RealExecutor } from './executor.js';
 import { assertGateSql } from './guards.js';
 import { LeaseLostError, MigrationLease } from './lease.js';
-import { type MigrationRow, PAST_FLIP, RESTING_STATES, type StoredRecut } from './migration-row.js';
+import { type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
 import { MigrationStore } from './migration-store.js';
 import { type Move, type MoveTarget, movingTables, resolveTarget } from './move.js';
 import { GATE_OPEN, type ObjectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import { ShardSession, ShardUnavailableError } from './shard-session.js';
 import { abort } from './steps/abort.js';
+import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
 import { catchUp } from './steps/catch-up.js';
 import { clean } from './steps/clean.js';
 import { copy } from './steps/copy.js';
@@ -23,7 +24,6 @@ import { follow } from './steps/follow.js';
 import { open } from './steps/open.js';
 import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
 import { ready } from './steps/ready.js';
-import { RECUT_STEPS, type Recut } from './steps/recut.js';
 import { reverse } from './steps/reverse.js';
 import { rollBack, undoAfterFlipBack } from './steps/roll-back.js';
 import { verify } from './steps/verify.js';
@@ -129,7 +129,7 @@ async function attempt(
     return 'aborted';
   }
   const { spec } = row;
-  if (spec.kind === 'recut') return recutAttempt(o, store, lease, row, spec, signal);
+  if (spec.kind !== 'move') return catalogAttempt(o, store, lease, row, spec, signal);
   const meta = await o.catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', spec);
   const { source, destination } = await connect(store, lease, target);
@@ -218,22 +218,22 @@ async function letGoOn(
 }
 
 /** The same for one that touches no shard. */
-async function recutAttempt(
+async function catalogAttempt(
   o: DriveOptions,
   store: MigrationStore,
   lease: MigrationLease,
   row: MigrationRow,
-  spec: StoredRecut,
+  spec: CatalogOnly['spec'],
   signal: AbortSignal,
 ): Promise<MigrationState> {
   const exec = new RealExecutor({ store, lease, shards: null, row, log: o.log, signal });
-  const r: Recut = { row, exec, spec, catalog: o.catalog };
+  const c: CatalogOnly = { row, exec, spec, catalog: o.catalog };
   for (;;) {
-    const step = RECUT_STEPS[r.row.state];
-    if (step === undefined) return r.row.state;
+    const step = CATALOG_STEPS[c.row.state];
+    if (step === undefined) return c.row.state;
     exec.check();
     await exec.rest();
-    await step(r);
+    await step(c);
   }
 }
 

@@ -16,15 +16,14 @@ import {
   type Facts,
   type MigrationRow,
   type StoredMove,
-  type StoredRecut,
 } from './migration-row.js';
 import type { StateChange } from './migration-store.js';
 import { findKeyspace, type Move, movingTables, resolveTarget } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
+import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
 import { PreflightRefusal } from './steps/prepare.js';
-import { RECUT_STEPS, type Recut } from './steps/recut.js';
 
 /** One line of what a migration would do. */
 export interface DryRunStep {
@@ -80,20 +79,25 @@ export async function dryRun(
   try {
     return stored.kind === 'move'
       ? await dryMove(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
-      : await dryRecut(catalog, row, stored, then);
+      : await dryCatalogOnly(catalog, row, stored, then);
   } catch (error) {
     if (!(error instanceof PreflightRefusal)) throw error;
     return { findings: error.findings, steps: [] };
   }
 }
 
-async function dryRecut(catalog: Catalog, row: MigrationRow, spec: StoredRecut, topology: Topology): Promise<DryRun> {
+async function dryCatalogOnly(
+  catalog: Catalog,
+  row: MigrationRow,
+  spec: CatalogOnly['spec'],
+  topology: Topology,
+): Promise<DryRun> {
   const exec = new DryExecutor(row, []);
-  const r: Recut = { row, spec, exec, catalog, topology };
+  const c: CatalogOnly = { row, spec, exec, catalog, topology };
   for (;;) {
-    const step = RECUT_STEPS[r.row.state];
+    const step = CATALOG_STEPS[c.row.state];
     if (step === undefined) return { findings: [], steps: exec.steps };
-    await step(r);
+    await step(c);
   }
 }
 

@@ -9,12 +9,13 @@ import type {
   MoveSpec,
   RecutSpec,
   ReplicaTerms,
+  SeparateSpec,
 } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
 
 /** A spec as the catalog keeps it: positions in their text form. */
-export type StoredSpec = StoredMove | StoredRecut;
+export type StoredSpec = StoredMove | StoredRecut | SeparateSpec;
 
 export interface StoredMove {
   readonly kind: 'move';
@@ -181,6 +182,7 @@ type Scheme = Pick<Keyspace, 'method' | 'keyTypes'>;
 export function encodeSpec(keyspace: Scheme, spec: MoveSpec): StoredMove;
 export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec;
 export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec {
+  if (spec.kind === 'separate') return spec;
   if (spec.kind === 'move')
     return { ...spec, lo: positionToJson(keyspace, spec.lo), hi: positionToJson(keyspace, spec.hi) };
   const encode = (position: Position) => positionToJson(keyspace, position);
@@ -192,6 +194,7 @@ export function decodeSpec(keyspace: Scheme, stored: StoredMove): MoveSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredRecut): RecutSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec {
+  if (stored.kind === 'separate') return stored;
   if (stored.kind === 'recut') {
     const decode = (json: readonly string[]) => positionFromJson(keyspace, [...json]) as Position;
     return {

@@ -2,7 +2,7 @@ import type pg from 'pg';
 import { ConflictError } from '../topology/errors.js';
 import { contains, type Interval, type Position, sameBound } from '../topology/key.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
-import type { MigrationSpec, MoveSpec, RecutSpec } from '../topology/migration.js';
+import type { MoveSpec, RangeSpec, RecutSpec } from '../topology/migration.js';
 import { type Epoch, type Keyspace, type Range, rangeOf, rangesIn } from '../topology/topology.js';
 import type { CatalogStatement } from './action.js';
 import type { Db } from './migration-row.js';
@@ -15,7 +15,7 @@ type RangeAfter = Omit<Range, 'id'> & { readonly id: bigint | null };
  * range that operators know.
  * @throws ConflictError when the ranges are not (any more) such that it can be carried out
  */
-export function rangesAfter(keyspace: Keyspace, spec: MigrationSpec): RangeAfter[] {
+export function rangesAfter(keyspace: Keyspace, spec: RangeSpec): RangeAfter[] {
   return spec.kind === 'move' ? afterMove(keyspace, spec) : afterRecut(keyspace, spec);
 }
 

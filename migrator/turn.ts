@@ -1,3 +1,4 @@
+import type { Epoch } from '../topology/topology.js';
 import type { CatalogStatement } from './action.js';
 import { BESIDE, OUT_OF_THE_WAY, STOPPING } from './migration-row.js';
 
@@ -11,18 +12,30 @@ export function shardsSql(m: string): string {
 
 /**
  * The condition in SQL under which an approved migration may begin: a shard takes part in one migration at a time, until that is out of the
- * way, and whoever was there first goes first. Members of a change begin in their order, no more than its limit at once, and none when one has not
+ * way, and whoever was there first goes first; so it is with a keyspace and those that take tables out of it. Members of a change begin in their order, no more than its limit at once, and none when one has not
  * come through. @param m alias of its row
  */
 export function turnSql(m: string): string {
   return `NOT EXISTS (
-    SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND ${shardsSql('o')} && ${shardsSql(m)}
+    SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND (${shardsSql('o')} && ${shardsSql(m)}
+         OR ('separate' IN (o.kind, ${m}.kind) AND o.spec->>'keyspace' = ${m}.spec->>'keyspace'))
        AND (o.state NOT IN (${BESIDE}) OR (o.state = 'approved' AND o.id < ${m}.id)))
   AND (${m}.change_id IS NULL OR NOT EXISTS (
     SELECT FROM foreshard.migration o WHERE o.change_id = ${m}.change_id AND o.id <> ${m}.id
        AND (o.state IN (${STOPPING}) OR (o.state IN ('planned', 'approved') AND o.position < ${m}.position)))
    AND (SELECT count(*) FROM foreshard.migration o WHERE o.change_id = ${m}.change_id AND o.state NOT IN (${OUT_OF_THE_WAY}))
        < (SELECT concurrency FROM foreshard.change c WHERE c.id = ${m}.change_id))`;
+}
+
+/** Another map may have other tables for the keyspace: what was not looked at would stay behind. */
+export function sameEpochStatement(epoch: Epoch): CatalogStatement {
+  return {
+    text: 'the topology is the one that was looked at, and stays it until this is done',
+    sql: 'SELECT FROM foreshard.meta WHERE epoch = $1 FOR SHARE',
+    values: [epoch.toString()],
+    elseConflict: 'the topology changed meanwhile',
+    conflict: 'epoch',
+  };
 }
 
 /** With these the transaction begins in which a migration does: looked at, two could find at once that nobody is there. */

@@ -1,5 +1,5 @@
 import type { Position } from './key.js';
-import type { KeyspaceName, ShardName } from './topology.js';
+import type { KeyspaceName, ShardName, TableName } from './topology.js';
 
 /** An interval of a range goes to another shard, with its rows. Data, made by the planner or by hand. */
 export interface MoveSpec {
@@ -24,8 +24,21 @@ export interface RecutSpec {
   readonly join: readonly Position[];
 }
 
+/** Changes the ranges of one keyspace. */
+export type RangeSpec = MoveSpec | RecutSpec;
+
+/** Tables get a keyspace of their own in the catalog, with the ranges of the one they leave; no shard is touched. */
+export interface SeparateSpec {
+  readonly kind: 'separate';
+  /** That they are in. */
+  readonly keyspace: KeyspaceName;
+  readonly tables: readonly TableName[];
+  /** Name of the new one. */
+  readonly as: KeyspaceName;
+}
+
 /** What a migration does. Everything else that people ask for (split, merge, drain …) is made of these. */
-export type MigrationSpec = MoveSpec | RecutSpec;
+export type MigrationSpec = RangeSpec | SeparateSpec;
 
 export const MIGRATION_STATES = [
   'planned',

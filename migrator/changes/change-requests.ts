@@ -7,6 +7,7 @@ import type { Epoch, Topology } from '../../topology/topology.js';
 import { encodeSpec, PAST_FLIP, RESTING_STATES } from '../migration-row.js';
 import { findKeyspace } from '../move.js';
 import { type Change, type ChangeKind, changeState, loadChange } from './change-row.js';
+import { topologyAfter } from './topology-after.js';
 
 export interface NewChange {
   readonly kind: ChangeKind;
@@ -26,15 +27,19 @@ export function createChange(pool: pg.Pool, topology: Topology, change: NewChang
       [change.kind, JSON.stringify(change.request), topology.epoch.toString(), change.concurrency, actor],
     );
     const id = (rows[0] as { id: string }).id;
-    for (const [i, spec] of change.members.entries())
+    let then = topology;
+    for (const [i, spec] of change.members.entries()) {
+      const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
       await client.query(
         `WITH made AS (
            INSERT INTO foreshard.migration (kind, spec, state, change_id, position) VALUES ($1, $2, 'planned', $3, $4) RETURNING id
          )
          INSERT INTO foreshard.migration_event (migration_id, state, detail)
          SELECT id, 'planned', jsonb_build_object('by', $5::text) FROM made`,
-        [spec.kind, JSON.stringify(encodeSpec(findKeyspace(topology, spec.keyspace), spec)), id, i + 1, actor],
+        [spec.kind, JSON.stringify(stored), id, i + 1, actor],
       );
+      then = topologyAfter(then, spec);
+    }
     await audit(client, {
       actor,
       action: 'change.plan',

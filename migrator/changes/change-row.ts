@@ -3,7 +3,7 @@ import { UsageError } from '../../topology/errors.js';
 import { COLUMNS, type Db, fromRaw, type MigrationRow, type RawRow, RESTING_STATES } from '../migration-row.js';
 
 /** What people ask for. */
-export const CHANGE_KINDS = ['move', 'split', 'merge', 'isolate', 'drain', 'rebalance'] as const;
+export const CHANGE_KINDS = ['move', 'split', 'merge', 'isolate', 'drain', 'rebalance', 'vertical'] as const;
 export type ChangeKind = (typeof CHANGE_KINDS)[number];
 
 /**

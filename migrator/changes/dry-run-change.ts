@@ -1,11 +1,11 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { MigrationSpec } from '../../topology/migration.js';
-import type { Epoch, Topology } from '../../topology/topology.js';
+import type { Topology } from '../../topology/topology.js';
 import { type DryRun, dryRun } from '../dry-run.js';
 import { encodeSpec, type StoredSpec } from '../migration-row.js';
 import { findKeyspace } from '../move.js';
 import type { MigratorOptions } from '../options.js';
-import { rangesAfter, withRanges } from '../ranges.js';
+import { topologyAfter } from './topology-after.js';
 
 export interface MemberDryRun extends DryRun {
   readonly spec: StoredSpec;
@@ -40,19 +40,7 @@ export async function dryRunChange(
       if (!filled.has(spec.to)) filled.set(spec.to, i + 1);
     }
     runs.push({ spec: stored, notes, ...(await dryRun(catalog, spec, options, then)) });
-    then = after(then, spec);
+    then = topologyAfter(then, spec);
   }
   return runs;
-}
-
-/** The topology when a migration is done. */
-function after(topology: Topology, spec: MigrationSpec): Topology {
-  const keyspace = findKeyspace(topology, spec.keyspace);
-  const keyspaces = new Map(topology.keyspaces);
-  keyspaces.set(keyspace.name, withRanges(keyspace, rangesAfter(keyspace, spec)));
-  const referenceTables = new Map(topology.referenceTables);
-  if (spec.kind === 'move')
-    for (const [id, table] of topology.referenceTables)
-      if (!table.shards.includes(spec.to)) referenceTables.set(id, { ...table, shards: [...table.shards, spec.to] });
-  return { ...topology, epoch: (topology.epoch + 1n) as Epoch, keyspaces, referenceTables };
 }

@@ -1,8 +1,17 @@
 import { UsageError } from '../../topology/errors.js';
 import { comparePositions, contains, type Interval, type Position, sameBound } from '../../topology/key.js';
 import { positionToJson } from '../../topology/key-codec.js';
-import type { MigrationSpec, MoveSpec } from '../../topology/migration.js';
-import { type Keyspace, rangeOf, rangesIn, type ShardName } from '../../topology/topology.js';
+import type { MigrationSpec, MoveSpec, RangeSpec } from '../../topology/migration.js';
+import { afterSeparation } from '../../topology/separation.js';
+import {
+  type Keyspace,
+  type KeyspaceName,
+  rangeOf,
+  rangesIn,
+  type ShardName,
+  type TableName,
+  type Topology,
+} from '../../topology/topology.js';
 
 // What the kinds of changes consist of; pure. Each throws UsageError when that cannot be, or there is nothing to do.
 
@@ -38,7 +47,7 @@ export function splitMembers(
   keyspace: Keyspace,
   at: readonly Position[],
   owners: readonly (ShardName | null)[],
-): MigrationSpec[] {
+): RangeSpec[] {
   const points = at.toSorted(comparePositions).filter((p, i, all) => !sameBound(p, all[i - 1] ?? null));
   const [first] = points;
   if (first === undefined) throw new UsageError('a split needs a position', 'Say where.');
@@ -71,7 +80,7 @@ export function splitMembers(
  * The ranges on both sides of a bound become one.
  * @param to one of their two owners; null: that of the range below
  */
-export function mergeMembers(keyspace: Keyspace, at: Position, to: ShardName | null): MigrationSpec[] {
+export function mergeMembers(keyspace: Keyspace, at: Position, to: ShardName | null): RangeSpec[] {
   const i = keyspace.ranges.findIndex((r) => sameBound(r.lo, at));
   const [left, right] = [keyspace.ranges[i - 1], keyspace.ranges[i]];
   if (left === undefined || right === undefined)
@@ -86,6 +95,22 @@ export function mergeMembers(keyspace: Keyspace, at: Position, to: ShardName | n
     .filter((r) => r.shard !== owner)
     .map((r): MoveSpec => ({ kind: 'move', keyspace: keyspace.name, lo: r.lo, hi: r.hi, from: r.shard, to: owner }));
   return [...moves, { kind: 'recut', keyspace: keyspace.name, shard: owner, cut: [], join: [at] }];
+}
+
+/**
+ * Tables get a keyspace of their own, whose ranges then go to one shard.
+ * @param tables of this keyspace; `as` is no keyspace yet: see `checkSeparation`
+ */
+export function verticalMembers(
+  topology: Topology,
+  keyspace: KeyspaceName,
+  tables: readonly TableName[],
+  as: KeyspaceName,
+  to: ShardName,
+): MigrationSpec[] {
+  const spec = { kind: 'separate', keyspace, tables, as } as const;
+  const separated = afterSeparation(topology, spec).keyspaces.get(as) as Keyspace;
+  return [spec, ...moveMembers(separated, { lo: null, hi: null }, to)];
 }
 
 function text(keyspace: Keyspace, position: Position): string {

@@ -21,7 +21,7 @@ import {
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
 import { Throttle } from '../throttle.js';
-import { beginStatements } from '../turn.js';
+import { beginStatements, sameEpochStatement } from '../turn.js';
 
 /** Of a table that has never been analyzed. */
 const ROW_BYTES = 128;
@@ -44,13 +44,18 @@ export async function approve(m: Move): Promise<void> {
   m.exec.at('before:preflight');
   const result = await runPreflight(m);
   m.exec.at('after:preflight');
-  m.row = await m.exec.commit(m.row, beginStatements(m.row.id), 'preparing', {
-    facts: {
-      tables: m.tables.map(tableId),
-      epochAtStart: m.topology.epoch.toString(),
-      warnings: result.findings.filter((f) => f.severity === 'warning'),
+  m.row = await m.exec.commit(
+    m.row,
+    [...beginStatements(m.row.id), sameEpochStatement(m.topology.epoch)],
+    'preparing',
+    {
+      facts: {
+        tables: m.tables.map(tableId),
+        epochAtStart: m.topology.epoch.toString(),
+        warnings: result.findings.filter((f) => f.severity === 'warning'),
+      },
     },
-  });
+  );
 }
 
 async function runPreflight(m: Move): Promise<PreflightResult> {

@@ -1,43 +1,30 @@
-import type { Catalog } from '../../topology/catalog/catalog.js';
 import { ConflictError } from '../../topology/errors.js';
 import { contains, sameBound } from '../../topology/key.js';
-import type { MigrationState, RecutSpec } from '../../topology/migration.js';
-import type { Keyspace, Topology } from '../../topology/topology.js';
+import type { RecutSpec } from '../../topology/migration.js';
+import type { Keyspace } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
-import type { Executor } from '../executor.js';
 import { decodeSpec, type MigrationRow, OUT_OF_THE_WAY, type StoredRecut, type StoredSpec } from '../migration-row.js';
 import { findKeyspace } from '../move.js';
 import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
 import { beginStatements } from '../turn.js';
+import type { CatalogOnly } from './catalog-only.js';
 import { PreflightRefusal } from './prepare.js';
 
-/** A recut in the hands of its driver. It has to do with the catalog alone. */
-export interface Recut {
-  /** As of the last transition; steps replace it. */
-  row: MigrationRow;
-  readonly spec: StoredRecut;
-  readonly exec: Executor;
-  readonly catalog: Catalog;
-  /** Of a dry run: as it will be then. */
-  readonly topology?: Topology;
-}
+type Recut = CatalogOnly<StoredRecut>;
 
-export const RECUT_STEPS: Partial<Record<MigrationState, (r: Recut) => Promise<void>>> = {
-  approved: recut,
-  aborting: async (r) => {
-    r.row = await r.exec.transition(r.row, 'aborted'); // nothing was made
-  },
-};
-
-/** approved → done: one transaction of the catalog. Every key stays where it is, so that nobody needs to be held. */
-async function recut(r: Recut): Promise<void> {
+/**
+ * approved → done: one transaction of the catalog. Every key stays where it is, so that nobody needs to be held.
+ * @returns the row as it is then
+ */
+export async function recut(r: Recut): Promise<MigrationRow> {
   r.exec.at('before:recut');
   const { epoch, statements } = await planRecut(r);
-  r.row = await r.exec.commit(r.row, [...beginStatements(r.row.id), ...statements], 'done', {
+  const row = await r.exec.commit(r.row, [...beginStatements(r.row.id), ...statements], 'done', {
     facts: { epoch },
     detail: { epoch },
   });
   r.exec.at('after:recut');
+  return row;
 }
 
 /** A replica's interval lies in one range, or it could not become the owner of it. */

@@ -2,19 +2,21 @@ import { spawn } from 'node:child_process';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
-import { splitMembers } from '../../migrator/changes/members.js';
+import { splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
 import { createMigration } from '../../migrator/migration-requests.js';
 import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
-import type { ShardName } from '../../topology/topology.js';
+import type { KeyspaceName, ShardName } from '../../topology/topology.js';
 import { MiniProxy } from '../migrator/mini-proxy.js';
 import {
   abortOnEntering,
+  addNotes,
   approveMove,
   approveReplica,
   keyspaceOf,
   leftovers,
+  NOTES,
   promoteOnFollowing,
   resetShop,
   rollBackOnReversing,
@@ -37,6 +39,8 @@ const OF_REPLICAS: readonly CrashPoint[] = ['recorded:serve-replica', 'after:ser
 const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
 /** Passed only by a migration that changes bounds alone. */
 const RECUT: readonly CrashPoint[] = ['before:recut', 'after:recut'];
+/** Passed only by one that takes tables out of a keyspace. */
+const SEPARATE: readonly CrashPoint[] = ['before:separate', 'after:separate'];
 const HOUR = 3_600_000;
 const TENANTS = 12;
 const CUT = 6;
@@ -185,7 +189,7 @@ describe('a migrator killed at', () => {
   });
 
   const passedByAll = CRASH_POINTS.filter(
-    (p) => ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...ON_THE_WAY_BACK, ...RECUT].includes(p),
+    (p) => ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...ON_THE_WAY_BACK, ...RECUT, ...SEPARATE].includes(p),
   );
   test.each(passedByAll)('%s', async (point) => {
     expect(await crashAndResume(point)).toBe('done');
@@ -230,6 +234,29 @@ describe('a migrator killed as it changes bounds', () => {
       [[5n], null],
     ]);
     expect((await s.catalog.loadTopology()).epoch).toBe(epoch + 1n);
+  });
+});
+
+describe('a migrator killed as it takes tables out of a keyspace', () => {
+  test.each(SEPARATE)('%s', async (point) => {
+    await resetShop(s, 1, 1);
+    await addNotes(s);
+    const topology = await s.catalog.loadTopology();
+    const { name } = await keyspaceOf(s);
+    const members = verticalMembers(topology, name, [NOTES], 'notes' as KeyspaceName, 'two' as ShardName);
+    const change = { kind: 'vertical', request: {}, members, concurrency: 1 } as const;
+    const id = await createChange(s.catalog.pool, topology, change, 'test');
+    const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
+    expect(await runUntilCrash(point)).toBe('SIGKILL');
+    expect(await runToTheEnd(approved.members[1]?.id as bigint)).toBe('done');
+    const { keyspaces, epoch } = await s.catalog.loadTopology();
+    expect([...keyspaces.values()].map((k) => [k.name, k.tables.length, k.ranges.map((r) => r.shard)])).toEqual([
+      ['notes', 1, ['two']],
+      ['tenant', 3, ['one']],
+    ]);
+    // That of the separation, and that of the flip.
+    expect(epoch).toBe(topology.epoch + 2n);
+    expect(await leftovers(s)).toEqual([]);
   });
 });
 

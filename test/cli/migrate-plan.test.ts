@@ -238,4 +238,52 @@ describe('migrate plan', () => {
     ]);
     expect((await foreshard('migrate', 'audit')).code).toBe(0);
   });
+
+  it('gives tables a keyspace of their own, and moves that', async () => {
+    await withClient(one.url('shop'), (client) =>
+      client.query(`
+        CREATE TABLE documents (tenant_id bigint NOT NULL, id bigint NOT NULL, PRIMARY KEY (tenant_id, id));
+        INSERT INTO documents SELECT t, 1 FROM generate_series(1, 100) t;
+        CREATE TABLE "Odd" (tenant_id bigint PRIMARY KEY);
+        CREATE VIEW both_of_them AS SELECT FROM documents JOIN orders USING (tenant_id);`),
+    );
+    // Their rows are not where those of the keyspace are.
+    const move = await json<Planned>('migrate', 'plan', 'move', 'shop', '--to', 's1');
+    await json('migrate', 'approve', `${move.change}`);
+    expect((await carryOut(move.change as number)).code).toBe(0);
+    for (const table of ['documents', '"Odd"'])
+      await json('table', 'add', table, '--keyspace', 'shop', '--key', 'tenant_id');
+    for (const [args, why] of [
+      [['documents', '--to', 's3'], /there is no shard "s3"/],
+      [['documents', '--to', 's1'], /shard "s1" owns all of that already/],
+      [['settings', '--to', 's2'], /table "public.settings" is in no keyspace\nhint: Add it to one/],
+      [['words', 'documents', '--to', 's2', '--as', 'docs'], /"public.words" is in keyspace "words", "public.documents" in "shop"/],
+      [['documents', '--to', 's2', '--as', 'words'], /keyspace "words" exists already/],
+      [['"Odd"', '--to', 's2'], /"Odd" cannot be the name of a keyspace\nhint: /],
+      [['documents', 'orders', '"Odd"', '--to', 's2'], /these are all tables of keyspace "shop"/],
+    ] as const)
+      expect(await foreshard('migrate', 'plan', 'vertical', ...args)).toMatchObject({
+        code: 2,
+        stdout: '',
+        stderr: expect.stringMatching(why),
+      });
+    const text = await foreshard('migrate', 'plan', 'vertical', 'documents', '--to', 's2', '--no-save', '--steps');
+    expect(text).toMatchObject({ code: 0, stderr: '' });
+    expect(text.stdout).toMatch(/another shard:\n {2}view "public.both_of_them"\n/);
+    expect(text.stdout).toMatch(/^1 {2}shop: public.documents to a keyspace of their own, documents$/m);
+    expect(text.stdout).toMatch(/^ {3}\[approved\] catalog: table "public.documents" is in it$/m);
+    expect(text.stdout).toMatch(/^2 {2}documents \[-infinity, 20\) s1 → s2\n/m);
+    const planned = await json<Planned & { effects: { objects: string[] } }>(
+      ...['migrate', 'plan', 'vertical', 'documents', '--to', 's2', '--as', 'docs'],
+    );
+    expect(planned.effects.objects).toEqual(['view "public.both_of_them"']);
+    expect(planned.members.map((m) => m.spec.kind)).toEqual(['separate', 'move', 'move', 'move']);
+    await json('migrate', 'approve', `${planned.change}`);
+    const watched = await carryOut(planned.change as number);
+    expect(watched.stdout).toMatch(/\(vertical\): done, 4 of 4 done\n$/);
+    const found = (shard: EmbeddedCluster, table: string) =>
+      withClient(shard.url('shop'), async (c) => (await c.query(`SELECT count(*)::int FROM ${table}`)).rows[0].count);
+    expect([await found(one, 'documents'), await found(two, 'documents')]).toEqual([0, 100]);
+    expect([await found(one, 'orders'), await found(two, 'orders')]).toEqual([2000, 0]);
+  });
 });

@@ -1,6 +1,9 @@
 import type pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
+import { changeState, loadChange } from '../../migrator/changes/change-row.js';
+import { verticalMembers } from '../../migrator/changes/members.js';
 import { createMigration } from '../../migrator/migration-requests.js';
 import { listMigrations } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
@@ -80,22 +83,40 @@ async function move(name: string, from: string, to: string, meanwhile: () => voi
     { actor: 'test' },
   );
   let last = '';
+  await migrated(`the move of ${name}`, async () => {
+    meanwhile();
+    const m = (await listMigrations(s.catalog.pool)).find((row) => row.id === id);
+    if (m?.state === 'failed' || m?.state === 'aborted') throw new Error(`${m.state}: ${m.error}`);
+    last = `${m?.state}, ${m?.error ?? m?.progress.note}`;
+    return m?.state === 'done';
+  }).catch((error: unknown) => {
+    throw new Error(`${String(error)} (${last})`, { cause: error });
+  });
+}
+
+/** The separation and the move as one change. */
+async function carryOut(meanwhile: () => void): Promise<void> {
+  const topology = await s.catalog.loadTopology();
+  const [from, as, to] = ['main' as KeyspaceName, 'docs' as KeyspaceName, 's2' as ShardName];
+  const members = verticalMembers(topology, from, separation.tables, as, to);
+  const change = { kind: 'vertical', request: {}, members, concurrency: 1 } as const;
+  const id = await createChange(s.catalog.pool, topology, change, 'test');
+  await approveChange(s.catalog.pool, id, { actor: 'test' });
+  await migrated(`change ${id}`, async () => {
+    meanwhile();
+    const state = changeState(await loadChange(s.catalog.pool, id));
+    if (state !== 'running' && state !== 'done') throw new Error(state);
+    return state === 'done';
+  });
+}
+
+/** Has a migrator at work until it is done. */
+async function migrated(what: string, done: () => Promise<boolean>): Promise<void> {
   const stop = new AbortController();
   const logger = pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2));
   const running = new Migrator({ catalog: s.catalog, logger, pollMs: 100 }).run(stop.signal);
   try {
-    await waitFor(
-      async () => {
-        meanwhile();
-        const m = (await listMigrations(s.catalog.pool)).find((row) => row.id === id);
-        if (m?.state === 'failed' || m?.state === 'aborted') throw new Error(`${m.state}: ${m.error}`);
-        last = `${m?.state}, ${m?.error ?? m?.progress.note}`;
-        return m?.state === 'done';
-      },
-      { what: `the move of ${name}`, timeoutMs: 90_000 },
-    );
-  } catch (error) {
-    throw new Error(`${String(error)} (${last})`, { cause: error });
+    await waitFor(done, { what, timeoutMs: 90_000 });
   } finally {
     stop.abort();
     await running;
@@ -336,11 +357,8 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
   };
   try {
     await goOn();
-    await separateTables(s.catalog, 'test', separation);
-    await served();
-    await goOn();
     expect(refused()).toBe(0);
-    await move('docs', 's1', 's2', check);
+    await carryOut(check);
     await goOn();
     await waitFor(async () => refused() > 0, { what: 'a refusal', timeoutMs: 60_000 });
     await move('docs', 's2', 's1', check);

@@ -6,7 +6,7 @@ import { mergeMembers, moveMembers, splitMembers } from '../../migrator/changes/
 import type { MigrationRow } from '../../migrator/migration-row.js';
 import { rangesAfter, withRanges } from '../../migrator/ranges.js';
 import { contains, type Position } from '../../topology/key.js';
-import type { MigrationSpec, MigrationState } from '../../topology/migration.js';
+import type { MigrationState, RangeSpec } from '../../topology/migration.js';
 import type { Keyspace, KeyspaceName, Range, ShardName } from '../../topology/topology.js';
 
 const NAME = 'tenant' as KeyspaceName;
@@ -23,7 +23,7 @@ function keyspace(bounds: readonly number[], owners: readonly string[]): Keyspac
 
 const shape = (k: Keyspace) => k.ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0] ?? null, r.shard]);
 /** The members carried out, one after the other. */
-const carriedOut = (k: Keyspace, members: readonly MigrationSpec[]) =>
+const carriedOut = (k: Keyspace, members: readonly RangeSpec[]) =>
   members.reduce((now, spec) => withRanges(now, rangesAfter(now, spec)), k);
 
 describe('the members of', () => {

@@ -10,20 +10,32 @@ import {
 } from '../../migrator/changes/change-requests.js';
 import { type Change, type ChangeState, changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { dryRunChange } from '../../migrator/changes/dry-run-change.js';
-import { mergeMembers, moveMembers, splitMembers } from '../../migrator/changes/members.js';
+import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { requestAbort, requestFlip } from '../../migrator/migration-requests.js';
 import { loadMigration, RESTING_STATES, showMigration } from '../../migrator/migration-row.js';
+import { turnSql } from '../../migrator/turn.js';
+import { joinKeyspaces } from '../../topology/catalog/separate.js';
 import type { MigrationSpec } from '../../topology/migration.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
 import { intervalOf } from '../../topology/successor.js';
-import type { Keyspace, ShardName } from '../../topology/topology.js';
+import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
-import { keyspaceOf, moveSpec, resetShop, type Setting } from './setting.js';
+import {
+  addNotes,
+  approveMove,
+  approveReplica,
+  keyspaceOf,
+  moveSpec,
+  NOTES,
+  resetShop,
+  type Setting,
+} from './setting.js';
 import type { Writers } from './writers.js';
 
 const TENANTS = 24;
+const TENANT = 'tenant' as KeyspaceName;
 let moves: Moves;
 let s: Setting;
 /** Databases of the four shards: three and four are on the servers of two and one. */
@@ -66,6 +78,15 @@ async function plan(
 async function approve(id: bigint, controls: Partial<MigrationControls> = {}): Promise<Change> {
   return approveChange(s.catalog.pool, id, { actor: 'test', controls });
 }
+
+async function planVertical(): Promise<bigint> {
+  const topology = await s.catalog.loadTopology();
+  const members = verticalMembers(topology, TENANT, [NOTES], 'notes' as KeyspaceName, shard('two'));
+  return createChange(s.catalog.pool, topology, { kind: 'vertical', request: {}, members, concurrency: 1 }, 'test');
+}
+
+/** A transaction that waits for an advisory lock. */
+const WAITS = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
 
 const load = (id: bigint) => loadChange(s.catalog.pool, id);
 const ended = (id: bigint): Promise<ChangeState> =>
@@ -314,6 +335,97 @@ describe('a change', () => {
     expect(await states(change)).toEqual(['aborted']);
     await abortChange(s.catalog.pool, single, 'test');
     expect(await ended(single)).toBe('aborted');
+  });
+
+  test('that takes tables out of a keyspace waits for whoever is at work on that, and an abort leaves them a keyspace of their own', async () => {
+    await addNotes(s);
+    const single = await plan('move', (k) => moveMembers(k, { lo: null, hi: [4n] }, shard('two')));
+    await approve(single, { auto: false });
+    moves.startMigrator();
+    await waitFor(async () => (await states(single))[0] === 'ready', { what: 'the move', timeoutMs: 60_000 });
+    const id = await planVertical();
+    await approve(id, { auto: false });
+    // What is entered behind it waits for it.
+    const behind = await plan('split', (k) => splitMembers(k, [[9n]], [null, null]));
+    await approve(behind);
+    const next = async (change: bigint) => {
+      const member = (await load(change)).members[0]?.id.toString();
+      return (
+        await s.catalog.pool.query(`SELECT FROM foreshard.migration m WHERE id = $1 AND ${turnSql('m')}`, [member])
+      ).rowCount;
+    };
+    expect([await next(id), await next(behind)]).toEqual([0, 0]);
+    await abortChange(s.catalog.pool, single, 'test');
+    await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the tables’ move', timeoutMs: 60_000 });
+    expect(await states(id)).toEqual(['done', 'ready']);
+    expect(await abortChange(s.catalog.pool, id, 'test')).toEqual({ kept: [(await load(id)).members[0]?.id] });
+    expect(await ended(id)).toBe('stopped');
+    expect(await ended(behind)).toBe('done');
+    const { keyspaces } = await s.catalog.loadTopology();
+    const [notes, tenant] = ['notes', 'tenant'].map((name) => keyspaces.get(name as KeyspaceName) as Keyspace);
+    expect(notes?.tables.map((t) => t.table)).toEqual(['notes']);
+    expect(notes?.ranges.map((r) => r.shard)).toEqual(['one']);
+    expect(tenant?.tables).toHaveLength(3);
+    await joinKeyspaces(s.catalog, 'test', 'notes', 'tenant');
+    expect((await keyspaceOf(s)).tables).toHaveLength(4);
+    expect(await audit(s.catalog, false)).toEqual([]);
+  });
+
+  test('that takes tables out of a keyspace does nothing when something has tied them to the others since', async () => {
+    await addNotes(s);
+    const id = await planVertical();
+    await withClient(s.urlOne, (c) =>
+      c.query('ALTER TABLE notes ADD CONSTRAINT owner FOREIGN KEY (tenant_id) REFERENCES tenants'),
+    );
+    const topology = await s.catalog.loadTopology();
+    const specs = verticalMembers(topology, TENANT, [NOTES], 'notes' as KeyspaceName, shard('two'));
+    const tie = {
+      severity: 'blocker',
+      text: 'foreign key "owner" from "public.notes" to "public.tenants" would cross keyspaces',
+      remedy: 'Let both tables go, or neither, or ALTER TABLE public.notes DROP CONSTRAINT owner.',
+    };
+    expect((await dryRunChange(s.catalog, topology, specs, {}))[0]?.findings).toEqual([tie]);
+    await approve(id);
+    moves.startMigrator();
+    expect(await ended(id)).toBe('stopped');
+    expect(await states(id)).toEqual(['failed', 'aborted']);
+    expect((await load(id)).members[0]?.error).toContain(tie.text);
+    expect((await s.catalog.loadTopology()).epoch).toBe(topology.epoch);
+  });
+
+  test('that takes tables out of a keyspace does not begin while a replica has them', async () => {
+    await addNotes(s);
+    const replica = await approveReplica(s, null, [4n]);
+    moves.startMigrator();
+    await waitFor(async () => (await loadMigration(s.catalog.pool, replica)).state === 'following', {
+      what: 'the replica',
+      timeoutMs: 60_000,
+    });
+    const id = await planVertical();
+    await approve(id);
+    expect(await ended(id)).toBe('stopped');
+    expect((await load(id)).members[0]?.error).toMatch(/keeps a replica of keyspace "tenant"\. Have it promoted/);
+    await requestAbort(s.catalog.pool, replica, 'test');
+    expect(await moves.atRest(replica)).toBe('aborted');
+  });
+
+  test('takes all tables with it that the keyspace has when it begins', async () => {
+    const client = await s.catalog.pool.connect();
+    try {
+      // The lock under which migrations begin: it has looked at all tables, and now waits.
+      await client.query(`BEGIN; SELECT pg_advisory_xact_lock(${0x66736862})`);
+      const id = await approveMove(s, [8n], null);
+      moves.startMigrator();
+      await waitFor(async () => (await s.catalog.pool.query(WAITS)).rowCount !== 0, { what: 'the migration to begin' });
+      await addNotes(s);
+      await client.query('COMMIT');
+      expect(await moves.atRest(id)).toBe('done');
+      expect((await loadMigration(s.catalog.pool, id)).facts.tables).toContain('public.notes');
+      const there = await withClient(s.urlTwo, (c) => c.query('SELECT min(tenant_id), count(*)::int AS n FROM notes'));
+      expect(there.rows).toEqual([{ min: 8, n: 13 }]);
+    } finally {
+      client.release(true);
+    }
   });
 
   test('is stopped when somebody aborts a member', async () => {

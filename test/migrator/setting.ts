@@ -115,6 +115,18 @@ export async function resetShop(s: Setting, tenants: number, orders: number): Pr
   await pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
 }
 
+export const NOTES = { schema: 'public', table: 'notes' };
+
+/** One more table of the shop's keyspace, which nothing ties to the others. */
+export async function addNotes(s: Setting): Promise<void> {
+  await withClient(s.urlOne, async (c) => {
+    await c.query('CREATE TABLE notes (tenant_id int, id int, body text, PRIMARY KEY (tenant_id, id))');
+    await c.query(`INSERT INTO notes SELECT i, 1, 'note ' || i FROM generate_series(1, 20) i`);
+  });
+  await s.catalog.pool.query(`INSERT INTO foreshard.sharded_table VALUES ('public', 'notes', 'tenant', '{tenant_id}')`);
+  await s.catalog.pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+}
+
 export function moveSpec(lo: Position | null, hi: Position | null, from = 'one', to = 'two'): MoveSpec {
   return {
     kind: 'move',

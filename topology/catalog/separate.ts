@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { errorCode } from '../connection.js';
 import { ConflictError, ForeshardError, UsageError } from '../errors.js';
 import { sameLayout } from '../layout.js';
+import type { Separation } from '../separation.js';
 import { withShard } from '../shard-client.js';
 import { readTableFacts, type TableFacts } from '../table-facts.js';
 import {
@@ -16,14 +17,6 @@ import {
 import type { Catalog } from './catalog.js';
 import { audit, type CatalogClient, inCatalogTransaction, raiseEpoch } from './change.js';
 import { KEYSPACE_NAME, unknownThing } from './registry.js';
-
-/** Tables that get a keyspace of their own. */
-export interface Separation {
-  readonly keyspace: string;
-  readonly tables: readonly TableName[];
-  /** The new keyspace's name. */
-  readonly as: string;
-}
 
 /** Something that ties the tables to those that stay, so that they cannot be separated. */
 export interface Tie {
@@ -45,7 +38,7 @@ const AT_REST = ['planned', 'done', 'rolled_back', 'aborted'];
  * @throws UsageError when the names do not fit the topology
  */
 export async function findTies(topology: Topology, separation: Separation): Promise<Tie[]> {
-  const keyspace = checkNames(topology, separation);
+  const keyspace = checkSeparation(topology, separation);
   const going = new Set(separation.tables.map(tableId));
   const ties = new Map<string, Tie>();
   for (const name of shardsOf(keyspace)) {
@@ -71,23 +64,35 @@ export async function separateTables(catalog: Catalog, actor: string, separation
     });
   await regroup(catalog, topology, async (client) => {
     await refuseUnderWay(client, keyspace, 'tables cannot be separated from it');
-    await client.query(
-      `INSERT INTO foreshard.keyspace (name, method, key_types) SELECT $2, method, key_types FROM foreshard.keyspace WHERE name = $1`,
-      [keyspace, as],
-    );
-    for (const [table, columns] of COPIED)
-      await client.query(
-        `INSERT INTO foreshard.${table} (keyspace, ${columns}) SELECT $2, ${columns} FROM foreshard.${table} WHERE keyspace = $1`,
-        [keyspace, as],
-      );
-    await client.query(
-      `UPDATE foreshard.sharded_table SET keyspace = $1
-        WHERE (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))`,
-      [as, tables.map((t) => t.schema), tables.map((t) => t.table)],
-    );
+    for (const { sql, values } of separationStatements(separation)) await client.query(sql, [...values]);
     const detail = { as, tables: tables.map(tableId) };
     await audit(client, { actor, action: 'keyspace separate', object: keyspace, detail });
   });
+}
+
+/** What a separation changes in the catalog besides the epoch. */
+export function separationStatements({
+  keyspace,
+  tables,
+  as,
+}: Separation): { readonly text: string; readonly sql: string; readonly values: readonly string[] }[] {
+  return [
+    {
+      text: `a keyspace "${as}" with the key of "${keyspace}"`,
+      sql: 'INSERT INTO foreshard.keyspace (name, method, key_types) SELECT $2, method, key_types FROM foreshard.keyspace WHERE name = $1',
+      values: [keyspace, as],
+    },
+    ...COPIED.map(([table, columns]) => ({
+      text: `it has a ${table} for each of the other, with the same bounds`,
+      sql: `INSERT INTO foreshard.${table} (keyspace, ${columns}) SELECT $2, ${columns} FROM foreshard.${table} WHERE keyspace = $1`,
+      values: [keyspace, as],
+    })),
+    ...tables.map((t) => ({
+      text: `table "${tableId(t)}" is in it`,
+      sql: 'UPDATE foreshard.sharded_table SET keyspace = $1 WHERE schema_name = $2 AND table_name = $3',
+      values: [as, t.schema, t.table],
+    })),
+  ];
 }
 
 /**
@@ -137,7 +142,8 @@ ON CONFLICT (step_seconds, segment_id, at) DO UPDATE SET
   reads = l.reads + excluded.reads, writes = l.writes + excluded.writes, rows = l.rows + excluded.rows,
   bytes = l.bytes + excluded.bytes, server_ms = l.server_ms + excluded.server_ms`;
 
-function checkNames(topology: Topology, { keyspace: name, tables, as }: Separation): Keyspace {
+/** @returns the keyspace that the tables are in. @throws UsageError when the names do not fit the topology */
+export function checkSeparation(topology: Topology, { keyspace: name, tables, as }: Separation): Keyspace {
   const keyspace = keyspaceOf(topology, name);
   if (!KEYSPACE_NAME.test(as))
     throw new UsageError(

@@ -1,12 +1,14 @@
 import type { CommandModule } from 'yargs';
-import { findTies, type Separation, separateTables } from '../../../topology/catalog/separate.js';
+import { findTies, separateTables } from '../../../topology/catalog/separate.js';
+import type { Separation } from '../../../topology/separation.js';
 import { parseTableName } from '../../../topology/table-name.js';
 import { tableId } from '../../../topology/topology.js';
 import { actor, withCatalog } from '../../command.js';
 import { EXIT } from '../../failure.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../../options.js';
 import { printJson, printLine } from '../../output.js';
-import { DAYS, type SeparationEffects, separationEffects } from '../../separation-effects.js';
+import { separationEffects } from '../../separation-effects.js';
+import { effectLines } from '../../separation-text.js';
 
 interface SeparateArgs extends JsonArgs {
   readonly keyspace: string;
@@ -14,9 +16,6 @@ interface SeparateArgs extends JsonArgs {
   readonly as: string;
   readonly 'dry-run': boolean;
 }
-
-/** Templates shown at most; --json has all. */
-const SHOWN = 20;
 
 export const separateCommand: CommandModule<GlobalArgs, SeparateArgs> = {
   command: 'separate <keyspace> <tables..>',
@@ -48,7 +47,7 @@ export const separateCommand: CommandModule<GlobalArgs, SeparateArgs> = {
         printJson({ keyspace: args.keyspace, as: args.as, tables, done: !args['dry-run'], ties, ...effects });
       else {
         for (const { text, remedy } of ties) printLine(`BLOCKS  ${text}\n        remedy: ${remedy}`);
-        printEffects(effects);
+        for (const line of effectLines(effects)) printLine(line);
         printLine(
           args['dry-run']
             ? `Nothing is changed. ${ties.length === 0 ? 'The tables can be separated.' : 'The tables cannot be separated like this.'}`
@@ -58,16 +57,3 @@ export const separateCommand: CommandModule<GlobalArgs, SeparateArgs> = {
       if (args['dry-run'] && ties.length > 0) process.exitCode = EXIT.failed;
     }),
 };
-
-function printEffects({ templates, unread, objects }: SeparationEffects): void {
-  if (templates.length + objects.length > 0)
-    printLine('What runs now, and will be refused as soon as a range of the two keyspaces is on another shard:');
-  for (const object of objects) printLine(`  ${object}`);
-  if (templates.length > 0) printLine(`  calls in ${DAYS} days`);
-  for (const { template, calls, why } of templates.slice(0, SHOWN)) {
-    printLine(`  ${calls.toLocaleString('en').padStart(12)}  ${template}`);
-    printLine(`${' '.repeat(16)}${why}`);
-  }
-  if (templates.length > SHOWN) printLine(`  and ${templates.length - SHOWN} more (--json has all)`);
-  if (unread > 0) printLine(`${unread} recorded template(s) could not be read.`);
-}

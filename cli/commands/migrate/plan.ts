@@ -8,6 +8,7 @@ import { keyspaceNamed, type PlanChangeArgs, planChange, shardNamed } from '../.
 import { planOptions } from '../../plan-options.js';
 import { drainCommand } from './drain.js';
 import { rebalanceCommand } from './rebalance.js';
+import { verticalCommand } from './vertical.js';
 
 const KEYSPACE = { type: 'string', demandOption: true, describe: 'Name of the keyspace' } as const;
 const TO = { type: 'string', demandOption: true, requiresArg: true, describe: 'Shard that gets it' } as const;
@@ -168,7 +169,8 @@ export const planCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(isolateCommand)
         .command(drainCommand)
         .command(rebalanceCommand)
-        .demandCommand(1, 'a command is needed: move, split, merge, isolate, drain or rebalance'),
+        .command(verticalCommand)
+        .demandCommand(1, 'a command is needed: move, split, merge, isolate, drain, rebalance or vertical'),
       ['migrate plan split shop 100 --to .,s2', ''],
     ),
   handler: () => undefined,

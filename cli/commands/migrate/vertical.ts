@@ -1,0 +1,83 @@
+import type { CommandModule } from 'yargs';
+import { verticalMembers } from '../../../migrator/changes/members.js';
+import { checkSeparation } from '../../../topology/catalog/separate.js';
+import { UsageError } from '../../../topology/errors.js';
+import { parseTableName } from '../../../topology/table-name.js';
+import {
+  type KeyspaceName,
+  type ShardedTable,
+  type TableName,
+  type Topology,
+  tableId,
+} from '../../../topology/topology.js';
+import { type GlobalArgs, withHelp } from '../../options.js';
+import { type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.js';
+import { planOptions } from '../../plan-options.js';
+import { separationEffects } from '../../separation-effects.js';
+import { effectLines } from '../../separation-text.js';
+
+interface VerticalArgs extends PlanChangeArgs {
+  readonly tables: readonly string[];
+  readonly to: string;
+  readonly as?: string | undefined;
+}
+
+export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
+  command: 'vertical <tables..>',
+  describe: 'Plan to give tables a keyspace of their own, and to move that to another shard',
+  builder: (y) =>
+    withHelp(
+      planOptions(y)
+        .positional('tables', { type: 'string', array: true, demandOption: true, describe: 'Tables that go' })
+        .option('to', { type: 'string', demandOption: true, requiresArg: true, describe: 'Shard that gets them' })
+        .option('as', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'Name of the new keyspace. Default: that of the first table',
+        }),
+      ['migrate plan vertical documents pages --to s2 --as docs', ''],
+    ),
+  handler: (args) =>
+    planChange(args, async (catalog, topology) => {
+      const to = shardNamed(topology, args.to);
+      const tables = args.tables.map(parseTableName);
+      const keyspace = keyspaceOfAll(topology, tables);
+      const as = (args.as ?? (tables[0] as TableName).table) as KeyspaceName;
+      const separation = { keyspace, tables, as };
+      checkSeparation(topology, separation);
+      const effects = await separationEffects(catalog, topology, separation);
+      return {
+        kind: 'vertical',
+        request: { keyspace, tables: tables.map(tableId), as, to },
+        members: verticalMembers(topology, keyspace, tables, as, to),
+        summary: [
+          ...effectLines(effects),
+          `Until its first range has moved, an abort leaves keyspace "${as}" as it is, at no cost; "foreshard keyspace join ${as} ${keyspace}" takes it back.`,
+        ],
+        effects,
+      };
+    }),
+};
+
+/** @throws UsageError when they have none in common */
+function keyspaceOfAll(topology: Topology, tables: readonly TableName[]): KeyspaceName {
+  const found = tables.map((table): ShardedTable => {
+    const sharded = topology.shardedTables.get(tableId(table));
+    if (sharded !== undefined) return sharded;
+    throw new UsageError(
+      `table "${tableId(table)}" is in no keyspace`,
+      topology.referenceTables.has(tableId(table))
+        ? 'It is a reference table: every shard has all of it.'
+        : 'Add it to one with "foreshard table add".',
+    );
+  });
+  const [first, ...rest] = found;
+  if (first === undefined) throw new UsageError('no tables are given', 'Name those that are to go.');
+  const other = rest.find((t) => t.keyspace !== first.keyspace);
+  if (other !== undefined)
+    throw new UsageError(
+      `"${tableId(first)}" is in keyspace "${first.keyspace}", "${tableId(other)}" in "${other.keyspace}"`,
+      'Tables of one keyspace go together: plan a change for each.',
+    );
+  return first.keyspace;
+}
