@@ -257,7 +257,10 @@ describe('migrate plan', () => {
       [['documents', '--to', 's3'], /there is no shard "s3"/],
       [['documents', '--to', 's1'], /shard "s1" owns all of that already/],
       [['settings', '--to', 's2'], /table "public.settings" is in no keyspace\nhint: Add it to one/],
-      [['words', 'documents', '--to', 's2', '--as', 'docs'], /"public.words" is in keyspace "words", "public.documents" in "shop"/],
+      [
+        ['words', 'documents', '--to', 's2', '--as', 'docs'],
+        /"public.words" is in keyspace "words", "public.documents" in "shop"/,
+      ],
       [['documents', '--to', 's2', '--as', 'words'], /keyspace "words" exists already/],
       [['"Odd"', '--to', 's2'], /"Odd" cannot be the name of a keyspace\nhint: /],
       [['documents', 'orders', '"Odd"', '--to', 's2'], /these are all tables of keyspace "shop"/],

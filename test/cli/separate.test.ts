@@ -106,6 +106,22 @@ describe('foreshard keyspace separate', () => {
     expect(text.stdout).toMatch(
       /\n1 recorded template\(s\) could not be read\.\nNothing is changed\. The tables can be separated\.\n$/,
     );
+    const two = await foreshard(
+      'keyspace',
+      'separate',
+      'main',
+      'documents',
+      'orders',
+      '--as',
+      'docs',
+      '--dry-run',
+      '--json',
+    );
+    expect(two.json<{ tables: string[] }>().tables).toEqual(['public.documents', 'public.orders']);
+    expect(await foreshard(...SEPARATE, '--dry-run', '--as', 'other')).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/--as is given 2 times/),
+    });
     expect((await foreshard('topology', 'show', '--json')).stdout).toBe(before.stdout);
   });
 

@@ -9,6 +9,7 @@ import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../../opti
 import { printJson, printLine } from '../../output.js';
 import { separationEffects } from '../../separation-effects.js';
 import { effectLines } from '../../separation-text.js';
+import { tablesPositional } from '../../tables-positional.js';
 
 interface SeparateArgs extends JsonArgs {
   readonly keyspace: string;
@@ -22,9 +23,14 @@ export const separateCommand: CommandModule<GlobalArgs, SeparateArgs> = {
   describe: 'Give tables a keyspace of their own, so that they can move to other shards than the rest',
   builder: (y) =>
     withHelp(
-      jsonOption(y)
-        .positional('keyspace', { type: 'string', demandOption: true, describe: 'Keyspace that they are in' })
-        .positional('tables', { type: 'string', array: true, demandOption: true, describe: 'Tables that go' })
+      tablesPositional(
+        jsonOption(y).positional('keyspace', {
+          type: 'string',
+          demandOption: true,
+          describe: 'Keyspace that they are in',
+        }),
+        'Tables that go',
+      )
         .option('as', { type: 'string', demandOption: true, requiresArg: true, describe: 'Name of the new keyspace' })
         .option('dry-run', {
           type: 'boolean',

@@ -15,6 +15,7 @@ import { type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.j
 import { planOptions } from '../../plan-options.js';
 import { separationEffects } from '../../separation-effects.js';
 import { effectLines } from '../../separation-text.js';
+import { tablesPositional } from '../../tables-positional.js';
 
 interface VerticalArgs extends PlanChangeArgs {
   readonly tables: readonly string[];
@@ -27,8 +28,7 @@ export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
   describe: 'Plan to give tables a keyspace of their own, and to move that to another shard',
   builder: (y) =>
     withHelp(
-      planOptions(y)
-        .positional('tables', { type: 'string', array: true, demandOption: true, describe: 'Tables that go' })
+      tablesPositional(planOptions(y), 'Tables that go')
         .option('to', { type: 'string', demandOption: true, requiresArg: true, describe: 'Shard that gets them' })
         .option('as', {
           type: 'string',
