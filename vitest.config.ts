@@ -5,8 +5,8 @@ export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
     pool: 'forks',
-    // Each file may run several PostgreSQL servers.
-    maxWorkers: 2,
+    // Each file may run several PostgreSQL servers, and most of its time waits for them.
+    maxWorkers: 4,
     // What is read and kept although it is overwritten by the next read shows itself at once, here and in the processes that tests start.
     env: { FORESHARD_POISON_MEMORY: '1' },
     testTimeout: 60_000,

@@ -76,16 +76,15 @@ beforeEach(async () => {
 });
 
 /** Runs a migrator that kills itself at the point. @returns the signal that ended it */
-function runUntilCrash(point: CrashPoint): Promise<string | null> {
-  return run(point).ended;
+function runUntilCrash(point: CrashPoint, wayBack = false): Promise<string | null> {
+  return run(point, wayBack).ended;
 }
 
 /** @param point where it kills itself; `point#2`: the second time */
-function run(point: string): { readonly ended: Promise<string | null>; stop(): void } {
+function run(point: string, wayBack: boolean): { readonly ended: Promise<string | null>; stop(): void } {
   let stop = (): void => undefined;
   const ended = new Promise<string | null>((resolve, reject) => {
-    const wayBackMs = ON_THE_WAY_BACK.some((one) => point.startsWith(one)) ? HOUR : 0;
-    const running = spawn(process.execPath, [child.file, s.catalogUrl, `${wayBackMs}`], {
+    const running = spawn(process.execPath, [child.file, s.catalogUrl, `${wayBack ? HOUR : 0}`], {
       env: { ...process.env, FORESHARD_CRASH_POINT: point },
       stdio: ['ignore', 'ignore', 'inherit'],
     });
@@ -94,16 +93,23 @@ function run(point: string): { readonly ended: Promise<string | null>; stop(): v
     running.once('error', reject);
     running.once('exit', (_code, signal) => {
       clearTimeout(tooLong);
-      resolve(signal);
+      letLeaseEnd().then(() => resolve(signal), reject);
     });
   });
   return { ended, stop: () => stop() };
 }
 
+/** As if the time of the dead one's lease had passed. */
+async function letLeaseEnd(): Promise<void> {
+  await s.catalog.pool.query(
+    'UPDATE foreshard.migration SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL',
+  );
+}
+
 /** Migrators come, each takes back one thing more than the one before it, and dies behind the next, until there is none. */
-async function dieBehindEach(point: CrashPoint, id: bigint): Promise<number> {
+async function dieBehindEach(point: CrashPoint, id: bigint, wayBack: boolean): Promise<number> {
   for (let deaths = 0; ; deaths++) {
-    const life = run(`${point}#2`);
+    const life = run(`${point}#2`, wayBack);
     let signal: string | null | undefined;
     void life.ended.then((by) => {
       signal = by;
@@ -136,21 +142,26 @@ async function runToTheEnd(id: bigint): Promise<string> {
   }
 }
 
-/** The interval moves to where it is not, under load; the migrator dies at `point`, and another takes over. @param often it dies too, each time that it has got further */
-async function crashAndResume(point: CrashPoint, often = false): Promise<string> {
+/**
+ * The interval moves to where it is not, under load; a migrator dies at the first of `points`, the next one goes on and dies at the second, and so on,
+ * and the last goes on to the end. @param often it dies too at the last, each time that it has got further
+ */
+async function crashAndResume(points: readonly CrashPoint[], often = false): Promise<string> {
   const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
   const writers = new Writers();
+  const passes = (some: readonly CrashPoint[]) => points.some((point) => some.includes(point));
   try {
     writers.start(proxy, 2, TENANTS);
     const to = owner === 'one' ? 'two' : 'one';
-    const approve = OF_REPLICAS.includes(point) ? approveReplica : approveMove;
+    const approve = passes(OF_REPLICAS) ? approveReplica : approveMove;
     const id = await approve(s, [BigInt(CUT)], null, owner, to);
     await promoteOnFollowing(s, true);
-    if (point === 'after:stop-replica') await abortOnEntering(s, 'ready');
-    if (ABORTING.includes(point)) await abortOnEntering(s, 'verifying');
-    if (ON_THE_WAY_BACK.includes(point)) await rollBackOnReversing(s, true);
-    expect(await runUntilCrash(point)).toBe('SIGKILL');
-    if (often) expect(await dieBehindEach(point, id)).toBeGreaterThan(3);
+    if (passes(['after:stop-replica'])) await abortOnEntering(s, 'ready');
+    if (passes(ABORTING)) await abortOnEntering(s, 'verifying');
+    const back = passes(ON_THE_WAY_BACK);
+    if (back) await rollBackOnReversing(s, true);
+    for (const point of points) expect([point, await runUntilCrash(point, back)]).toEqual([point, 'SIGKILL']);
+    if (often) expect(await dieBehindEach(points.at(-1) as CrashPoint, id, back)).toBeGreaterThan(3);
     const end = await runToTheEnd(id);
     await abortOnEntering(s, null);
     await rollBackOnReversing(s, false);
@@ -163,10 +174,16 @@ async function crashAndResume(point: CrashPoint, often = false): Promise<string>
     await proxy.close();
     const wrong = await audit(s, writers, (tenant) => tenant >= CUT && owner === 'two');
     const left = await leftovers(s);
-    // The next crash point's writers begin anew.
+    // The next one's writers begin anew.
     for (const url of [s.urlOne, s.urlTwo]) await forget(url);
     expect({ errors: writers.errors, wrong, left }).toEqual({ errors: [], wrong: [], left: [] });
   }
+}
+
+/** The points in `number` rows of about as many, each in the order in which they are passed, with others between any two. */
+function dealt(points: readonly CrashPoint[], number: number): (readonly [CrashPoint, readonly CrashPoint[]])[] {
+  const rows = Array.from({ length: number }, (_, row) => points.filter((_point, i) => i % number === row));
+  return rows.map((row) => [row[0] as CrashPoint, row]);
 }
 
 async function forget(url: string): Promise<void> {
@@ -185,34 +202,37 @@ describe('a migrator killed at', () => {
   test.each(FRESH)('%s, the destination being empty', async (point) => {
     await resetShop(s, TENANTS, 30);
     owner = 'one';
-    expect(await crashAndResume(point)).toBe('done');
+    expect(await crashAndResume([point])).toBe('done');
   });
 
   const passedByAll = CRASH_POINTS.filter(
     (p) => ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...ON_THE_WAY_BACK, ...RECUT, ...SEPARATE].includes(p),
   );
-  test.each(passedByAll)('%s', async (point) => {
-    expect(await crashAndResume(point)).toBe('done');
+  test.each(dealt(passedByAll, 5))('%s and further on, again and again', async (_first, points) => {
+    expect(await crashAndResume(points)).toBe('done');
   });
 
-  test.each(OF_REPLICAS)('%s', async (point) => {
-    expect(await crashAndResume(point)).toBe(point === 'after:stop-replica' ? 'aborted' : 'done');
+  test.each([
+    [OF_REPLICAS.slice(0, 2), 'done'],
+    [OF_REPLICAS.slice(2), 'aborted'],
+  ] as const)('%j of a replica', async (points, end) => {
+    expect(await crashAndResume(points)).toBe(end);
     expect((await s.catalog.loadTopology()).replicas).toEqual([]);
   });
 
-  test.each(ON_THE_WAY_BACK)('%s', async (point) => {
-    expect(await crashAndResume(point)).toBe('rolled_back');
+  test.each(dealt(ON_THE_WAY_BACK, 3))('%s and further on, again and again', async (_first, points) => {
+    expect(await crashAndResume(points)).toBe('rolled_back');
   });
 
   test.each([
     ['after:undo', 'aborted'],
     ['back-after:undo', 'rolled_back'],
   ] as const)('%s, again and again, each time with one thing less to take back', async (point, end) => {
-    expect(await crashAndResume(point, true)).toBe(end);
+    expect(await crashAndResume([point], true)).toBe(end);
   });
 
   test.each(ABORTING)('%s', async (point) => {
-    expect(await crashAndResume(point)).toBe('aborted');
+    expect(await crashAndResume([point])).toBe('aborted');
   });
 });
 
