@@ -20,11 +20,12 @@ export function specText(spec: StoredSpec): string {
 
 const BAR_WIDTH = 20;
 
-/** How much of the rows has been copied, for a terminal: `[█████···] `; nothing while nothing is copied. */
+/** How much of the rows has been copied, or compared, for a terminal: `[█████···] `; nothing while neither is done. */
 export function progressBar({ state, progress }: Pick<MigrationRow, 'state' | 'progress'>): string {
-  const { rowsCopied, rowsTotal } = progress;
-  if (state !== 'copying' || rowsCopied === undefined || rowsTotal === undefined || rowsTotal === 0) return '';
-  const filled = Math.min(BAR_WIDTH, Math.floor((BAR_WIDTH * rowsCopied) / rowsTotal));
+  const { rowsCopied, rowsTotal, compared } = progress;
+  const [done, total] = compared ? [compared.rows, compared.rowsTotal] : [rowsCopied, rowsTotal];
+  if (!(compared || state === 'copying') || done === undefined || total === undefined || total === 0) return '';
+  const filled = Math.min(BAR_WIDTH, Math.floor((BAR_WIDTH * done) / total));
   return `[${'█'.repeat(filled)}${'·'.repeat(BAR_WIDTH - filled)}] `;
 }
 
@@ -35,12 +36,14 @@ export function progressLine(
   const p = migration.progress;
   const parts: string[] = [migration.state.replaceAll('_', ' ')];
   // Before anything has been counted there is nothing to tell.
-  if (p.rowsTotal !== undefined && p.rowsCopied !== undefined && p.rowsTotal > 0) {
-    const percent = ` (${Math.min(100, Math.floor((100 * p.rowsCopied) / p.rowsTotal))} %)`;
-    parts.push(`${p.rowsCopied.toLocaleString('en')} of ${p.rowsTotal.toLocaleString('en')} rows${percent}`);
-  }
-  if (p.bytesCopied !== undefined && p.bytesCopied > 0) parts.push(formatBytes(p.bytesCopied));
-  if (p.bytesPerSecond !== undefined && p.bytesPerSecond > 0) parts.push(`${(p.bytesPerSecond / 1e6).toFixed(1)} MB/s`);
+  if (p.compared) {
+    parts.push(`${rowsText(p.compared.rows, p.compared.rowsTotal)} compared`);
+    parts.push(`${Math.round(p.compared.rowsPerSecond).toLocaleString('en')} rows/s`);
+  } else if (p.rowsTotal !== undefined && p.rowsCopied !== undefined && p.rowsTotal > 0)
+    parts.push(rowsText(p.rowsCopied, p.rowsTotal));
+  if (!p.compared && p.bytesCopied !== undefined && p.bytesCopied > 0) parts.push(formatBytes(p.bytesCopied));
+  if (!p.compared && p.bytesPerSecond !== undefined && p.bytesPerSecond > 0)
+    parts.push(`${(p.bytesPerSecond / 1e6).toFixed(1)} MB/s`);
   if (p.lagBytes !== undefined && p.rowsTotal !== undefined && p.rowsTotal > 0)
     parts.push(`lag ${formatBytes(p.lagBytes)}`);
   if (p.etaSeconds !== undefined && p.etaSeconds !== null && p.etaSeconds > 0)
@@ -50,4 +53,9 @@ export function progressLine(
   if (migration.paused && p.note !== 'paused') parts.push('pause requested');
   if (migration.abortRequested) parts.push('abort requested');
   return parts.join(' · ');
+}
+
+function rowsText(done: number, total: number): string {
+  const percent = total > 0 ? ` (${Math.min(100, Math.floor((100 * done) / total))} %)` : '';
+  return `${done.toLocaleString('en')} of ${total.toLocaleString('en')} rows${percent}`;
 }

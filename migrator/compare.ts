@@ -1,15 +1,35 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
-import { type Hashing, hashing, MIN_BUCKETS } from './hashing.js';
+import {
+  type Chunk,
+  type Chunked,
+  chunked,
+  chunkPredicate,
+  type Identity,
+  identityPredicate,
+  nextChunk,
+} from './chunks.js';
+import { type Hashing, hashing } from './hashing.js';
 import type { Move, MovingTable } from './move.js';
 import { markerArrived, writeMarkerSql } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
+import type { Throttle } from './throttle.js';
+import { rowBytes, type Volume } from './volumes.js';
 
-const MAX_BUCKETS = 65_536;
-/** Rows per bucket that are aimed at. */
+/** A chunk has no more bytes, and takes no more of the time in which it may be read, s. */
+const CHUNK_BYTES = 8_388_608;
+const CHUNK_SECONDS = 0.5;
+const MIN_CHUNK_ROWS = 256;
+/** From so many heap pages on (256 MB), rows that lie about in another order than that of the identity are read page after page. */
+const SCATTERED_PAGES = 32_768;
+const SCATTERED_CORRELATION = 0.5;
+/** So many rows for each page: the table is read about as often as a page has rows over this. */
+const SCATTERED_ROWS = 8;
+/** Of a chunk that differs: rows per bucket that are aimed at, and the most buckets. */
 const BUCKET_ROWS = 256;
+const MAX_BUCKETS = 65_536;
 /** Rows whose hashes are fetched at once. */
 const FETCH_ROWS = 100_000;
 /** Rows that may differ at one moment before it can no longer be writes on their way. */
@@ -29,96 +49,219 @@ interface Sum {
   readonly hash: string;
 }
 
-/** Number of rows of the interval and the sum of their hashes. */
+/** How far a table has been compared. */
+export interface Place {
+  /** All rows up to this one; null: none. */
+  readonly after: Identity | null;
+  readonly rows: number;
+}
+
+export interface HowToCompare {
+  readonly throttle: Throttle;
+  readonly volume: Volume;
+  /** Where an earlier comparison was interrupted, without a difference; default: at the beginning. */
+  readonly from?: Place;
+  /** After each chunk. @param rows of the table, so far */
+  readonly read: (rows: number) => Promise<void>;
+  /** After each chunk that is the same on both sides, while none before it differs. */
+  readonly passed: (place: Place) => Promise<void>;
+}
+
+/** Number of rows and the sum of their hashes. */
+function sumSql(t: MovingTable, h: Hashing, where: string): string {
+  return `SELECT count(*)::text AS rows, coalesce(sum(${h.row}), 0)::text AS hash FROM ${t.sql} WHERE ${where}`;
+}
+
+/** Of all rows of the interval. */
 export async function tableSum(session: ShardSession, t: MovingTable, info: TableInfo): Promise<Sum> {
-  const result = await session.query<{ rows: string; hash: string }>(
-    `SELECT count(*)::text AS rows, coalesce(sum(${hashing(info).row}), 0)::text AS hash FROM ${t.sql} WHERE ${t.predicate()}`,
-  );
+  const result = await session.query<{ rows: string; hash: string }>(sumSql(t, hashing(info), t.predicate()));
   return result[0] as Sum;
 }
 
 /**
- * Compares a table's rows of the interval on both sides while it is written to: by hash per bucket; then, in buckets that differ,
- * row by row behind a marker, until nothing differs; what keeps differing is looked at under a row lock.
+ * Compares a table's rows of the interval on both sides while it is written to, chunk after chunk: by the sum of hashes; then, in a chunk that
+ * differs, row by row behind a marker, until nothing differs; what keeps differing is looked at under a row lock. A row whose key changes
+ * meanwhile may be passed over, as one that is inserted behind us is: the exact comparison after the flip sees both.
  */
-export async function compareLive(m: Move, t: MovingTable, info: TableInfo): Promise<Comparison> {
-  const h = hashing(info, await bucketsFor(m, t));
-  const sql = `SELECT ${h.bucket} AS bucket, count(*)::text AS rows, sum(${h.row})::text AS hash FROM ${t.sql} WHERE ${t.predicate()} GROUP BY 1`;
-  type Bucket = { bucket: number; rows: string; hash: string };
-  const [source, destination] = await both(m, (s) => s.query<Bucket>(sql));
-  const rows = source.reduce((n, b) => n + Number(b.rows), 0);
-  const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
-  const ours = new Set(source.map((b) => b.bucket));
-  const differing = [
-    ...source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`),
-    ...destination.filter((b) => !ours.has(b.bucket)),
-  ];
-
-  let suspects: string[] = [];
-  for (let first = 0; first < differing.length; ) {
-    const part: number[] = [];
-    for (let n = 0; first < differing.length && (part.length === 0 || n < FETCH_ROWS); first++) {
-      const b = differing[first] as Bucket;
-      part.push(b.bucket);
-      n += Number(b.rows);
+export function compareLive(m: Move, t: MovingTable, info: TableInfo, how: HowToCompare): Promise<Comparison> {
+  const of = new Comparing(m, t, info, m.destination);
+  return of.compare(how, async (suspects) => {
+    let left = suspects;
+    for (let round = 1; left.length > 0 && round < LIVE_ROUNDS; round++) {
+      m.exec.at('before:verify');
+      left = await of.suspects(of.isOneOf, of.identities(left), () => drainMarker(m));
     }
-    suspects.push(...(await suspectsOf(m, t, h, `${h.bucket} = ANY ($1::int[])`, [part])));
-    if (suspects.length > MAX_SUSPECTS) return { rows, differing: suspects };
-  }
-  for (let round = 1; suspects.length > 0 && round < LIVE_ROUNDS; round++) {
-    m.exec.at('before:verify');
-    suspects = await suspectsOf(m, t, h, `${h.key} = ANY ($1::text[])`, [suspects]);
-  }
-  for (let round = 0; suspects.length > 0 && round < LOCKED_ROUNDS; round++)
-    suspects = await lockedSuspects(m, t, h, suspects);
-  return { rows, differing: suspects };
+    for (let round = 0; left.length > 0 && round < LOCKED_ROUNDS; round++) left = await of.lockedSuspects(left);
+    return left;
+  });
 }
 
-/** More buckets for a larger table, so that a few differing rows do not make much of it be fetched. */
-async function bucketsFor(m: Move, t: MovingTable): Promise<number> {
-  const [size] = await m.source.query<{ rows: number }>(
-    'SELECT greatest(reltuples, 0)::float8 AS rows FROM pg_class WHERE oid = to_regclass($1)',
-    [t.sql],
-  );
-  const wanted = 2 ** Math.ceil(Math.log2(Math.max(1, (size?.rows ?? 0) / BUCKET_ROWS)));
-  return Math.min(MAX_BUCKETS, Math.max(MIN_BUCKETS, wanted));
-}
-
-/**
- * Keys whose rows differ: the source's are read first, then the marker is waited for, so that a row that has not changed since
- * must be the same at the destination.
- */
-async function suspectsOf(
+/** The same when nobody writes to the source any more. @param snapshot of the destination, of when both sides were to be the same */
+export function compareFrozen(
   m: Move,
+  snapshot: ShardSession,
   t: MovingTable,
-  h: Hashing,
-  where: string,
-  values: readonly unknown[],
-): Promise<string[]> {
-  const sql = `SELECT ${h.key} AS key, ${h.row}::text AS hash FROM ${t.sql} WHERE ${t.predicate()} AND ${where}`;
-  const source = await m.source.query<{ key: string; hash: string }>(sql, values);
-  await drainMarker(m);
-  const destination = await m.destination.query<{ key: string; hash: string }>(sql, values);
-  return differingKeys(source, destination);
+  info: TableInfo,
+  how: HowToCompare,
+): Promise<Comparison> {
+  return new Comparing(m, t, info, snapshot).compare(how, async (suspects) => suspects);
 }
 
-async function lockedSuspects(m: Move, t: MovingTable, h: Hashing, keys: readonly string[]): Promise<string[]> {
-  const sql = `SELECT ${h.key} AS key, ${h.row}::text AS hash FROM ${t.sql} WHERE ${t.predicate()} AND ${h.key} = ANY ($1::text[])`;
-  const locker = await ShardSession.open(m.source.shard, null);
-  try {
-    await locker.query('BEGIN');
-    await locker.query("SET LOCAL lock_timeout = '300ms'");
-    const source = await locker.query<{ key: string; hash: string }>(`${sql} FOR UPDATE`, [keys]);
-    await drainMarker(m);
-    const destination = await m.destination.query<{ key: string; hash: string }>(sql, [keys]);
-    await locker.query('ROLLBACK');
+/** One table, compared between the source and a session of the destination. */
+class Comparing {
+  readonly #m: Move;
+  readonly #t: MovingTable;
+  readonly #h: Hashing;
+  readonly #of: Chunked;
+  readonly #there: ShardSession;
+  /** Whether the destination is read as it is now, and what is under way has to be waited for. */
+  readonly #settle: () => Promise<void>;
+
+  constructor(m: Move, t: MovingTable, info: TableInfo, there: ShardSession) {
+    this.#m = m;
+    this.#t = t;
+    this.#h = hashing(info);
+    this.#of = chunked(t, info);
+    this.#there = there;
+    this.#settle = there === m.destination ? () => drainMarker(m) : async () => undefined;
+  }
+
+  /** @param confirm which of the rows that seem to differ do so */
+  async compare(
+    { throttle, volume, from, read, passed }: HowToCompare,
+    confirm: (suspects: readonly string[]) => Promise<readonly string[]>,
+  ): Promise<Comparison> {
+    const m = this.#m;
+    const check = () => m.exec.check();
+    const bytes = rowBytes(volume);
+    const scattered = await this.#scatteredRows();
+    let { after, rows } = from ?? { after: null, rows: 0 };
+    const differing: string[] = [];
+    for (;;) {
+      m.exec.at('before:verify');
+      await m.exec.rest();
+      const size = Math.max(scattered, this.#chunkRows(bytes, throttle.readRate));
+      const chunk = await nextChunk(m.source, this.#of, after, size, check);
+      const { count, suspects } = await this.#compareChunk(chunk, check);
+      rows += count;
+      differing.push(...(suspects.length > MAX_SUSPECTS ? suspects : await confirm(suspects)));
+      after = chunk.to;
+      await read(rows);
+      if (differing.length === 0) await passed({ after, rows });
+      if (after === null || differing.length > MAX_SUSPECTS) return { rows, differing };
+      await throttle.pauseAfterRead(count * bytes);
+    }
+  }
+
+  /** @param bytes of a row */
+  #chunkRows(bytes: number, rate: number | null): number {
+    const most = this.#m.options.compareRows;
+    const wanted = Math.min(CHUNK_BYTES, rate === null ? CHUNK_BYTES : rate * CHUNK_SECONDS) / bytes;
+    return Math.min(most, Math.max(MIN_CHUNK_ROWS, Math.round(wanted)));
+  }
+
+  /** Rows that a chunk is to have at least, so that a table which is larger than memory is not read anew for each few of them. */
+  async #scatteredRows(): Promise<number> {
+    const [order] = await this.#m.source.query<{ pages: number; correlation: number | null }>(
+      `SELECT c.relpages AS pages, abs(s.correlation)::float8 AS correlation FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = $2 AND NOT s.inherited
+        WHERE c.oid = to_regclass($1)`,
+      [this.#t.sql, this.#of.columns[0]?.name],
+    );
+    const inOrder = (order?.correlation ?? 0) >= SCATTERED_CORRELATION;
+    return order === undefined || inOrder || order.pages < SCATTERED_PAGES ? 0 : order.pages * SCATTERED_ROWS;
+  }
+
+  async #compareChunk(chunk: Chunk, check: () => void): Promise<{ count: number; suspects: readonly string[] }> {
+    const where = chunkPredicate(this.#of, chunk);
+    const sql = sumSql(this.#t, this.#h, where);
+    const [[source], [destination]] = await this.#both<{ rows: string; hash: string }>(sql, check);
+    const count = Number(source?.rows);
+    if (source?.rows === destination?.rows && source?.hash === destination?.hash) return { count, suspects: [] };
+    return { count, suspects: await this.#suspectsIn(where, Math.max(count, Number(destination?.rows)), check) };
+  }
+
+  /** Keys of rows of a chunk that differ now. */
+  async #suspectsIn(where: string, rows: number, check: () => void): Promise<string[]> {
+    if (rows <= FETCH_ROWS) return this.suspects(where, [], this.#settle);
+    const bucket = this.#h.bucket(Math.min(MAX_BUCKETS, 2 ** Math.ceil(Math.log2(rows / BUCKET_ROWS))));
+    type Bucket = { bucket: number; rows: string; hash: string };
+    const [source, destination] = await this.#both<Bucket>(
+      `SELECT ${bucket} AS bucket, count(*)::text AS rows, sum(${this.#h.row})::text AS hash FROM ${this.#t.sql} WHERE ${where} GROUP BY 1`,
+      check,
+    );
+    const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
+    const ours = new Set(source.map((b) => b.bucket));
+    const differing = [
+      ...source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`),
+      ...destination.filter((b) => !ours.has(b.bucket)),
+    ];
+    const suspects: string[] = [];
+    for (let first = 0; first < differing.length && suspects.length <= MAX_SUSPECTS; ) {
+      const part: number[] = [];
+      for (let n = 0; first < differing.length && (part.length === 0 || n < FETCH_ROWS); first++) {
+        const b = differing[first] as Bucket;
+        part.push(b.bucket);
+        n += Number(b.rows);
+      }
+      suspects.push(...(await this.suspects(`${where} AND ${bucket} = ANY ($1::int[])`, [part], this.#settle)));
+    }
+    return suspects;
+  }
+
+  /**
+   * Keys whose rows differ: the source's are read first, then what is under way is waited for, so that a row that has not changed since
+   * must be the same at the destination.
+   */
+  async suspects(where: string, values: readonly unknown[], settle: () => Promise<void>): Promise<string[]> {
+    const sql = this.#rowsSql(where);
+    const source = await this.#m.source.query<{ key: string; hash: string }>(sql, values);
+    await settle();
+    const destination = await this.#there.query<{ key: string; hash: string }>(sql, values);
     return differingKeys(source, destination);
-  } catch (error) {
-    if (errorCode(error) !== '55P03') throw error;
-    await delay(200);
-    return [...keys];
-  } finally {
-    await locker.close();
+  }
+
+  async lockedSuspects(keys: readonly string[]): Promise<string[]> {
+    const values = this.identities(keys);
+    const sql = this.#rowsSql(this.isOneOf);
+    const locker = await ShardSession.open(this.#m.source.shard, null);
+    try {
+      await locker.query('BEGIN');
+      await locker.query("SET LOCAL lock_timeout = '300ms'");
+      const source = await locker.query<{ key: string; hash: string }>(`${sql} FOR UPDATE`, values);
+      await this.#settle();
+      const destination = await this.#there.query<{ key: string; hash: string }>(sql, values);
+      await locker.query('ROLLBACK');
+      return differingKeys(source, destination);
+    } catch (error) {
+      if (errorCode(error) !== '55P03') throw error;
+      await delay(200);
+      return [...keys];
+    } finally {
+      await locker.close();
+    }
+  }
+
+  /** True for the rows whose identities are the parameters. */
+  get isOneOf(): string {
+    return `${this.#t.predicate()} AND ${identityPredicate(this.#of, 1)}`;
+  }
+
+  /** Keys as parameters of `isOneOf`: an array for each column. */
+  identities(keys: readonly string[]): string[][] {
+    const rows = keys.map((key) => JSON.parse(key) as string[]);
+    return this.#of.columns.map((c) => rows.map((row) => row[this.#h.keyNames.indexOf(c.name)] as string));
+  }
+
+  #rowsSql(where: string): string {
+    return `SELECT ${this.#h.key} AS key, ${this.#h.row}::text AS hash FROM ${this.#t.sql} WHERE ${where}`;
+  }
+
+  #both<T extends Record<string, unknown>>(sql: string, check: () => void): Promise<[T[], T[]]> {
+    return Promise.all([
+      this.#m.source.interruptible<T>(sql, undefined, check),
+      this.#there.interruptible<T>(sql, undefined, check),
+    ]);
   }
 }
 
@@ -137,8 +280,4 @@ function differingKeys(
   const keys = [...left].filter(([key, hash]) => right.get(key) !== hash).map(([key]) => key);
   keys.push(...[...right.keys()].filter((key) => !left.has(key)));
   return keys;
-}
-
-async function both<T>(m: Move, read: (session: ShardSession) => Promise<T>): Promise<[T, T]> {
-  return Promise.all([read(m.source), read(m.destination)]);
 }

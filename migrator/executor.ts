@@ -132,7 +132,7 @@ export class RealExecutor implements Executor {
     this.#log = options.log;
     this.#signal = options.signal;
     this.#state = options.row.state;
-    this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state, note: null };
+    this.#progress = { ...NO_PROGRESS, ...options.row.progress, phase: options.row.state, compared: null, note: null };
   }
 
   get controls(): MigrationControls {
@@ -155,8 +155,10 @@ export class RealExecutor implements Executor {
     this.#crash(`recorded:${action.name}`);
     this.check();
     this.#log.debug({ migration: this.#store.id.toString(), action: action.name, on: action.on }, action.text);
-    if (action.mode === 'single') for (const sql of action.sql) await this.#interruptible(session, sql);
-    else if (action.mode === 'transaction') await session.transaction(action.sql);
+    if (action.mode === 'single') {
+      // A slot waits for every open transaction, an index takes as long as its table is large.
+      for (const sql of action.sql) await session.interruptible(sql, undefined, () => this.check());
+    } else if (action.mode === 'transaction') await session.transaction(action.sql);
     else await session.lockingTransaction(action.sql, () => this.check());
     this.#crash(`after:${action.name}`);
   }
@@ -328,7 +330,7 @@ export class RealExecutor implements Executor {
       { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
       'migration changed state',
     );
-    this.#progress = { ...this.#progress, phase: row.state };
+    this.#progress = { ...this.#progress, phase: row.state, compared: null };
     if (!HASTY.includes(row.state)) await this.#write();
     return row;
   }
@@ -336,26 +338,6 @@ export class RealExecutor implements Executor {
   async #write(): Promise<void> {
     this.#written = performance.now();
     await this.#store.writeProgress(this.#progress);
-  }
-
-  /** Runs a statement that may wait for others for long (a slot waits for every open transaction), heeding aborts meanwhile. */
-  async #interruptible(session: ShardSession, sql: string): Promise<void> {
-    const running = session.query(sql).then(
-      () => ({ error: null }),
-      (error: unknown) => ({ error }),
-    );
-    for (;;) {
-      const finished = await Promise.race([running, delay(250, null, { ref: false })]);
-      if (finished?.error === null) return;
-      if (finished !== null) throw finished.error;
-      try {
-        this.check();
-      } catch (reason) {
-        await session.cancel();
-        await running;
-        throw reason;
-      }
-    }
   }
 
   #crash(point: string): void {
@@ -373,5 +355,6 @@ const NO_PROGRESS: MigrationProgress = {
   lagBytes: 0,
   etaSeconds: null,
   pauseMs: null,
+  compared: null,
   note: null,
 };

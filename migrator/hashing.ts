@@ -1,9 +1,6 @@
 import { quoteIdent } from '../topology/quote.js';
 import type { ColumnInfo, TableInfo } from './schema-read.js';
 
-/** Buckets by which a table is compared: what differs is looked for only in those that differ. A power of two. */
-export const MIN_BUCKETS = 256;
-
 /** Types whose hash is that of the value and the same on every server; others are hashed as text. */
 const HASHABLE = new Set([
   'bool',
@@ -34,24 +31,27 @@ function hashed(c: ColumnInfo): string {
 /** How a table's rows are hashed, as SQL; the same text on both sides. */
 export interface Hashing {
   readonly row: string;
-  readonly bucket: string;
-  /** The row's identity, as text. */
+  /** The row's identity, as text: a JSON array of `keyNames`' values. */
   readonly key: string;
+  readonly keyNames: readonly string[];
+  /** One of so many parts in which the row is, by its identity. @param count a power of two */
+  bucket(count: number): string;
 }
 
-/** @param buckets a power of two */
-export function hashing(table: TableInfo, buckets = MIN_BUCKETS): Hashing {
+export function hashing(table: TableInfo): Hashing {
   const columns = [...table.columns].filter((c) => c.generated === '').sort((a, b) => (a.name < b.name ? -1 : 1));
   const identity = identityColumns(table);
   const keys = columns.filter((c) => identity.includes(c.name));
   return {
     row: `hash_record_extended(ROW(${columns.map(hashed).join(', ')}), 0)`,
-    bucket: `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${buckets - 1})::int`,
+    bucket: (count) => `(hash_record_extended(ROW(${keys.map(hashed).join(', ')}), 0) & ${count - 1})::int`,
+    keyNames: keys.map((c) => c.name),
     key: `jsonb_build_array(${keys.map((c) => `${quoteIdent(c.name)}::text`).join(', ')})::text`,
   };
 }
 
-function identityColumns(table: TableInfo): readonly string[] {
+/** Columns by which rows are told apart, in the order of their index. */
+export function identityColumns(table: TableInfo): readonly string[] {
   const primary = table.constraints.find((c) => c.type === 'p');
   if (primary !== undefined) return primary.columns;
   const identity = [...table.constraints, ...table.indexes].find((i) => i.replicaIdentity);

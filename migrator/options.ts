@@ -28,6 +28,8 @@ export interface MigratorOptions {
   readonly wayBackMs: number;
   /** Heap pages per transaction when rows are removed. Default 128. */
   readonly removePages: number;
+  /** Rows that are compared by one statement, at most. Default 65536. */
+  readonly compareRows: number;
   /** What a migration may do to the servers. Default: DEFAULT_THROTTLE. */
   readonly throttle: ThrottleLimits;
 }
@@ -43,6 +45,7 @@ export const DEFAULT_OPTIONS: MigratorOptions = {
   fenceBackoffMs: 2000,
   wayBackMs: 0,
   removePages: 128,
+  compareRows: 65_536,
   throttle: DEFAULT_THROTTLE,
 };
 

@@ -27,6 +27,8 @@ const LOCK_TROUBLE = new Set(['55P03', '40P01']);
 const LOCK_TIMEOUT_MS = 200;
 /** How long a server that is idle may be silent before it is asked whether it is still there, ms. */
 const KEEP_ALIVE_MS = 10_000;
+/** How often somebody is asked whether a long statement is still wanted, ms. */
+const CHECK_MS = 250;
 /** How long a server may take to say good-bye, ms. */
 const GOODBYE_MS = 2000;
 
@@ -118,6 +120,35 @@ export class ShardSession {
       throw error;
     } finally {
       clearTimeout(late);
+    }
+  }
+
+  /**
+   * One statement that may take long.
+   * @param check called meanwhile; when it throws, the statement is canceled
+   */
+  async interruptible<T extends pg.QueryResultRow>(
+    sql: string,
+    values: readonly unknown[] | undefined,
+    check: () => void,
+  ): Promise<T[]> {
+    const running = this.query<T>(sql, values).then(
+      (rows) => ({ rows }),
+      (error: unknown) => ({ error }),
+    );
+    for (;;) {
+      const finished = await Promise.race([running, delay(CHECK_MS, null, { ref: false })]);
+      if (finished !== null) {
+        if ('rows' in finished) return finished.rows;
+        throw finished.error;
+      }
+      try {
+        check();
+      } catch (reason) {
+        await this.cancel();
+        await running;
+        throw reason;
+      }
     }
   }
 

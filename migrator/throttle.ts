@@ -12,6 +12,8 @@ const MIN_FACTOR = 1 / 64;
 const RECOVERY = 1.1;
 /** Longest pause at once between two portions, ms: a new limit is heeded soon. */
 const MAX_PAUSE_MS = 200;
+/** So many bytes are compared for each that may be copied: a row is read and hashed on both sides in about an eighth of the processor time. */
+const COMPARED_FOR_COPIED = 8;
 /** What the rate is taken from when no limit is set and there is reason to slow down, bytes a second. */
 const UNLIMITED_RATE = 64_000_000;
 
@@ -25,11 +27,15 @@ export class Throttle {
   readonly #latencies = { source: [] as number[], destination: [] as number[] };
   #factor = 1;
   #note: string | null = null;
-  /** When the next portion may begin. */
-  #due = Number.NEGATIVE_INFINITY;
+  readonly #hasRate: boolean;
+  /** Bytes of portions that have been done, and are not paid for by the time that has passed since. */
+  #owed = 0;
+  #paidAt = performance.now();
 
-  constructor(m: Move) {
+  /** @param hasRate whether it keeps to a rate besides; else it only slows down when there is reason to */
+  constructor(m: Move, { hasRate = true }: { readonly hasRate?: boolean } = {}) {
     this.#m = m;
+    this.#hasRate = hasRate;
   }
 
   get limits(): ThrottleLimits {
@@ -43,7 +49,7 @@ export class Throttle {
 
   /** Bytes a second that may be moved now; null: as many as can be. */
   get rate(): number | null {
-    const { maxRate } = this.limits;
+    const maxRate = this.#hasRate ? this.limits.maxRate : null;
     if (maxRate === null && this.#factor === 1) return null;
     return Math.max(2, Math.round((maxRate ?? UNLIMITED_RATE) * this.#factor));
   }
@@ -59,19 +65,37 @@ export class Throttle {
     await this.#m.destination.query(assertPaceSql(this.#m.names, UNLIMITED));
   }
 
-  /** Before a portion of so many bytes: waits until what went before it is paid for. */
+  /** The same of bytes that are compared. */
+  get readRate(): number | null {
+    return this.rate === null ? null : this.rate * COMPARED_FOR_COPIED;
+  }
+
+  /** Before a portion of so many bytes: waits until what went before it is paid for, at the rate of now. */
   async pause(bytes: number): Promise<void> {
     for (;;) {
       await this.#look(UNLIMITED);
-      const left = this.#due - performance.now();
-      if (left <= 0 || this.rate === null) break;
+      const left = this.#pay();
+      if (left <= 0) break;
       await delay(Math.min(left, MAX_PAUSE_MS));
       this.#m.exec.check();
       await this.#m.exec.rest();
     }
+    this.#owed += bytes;
+  }
+
+  /** After a portion of so many bytes that were only read: waits until it is paid for. */
+  async pauseAfterRead(bytes: number): Promise<void> {
+    this.#owed += bytes / COMPARED_FOR_COPIED;
+    await this.pause(0);
+  }
+
+  /** @returns ms until nothing is owed any more */
+  #pay(): number {
+    const now = performance.now();
     const { rate } = this;
-    this.#due =
-      rate === null ? Number.NEGATIVE_INFINITY : Math.max(this.#due, performance.now()) + (bytes * 1000) / rate;
+    this.#owed = rate === null ? 0 : Math.max(0, this.#owed - (rate * (now - this.#paidAt)) / 1000);
+    this.#paidAt = now;
+    return rate === null ? 0 : (this.#owed * 1000) / rate;
   }
 
   /** Measures, and sets the pace of the copy, which is the small write that is measured. */

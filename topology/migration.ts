@@ -71,6 +71,13 @@ export interface ReplicaTerms {
   readonly readPercent: number;
 }
 
+/** How far a comparison of both sides is. */
+export interface ComparisonProgress {
+  readonly rows: number;
+  readonly rowsTotal: number;
+  readonly rowsPerSecond: number;
+}
+
 /** Live progress of a migration; every figure is measured. */
 export interface MigrationProgress {
   readonly phase: MigrationState;
@@ -84,5 +91,7 @@ export interface MigrationProgress {
   readonly etaSeconds: number | null;
   /** ms from when the proxies were asked to hold until the new owner took writes, once known. */
   readonly pauseMs: number | null;
+  /** While both sides are compared; else null. */
+  readonly compared: ComparisonProgress | null;
   readonly note: string | null;
 }

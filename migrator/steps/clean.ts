@@ -56,7 +56,6 @@ export async function compareAsOfFlip(m: Move): Promise<boolean> {
   );
   m.exec.at('after:proxies-acked');
   if (m.exec.dry || m.row.facts.exact !== undefined) return true;
-  await m.exec.progress({ note: 'comparing both sides as of the flip' });
   const difference = await compareExactly(m);
   if (difference !== null) {
     m.row = await m.exec.transition(m.row, 'failed', {

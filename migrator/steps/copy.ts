@@ -1,17 +1,10 @@
 import { quoteLiteral } from '../../topology/quote.js';
-import { isReference, type Move } from '../move.js';
+import type { Move } from '../move.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
 import { Supervisor } from '../supervisor.js';
 import { Throttle } from '../throttle.js';
+import { measureVolumes, sumOf } from '../volumes.js';
 import { readSourceTables } from './prepare.js';
-
-/** Rows up to which they are counted rather than estimated. */
-const COUNT_BELOW = 2_000_000;
-
-interface Volume {
-  readonly rows: number;
-  readonly bytes: number;
-}
 
 /** copying → catching_up: waits for the copy, then builds what was left out for its sake. */
 export async function copy(m: Move): Promise<void> {
@@ -21,10 +14,7 @@ export async function copy(m: Move): Promise<void> {
     await m.exec.wait('every table is copied and follows the source (pg_subscription_rel: all "r")', async () => true);
   m.exec.at('after:copy-wait');
 
-  await m.exec.progress({ note: 'building indexes' });
-  const infos = await readSourceTables(m);
-  for (const info of infos) for (const item of finishIndexes(info)) await build(m, info.oid, info, item);
-  for (const info of infos) for (const item of finishForeignKeys(info)) await build(m, info.oid, info, item);
+  await buildAll(m);
   m.exec.at('after:create-indexes');
   for (const t of m.tables)
     await m.exec.perform({
@@ -38,10 +28,25 @@ export async function copy(m: Move): Promise<void> {
   m.row = await m.exec.transition(m.row, 'catching_up');
 }
 
-async function build(m: Move, _oid: string, table: { schema: string; table: string }, item: FinishItem): Promise<void> {
+/** Indexes, then foreign keys, one at a time: when every table has its rows and its indexes. */
+async function buildAll(m: Move): Promise<void> {
+  const infos = await readSourceTables(m);
+  const items = [finishIndexes, finishForeignKeys].flatMap((itemsOf) =>
+    infos.flatMap((info) => itemsOf(info).map((item) => ({ info, item }))),
+  );
+  for (const [i, { info, item }] of items.entries()) {
+    await m.exec.progress({ note: `building ${item.kind} ${item.name} (${i + 1} of ${items.length})` });
+    await build(m, info, item);
+  }
+  await m.exec.progress({ note: null });
+}
+
+async function build(m: Move, table: { schema: string; table: string }, item: FinishItem): Promise<void> {
   const name = quoteLiteral(item.name);
   const relation = m.tables.find((t) => t.schema === table.schema && t.table === table.table)?.sql as string;
   const regclass = `to_regclass(${quoteLiteral(relation)})`;
+  // A build cannot be slowed down; it can be kept from taking more than one processor.
+  const isThrottled = new Throttle(m).limits.maxRate !== null;
   await m.exec.perform({
     name: 'create-index',
     on: 'destination',
@@ -51,13 +56,14 @@ async function build(m: Move, _oid: string, table: { schema: string; table: stri
       item.kind === 'constraint'
         ? `SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = ${regclass} AND conname = ${name}) AS present`
         : `SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid WHERE x.indrelid = ${regclass} AND c.relname = ${name}) AS present`,
-    sql: [item.sql],
+    sql: [`${isThrottled ? 'SET' : 'RESET'} max_parallel_maintenance_workers${isThrottled ? ' = 0' : ''}`, item.sql],
   });
 }
 
 async function waitForCopy(m: Move): Promise<void> {
-  const volumes = await measureVolumes(m);
-  const total = sum([...volumes.values()]);
+  const measured = await measureVolumes(m);
+  const volumes = new Map(measured.map((v) => [v.name, v]));
+  const total = sumOf(measured);
   const supervisor = new Supervisor(m);
   const throttle = new Throttle(m);
   const name = quoteLiteral(m.names.replication);
@@ -120,38 +126,4 @@ async function waitForCopy(m: Move): Promise<void> {
     bytesPerSecond: ((total.bytes - (first === total.bytes ? 0 : (first ?? 0))) * 1000) / (performance.now() - started),
     etaSeconds: 0,
   });
-}
-
-/** Rows and bytes of each table's part of the interval, by the name that regclass prints. Counted when that is quick, else the planner's estimate. */
-async function measureVolumes(m: Move): Promise<Map<string, Volume>> {
-  const volumes = new Map<string, Volume>();
-  for (const t of m.tables) {
-    const [facts] = await m.source.query<{ name: string; tuples: number; bytes: string }>(
-      `SELECT c.oid::regclass::text AS name, greatest(c.reltuples, 0)::float8 AS tuples, pg_table_size(c.oid)::text AS bytes
-         FROM pg_class c WHERE c.oid = to_regclass($1)`,
-      [t.sql],
-    );
-    if (facts === undefined) continue;
-    let whole = facts.tuples;
-    let rows: number;
-    if (whole < COUNT_BELOW && Number(facts.bytes) < COUNT_BELOW * 100) {
-      const [counted] = await m.source.query<{ n: number; all: number }>(
-        `SELECT count(*) FILTER (WHERE ${t.predicate()})::float8 AS n, count(*)::float8 AS all FROM ${t.sql}`,
-      );
-      rows = counted?.n ?? 0;
-      whole = counted?.all ?? 0;
-    } else if (isReference(t)) rows = whole;
-    else {
-      const plan = await m.source.query<{ 'QUERY PLAN': { Plan: { 'Plan Rows': number } }[] }>(
-        `EXPLAIN (FORMAT JSON) SELECT FROM ${t.sql} WHERE ${t.predicate()}`,
-      );
-      rows = plan[0]?.['QUERY PLAN'][0]?.Plan['Plan Rows'] ?? 0;
-    }
-    volumes.set(facts.name, { rows, bytes: whole > 0 ? Math.round((Number(facts.bytes) * rows) / whole) : 0 });
-  }
-  return volumes;
-}
-
-function sum(volumes: readonly Volume[]): Volume {
-  return volumes.reduce((a, v) => ({ rows: a.rows + v.rows, bytes: a.bytes + v.bytes }), { rows: 0, bytes: 0 });
 }

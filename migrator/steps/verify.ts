@@ -1,18 +1,25 @@
 import { type Topology, tableId } from '../../topology/topology.js';
-import { compareLive, tableSum } from '../compare.js';
+import { compareFrozen, compareLive, type Place } from '../compare.js';
 import { type ComparedTable, lastComparison, type RequestedComparison } from '../comparison.js';
+import { ComparisonRun } from '../comparison-run.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { shapeDifferences } from '../preflight.js';
 import { readTable } from '../schema-read.js';
+import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
 
 const WHY_ROWS_DIFFER =
   'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards.';
 /** Keys of differing rows that are kept for people, per table. */
 const KEYS_KEPT = 20;
+/** And those in the text of an error. */
+const KEYS_TOLD = 3;
 
-/** verifying → ready, or following: every table by hash, while it is written to. Tables that have passed are not read again after a crash. */
+/** How often the catalog is told where a comparison is, ms: what comes after that is compared again after a crash. */
+const NOTE_MS = 1000;
+
+/** verifying → ready, or following: every table by hash, while it is written to. What has passed is not read again after a crash. */
 export async function verify(m: Move): Promise<void> {
   m.exec.at('before:verify');
   if (m.exec.dry) await m.exec.wait('every table is compared, by hash, on both sides', async () => true);
@@ -22,22 +29,47 @@ export async function verify(m: Move): Promise<void> {
   m.row = await m.exec.transition(m.row, follows ? 'following' : 'ready');
 }
 
+/** Where the comparison of a table was when it was last noted. */
+interface Unfinished extends Place {
+  readonly table: string;
+}
+
 async function verifyTables(m: Move): Promise<void> {
-  const infos = await readSourceTables(m);
-  for (const [i, t] of m.tables.entries()) {
+  const run = await ComparisonRun.begin(m, new Throttle(m));
+  for (const { t, info, volume } of run.tables) {
+    const id = tableId(t);
     const verified = (m.row.facts.verified ?? {}) as Readonly<Record<string, number>>;
-    const info = infos[i];
-    if (info === undefined || verified[tableId(t)] !== undefined) continue;
-    await m.exec.progress({ note: `comparing ${tableId(t)}` });
-    const { rows, differing } = await compareLive(m, t, info);
-    if (differing.length > 0)
+    if (verified[id] !== undefined) {
+      run.skip(verified[id]);
+      continue;
+    }
+    const unfinished = m.row.facts.verifying as Unfinished | null | undefined;
+    let notedAt = performance.now();
+    const how = run.how(volume, `comparing ${id}`, {
+      ...(unfinished?.table === id ? { from: unfinished } : {}),
+      passed: async (place) => {
+        if (place.after === null || performance.now() - notedAt < NOTE_MS) return;
+        m.row = await m.exec.noteFacts(m.row, { verifying: { table: id, ...place } satisfies Unfinished });
+        notedAt = performance.now();
+      },
+    });
+    const { rows, differing } = await compareLive(m, t, info, how);
+    if (differing.length > 0) {
+      const mismatch: Omit<ComparedTable, 'ms'> = {
+        table: id,
+        rows,
+        differing: differing.length,
+        keys: differing.slice(0, KEYS_KEPT),
+      };
+      m.row = await m.exec.noteFacts(m.row, { verifying: null, mismatch });
       throw new MigrationFailure(
-        `${differing.length} rows of "${tableId(t)}" differ between the shards, among them ${differing.slice(0, 3).join(', ')}`,
+        `${differing.length} rows of "${id}" differ between the shards, among them ${differing.slice(0, KEYS_TOLD).join(', ')}`,
         WHY_ROWS_DIFFER,
       );
-    m.row = await m.exec.noteFacts(m.row, { verified: { ...verified, [tableId(t)]: rows } });
+    }
+    m.row = await m.exec.noteFacts(m.row, { verified: { ...verified, [id]: rows }, verifying: null });
   }
-  await m.exec.progress({ note: null });
+  await run.end();
 }
 
 /**
@@ -48,14 +80,12 @@ async function verifyTables(m: Move): Promise<void> {
 export async function compareOnRequest(m: Move, view: Move): Promise<boolean> {
   const request = m.exec.controls.comparison;
   if (request === null || lastComparison(m.row)?.request === request) return false;
-  const infos = await readSourceTables(view);
+  const run = await ComparisonRun.begin(view, new Throttle(view));
   const tables: ComparedTable[] = [];
-  for (const [i, t] of view.tables.entries()) {
-    const info = infos[i];
-    if (info === undefined) continue;
-    await m.exec.progress({ note: `comparing ${tableId(t)}, as asked for (${i + 1} of ${view.tables.length})` });
+  for (const [i, { t, info, volume }] of run.tables.entries()) {
     const began = performance.now();
-    const { rows, differing } = await compareLive(view, t, info);
+    const how = run.how(volume, `comparing ${tableId(t)}, as asked for (${i + 1} of ${run.tables.length})`);
+    const { rows, differing } = await compareLive(view, t, info, how);
     tables.push({
       table: tableId(t),
       rows,
@@ -66,7 +96,7 @@ export async function compareOnRequest(m: Move, view: Move): Promise<boolean> {
   }
   const comparison: RequestedComparison = { request, at: m.exec.now.toISOString(), tables };
   m.row = await m.exec.noteFacts(m.row, { comparison });
-  await m.exec.progress({ note: null });
+  await run.end();
   return true;
 }
 
@@ -103,21 +133,20 @@ export async function checkShapes(m: Move): Promise<void> {
 
 /**
  * The exact comparison, after the flip: the source is frozen by its gate, the destination is read in a snapshot that was
- * taken between drain and flip. @returns what differs, or null
+ * taken between drain and flip. It keeps to no rate, as that snapshot, and the log for the way back, are kept for as long as it takes.
+ * @returns what differs, or null
  */
 export async function compareExactly(m: Move): Promise<string | null> {
-  const snapshot = m.snapshot;
+  const { snapshot } = m;
   if (snapshot === null) return null;
-  const infos = await readSourceTables(m);
+  const run = await ComparisonRun.begin(m, new Throttle(m, { hasRate: false }));
   const differing: string[] = [];
-  for (const [i, t] of m.tables.entries()) {
-    const info = infos[i];
-    if (info === undefined) continue;
-    const [a, b] = await Promise.all([tableSum(m.source, t, info), tableSum(snapshot, t, info)]);
-    if (a.rows !== b.rows || a.hash !== b.hash)
-      differing.push(
-        `"${tableId(t)}": ${a.rows} rows at the source, ${b.rows} at the destination${a.rows === b.rows ? ', with other contents' : ''}`,
-      );
+  for (const { t, info, volume } of run.tables) {
+    const how = run.how(volume, `comparing ${tableId(t)} as of the flip`);
+    const { differing: keys } = await compareFrozen(m, snapshot, t, info, how);
+    if (keys.length > 0)
+      differing.push(`${keys.length} rows of "${tableId(t)}", among them ${keys.slice(0, KEYS_TOLD).join(', ')}`);
   }
+  await run.end();
   return differing.length === 0 ? null : differing.join('; ');
 }

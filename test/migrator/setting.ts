@@ -197,7 +197,7 @@ export async function leftovers(s: Setting): Promise<string[]> {
 type WithCatalog = Pick<Setting, 'catalog'>;
 
 /** From now on a migration that changes its state finds, if `when` is true of NEW and OLD, that somebody has asked `what` of it in that very moment; `when` null: no more. */
-async function askOnChange(s: WithCatalog, name: string, what: string, when: string | null): Promise<void> {
+export async function askOnChange(s: WithCatalog, name: string, what: string, when: string | null): Promise<void> {
   const { pool } = s.catalog;
   await pool.query(`DROP TRIGGER IF EXISTS ${name} ON foreshard.migration`);
   if (when === null) return;
@@ -207,7 +207,8 @@ async function askOnChange(s: WithCatalog, name: string, what: string, when: str
     WHEN (${when}) EXECUTE FUNCTION public.${name}()`);
 }
 
-const entering = (state: string | null): string | null =>
+/** `when` of `askOnChange`. */
+export const entering = (state: string | null): string | null =>
   state === null ? null : `NEW.state = '${state}' AND OLD.state <> '${state}'`;
 
 /** The next migration to enter `state` is to be aborted; null: none any more. */

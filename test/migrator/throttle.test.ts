@@ -1,12 +1,13 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { setPaused, setThrottle } from '../../migrator/migration-requests.js';
+import { lastComparison } from '../../migrator/comparison.js';
+import { requestAbort, requestComparison, setPaused, setThrottle } from '../../migrator/migration-requests.js';
 import { loadMigration } from '../../migrator/migration-row.js';
 import { STOPPED } from '../../migrator/pace.js';
 import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { approveMove, askOnChange, entering, leftovers, pauseOnEntering, resetShop, type Setting } from './setting.js';
 import { audit } from './writers.js';
 
 let moves: Moves;
@@ -21,6 +22,9 @@ afterEach(() => moves.stop());
 beforeEach(() => resetShop(s, 12, 1000));
 
 const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
+/** For `askOnChange`. */
+const slower = (maxRate: number) =>
+  `controls := NEW.controls || '${JSON.stringify({ throttle: { ...OFF, maxRate } })}'`;
 const load = (id: bigint) => loadMigration(s.catalog.pool, id);
 const approve = (throttle: Partial<ThrottleLimits>) =>
   approveMove(s, [6n], null, 'one', 'two', { throttle: { ...OFF, ...throttle } });
@@ -136,13 +140,8 @@ test('the removal of the rows keeps to a rate that is changed while it runs', as
       Number((await c.query('SELECT count(*) FROM "Odd Items" WHERE "Tenant Id" < 6')).rows[0].count),
     );
   // One page a transaction, and eight kilobytes a second from the flip on.
-  await s.catalog.pool.query(`CREATE OR REPLACE FUNCTION public.slow_clean() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN NEW.controls := NEW.controls || '{"throttle": {"maxRate": 8192, "maxLagMs": null, "maxLatencyMs": null}}'; RETURN NEW; END $$`);
-  await s.catalog.pool.query(`CREATE TRIGGER slow_clean BEFORE UPDATE OF state ON foreshard.migration FOR EACH ROW
-    WHEN (NEW.state = 'cleaning' AND OLD.state <> 'cleaning') EXECUTE FUNCTION public.slow_clean()`);
-  moves.atStop(async () => {
-    await s.catalog.pool.query('DROP TRIGGER slow_clean ON foreshard.migration');
-  });
+  await askOnChange(s, 'slow_clean', slower(8192), entering('cleaning'));
+  moves.atStop(() => askOnChange(s, 'slow_clean', '', null));
   moves.startMigrator({ removePages: 1 });
   await waitFor(
     async () => /removing moved rows of public.Odd Items: \d+ %/.test((await load(id)).progress.note ?? ''),
@@ -158,4 +157,76 @@ test('the removal of the rows keeps to a rate that is changed while it runs', as
   await setThrottle(s.catalog.pool, id, OFF, 'test');
   expect(await moves.atRest(id)).toBe('done');
   expect(await left()).toBe(0);
+});
+
+describe('the comparison', () => {
+  const atDestination = (sql: string) =>
+    withClient(s.urlTwo, async (c) => {
+      await c.query('SET session_replication_role = replica');
+      await c.query(sql);
+    });
+
+  test('keeps to a rate that is changed while it runs, tells how far it is, and goes on where a migrator has died', async () => {
+    const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false, throttle: OFF });
+    await askOnChange(s, 'slow_verify', slower(10_000), entering('verifying'));
+    moves.atStop(() => askOnChange(s, 'slow_verify', '', null));
+    moves.startMigrator({ compareRows: 100 });
+    const place = await waitFor(
+      async () => (await load(id)).facts.verifying as { table: string; rows: number } | null,
+      {
+        what: 'the place where the comparison is',
+        timeoutMs: 40_000,
+      },
+    );
+    expect(place.table).toBe('public.Odd Items');
+    const { progress } = await load(id);
+    expect(progress).toMatchObject({ compared: { rowsTotal: 100 + 7000 + 7000 + 7 }, etaSeconds: expect.any(Number) });
+    await moves.stop();
+    const { rows } = (await load(id)).facts.verifying as { rows: number };
+    expect(rows).toBeLessThan(7000);
+    // What has been compared is not looked at again, or this would be found.
+    await atDestination(
+      `UPDATE "Odd Items" SET tags = '{other}' WHERE ("Tenant Id", order_id) = (SELECT "Tenant Id", order_id FROM "Odd Items" ORDER BY 1, 2 LIMIT 1)`,
+    );
+    await setThrottle(s.catalog.pool, id, { ...OFF, maxRate: 100_000 }, 'test');
+    moves.startMigrator({ compareRows: 100 });
+    await setThrottle(s.catalog.pool, id, OFF, 'test');
+    await waitFor(async () => (await load(id)).state === 'ready', { what: 'the end', timeoutMs: 40_000 });
+    expect((await load(id)).facts).toMatchObject({
+      verified: { 'public.countries': 100, 'public.Odd Items': 7000, 'public.orders': 7000, 'public.tenants': 7 },
+      verifying: null,
+    });
+    expect((await load(id)).progress.compared).toBeNull();
+    await requestComparison(s.catalog.pool, id, 'test');
+    const found = await waitFor(async () => lastComparison(await load(id)), { what: 'the comparison' });
+    expect(found.tables.map((t) => t.differing)).toEqual([0, 1, 0, 0]);
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+  });
+
+  test('finds rows that differ, that are missing and that nobody has written, names them, and has the migration undone', async () => {
+    const id = await approve({});
+    await pauseOnEntering(s, 'verifying');
+    moves.atStop(() => pauseOnEntering(s, null));
+    moves.startMigrator({ compareRows: 100 });
+    await waitFor(async () => (await load(id)).progress.note === 'paused', { what: 'the pause', timeoutMs: 40_000 });
+    const [row] = await withClient(
+      s.urlTwo,
+      async (c) => (await c.query<{ min: string; max: string }>('SELECT min(id), max(id) FROM orders')).rows,
+    );
+    const [first, last] = [Number(row?.min), Number(row?.max)];
+    await atDestination(`DELETE FROM orders WHERE id = ${first}`);
+    await atDestination(`UPDATE orders SET body = body || ' ' WHERE id = ${last - 1500}`);
+    await atDestination(`INSERT INTO orders (tenant_id, id, serial_no) VALUES (12, ${last + 1}, 1)`);
+    await setPaused(s.catalog.pool, id, false, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+    const { error, facts } = await load(id);
+    expect(error).toMatch(/^3 rows of "public.orders" differ between the shards/);
+    expect(facts.mismatch).toMatchObject({
+      table: 'public.orders',
+      differing: 3,
+      keys: [`["${first}", "6"]`, `["${last - 1500}", "11"]`, `["${last + 1}", "12"]`],
+    });
+    expect(await leftovers(s)).toEqual([]);
+  });
 });
