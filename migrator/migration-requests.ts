@@ -138,21 +138,40 @@ export async function requestFlip(db: Db, id: bigint, actor: string): Promise<Mi
  * Limits what a migration does to the servers, at once; what is left out is as the migrator's configuration has it.
  * @throws ForeshardError 55000 when it is at rest
  */
-export async function setThrottle(db: Db, id: bigint, throttle: Partial<ThrottleLimits>, actor: string): Promise<void> {
+export function setThrottle(db: Db, id: bigint, throttle: Partial<ThrottleLimits>, actor: string): Promise<void> {
+  return setControls(db, id, { throttle }, 'throttle', actor);
+}
+
+/**
+ * Says what becomes of transactions that are open on the interval at the flip, also while it is being tried.
+ * @param afterMs they are ended when they have been waited for so long; null: never
+ * @throws ForeshardError 55000 when it is at rest
+ */
+export function setEndTransactions(db: Db, id: bigint, afterMs: number | null, actor: string): Promise<void> {
+  return setControls(db, id, { endTransactionsAfterMs: afterMs }, 'end_transactions', actor);
+}
+
+async function setControls(
+  db: Db,
+  id: bigint,
+  controls: Partial<MigrationControls>,
+  action: string,
+  actor: string,
+): Promise<void> {
   const updated = await (db as pg.Pool).query(
     `WITH asked AS (
-       UPDATE foreshard.migration SET controls = controls || jsonb_build_object('throttle', $3::jsonb), updated_at = clock_timestamp()
+       UPDATE foreshard.migration SET controls = controls || $3::jsonb, updated_at = clock_timestamp()
         WHERE id = $1 AND (state <> ALL ($4) OR state = 'planned') RETURNING id
      ), audit AS (
        INSERT INTO foreshard.audit (actor, action, object, detail)
-       SELECT $2, 'migration.throttle', 'migration ' || id, $3::jsonb FROM asked
+       SELECT $2, 'migration.' || $5, 'migration ' || id, $3::jsonb FROM asked
      )
      SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
-    [id.toString(), actor, JSON.stringify(throttle), [...RESTING_STATES]],
+    [id.toString(), actor, JSON.stringify(controls), [...RESTING_STATES], action],
   );
   if (updated.rowCount !== 0) return;
   const { state } = await loadMigration(db, id);
-  throw new ForeshardError('55000', `migration ${id} is ${state}: there is nothing to throttle`, {
+  throw new ForeshardError('55000', `migration ${id} is ${state}: there is nothing to change`, {
     hint: 'See "foreshard migrate list".',
   });
 }

@@ -18,6 +18,8 @@ export interface LiveTopologyOptions {
   readonly logger: Logger;
   /** Whether any transaction or statement in progress touches what `covers` says. */
   readonly uses: (covers: (footprint: Footprint) => boolean) => boolean;
+  /** Ends transactions and statements in progress that touch what `covers` says. */
+  readonly end: (covers: (footprint: Footprint) => boolean) => void;
   /** Whether what is known of the schema is enough to route by, at the current topology. */
   readonly schemaReady: () => boolean;
   /** Nothing is routed by the schema from before this generation; null: none has been read yet. */
@@ -239,6 +241,8 @@ export class LiveTopology {
     this.#holds = holds;
     this.#scheduleHoldEnd();
     for (const listener of this.#onApplied) listener();
+    for (const { hold } of holds.values())
+      if (hold.endsTransactions) this.#options.end((footprint) => holdCovers(hold, footprint, topology));
     this.#acknowledge();
     this.#notify();
     // Migrators wait for this before they remove rows from the source, and DDL before its client is told.

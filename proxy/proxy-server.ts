@@ -160,6 +160,9 @@ export class ProxyServer {
         answerTimeoutMs: options.limits.holdTimeoutMs,
         logger: options.logger,
         uses: (covers) => [...clients].some((c) => c.session.uses(covers)),
+        end: (covers) => {
+          for (const { session } of clients) session.endTransaction(covers);
+        },
         schemaReady: () => schema?.ready ?? true,
         schemaHeard: () => schema?.heard ?? null,
         stale: (topology) => [...clients].some((c) => c.session.isStale(topology)),

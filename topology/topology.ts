@@ -61,6 +61,8 @@ export interface Hold extends Interval {
   readonly id: bigint;
   readonly keyspace: KeyspaceName;
   readonly referenceTables: boolean;
+  /** Transactions that are open on it are to be ended. */
+  readonly endsTransactions: boolean;
   /** Time left when the topology was read, in ms by the catalog's clock. */
   readonly remainingMs: number;
 }

@@ -5,6 +5,7 @@ import { acceptCommand } from './migrate/accept.js';
 import { approveCommand, startCommand } from './migrate/approve.js';
 import { auditCommand } from './migrate/audit.js';
 import { finishCommand, rollbackCommand } from './migrate/end.js';
+import { endTransactionsCommand } from './migrate/end-transactions.js';
 import { flipCommand } from './migrate/flip.js';
 import { listCommand } from './migrate/list.js';
 import { pauseCommand } from './migrate/pause.js';
@@ -28,6 +29,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(flipCommand)
         .command(verifyCommand)
         .command(throttleCommand)
+        .command(endTransactionsCommand)
         .command(abortCommand)
         .command(pauseCommand(true))
         .command(pauseCommand(false))
@@ -40,7 +42,7 @@ export const migrateCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(promoteCommand)
         .demandCommand(
           1,
-          'a command is needed: plan, approve, start, list, show, watch, flip, verify, throttle, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
+          'a command is needed: plan, approve, start, list, show, watch, flip, verify, throttle, end-transactions, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
         ),
       ['migrate watch 1', 'Follow migration 1 until it ends'],
     ),

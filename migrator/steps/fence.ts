@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { createHold, holdStatus } from '../../topology/catalog/leases.js';
+import { createHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError } from '../../topology/errors.js';
 import type { MigrationState } from '../../topology/migration.js';
@@ -59,9 +59,10 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
   const sessions = [m.source, m.destination, m.snapshot];
   try {
     const plan = await planFlip(m);
-    const held = await hold(m);
+    const patienceMs = m.options.ackMs + (m.exec.controls.endTransactionsAfterMs ?? 0);
+    const held = await hold(m, patienceMs);
     const pause = new Pause();
-    await untilHeld(m, held);
+    await untilHeld(m, held, patienceMs);
     pause.took('hold');
     // Clients wait for what is left, and not for a server that has gone without a word.
     for (const session of sessions) session.answerWithin(m.options.fenceMs + m.options.drainMs);
@@ -181,11 +182,11 @@ async function together(work: readonly Promise<unknown>[]): Promise<void> {
 }
 
 /** Asks the proxies to let nothing new start on the interval. @returns the hold's id */
-async function hold(m: Move): Promise<bigint> {
+async function hold(m: Move, patienceMs: number): Promise<bigint> {
   m.exec.at('before:hold');
   await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
-  const { ackMs, fenceMs, drainMs } = m.options;
-  const deadlineMs = ackMs + fenceMs + drainMs + HOLD_MARGIN_MS;
+  const { fenceMs, drainMs } = m.options;
+  const deadlineMs = patienceMs + fenceMs + drainMs + HOLD_MARGIN_MS;
   const id = await m.exec.inLease(m.row, (client) =>
     createHold(client, {
       migrationId: m.row.id,
@@ -200,8 +201,9 @@ async function hold(m: Move): Promise<bigint> {
   return id;
 }
 
-async function untilHeld(m: Move, id: bigint): Promise<void> {
-  const { ackMs } = m.options;
+async function untilHeld(m: Move, id: bigint, patienceMs: number): Promise<void> {
+  const since = performance.now();
+  let ending = false;
   let waitingFor: readonly string[] = [];
   const held = await m.exec.wait(
     'every proxy holds',
@@ -209,13 +211,20 @@ async function untilHeld(m: Move, id: bigint): Promise<void> {
       const status = await holdStatus(m.catalog.pool, id);
       if (status.remainingMs === 0) throw new FenceMissed('the hold is gone');
       waitingFor = status.waitingFor.map((p) => p.name);
-      return waitingFor.length === 0;
+      if (waitingFor.length === 0) return true;
+      const { endTransactionsAfterMs } = m.exec.controls;
+      if (!ending && endTransactionsAfterMs !== null && performance.now() - since >= endTransactionsAfterMs) {
+        ending = true;
+        await m.exec.inLease(m.row, (client) => endTransactions(client, id));
+        m.log.info({ migration: m.row.id.toString(), proxies: waitingFor }, 'transactions on the interval are ended');
+      }
+      return false;
     },
-    { everyMs: 1, deadlineMs: ackMs },
+    { everyMs: 1, deadlineMs: patienceMs },
   );
   if (!held)
     throw new FenceMissed(
-      `proxies did not acknowledge the hold in ${ackMs} ms: ${waitingFor.join(', ')}; they wait for transactions open on the interval`,
+      `proxies did not acknowledge the hold in ${patienceMs} ms: ${waitingFor.join(', ')}; they wait for transactions open on the interval${ending ? ' that could not be ended' : ''}`,
     );
 }
 

@@ -7,10 +7,11 @@ import {
   rowsOfTag,
 } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
-import { encodeBind, encodeClose, encodeDescribe, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
+import { encodeClose, encodeDescribe, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { BatchReader, Bound, Item } from './batch.js';
 import type { ClientSession } from './client-session.js';
+import { FAILING_BIND } from './failing-bind.js';
 import { FAILED } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution } from './placement.js';
@@ -19,15 +20,6 @@ import { ServerStatements } from './server-statements.js';
 import { errorAsWritten } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
 import type { Units } from './units.js';
-
-/** No such statement: bound to make a server fail its transaction, so that the client's is really the state it was told. */
-const FAILING_BIND = encodeBind({
-  portal: '',
-  statement: 'foreshard_refused',
-  formats: [],
-  values: [],
-  resultFormats: [],
-});
 
 /** Says a batch to a server connection, and follows what it does to the session. */
 export class BatchSender {

@@ -7,6 +7,7 @@ import { FRONTEND } from '../wire/message-types.js';
 const FILLER = Buffer.alloc(64 * 1024);
 /** Nobody else fails a COPY with these words. */
 const INTRUDED = 'foreshard: a message that does not belong into it';
+const ENDED = encodeCopyFail('its transaction was ended');
 const INTRUSION = encodeCopyFail(INTRUDED);
 
 /** COPY FROM STDIN under way: what the client sends goes to the server as it comes, in pieces. */
@@ -81,6 +82,12 @@ export class CopyIn {
     backend?.sendRaw(INTRUSION);
     this.end(backend);
     this.#ending = true;
+  }
+
+  /** Ends it from here: the server fails, and what the client still sends for it is dropped. */
+  fail(backend: Backend): void {
+    this.end(backend);
+    backend.sendRaw(ENDED);
   }
 
   end(backend: Backend | null): void {

@@ -1,7 +1,7 @@
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import type { Touch } from '../router/route.js';
-import { BIND_COMPLETE, CLOSE_COMPLETE, encodeCommandComplete, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
+import { BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
@@ -166,7 +166,8 @@ export class ExtendedProtocol {
         );
       if (lanes.batch(items, onLease)) return null;
     }
-    if (error === null && rest.length === 0 && lease.backend === null && this.#answerLocally(items)) return null;
+    const noServer = lease.backend === null || lease.untold;
+    if (error === null && rest.length === 0 && noServer && this.#answerLocally(items)) return null;
     const unit: Unit = { batch, reading, since, times, open: lease.unsynced };
     let placement: Prepared | Promise<Prepared>;
     try {
@@ -316,6 +317,9 @@ export class ExtendedProtocol {
   /** A batch that only closes statements, or begins a transaction, or is empty, needs no server. */
   #answerLocally(items: readonly Item[]): boolean {
     if (items.some((item) => item.type === 'execute')) return this.#answerAlone(items);
+    const { lease } = this.#session;
+    // Its Sync would have committed what was ended.
+    if (lease.untold && lease.transaction?.deferred !== true) return false;
     for (const item of items)
       if (item.type !== 'close-statement' && item.type !== 'flush' && item.type !== 'sync') return false;
       else if (item.type === 'sync' && item.frame.length > FLUSH.length) return false; // a server says what is wrong with it
@@ -342,8 +346,8 @@ export class ExtendedProtocol {
       if (item.type === 'execute' && item.bound?.statement !== bind.statement) return false;
     }
     const { analyzed } = bind.statement;
-    const tag = analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
-    if (tag === null) return false;
+    const reply = analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
+    if (reply === null) return false;
     this.#reader.forgetPortal('');
     const session = this.#session;
     for (const item of items)
@@ -352,7 +356,7 @@ export class ExtendedProtocol {
         session.write(PARSE_COMPLETE);
       } else if (item.type === 'bind') session.write(BIND_COMPLETE);
       else if (item.type === 'describe-portal') session.write(NO_DATA);
-      else if (item.type === 'execute') session.write(encodeCommandComplete(tag));
+      else if (item.type === 'execute') session.write(reply);
     session.answerReady();
     return true;
   }

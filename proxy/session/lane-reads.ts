@@ -552,7 +552,7 @@ export class LaneReads {
   #answerCanceled(reason: string): void {
     this.#current = null;
     this.#rescues = 0;
-    this.#output.write(encodeErrorResponse({ severity: 'ERROR', sqlstate: '57014', message: reason }));
+    this.#output.write(this.worded(encodeErrorResponse({ severity: 'ERROR', sqlstate: '57014', message: reason })));
     this.#extended.ready(IDLE);
     this.#loop.awaitingReady = false;
     this.#session.services.live.released();

@@ -9,6 +9,7 @@ import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
+import { FAILING_BIND } from './failing-bind.js';
 import { type Footprint, stillOn } from './footprint.js';
 import { giveBack } from './give-back.js';
 import { checkSnapshot } from './old-snapshot.js';
@@ -16,7 +17,7 @@ import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
 import { firstThat, place, planOf, refusedInBlock } from './placement.js';
 import { queueNotice } from './queue-notice.js';
-import { checkMove, fanOutRefused, RefusedError, transactionMoved } from './refusals.js';
+import { checkMove, fanOutRefused, RefusedError, transactionEnded, transactionMoved } from './refusals.js';
 import { asksSequences, draws, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
 import type { ClientStatements } from './statements.js';
@@ -66,6 +67,8 @@ export class Lease {
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
+  /** The client's transaction was ended, and it has yet to be told. */
+  untold = false;
   #waitsForMap = false;
   #seen: Topology;
   /** Texts that are not known here were executed on the connection. */
@@ -98,6 +101,7 @@ export class Lease {
    * @throws RefusedError and whatever the pool, the server or `wait` say.
    */
   prepare(executions: readonly Execution[], wait: Wait, together = false): Prepared | Promise<Prepared> {
+    this.#checkEnded(executions);
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
     if (this.backend?.status === FAILED && !this.unsynced)
       return {
@@ -146,6 +150,7 @@ export class Lease {
     const topology = live.current;
     this.#checkStale(topology);
     const unheld = how === TO_FAIL;
+    if (!unheld && this.transaction?.ending) throw transactionEnded();
     if (!unheld && !this.#begun && !live.schemaReady)
       return this.#waitForChange(wait.signal, since ?? performance.now());
     // Not within a transaction: it may itself keep the schema from being read.
@@ -272,7 +277,8 @@ export class Lease {
   releaseIfIdle(): void {
     const backend = this.backend;
     if (backend === null || this.unsynced || !backend.reusable) return;
-    this.transaction = null;
+    // One that no server has been told of goes on, elsewhere too.
+    if (this.transaction?.deferred !== true) this.transaction = null;
     if (this.pinned === null) {
       this.backend = null;
       this.#return(backend);
@@ -317,6 +323,7 @@ export class Lease {
     this.transaction = null;
     this.unsynced = false;
     this.unsyncedDirty = false;
+    this.untold = false;
     this.pinning.clear();
     this.#settingsUnsure = false;
     if (backend) this.#client.services.pool(backend.shard).discard(backend);
@@ -330,7 +337,7 @@ export class Lease {
   async abandon(prelude: readonly Buffer[]): Promise<void> {
     const backend = this.backend;
     if (backend !== null) {
-      if (backend.status !== IDLE) await this.#rollBack(backend);
+      if (backend.status !== IDLE) await this.rollBack(backend);
       // What it is pinned for stays where it is; the statement is then refused if its range has left.
       if (this.pinned === null) {
         this.backend = null;
@@ -422,6 +429,19 @@ export class Lease {
     this.backend = place;
   }
 
+  /** @throws RefusedError when the transaction was ended of which these are to be a part */
+  #checkEnded([first]: readonly Execution[]): void {
+    if (!this.untold) return;
+    const effect = first === undefined ? null : planOf(first)?.effect;
+    this.untold = false;
+    // What ends it need not know. Of a failed one COMMIT is ROLLBACK; in any other it would say that something was committed.
+    if (effect?.kind === 'rollback' && !effect.chain) return;
+    if (effect?.kind === 'commit' && this.backend?.status === FAILED) return;
+    const inBlock = this.transaction?.deferred === true || this.#begun;
+    if (!inBlock) this.transaction = null;
+    throw transactionEnded();
+  }
+
   #checkFanOut(): void {
     if (this.pinned !== null && this.pinning.soft && !this.#begun) {
       this.pinning.clear();
@@ -472,6 +492,18 @@ export class Lease {
     }
   }
 
+  /** Nothing is open on it any more. */
+  giveBackUnlessPinned(): void {
+    if (this.pinned === null) this.#giveBack();
+  }
+
+  /** Ends the open batch without its Sync; nothing of it is committed. */
+  failBatch(backend: Backend): Promise<void> {
+    backend.send(FAILING_BIND, { kind: 'bind', internal: true, quiet: true });
+    this.unsyncedDirty = false;
+    return this.#finishBatch(backend);
+  }
+
   #giveBack(): void {
     const backend = this.backend as Backend;
     this.backend = null;
@@ -503,7 +535,7 @@ export class Lease {
   /** Ends what is open there and gives the connection back. */
   async #leave(from: Backend, open: boolean): Promise<void> {
     if (this.unsynced) await this.#finishBatch(from);
-    if (open) await this.#rollBack(from);
+    if (open) await this.rollBack(from);
     this.#giveBack();
     if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
   }
@@ -524,7 +556,7 @@ export class Lease {
     this.backend = backend;
   }
 
-  async #rollBack(backend: Backend): Promise<void> {
+  async rollBack(backend: Backend): Promise<void> {
     await backend.runInternal(encodeQuery('ROLLBACK'));
     // What SET LOCAL had made of search_path is over, and such a server does not say so.
     if (!backend.connection.reportsSearchPath) backend.settings = null;

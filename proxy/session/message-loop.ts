@@ -20,6 +20,8 @@ export interface LoopOwner extends ClientSession {
   readonly closed: boolean;
   /** What `wait` was for is over. */
   endWait(): void;
+  /** Goes on with the end of the transaction that a flip does not wait for any more. Null: there is nothing to be done now. */
+  goOnEnding(): Promise<void> | null;
   /** Tells the client what it listens to, if it is idle. */
   notify(): void;
   /** For statements of a transaction that is under way; null: it has had none yet. */
@@ -83,6 +85,7 @@ export class MessageLoop {
 
   /** Looks at the next messages, as far as they may be looked at now. */
   pump(): void {
+    if (this.#owner.lease.transaction?.ending) this.#end();
     while (!this.#busy && !this.#owner.closed) {
       const { next } = this.#inbox;
       if (next === undefined) break; // what has come of an unfinished batch waits for its Sync or Flush
@@ -113,6 +116,12 @@ export class MessageLoop {
       if (work !== null) this.follow(work);
     }
     this.#inbox.resumeBelowHalf();
+  }
+
+  #end(): void {
+    if (this.#busy || this.#owner.closed) return;
+    const work = this.#owner.goOnEnding();
+    if (work !== null) this.follow(work);
   }
 
   /** Looks at no other message before `work` is done. */

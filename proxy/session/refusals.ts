@@ -66,6 +66,13 @@ export function transactionMoved(): RefusedError {
   });
 }
 
+/** A flip has not waited for it any longer. */
+export function transactionEnded(): RefusedError {
+  return new RefusedError('40001', 'the transaction was ended because its range is being moved to another shard', {
+    hint: 'Nothing of it was committed. Retry the transaction.',
+  });
+}
+
 /** The transaction's snapshot is older than the arrival of what it asks for. */
 export function arrivedSince(): RefusedError {
   return new RefusedError('40001', 'the range of these rows has come to this shard since the transaction began', {

@@ -3,7 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import type { BackendOwner, Expectation } from '../backend/expectation.js';
 import { LISTENS_ITSELF } from '../router/route.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
-import { decodeErrorFields, encodeErrorResponse, ServerError } from '../wire/error-response.js';
+import { decodeErrorFields, encodeErrorResponse, fieldsOfError, ServerError } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
@@ -12,7 +12,7 @@ import type { Inbox } from './inbox.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
-import { lost, mayNotSay } from './refusals.js';
+import { lost, mayNotSay, transactionEnded } from './refusals.js';
 import type { Source } from './replica-reads.js';
 import { isStalePlan } from './stale-plan.js';
 import type { Units } from './units.js';
@@ -36,6 +36,8 @@ export interface RepliesParts {
 export class ServerReplies implements BackendOwner {
   /** What runs has been canceled because it took too long. */
   overdue = false;
+  /** What runs is stopped because its transaction is being ended. */
+  ending = false;
   /** Queries and Syncs answered, and those after which no transaction was open. */
   answers = 0;
   transactions = 0;
@@ -87,7 +89,7 @@ export class ServerReplies implements BackendOwner {
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void {
     const { backend, transaction } = this.#session.lease;
-    const status = backend?.status ?? (transaction?.deferred ? 0x54 : IDLE);
+    const status = transaction?.deferred ? 0x54 : (backend?.status ?? IDLE);
     if (status === IDLE) this.#session.listening.deliver();
     this.answered(status);
     this.#output.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));
@@ -102,6 +104,7 @@ export class ServerReplies implements BackendOwner {
     this.#inbox.large.done();
     if (status === IDLE) this.transactions += 1;
     this.overdue = false;
+    this.ending = false;
   }
 
   /** See ClientSession. */
@@ -112,6 +115,7 @@ export class ServerReplies implements BackendOwner {
 
   /** The server's ErrorResponse as the client is to see it. */
   worded(frame: Buffer): Buffer {
+    if (this.ending) return encodeErrorResponse(fieldsOfError(transactionEnded()));
     if (!this.overdue) return frame;
     const fields = decodeErrorFields(frame);
     return fields.sqlstate === '57014' ? encodeErrorResponse({ ...fields, message: OVERDUE }) : frame;
@@ -205,6 +209,16 @@ export class ServerReplies implements BackendOwner {
     this.#session.lookup.ready(status);
     this.#extended.ready(status);
     this.#units.transactionStatus(backend, status);
+  }
+
+  /** The transaction, or open batch, was rolled back at the server for us: what it had done to the session is undone. */
+  async rolledBack(backend: Backend): Promise<void> {
+    const { listening, lease, lookup } = this.#session;
+    const pathUnsure = !backend.connection.reportsSearchPath && lookup.unsure(IDLE);
+    this.#units.unitFailed = true;
+    this.#unitEnded(backend, IDLE);
+    await this.#units.settle(backend, IDLE, pathUnsure);
+    await Promise.all([listening.settle(backend), lease.pinning.settle(backend)]);
   }
 
   onWritable(): void {

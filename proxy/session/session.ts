@@ -18,6 +18,7 @@ import { Listening } from './listening.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';
 import { NameLookup } from './name-lookup.js';
+import { transactionEnded } from './refusals.js';
 import { ReplyGate } from './reply-gate.js';
 import { OVERDUE, ServerReplies } from './server-replies.js';
 import { SessionSettings } from './settings.js';
@@ -25,6 +26,7 @@ import { SimpleProtocol } from './simple.js';
 import { ClientStatements } from './statements.js';
 import { StraightLease } from './straight-lease.js';
 import { type Bounds, boundsOf, type TimedSession, Watch } from './time-outs.js';
+import { TransactionEnd } from './transaction-end.js';
 import { Units } from './units.js';
 import { Wait } from './wait.js';
 
@@ -65,6 +67,8 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   #closed = false;
   #wait: Wait | null = null;
   #fanOut: SpreadRun | null = null;
+  /** Null: no transaction has been ended yet. */
+  #ending: TransactionEnd | null = null;
   readonly #onEnd: (session: Session) => void;
   readonly #units: Units;
 
@@ -155,6 +159,44 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     return transaction !== null && covers(transaction);
   }
 
+  /**
+   * A flip does not wait any longer for the transaction or statement in progress, if it touches what `covers` says: it is rolled back,
+   * and the client told 40001. What may be committed already is let end.
+   */
+  endTransaction(covers: (footprint: Footprint) => boolean): void {
+    const { transaction } = this.lease;
+    if (this.#closed) return;
+    if (transaction !== null && covers(transaction)) {
+      this.#ending ??= this.#newEnding();
+      this.#ending.begin(transaction);
+      return;
+    }
+    // Nothing but reads run in lanes, and on several shards. A server that waits for its client to read hears no cancel request.
+    const reads = (this.#fanOut !== null && covers(this.#fanOut.footprint)) || this.lanes.uses(covers);
+    if (!reads || this.#replies.ending || this.#output.full) return;
+    this.#replies.ending = true;
+    void this.cancelUnderWay(transactionEnded());
+  }
+
+  /** See LoopOwner. */
+  goOnEnding(): Promise<void> | null {
+    const { transaction } = this.lease;
+    return transaction === null || this.#ending === null ? null : this.#ending.goOn(transaction);
+  }
+
+  #newEnding(): TransactionEnd {
+    return new TransactionEnd({
+      owner: this,
+      loop: this.#loop,
+      replies: this.#replies,
+      output: this.#output,
+      copyIn: this.#copyIn,
+      stream: this.#stream,
+      units: this.#units,
+      extended: this.#extended,
+    });
+  }
+
   /** Whether what the transaction or statement in progress touches is no longer all on its shard. */
   isStale(topology: Topology): boolean {
     return this.lease.isStale(topology) || this.lanes.isStale(topology);
@@ -239,18 +281,21 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   }
 
   /** A CancelRequest with the right key has come. @returns the backend to send it on to, if one works for this client. */
-  cancel(reason = 'canceling statement due to user request'): readonly Backend[] {
-    if (this.#wait !== null) {
-      this.#wait.abort(new ForeshardError('57014', reason));
-      this.#wait = null;
-    }
+  cancel(reason = new ForeshardError('57014', 'canceling statement due to user request')): readonly Backend[] {
+    this.abortWait(reason);
     if (this.#fanOut !== null) return this.#fanOut.backends;
     if (this.lanes.lane !== null) {
-      const shared = this.lanes.cancel(reason);
+      const shared = this.lanes.cancel(reason.message);
       return shared === null ? [] : [shared];
     }
     const backend = this.lease.backend;
     return backend !== null && !backend.quiet ? [backend] : [];
+  }
+
+  /** What waits in the proxy fails for this reason. */
+  abortWait(reason: ForeshardError): void {
+    this.#wait?.abort(reason);
+    this.#wait = null;
   }
 
   /** Why the session keeps its server connection between transactions; null: it does not. */
@@ -269,7 +314,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.notify();
   }
 
-  /** The query time-out has passed. Nothing more is asked of the server until it has the request, which is meant for this alone. */
+  /** The query time-out has passed. */
   cancelOverdue(): void {
     // One that reads a message hears no cancel request either: it is asked again when it has it.
     if (this.#stream.active) {
@@ -282,15 +327,21 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
       return;
     }
     this.#replies.overdue = true;
-    const backends = this.cancel(OVERDUE);
+    void this.cancelUnderWay(new ForeshardError('57014', OVERDUE));
+  }
+
+  /** Cancels what is under way, of ourselves. Nothing more is asked of the servers until they have the request, which is meant for this alone. */
+  async cancelUnderWay(reason: ForeshardError): Promise<void> {
+    const backends = this.cancel(reason);
     if (backends.length === 0) return;
     this.#loop.canceling = true;
     const requests = backends.map((backend) =>
       backend.cancel().catch((error: unknown) => {
-        this.services.logger.warn({ err: error, session: this.id }, 'could not cancel an overdue statement');
+        this.services.logger.warn({ err: error, session: this.id }, 'could not cancel a statement');
       }),
     );
-    void Promise.all(requests).then(() => this.canceled());
+    await Promise.all(requests);
+    this.canceled();
   }
 
   worded(frame: Buffer): Buffer {

@@ -278,16 +278,16 @@ export class SimpleProtocol {
       session.answerReady();
       return true;
     }
-    if (lease.backend !== null) return false;
+    if (lease.backend !== null && !lease.untold) return false;
     // For one who listens the server's answer says that what was notified before has been heard.
     if (analyzed.statements.length === 0 && !session.listening.active) {
       session.write(EMPTY_QUERY_RESPONSE);
       session.answerReady();
       return true;
     }
-    const tag = this.#units.answerAlone(analyzed);
-    if (tag === null) return false;
-    session.write(encodeCommandComplete(tag));
+    const reply = this.#units.answerAlone(analyzed);
+    if (reply === null) return false;
+    session.write(reply);
     session.answerReady();
     return true;
   }

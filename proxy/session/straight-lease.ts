@@ -4,14 +4,7 @@ import type { Backend } from '../backend/backend.js';
 import type { Expectation } from '../backend/expectation.js';
 import { WholeAnswer } from '../backend/whole-answer.js';
 import type { Analyzed, BoundParams, StatementPlan, Touch } from '../router/route.js';
-import {
-  BIND_COMPLETE,
-  decodeCommandComplete,
-  encodeCommandComplete,
-  NO_DATA,
-  PARSE_COMPLETE,
-  rowsOfTag,
-} from '../wire/backend.js';
+import { BIND_COMPLETE, decodeCommandComplete, NO_DATA, PARSE_COMPLETE, rowsOfTag } from '../wire/backend.js';
 import { decodeParse, rewriteBindStatement } from '../wire/frontend.js';
 import { BACKEND, FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
@@ -278,7 +271,7 @@ export class StraightLease implements Expectation {
 
   /** BEGIN needs no server, as long as it is not known which. */
   #open(analyzed: Analyzed): void {
-    this.#output.write(encodeCommandComplete(this.#units.answerAlone(analyzed) as string));
+    this.#output.write(this.#units.answerAlone(analyzed) as Buffer);
     this.#replies.answerReady();
   }
 
@@ -362,7 +355,7 @@ export class StraightLease implements Expectation {
     this.#output.write(chunk);
     this.#replies.answered(IN_TRANSACTION);
     this.#loop.awaitingReady = false;
-    if (!this.#inbox.isEmpty) this.#loop.pump();
+    if (!this.#inbox.isEmpty || this.#session.lease.transaction?.ending) this.#loop.pump();
     return chunk.length;
   }
 

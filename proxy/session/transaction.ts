@@ -30,6 +30,8 @@ export class Transaction implements Footprint {
   /** Has drawn numbers from sequences, perhaps, on a connection that held none of others. */
   draws = false;
   writesReference = false;
+  /** A flip does not wait for it any more: nothing more is done in it. */
+  ending = false;
   /** What it touches may have left its shard, and come back, without its proxy. */
   overtaken = false;
   /** It has changed the schema. */

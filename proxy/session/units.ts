@@ -2,15 +2,17 @@ import { parseDuration } from '../../topology/duration.js';
 import { quoteLiteral } from '../../topology/quote.js';
 import { soleShard } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
+import { InternalStatementError } from '../backend/internal-statement.js';
 import { type CodeChange, codeChange } from '../router/code-change.js';
 import { readText } from '../router/keys.js';
 import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
+import { encodeCommandComplete } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse, encodeNoticeResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
 import { FAILED, IDLE } from './lease.js';
 import type { Execution } from './placement.js';
-import { RefusedError } from './refusals.js';
+import { RefusedError, transactionEnded } from './refusals.js';
 import { isAsked, MAX_STALENESS, NO_SETTINGS, TIMEOUTS } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
@@ -98,24 +100,28 @@ export class Units {
 
   /**
    * BEGIN, until it is known where, and the end of a transaction that no server has heard of need no server: done here.
-   * To be called while the session has none. @returns the command tag; null: a server must do it
+   * To be called while the session has none. @returns the reply: CommandComplete, or what a COMMIT is told that comes too late; null: a server must do it
    */
-  answerAlone(analyzed: Analyzed): string | null {
+  answerAlone(analyzed: Analyzed): Buffer | null {
     const { lease, settings, lookup } = this.#session;
     const statement = analyzed.statements.length === 1 ? analyzed.statements[0] : undefined;
     const effect = statement?.plan.effect;
     if (statement === undefined || !effect) return null;
-    if (effect.kind === 'begin' && lease.transaction === null) {
+    if (effect.kind === 'begin' && lease.transaction === null && !lease.untold) {
       lease.begin(analyzed.text.subarray(statement.start, statement.end));
       settings.begin();
-      return statement.plan.command;
+      return encodeCommandComplete(statement.plan.command);
     }
     if (effect.kind !== 'commit' && effect.kind !== 'rollback') return null;
-    if (lease.transaction?.deferred !== true || effect.chain) return null;
+    const tooLate = lease.untold && effect.kind === 'commit';
+    if (lease.transaction?.deferred !== true || (effect.chain && !tooLate)) return null;
+    lease.untold = false;
     lease.transaction = null;
-    settings.end(effect.kind === 'commit');
+    settings.end(effect.kind === 'commit' && !tooLate);
     lookup.ready(IDLE);
-    return effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK';
+    // A COMMIT that fails ends its transaction all the same.
+    if (tooLate) return encodeErrorResponse(fieldsOfError(transactionEnded()));
+    return encodeCommandComplete(effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK');
   }
 
   /** To be called for each statement of the unit that is sent; null: nothing is known of it. */
@@ -137,6 +143,16 @@ export class Units {
     return this.#autocommit;
   }
 
+  /** What was sent has a COMMIT in it. */
+  get commits(): boolean {
+    return this.#commits;
+  }
+
+  /** What was sent writes, and commits that by itself when it is done. */
+  get writesAlone(): boolean {
+    return this.#autocommit && this.#writes;
+  }
+
   /** Nothing but reads in a transaction of their own: without its server nothing is lost but the answer. */
   get readsAlone(): boolean {
     return this.#autocommit && this.#onlyReads;
@@ -147,7 +163,7 @@ export class Units {
    * an open transaction has written without one is rolled back for certain.
    */
   get outcomeUnknown(): boolean {
-    if (this.#autocommit && this.#writes) return true;
+    if (this.writesAlone) return true;
     return this.#commits && (this.#writes || this.#session.lease.transaction?.clean === false);
   }
 
@@ -348,6 +364,13 @@ export class Units {
       kind: 'query',
       internal: false,
       replacement: encodeErrorResponse(fields),
+    });
+  }
+
+  /** Fails the transaction that is open there; nobody is told. */
+  async failAt(backend: Backend): Promise<void> {
+    await backend.runInternal(FAILING_QUERY).catch((error: unknown) => {
+      if (!(error instanceof InternalStatementError)) throw error;
     });
   }
 

@@ -109,3 +109,69 @@ test('Ctrl-C ends the watching and leaves the migration alone', async () => {
   moves.startMigrator();
   expect(await moves.atRest(id)).toBe('done');
 });
+
+test('a replica is made, read on other terms, and promoted', async () => {
+  const make = (...args: string[]) => foreshard('migrate', 'replica', 'tenant', ...args);
+  const refused: [string[], number, RegExp][] = [
+    [['nowhere', '--max-staleness', '2s'], 1, /there is no shard "nowhere"/],
+    [['two', '--max-staleness', 'never'], 2, /"never" is not a length of time/],
+    [['two'], 2, /max-staleness/],
+    [['two', '--max-staleness', '2s', '--read-percent', '101'], 2, /101 is not a percentage/],
+    [['two', '--max-staleness', '2s', '--lower', '9', '--upper', '9'], 2, /the interval is empty/],
+  ];
+  for (const [args, code, stderr] of refused)
+    expect(await make(...args)).toMatchObject({ code, stderr: expect.stringMatching(stderr) });
+  const made = await make('two', '--lower', '6', '--max-staleness', '2s', '--json');
+  const { id, ...terms } = made.json<{ id: string }>();
+  expect(terms).toEqual({ from: 'one', to: 'two', replica: { maxStalenessMs: 2000, readPercent: 0 } });
+
+  expect(await foreshard('migrate', 'promote', id)).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/is approved/),
+  });
+  moves.startMigrator();
+  const following = await foreshard('migrate', 'watch', id);
+  expect(following).toMatchObject({ code: 0, stdout: expect.stringContaining(`"foreshard migrate promote ${id}"`) });
+
+  expect(await foreshard('migrate', 'reads', id)).toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/nothing to change/),
+  });
+  expect((await foreshard('migrate', 'reads', id, '--read-percent', '10', '--max-staleness', '1s')).code).toBe(0);
+  expect((await s.catalog.loadTopology()).replicas).toMatchObject([
+    { readPercent: 10, maxStalenessMs: 1000, lo: [6n], hi: null },
+  ]);
+  expect((await foreshard('migrate', 'reads', id, '--read-percent', '0', '--json')).json()).toEqual({
+    id,
+    readPercent: 0,
+  });
+
+  expect((await foreshard('migrate', 'promote', id)).stdout).toContain('is promoted');
+  expect(await moves.atRest(BigInt(id))).toBe('done');
+  expect(await foreshard('migrate', 'promote', id)).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/is done/),
+  });
+  expect(await foreshard('migrate', 'reads', id, '--read-percent', '5')).toMatchObject({ code: 4 });
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('what becomes of transactions at the flip is said, changed and taken back', async () => {
+  const id = await approveMove(s, [6n], null);
+  const afterMs = async () => (await loadMigration(s.catalog.pool, id)).controls.endTransactionsAfterMs;
+  const say = (after: string, ...more: string[]) => foreshard('migrate', 'end-transactions', `${id}`, after, ...more);
+  expect((await say('1.5s')).stdout).toContain('ends transactions that are still open on its interval after 1.5 s');
+  expect(await afterMs()).toBe(1500);
+  expect((await say('0', '--json')).json()).toEqual({ id: `${id}`, endTransactionsAfterMs: 0 });
+  expect((await say('off')).stdout).toContain('backs off from transactions');
+  expect(await afterMs()).toBeNull();
+  expect(await say('11min')).toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/"11min" is not a time of at most 10 min/),
+  });
+  await s.catalog.pool.query(`UPDATE foreshard.migration SET state = 'aborted'`);
+  expect(await say('1s')).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/is aborted: there is nothing to change/),
+  });
+});

@@ -2,9 +2,10 @@ import type pg from 'pg';
 import { from, to } from 'pg-copy-streams';
 import { pino } from 'pino';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { createMigration, setPaused } from '../../migrator/migration-requests.js';
+import { createMigration, requestFlip, setEndTransactions, setPaused } from '../../migrator/migration-requests.js';
 import { loadMigration, type MigrationRow, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
+import type { MigrationControls } from '../../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
 import { pauseOnEntering } from '../migrator/setting.js';
 import { Sharded } from '../support/sharded.js';
@@ -58,7 +59,7 @@ beforeEach(async () => {
 
 const there = () => (owner === 's1' ? 's2' : 's1');
 /** Tenants from 100 on are to go to the shard where they are not. */
-async function begin(): Promise<bigint> {
+async function begin(controls: Partial<MigrationControls> = {}): Promise<bigint> {
   const keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
   return createMigration(
     s.catalog.pool,
@@ -71,7 +72,7 @@ async function begin(): Promise<bigint> {
       from: owner as ShardName,
       to: there() as ShardName,
     },
-    { actor: 'test' },
+    { actor: 'test', controls },
   );
 }
 
@@ -281,5 +282,59 @@ describe('a two-phase transaction', () => {
     await c.query(`UPDATE tenants SET name = 'x' WHERE tenant_id = 150`);
     await expect(c.query(`PREPARE TRANSACTION 'x'`)).rejects.toMatchObject({ code: '0A000' });
     await c.query('ROLLBACK');
+  });
+});
+
+describe('a transaction that the flip is not to wait for', () => {
+  const RENAME = (name: string) => `UPDATE tenants SET name = '${name}' WHERE tenant_id = 150`;
+  const ENDED = { code: '40001', hint: 'Nothing of it was committed. Retry the transaction.' };
+  const name = async (c: pg.Client) => (await c.query('SELECT name FROM tenants WHERE tenant_id = 150')).rows[0]?.name;
+
+  /** A migration that waits for its flip. */
+  async function ready(controls: Partial<MigrationControls>): Promise<bigint> {
+    const id = await begin({ auto: false, ...controls });
+    await waitFor(
+      async () => (await loadMigration(s.catalog.pool, id)).progress.note?.startsWith('ready to flip') === true,
+      { what: 'the migration to wait for its flip', timeoutMs: 40_000 },
+    );
+    return id;
+  }
+
+  it('is ended, and done once when it is tried again at the new owner', async () => {
+    const [writer, reader, beside] = [await s.connect(), await s.connect(), await s.connect()];
+    const id = await ready({ endTransactionsAfterMs: 100 });
+    for (const c of [writer, reader, beside]) await c.query('BEGIN');
+    await writer.query(RENAME('lost'));
+    await reader.query('DECLARE cur CURSOR FOR SELECT id FROM orders WHERE tenant_id = 150');
+    await beside.query(`UPDATE tenants SET name = 'beside' WHERE tenant_id = 1`);
+    await requestFlip(s.catalog.pool, id, 'test');
+    // What is left at the source goes when the transaction beside it is over.
+    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'cleaning', { what: 'the flip' });
+    await expect(writer.query('COMMIT')).rejects.toMatchObject(ENDED);
+    await expect(reader.query('FETCH ALL FROM cur')).rejects.toMatchObject(ENDED);
+    await reader.query('ROLLBACK');
+    expect((await beside.query('COMMIT')).command).toBe('COMMIT');
+    expect(await name(reader)).toBe('t150');
+    await writer.query('BEGIN');
+    await writer.query(RENAME('again'));
+    await writer.query('COMMIT');
+    expect(await name(reader)).toBe('again');
+    expect((await reader.query('SELECT name FROM tenants WHERE tenant_id = 1')).rows).toEqual([{ name: 'beside' }]);
+    await done(id);
+  });
+
+  it('is waited for, until somebody says so while the flip waits', async () => {
+    const c = await s.connect();
+    const id = await ready({});
+    await c.query('BEGIN');
+    await c.query('SELECT name FROM tenants WHERE tenant_id = 150');
+    await requestFlip(s.catalog.pool, id, 'test');
+    await held(id);
+    expect(await name(c)).toBe('t150');
+    await setEndTransactions(s.catalog.pool, id, 50, 'test');
+    await done(id);
+    await expect(name(c)).rejects.toMatchObject(ENDED);
+    await c.query('ROLLBACK');
+    expect(await name(c)).toBe('t150');
   });
 });

@@ -1,6 +1,12 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { createHold, dropHold, holdStatus } from '../../topology/catalog/leases.js';
+import type pg from 'pg';
+import { from } from 'pg-copy-streams';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { decodeErrorFields } from '../../proxy/wire/error-response.js';
+import { encodeBind, encodeExecute, encodeParse, encodeQuery, FLUSH, SYNC } from '../../proxy/wire/frontend.js';
+import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
+import { withClient } from '../support/client.js';
+import { RawPeer } from '../support/raw-peer.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -97,6 +103,292 @@ describe('a hold', () => {
     expect(await held).toBe('57014');
     await dropHold(s.catalog.pool, id);
     expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
+  });
+});
+
+describe('a hold that ends transactions', () => {
+  const held: bigint[] = [];
+  beforeEach(() =>
+    s.onShard(0, `INSERT INTO tenants VALUES (170, 'before') ON CONFLICT (tenant_id) DO UPDATE SET name = 'before'`),
+  );
+  afterEach(async () => {
+    for (const id of held.splice(0)) await dropHold(s.catalog.pool, id);
+  });
+
+  /** Asks for it; the proxy has yet to hear. */
+  async function ending(): Promise<bigint> {
+    const id = await hold(20_000);
+    held.push(id);
+    await endTransactions(s.catalog.pool, id);
+    return id;
+  }
+  /** Until nothing is open on the interval any more, whatever clients do. */
+  async function ended(): Promise<void> {
+    const id = await ending();
+    await waitFor(() => acked(id), { what: 'the acknowledgement' });
+    // Neither rows nor advisory locks: a fence would get its own.
+    expect(await name()).toBe('before');
+    await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 170 FOR UPDATE NOWAIT');
+  }
+  const name = async () =>
+    (await s.onShard<{ name: string }>(0, 'SELECT name FROM tenants WHERE tenant_id = 170'))[0]?.name;
+  const letGo = async () => {
+    for (const id of held.splice(0)) await dropHold(s.catalog.pool, id);
+  };
+  /** The session lives, is in no transaction, and can write. */
+  async function lives(c: pg.Client): Promise<void> {
+    await letGo();
+    expect((await c.query(`UPDATE tenants SET name = 'again' WHERE tenant_id = 170`)).rowCount).toBe(1);
+    expect(await name()).toBe('again');
+  }
+  async function begun(): Promise<pg.Client> {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query(`UPDATE tenants SET name = 'lost' WHERE tenant_id = 170`);
+    return c;
+  }
+  /** Until a statement of this text is at work at the shard. */
+  const atWork = (text: string) =>
+    waitFor(
+      async () =>
+        (
+          await s.onShard(
+            0,
+            `SELECT FROM pg_stat_activity WHERE state = 'active' AND usename = 'app' AND query LIKE $1`,
+            [`%${text}%`],
+          )
+        ).length > 0,
+      { what: `${text} to run` },
+    );
+  const code = (work: Promise<unknown>) =>
+    work.then(
+      () => 'done',
+      (e: { code: string }) => e.code,
+    );
+  const ERROR = { code: '40001', hint: expect.stringMatching(/^Nothing of it was committed/) };
+
+  it('tells the next statement, and fails the block until its ROLLBACK', async () => {
+    const c = await begun();
+    await ended();
+    await expect(c.query(`UPDATE tenants SET name = 'more' WHERE tenant_id = 170`)).rejects.toMatchObject(ERROR);
+    expect(await code(c.query('SELECT 1'))).toBe('25P02');
+    expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
+    await lives(c);
+  });
+
+  it.each([
+    ['by a Query', 'COMMIT'],
+    ['by a batch', { name: 'commit', text: 'COMMIT' }],
+    ['and chained', 'COMMIT AND CHAIN'],
+  ])('never says COMMIT, %s, of what it has rolled back', async (_, commit) => {
+    const c = await begun();
+    await ended();
+    await expect(c.query(commit as string)).rejects.toMatchObject(ERROR);
+    // As any COMMIT that fails, it has ended the transaction.
+    await lives(c);
+  });
+
+  it('lets a ROLLBACK be one', async () => {
+    const c = await begun();
+    await ended();
+    expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
+    await lives(c);
+  });
+
+  it('fails what runs, at once, together with what was done before a savepoint', async () => {
+    const c = await begun();
+    await c.query('SAVEPOINT a');
+    const running = c.query('SELECT pg_sleep(600) FROM tenants WHERE tenant_id = 170');
+    const failed = expect(running).rejects.toMatchObject(ERROR);
+    await atWork('pg_sleep(600)');
+    await ended();
+    await failed;
+    await expect(c.query('ROLLBACK TO a')).rejects.toMatchObject(ERROR);
+    // Its client knows that it has failed.
+    expect((await c.query('COMMIT')).command).toBe('ROLLBACK');
+    await lives(c);
+  });
+
+  it('ends a block that has failed and keeps locks behind a savepoint', async () => {
+    const c = await begun();
+    await c.query('SAVEPOINT a');
+    expect(await code(c.query('SELECT 1/0'))).toBe('22012');
+    await ended();
+    await expect(c.query('ROLLBACK TO a')).rejects.toMatchObject(ERROR);
+    expect(await code(c.query('ROLLBACK TO a'))).toBe('3B001');
+    expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
+    await lives(c);
+  });
+
+  it('cancels a read of its own transaction', async () => {
+    const c = await s.connect();
+    const failed = expect(
+      c.query('SELECT pg_sleep(600), name FROM tenants WHERE tenant_id = 170'),
+    ).rejects.toMatchObject(ERROR);
+    await atWork('pg_sleep(600), name');
+    await ended();
+    await failed;
+    await lives(c);
+  });
+
+  it('fails a statement of it that waits in the proxy', async () => {
+    const beside = await createHold(s.catalog.pool, {
+      migrationId: 2n,
+      keyspace,
+      lo: null,
+      hi: [50n],
+      referenceTables: false,
+      deadlineMs: 20_000,
+    });
+    held.push(beside);
+    await waitFor(() => acked(beside), { what: 'the acknowledgement of the other hold' });
+    const c = await begun();
+    const failed = expect(c.query('SELECT name FROM tenants WHERE tenant_id = 1')).rejects.toMatchObject(ERROR);
+    await ended();
+    await failed;
+    await c.query('ROLLBACK');
+    await lives(c);
+  });
+
+  it('waits for a COMMIT, and for a write that commits by itself', async () => {
+    await s.onShard(
+      0,
+      `CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
+       CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON tenants DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+         WHEN (NEW.name = 'slow') EXECUTE FUNCTION linger();
+       INSERT INTO tenants VALUES (171, 'before') ON CONFLICT (tenant_id) DO UPDATE SET name = 'before'`,
+    );
+    await withClient(s.clusters[0].url('shop'), async (blocker) => {
+      await blocker.query('SELECT pg_advisory_lock(4711)');
+      const [committer, writer, other] = [await s.connect(), await s.connect(), await begun()];
+      await committer.query('BEGIN');
+      await committer.query(`UPDATE tenants SET name = 'slow' WHERE tenant_id = 150`);
+      const commit = committer.query('COMMIT');
+      const write = writer.query(`UPDATE tenants SET name = 'slow' WHERE tenant_id = 171`);
+      await atWork('COMMIT');
+      await atWork('tenant_id = 171');
+      const id = await ending();
+      // The others are ended.
+      await waitFor(
+        () =>
+          code(s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 170 FOR UPDATE NOWAIT')).then(
+            (c) => c === 'done',
+          ),
+        {
+          what: 'the other transaction to be ended',
+        },
+      );
+      expect(await acked(id)).toBe(false);
+      await blocker.query('SELECT pg_advisory_unlock(4711)');
+      expect((await commit).command).toBe('COMMIT');
+      expect((await write).rowCount).toBe(1);
+      await waitFor(() => acked(id), { what: 'the acknowledgement' });
+      expect(await code(other.query('SELECT 1'))).toBe('40001');
+      await other.query('ROLLBACK');
+    });
+    await letGo();
+    expect(await s.onShard(0, `SELECT tenant_id::int AS id FROM tenants WHERE name = 'slow' ORDER BY 1`)).toEqual([
+      { id: 150 },
+      { id: 171 },
+    ]);
+    await s.onShard(
+      0,
+      'DROP TRIGGER linger ON tenants; DROP FUNCTION linger(); DELETE FROM tenants WHERE tenant_id = 171',
+    );
+  });
+
+  it('undoes what the transaction has set, and keeps what the session has', async () => {
+    const c = await s.connect();
+    await c.query('CREATE TEMPORARY TABLE mine (a int)');
+    await c.query('BEGIN');
+    await c.query(`SET work_mem = '5MB'`);
+    await c.query('INSERT INTO mine VALUES (1)');
+    await c.query('DECLARE cur CURSOR FOR SELECT name FROM tenants WHERE tenant_id = 170');
+    await ended();
+    await expect(c.query('FETCH ALL FROM cur')).rejects.toMatchObject(ERROR);
+    await c.query('ROLLBACK');
+    expect((await c.query('SHOW work_mem')).rows).toEqual([{ work_mem: '4MB' }]);
+    expect((await c.query('SELECT count(*)::int AS n FROM mine')).rows).toEqual([{ n: 0 }]);
+    await lives(c);
+  });
+
+  it('fails a COPY FROM that waits for its client', async () => {
+    const c = await begun();
+    const copy = c.query(from('COPY orders FROM STDIN'));
+    const failed = new Promise<{ code?: string }>((resolve) =>
+      copy.once('finish', () => resolve({})).once('error', resolve),
+    );
+    copy.write('170\t1\tcopied\n');
+    await atWork('COPY orders');
+    await ended();
+    expect(await failed).toMatchObject(ERROR);
+    await c.query('ROLLBACK');
+    await lives(c);
+    expect(await s.onShard(0, 'SELECT FROM orders WHERE tenant_id = 170')).toEqual([]);
+  });
+
+  describe('in a batch whose Sync has not come', () => {
+    const execute = (sql: string) => [
+      encodeParse('', sql),
+      encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] }),
+      encodeExecute(''),
+    ];
+    const UPDATE = `UPDATE tenants SET name = 'lost' WHERE tenant_id = 170`;
+    const SLEEP = 'SELECT pg_sleep(601) FROM tenants WHERE tenant_id = 170';
+    const login = () => RawPeer.login(s.proxy.port, { user: 'app', database: 'shop', password: 'secret' });
+    /** Of all messages up to the one that says ready: their letters, and the error's code. */
+    async function answer(peer: RawPeer): Promise<string> {
+      const messages = await peer.until('Z');
+      const says = messages.map((m) => (m.type === 'E' ? decodeErrorFields(m.frame).sqlstate : m.type));
+      return [...says, messages.at(-1)?.body.toString('latin1')].join(' ');
+    }
+
+    it.each([
+      ['its Sync commits nothing', null, [SYNC], '40001 Z I'],
+      ['more of it is skipped', null, [...execute(UPDATE), FLUSH, SYNC], '40001 Z I'],
+      ['in a block: the rest is skipped, and the block fails', 'BEGIN', [...execute(UPDATE), SYNC], '40001 Z E'],
+      ['in a block: what follows the Sync fails', 'BEGIN', [SYNC, encodeQuery(UPDATE)], 'Z T'],
+    ])('%s', async (_, first, rest, says) => {
+      const peer = await login();
+      if (first !== null) {
+        peer.send(encodeQuery(first));
+        await peer.until('Z');
+      }
+      peer.send(...execute(UPDATE), FLUSH);
+      await peer.until('C');
+      await ended();
+      peer.send(...rest);
+      expect(await answer(peer)).toBe(says);
+      if (says === 'Z T') expect(await answer(peer)).toBe('40001 Z E');
+      peer.send(encodeQuery('ROLLBACK'));
+      expect(await answer(peer)).toMatch(/C Z I$/);
+      expect(await name()).toBe('before');
+      await letGo();
+      peer.send(encodeQuery(UPDATE));
+      expect(await answer(peer)).toBe('C Z I');
+      peer.socket.destroy();
+    });
+
+    it.each([
+      ['alone', null, 'I'],
+      ['in a block', 'BEGIN', 'E'],
+    ])('%s: what runs fails at once', async (_, first, status) => {
+      const peer = await login();
+      if (first !== null) {
+        peer.send(encodeQuery(first));
+        await peer.until('Z');
+      }
+      peer.send(...execute(UPDATE), ...execute(SLEEP), FLUSH);
+      await atWork('pg_sleep(601)');
+      await ended();
+      expect((await peer.until('E')).map((m) => m.type).join('')).toBe('12C12E');
+      peer.send(...execute(UPDATE), SYNC);
+      expect(await answer(peer)).toBe(`Z ${status}`);
+      peer.send(encodeQuery('ROLLBACK'));
+      expect(await answer(peer)).toMatch(/C Z I$/);
+      expect(await name()).toBe('before');
+      peer.socket.destroy();
+    });
   });
 });
 

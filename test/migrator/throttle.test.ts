@@ -84,7 +84,7 @@ describe('the initial copy', () => {
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, (tenant) => tenant >= 6)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
-    await expect(setThrottle(s.catalog.pool, id, {}, 'test')).rejects.toThrow(/is done: there is nothing to throttle/);
+    await expect(setThrottle(s.catalog.pool, id, {}, 'test')).rejects.toThrow(/is done: there is nothing to change/);
   });
 
   test('stops where it is when the migration is paused, and goes on there', async () => {

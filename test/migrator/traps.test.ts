@@ -1,7 +1,8 @@
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
+import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import type { MigrationControls } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
@@ -25,8 +26,8 @@ beforeEach(() => resetShop(s, 12, 50));
 const load = (id: bigint) => loadMigration(s.catalog.pool, id);
 
 /** A move of tenants from 6 on that follows its source, and flips when it is asked to. */
-async function ready(options: Record<string, number> = {}): Promise<bigint> {
-  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+async function ready(options: Record<string, number> = {}, controls: Partial<MigrationControls> = {}): Promise<bigint> {
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false, ...controls });
   moves.startMigrator(options);
   await noted(id, 'ready to flip');
   return id;
@@ -88,8 +89,29 @@ test('a transaction that has been writing for long is waited for before anybody 
   expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
 });
 
+test('a transaction past the proxies is left alone, and named, also when transactions are to be ended', async () => {
+  const id = await ready({ fenceMs: 100, fenceBackoffMs: 10, maxFenceTries: 2 }, { endTransactionsAfterMs: 10 });
+  const writer = await session();
+  await writer.query('BEGIN');
+  await writer.query(RAISE);
+  const { pid } = (await writer.query('SELECT pg_backend_pid() AS pid')).rows[0];
+  await requestFlip(s.catalog.pool, id, 'test');
+  await waitFor(async () => !(await load(id)).controls.flipRequested, {
+    what: 'the flip to be given up',
+    timeoutMs: 40_000,
+  });
+  const { events } = await showMigration(s.catalog.pool, id);
+  expect(events.at(-1)?.detail.why).toMatch(new RegExp(`kept writing to the interval for 100 ms: pid ${pid} `));
+  await writer.query('COMMIT');
+  await noted(id, 'ready to flip');
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+});
+
 test('a prepared transaction is waited for, and what it wrote arrives', async () => {
-  const id = await ready();
+  // Nobody but its coordinator can end it.
+  const id = await ready({}, { endTransactionsAfterMs: 10 });
   const writer = await session();
   await writer.query('BEGIN');
   await writer.query(RAISE);

@@ -32,6 +32,7 @@ async function start(options: { stale?: () => boolean; schemaHeard?: () => bigin
     answerTimeoutMs: 10_000,
     logger: pino({ level: 'silent' }),
     uses: () => false,
+    end: () => undefined,
     schemaReady: () => true,
     schemaHeard: () => 0n,
     stale: () => false,

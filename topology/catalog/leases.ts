@@ -176,6 +176,11 @@ export async function createHold(client: CatalogClient, hold: NewHold): Promise<
   return BigInt((rows[0] as { id: string }).id);
 }
 
+/** Has the proxies end, when the transaction commits, what transactions are open on the interval. A hold that is gone already is no error. */
+export async function endTransactions(client: CatalogClient, holdId: bigint): Promise<void> {
+  await client.query('UPDATE foreshard.hold SET ends_transactions = true WHERE id = $1', [holdId.toString()]);
+}
+
 /** Lets the proxies go on when the transaction commits. A hold that is gone already is no error. */
 export async function dropHold(client: CatalogClient, holdId: bigint): Promise<void> {
   await client.query('DELETE FROM foreshard.hold WHERE id = $1', [holdId.toString()]);

@@ -35,7 +35,7 @@ SELECT m.epoch::text, m.schema_generation::text AS "schemaGeneration", m.databas
               WHERE c.schema_name = t.schema_name AND c.table_name = t.table_name))
             ORDER BY t.schema_name, t.table_name), '[]') FROM foreshard.reference_table t) AS refs,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('id', h.id::text, 'keyspace', h.keyspace, 'lo', h.lo, 'hi', h.hi,
-            'referenceTables', h.reference_tables,
+            'referenceTables', h.reference_tables, 'endsTransactions', h.ends_transactions,
             'remainingMs', extract(epoch FROM h.deadline - clock_timestamp()) * 1000) ORDER BY h.id), '[]')
      FROM foreshard.hold h WHERE h.deadline > clock_timestamp()) AS holds,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('id', p.migration_id::text, 'since', p.since::text, 'keyspace', p.keyspace, 'lo', p.lo,
@@ -60,6 +60,7 @@ interface Row {
     lo: string[] | null;
     hi: string[] | null;
     referenceTables: boolean;
+    endsTransactions: boolean;
     remainingMs: number;
   }[];
   replicas: {
@@ -119,6 +120,7 @@ function buildTopology(row: Row): Topology {
       lo: positionFromJson(keyspace, h.lo),
       hi: positionFromJson(keyspace, h.hi),
       referenceTables: h.referenceTables,
+      endsTransactions: h.endsTransactions,
       remainingMs: Number(h.remainingMs),
     };
   });

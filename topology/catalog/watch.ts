@@ -8,7 +8,7 @@ const MAX_BACKOFF_MS = 5000;
 
 /** What the poll compares: cheap to read, and different whenever a proxy has something to learn. */
 const SIGNATURE = `
-SELECT m.epoch || ' ' || m.schema_generation || ' ' || coalesce((SELECT string_agg(h.id || '@' || extract(epoch FROM h.deadline), ',' ORDER BY h.id)
+SELECT m.epoch || ' ' || m.schema_generation || ' ' || coalesce((SELECT string_agg(h.id || '@' || extract(epoch FROM h.deadline) || h.ends_transactions, ',' ORDER BY h.id)
                                      FROM foreshard.hold h), '') AS signature
 FROM foreshard.meta m`;
 
