@@ -6,7 +6,7 @@ import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
-import { reachOf } from './reach.js';
+import { fired, reachOf, type Use } from './reach.js';
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -128,12 +128,10 @@ export class Analysis {
     } else uses.set(source.number, { count: 1, type });
   }
 
-  /** Takes note of a table and gives what columns can say about it. */
-  table(
-    node: RangeVar,
-    role: TableRole,
-  ): { entry: Entry; occurrence: Occurrence | null; columns: readonly string[] | null } {
+  /** Takes note of a table that is read, or changed so, and gives what columns can say about it. */
+  table(node: RangeVar, use: Use): { entry: Entry; occurrence: Occurrence | null; columns: readonly string[] | null } {
     this.#seen.add(node);
+    const role: TableRole = use === 'read' ? 'read' : 'write';
     const { registry, metadata, searchPath } = this.context;
     const name = node.relname ?? '';
     const relation = metadata.resolveRelation(
@@ -156,10 +154,10 @@ export class Analysis {
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
     if (relation) for (const f of relation.calls) this.#runs(f);
-    if (relation && role === 'write') for (const f of relation.fires) this.#runs(f);
+    if (relation) for (const f of fired(relation, use)) this.#runs(f);
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
-      if (relation) this.#checkBehind(relation, sharded, role);
+      if (relation) this.#checkBehind(relation, sharded, use);
       const visible = sharded.keyColumns.map((column) => {
         const at = columns?.indexOf(column) ?? -1;
         // Column aliases rename by position: without the column list nobody knows which.
@@ -180,7 +178,7 @@ export class Analysis {
       const reference = registry.reference(relation) as ReferenceTable;
       const set = role === 'write' ? this.referenceWrites : this.referenceReads;
       set.set(`${reference.schema}.${reference.table}`, { schema: reference.schema, table: reference.table });
-    } else this.#other(relation, name, role);
+    } else this.#other(relation, name, use);
     const entry: Entry = {
       name: as,
       schema: node.alias ? null : (relation?.schema ?? null),
@@ -197,16 +195,16 @@ export class Analysis {
   }
 
   /** Triggers, rules and policies of a sharded table find only what its shard has. */
-  #checkBehind(relation: Relation, { keyspace, table }: ShardedTable, role: TableRole): void {
+  #checkBehind(relation: Relation, { keyspace, table }: ShardedTable, use: Use): void {
     const { metadata, registry } = this.context;
-    if (reachOf(metadata, beyond(registry, keyspace)).relation(relation, role === 'write' ? 'change' : 'read'))
+    if (reachOf(metadata, beyond(registry, keyspace)).relation(relation, use))
       this.refuse(
         `"${table}" has triggers, rules, policies or other parts that may reach beyond keyspace "${keyspace}", which is not supported over several shards yet`,
         'Drop them, or let them use tables of the keyspace only.',
       );
   }
 
-  #other(relation: Relation | null, name: string, role: TableRole): void {
+  #other(relation: Relation | null, name: string, use: Use): void {
     this.home = true;
     if (relation === null) return;
     const system =
@@ -220,7 +218,7 @@ export class Analysis {
         `"${name}" is a part of "${parent.table}", and parts of a sharded table cannot be used directly on several shards`,
         `Use "${parent.table}" itself.`,
       );
-    else if (!system && reachOf(metadata, registry).relation(relation, role === 'write' ? 'change' : 'read')) {
+    else if (!system && reachOf(metadata, registry).relation(relation, use)) {
       const view = { v: 'view', m: 'materialized view', f: 'foreign table' }[relation.kind];
       if (view)
         this.refuse(

@@ -10,7 +10,10 @@ import { type Ctes, type Level, openVariables, resolveColumn } from './scope.js'
 export function analyzeInsert(a: Analysis, insert: InsertStmt, parent: Level | null, outer: Ctes | null): void {
   if (!insert.relation) return;
   const ctes = analyzeWith(a, insert.withClause, parent, outer);
-  const target = a.table(insert.relation, 'write');
+  const target = a.table(
+    insert.relation,
+    insert.onConflictClause?.action === 'ONCONFLICT_UPDATE' ? 'upsert' : 'insert',
+  );
   const cols = targets(insert.cols);
   const names = cols.length > 0 ? cols.map((c) => (c.indirection ? null : (c.name ?? null))) : target.columns;
   const query = insert.selectStmt && 'SelectStmt' in insert.selectStmt ? insert.selectStmt.SelectStmt : null;

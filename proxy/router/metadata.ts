@@ -67,6 +67,8 @@ export interface Relation extends TableName {
   readonly calls: readonly string[];
   /** Functions that changing it runs: of triggers, defaults, constraints, indexes. */
   readonly fires: readonly string[];
+  /** Of these, those that only triggers run: at which events, as `tgtype` of pg_trigger has them. All others: at any. */
+  readonly firesAt?: ReadonlyMap<string, number>;
 }
 
 export interface UserFunction {
@@ -119,8 +121,14 @@ export interface MetadataJson {
     kind: 'reads' | 'writes' | 'checks';
     to: readonly [string, string];
   }[];
-  /** From a relation to a function, by name; PostgreSQL's own are among them. */
-  readonly runs?: readonly { schema: string; table: string; kind: 'calls' | 'fires'; name: string }[];
+  /** From a relation to a function, by name; PostgreSQL's own are among them. `events`: see {@link Relation.firesAt}. */
+  readonly runs?: readonly {
+    schema: string;
+    table: string;
+    kind: 'calls' | 'fires';
+    name: string;
+    events?: number | null;
+  }[];
   readonly builtins?: Readonly<Record<string, BuiltinFunction>>;
   readonly eventTriggers?: readonly string[];
 }
@@ -166,7 +174,13 @@ class Snapshot implements Metadata {
       return all;
     };
     for (const e of row.edges ?? []) edgesOf(e)[e.kind].push({ schema: e.to[0], table: e.to[1] });
-    for (const r of row.runs ?? []) edgesOf(r)[r.kind].push(r.name);
+    const firesAt = new Map<string, Map<string, number>>();
+    for (const r of row.runs ?? []) {
+      edgesOf(r)[r.kind].push(r.name);
+      if (r.kind === 'calls' || r.events == null) continue;
+      const at = firesAt.get(tableId(r)) ?? new Map<string, number>();
+      firesAt.set(tableId(r), at.set(r.name, r.events));
+    }
     const asking = new Set(['currval', 'lastval', ...row.functions.filter((f) => f.asks).map((f) => f.name)]);
     for (const r of row.relations) {
       this.#relations.set(tableId(r), {
@@ -177,6 +191,7 @@ class Snapshot implements Metadata {
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
         ...(edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
+        ...(firesAt.has(tableId(r)) ? { firesAt: firesAt.get(tableId(r)) as Map<string, number> } : {}),
       });
     }
     const settings = new SettingFunctions(row.functions);
@@ -282,6 +297,9 @@ export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions
 /** Guards come and go with migrations, and do nothing but refuse: they are none of the schema's triggers. */
 const NOT_A_GUARD = `tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = to_regnamespace('foreshard_shard'))`;
 
+/** At which events a trigger fires: the bits of `tgtype` for INSERT, DELETE, UPDATE and TRUNCATE (TRIGGER_TYPE_… in PostgreSQL's pg_trigger.h). */
+const EVENTS = 'tgtype & 60';
+
 /**
  * What expressions and queries of relations call is read from their trees, where a call has its function's oid: pg_get_viewdef and
  * the like would wait for locks on the relations, and fail for those that are dropped meanwhile. (No catalog says which of PostgreSQL's
@@ -309,17 +327,22 @@ above AS (
   SELECT inhrelid AS rel, inhparent AS parent FROM pg_inherits
   UNION SELECT a.rel, i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.parent),
 trees AS (
-  SELECT ev_class AS rel, 'calls' AS kind, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
-  UNION ALL SELECT polrelid, 'calls', concat(polqual, polwithcheck) FROM pg_policy
-  UNION ALL SELECT adrelid, 'fires', adbin::text FROM pg_attrdef
-  UNION ALL SELECT a.attrelid, 'fires', t.typdefaultbin::text
+  SELECT ev_class AS rel, 'calls' AS kind, NULL::int AS events, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
+  UNION ALL SELECT polrelid, 'calls', NULL, concat(polqual, polwithcheck) FROM pg_policy
+  UNION ALL SELECT adrelid, 'fires', NULL, adbin::text FROM pg_attrdef
+  UNION ALL SELECT a.attrelid, 'fires', NULL, t.typdefaultbin::text
   FROM pg_type t JOIN pg_attribute a ON a.atttypid = t.oid WHERE t.typtype = 'd' AND t.typdefaultbin IS NOT NULL
-  UNION ALL SELECT conrelid, 'fires', conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
-  UNION ALL SELECT tgrelid, 'fires', concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
+  UNION ALL SELECT conrelid, 'fires', NULL, conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
+  UNION ALL SELECT tgrelid, 'fires', ${EVENTS}, concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
 called AS (
-  SELECT DISTINCT t.rel, t.kind, substring(f.node FROM '^\\d+')::oid AS function
+  SELECT DISTINCT t.rel, t.kind, t.events, substring(f.node FROM '^\\d+')::oid AS function
   FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
   WHERE f.n > 1),
+triggered AS (
+  SELECT tgrelid AS rel, ${EVENTS} AS events, 'pg_proc'::regclass AS refclassid, tgfoid AS refobjid FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}
+  UNION SELECT tgrelid, ${EVENTS}, d.refclassid, d.refobjid
+  FROM pg_trigger t JOIN pg_depend d ON d.classid = 'pg_trigger'::regclass AND d.objid = t.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
 depends AS MATERIALIZED (
   SELECT r.ev_class AS rel, 'reads' AS kind, d.refclassid, d.refobjid
   FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
@@ -332,10 +355,6 @@ depends AS MATERIALIZED (
   UNION SELECT d.objid, 'checks', d.refclassid, d.refobjid
   FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
   WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
-  UNION SELECT t.tgrelid, 'writes', 'pg_proc'::regclass, t.tgfoid FROM pg_trigger t WHERE NOT t.tgisinternal AND ${NOT_A_GUARD}
-  UNION SELECT t.tgrelid, 'writes', d.refclassid, d.refobjid
-  FROM pg_trigger t JOIN pg_depend d ON d.classid = 'pg_trigger'::regclass AND d.objid = t.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
-  WHERE NOT t.tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT a.adrelid, 'writes', d.refclassid, d.refobjid
   FROM pg_attrdef a JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
   UNION SELECT c.conrelid, 'writes', d.refclassid, d.refobjid
@@ -396,16 +415,22 @@ SELECT jsonb_build_object(
       'to', jsonb_build_array(n.nspname, c.relname)) ORDER BY a.schema, a.name, a.kind, n.nspname, c.relname), '[]'::jsonb)
     FROM about a JOIN pg_class c ON a.refclassid = 'pg_class'::regclass AND c.oid = a.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')),
-  'runs', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'table', "table", 'kind', kind, 'name', name)
+  'runs', (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('schema', schema, 'table', "table", 'kind', kind, 'name', name, 'events', events))
       ORDER BY schema, "table", kind, name), '[]'::jsonb)
-    FROM (
-      SELECT a.schema, a.name AS "table", CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END AS kind, p.proname AS name
+    FROM (SELECT schema, "table", kind, name, CASE WHEN bool_and(events IS NOT NULL) THEN bit_or(events) END AS events FROM (
+      SELECT a.schema, a.name AS "table", CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END AS kind, NULL::int AS events, p.proname AS name
       FROM about a LEFT JOIN pg_operator o ON a.refclassid = 'pg_operator'::regclass AND o.oid = a.refobjid
         JOIN pg_proc p ON p.oid = CASE WHEN a.refclassid = 'pg_proc'::regclass THEN a.refobjid ELSE o.oprcode::oid END
-      UNION SELECT n.nspname, c.relname, d.kind, p.proname
+      UNION ALL SELECT n.nspname, c.relname, 'fires', t.events, p.proname
+      FROM triggered t LEFT JOIN pg_operator o ON t.refclassid = 'pg_operator'::regclass AND o.oid = t.refobjid
+        JOIN pg_proc p ON p.oid = CASE WHEN t.refclassid = 'pg_proc'::regclass THEN t.refobjid ELSE o.oprcode::oid END
+        JOIN pg_class c ON c.oid = t.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)'
+      UNION ALL SELECT n.nspname, c.relname, d.kind, d.events, p.proname
       FROM called d JOIN pg_proc p ON p.oid = d.function AND p.pronamespace = 'pg_catalog'::regnamespace
         JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
-      WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)') r),
+      WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)') each
+      GROUP BY schema, "table", kind, name) r),
   'eventTriggers', (SELECT coalesce(jsonb_agg(p.proname ORDER BY p.proname), '[]'::jsonb)
     FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D'),
   'builtins', (SELECT jsonb_object_agg(name, CASE WHEN other THEN 'other' WHEN about_objects THEN 'catalog' WHEN pure THEN 'pure' ELSE 'stable' END)

@@ -19,7 +19,7 @@ export function analyzeStatement(a: Analysis, node: Node, parent: Level | null, 
 function analyzeUpdate(a: Analysis, update: UpdateStmt, parent: Level | null, outer: Ctes | null): void {
   if (!update.relation) return;
   const ctes = analyzeWith(a, update.withClause, parent, outer);
-  const target = a.table(update.relation, 'write');
+  const target = a.table(update.relation, 'update');
   const from = analyzeFrom(a, update.fromClause, parent, ctes, [target.entry]);
   const level: Level = { entries: [target.entry, ...from.entries], merged: from.merged, parent };
   const links = analyzeExpression(a, update.whereClause, level, ctes);
@@ -31,7 +31,7 @@ function analyzeUpdate(a: Analysis, update: UpdateStmt, parent: Level | null, ou
 function analyzeDelete(a: Analysis, del: DeleteStmt, parent: Level | null, outer: Ctes | null): void {
   if (!del.relation) return;
   const ctes = analyzeWith(a, del.withClause, parent, outer);
-  const target = a.table(del.relation, 'write');
+  const target = a.table(del.relation, 'delete');
   const from = analyzeFrom(a, del.usingClause, parent, ctes, [target.entry]);
   const level: Level = { entries: [target.entry, ...from.entries], merged: from.merged, parent };
   const links = analyzeExpression(a, del.whereClause, level, ctes);
@@ -75,7 +75,7 @@ function analyzeAssignments(
 function analyzeMerge(a: Analysis, merge: MergeStmt, parent: Level | null, outer: Ctes | null): void {
   if (!merge.relation) return;
   const ctes = analyzeWith(a, merge.withClause, parent, outer);
-  const target = a.table(merge.relation, 'write');
+  const target = a.table(merge.relation, 'change');
   const from = analyzeFrom(a, merge.sourceRelation ? [merge.sourceRelation] : [], parent, ctes);
   const level: Level = { entries: [target.entry, ...from.entries], merged: from.merged, parent };
   const clauses = (merge.mergeWhenClauses ?? []).flatMap((n) => ('MergeWhenClause' in n ? [n.MergeWhenClause] : []));

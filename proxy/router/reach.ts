@@ -3,8 +3,44 @@ import { classifyBuiltin, isKnownNative } from './functions.js';
 import type { Metadata, Relation, UserFunction } from './metadata.js';
 import type { Registry } from './registry.js';
 
-/** What a statement does with a relation: a change runs its triggers and follows its foreign keys, too. */
-export type Use = 'read' | 'change';
+/** Events of triggers: as `tgtype` of pg_trigger has them. */
+const INSERT = 4;
+const DELETE = 8;
+const UPDATE = 16;
+const TRUNCATE = 32;
+const ANY = INSERT | DELETE | UPDATE | TRUNCATE;
+
+/**
+ * What a statement does with a relation: to change it runs its triggers and follows its foreign keys, too. `upsert`: INSERT … ON CONFLICT DO UPDATE; `change`:
+ * whatever there is.
+ */
+export type Use = 'read' | 'insert' | 'update' | 'upsert' | 'delete' | 'change';
+
+const EVENTS: Readonly<Record<Use, number>> = {
+  read: 0,
+  insert: INSERT,
+  update: UPDATE,
+  upsert: INSERT | UPDATE,
+  delete: DELETE,
+  change: ANY,
+};
+
+/** Functions that using the relation so runs: of its triggers for that, its defaults, constraints and indexes. */
+export function fired(relation: Relation, use: Use): readonly string[] {
+  return firedAt(relation, EVENTS[use]);
+}
+
+function firedAt(relation: Relation, events: number): readonly string[] {
+  if (events === 0) return [];
+  const { fires, firesAt } = relation;
+  const all = withMoves(relation, events);
+  return firesAt === undefined ? fires : fires.filter((f) => ((firesAt.get(f) ?? ANY) & all) !== 0);
+}
+
+/** An update may take a row to another partition: there it is inserted, and deleted where it was. */
+function withMoves({ kind }: Relation, events: number): number {
+  return kind === 'p' && (events & UPDATE) !== 0 ? events | INSERT | DELETE : events;
+}
 
 /**
  * Words in the body of a function that make it one whose doings nobody can foresee: statements made of text, changes of what
@@ -70,19 +106,43 @@ export class Reach {
   }
 
   #search(start: Relation, use: Use): boolean {
-    const seen = new Map<string, Relation>([[tableId(start), start]]);
-    for (const r of seen.values()) {
+    // What happens to each; again, as soon as more may.
+    const happens = new Map<Relation, number>([[start, EVENTS[use]]]);
+    for (const queue = [start]; queue.length > 0; ) {
+      const r = queue.shift() as Relation;
+      const events = happens.get(r) as number;
       if (this.declared(r) || r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
-      if (r.calls.some((f) => this.function(f))) return true;
-      if (use === 'change' && (r.fires.some((f) => this.function(f)) || r.checks.some((t) => this.declared(t))))
-        return true;
-      for (const next of use === 'change' ? [...r.reads, ...r.writes] : r.reads) {
+      if (r.calls.some((f) => this.function(f)) || firedAt(r, events).some((f) => this.function(f))) return true;
+      if (events !== 0 && r.checks.some((t) => this.declared(t))) return true;
+      for (const [next, then] of this.#behind(r, events)) {
         const found = this.#metadata.relations.get(tableId(next));
-        if (found) seen.set(tableId(found), found);
-        else if (this.declared(next)) return true;
+        if (found === undefined) {
+          if (this.declared(next)) return true;
+          continue;
+        }
+        const before = happens.get(found);
+        if (before !== undefined && (before | then) === before) continue;
+        happens.set(found, (before ?? 0) | then);
+        queue.push(found);
       }
     }
     return false;
+  }
+
+  /** What else is used, and for what, when this happens to the relation. */
+  *#behind(r: Relation, events: number): Iterable<readonly [TableName, number]> {
+    for (const next of r.reads) {
+      const below = this.#metadata.relations.get(tableId(next));
+      const isPart = below?.parents.some((p) => p.table === r.table && p.schema === r.schema) === true;
+      // A rule, or a view, may do anything with what it names.
+      yield [next, events === 0 ? 0 : isPart ? withMoves(r, events) : ANY];
+    }
+    // Rows that refer to a new one are not touched; those that refer to one that goes, go too, or are changed.
+    let then = 0;
+    if (events & DELETE) then |= DELETE | UPDATE;
+    if (events & UPDATE) then |= UPDATE;
+    if (events & TRUNCATE) then |= TRUNCATE;
+    if (then !== 0) for (const next of r.writes) yield [next, then];
   }
 
   /** Whether dropping the relation with CASCADE may take something of a declared table with it, or a function. */

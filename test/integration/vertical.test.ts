@@ -144,6 +144,7 @@ const BOTH = [
   'DELETE FROM documents USING orders o WHERE documents.tenant_id = o.tenant_id AND o.tenant_id = 7 AND documents.id = 2',
   'SELECT o.note, d.body FROM orders o JOIN documents d USING (tenant_id)',
   `UPDATE tenants SET name = 'by its trigger' WHERE tenant_id = 7`,
+  `INSERT INTO tenants VALUES (7, 'by its trigger too') ON CONFLICT (tenant_id) DO UPDATE SET name = excluded.name`,
   'SELECT note FROM orders WHERE tenant_id = 7 UNION ALL SELECT body FROM documents WHERE tenant_id = 7',
 ];
 
@@ -156,6 +157,9 @@ const EACH = [
   'SELECT t.name, o.note FROM tenants t JOIN orders o USING (tenant_id) WHERE tenant_id = 7',
   'SELECT body FROM documents',
   'DELETE FROM documents WHERE tenant_id = 7 AND id > 2',
+  // The trigger is for updates.
+  `INSERT INTO tenants VALUES (7, 'nobody') ON CONFLICT DO NOTHING`,
+  'DELETE FROM tenants WHERE tenant_id = 7 AND name IS NULL',
 ];
 
 /** Says all of them to both, `apart`: what uses both keyspaces is refused, and changes nothing. */

@@ -144,6 +144,57 @@ describe('what a sharded table runs behind a statement’s back', () => {
     expect(go(together, 'UPDATE tenants SET name = NULL WHERE id = 5', [], metadata)).toBe('a');
   });
 
+  // tgtype of a trigger on it: INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32.
+  const INSERT = 'INSERT INTO orders (tenant_id, id) VALUES (5, 1)';
+  const DELETE = 'DELETE FROM orders WHERE tenant_id = 5';
+  const MERGE =
+    'MERGE INTO orders o USING (SELECT 5 AS t) s ON o.tenant_id = s.t AND o.tenant_id = 5 WHEN MATCHED THEN DELETE';
+  const UPSERT = `${INSERT} ON CONFLICT (tenant_id, id) DO UPDATE SET note = 'x'`;
+  it.each([
+    [4, [INSERT, UPSERT, MERGE, `${INSERT} ON CONFLICT DO NOTHING`], [write, DELETE]],
+    [8, [DELETE, MERGE], [INSERT, UPSERT, write]],
+    [16, [write, UPSERT, MERGE], [INSERT, `${INSERT} ON CONFLICT DO NOTHING`, DELETE]],
+    [4 | 16, [write, INSERT, UPSERT], [DELETE]],
+    [32, [MERGE], [INSERT, UPSERT, write, DELETE]],
+  ])('a trigger for %s is a reason only where it fires', (events, refused, goes) => {
+    const all = fires('orders', 'on_order', 'BEGIN INSERT INTO docs VALUES (1); RETURN NEW; END');
+    const runs = all.runs?.map((r) => (r.name === 'on_order' ? { ...r, events } : r)) ?? [];
+    const metadata = { ...all, runs };
+    for (const text of refused) expect(go(base, text, [], metadata)).toContain(BEHIND);
+    for (const text of goes) expect(go(base, text, [], metadata)).toBe('a');
+    // Of a partitioned table an update may move rows: it inserts and deletes.
+    const relations = all.relations.map((r) => (r.table === 'orders' ? { ...r, kind: 'p' } : r));
+    const partitioned = go(base, write, [], { ...metadata, relations });
+    if (events === 32) expect(partitioned).toBe('a');
+    else expect(partitioned).toContain(BEHIND);
+  });
+
+  it('a foreign key that cascades runs the triggers for what it does', () => {
+    const all = fires('orders', 'on_order', 'BEGIN INSERT INTO docs VALUES (1); RETURN NEW; END');
+    const edges = [
+      ...(METADATA.edges ?? []),
+      { schema: 'public', table: 'tenants', kind: 'writes' as const, to: ['public', 'orders'] as const },
+    ];
+    const at = (events: number, text: string) =>
+      go(base, text, [], {
+        ...all,
+        edges,
+        runs: (all.runs ?? []).map((r) => (r.name === 'on_order' ? { ...r, events } : r)),
+      });
+    const [insert, update, del] = [
+      'INSERT INTO tenants (id) VALUES (5)',
+      'UPDATE tenants SET name = NULL WHERE id = 5',
+      'DELETE FROM tenants WHERE id = 5',
+    ];
+    const REFUSED = /^refused 0A000: "tenants" has triggers/;
+    for (const text of [insert, update, del]) expect(at(4, text)).toBe('a');
+    for (const text of [insert, update]) expect(at(8, text)).toBe('a');
+    expect(at(8, del)).toMatch(REFUSED);
+    expect(at(16, insert)).toBe('a');
+    // ON UPDATE CASCADE, ON DELETE SET NULL.
+    for (const text of [update, del]) expect(at(16, text)).toMatch(REFUSED);
+  });
+
   it.each([
     ['uuid_generate_v4', 'a'],
     ['nextval', 'a'],

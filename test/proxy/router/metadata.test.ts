@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { loadMetadata, schemaSignature } from '../../../proxy/router/metadata.js';
+import { loadMetadata, type Relation, schemaSignature } from '../../../proxy/router/metadata.js';
+import { fired } from '../../../proxy/router/reach.js';
 import { startTestCluster } from '../../support/cluster.js';
 import { waitFor } from '../../support/wait-for.js';
 
@@ -64,6 +65,35 @@ describe('metadata of a server', () => {
     expect(m.userFunction(null, 'lower', ['public'])).toBeNull();
     expect(m.userFunction(null, 'lower', ['public', 'app'])?.immutable).toBe(false);
     expect([...m.volatileOperators]).toEqual(['##']);
+  });
+});
+
+describe('what changing a table runs', () => {
+  beforeAll(() =>
+    pool.query(`
+      CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+      CREATE FUNCTION two() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+      CREATE FUNCTION is_due(int) RETURNS bool LANGUAGE sql RETURN $1 > 0;
+      CREATE TABLE fired (a int DEFAULT mixed(1), b text CHECK (lower(b) <> ''));
+      CREATE TRIGGER i AFTER INSERT ON fired FOR EACH ROW WHEN (is_due(NEW.a)) EXECUTE FUNCTION one();
+      CREATE TRIGGER d AFTER DELETE ON fired FOR EACH STATEMENT EXECUTE FUNCTION one();
+      CREATE TRIGGER u BEFORE UPDATE OF a OR TRUNCATE ON fired EXECUTE FUNCTION two();
+      CREATE TRIGGER t BEFORE UPDATE ON fired FOR EACH ROW WHEN (mixed(NEW.a) = 1 AND upper(NEW.b) = 'A') EXECUTE FUNCTION suppress_redundant_updates_trigger()`),
+  );
+  afterAll(() => pool.query('DROP TABLE fired'));
+
+  const ALWAYS = ['lower', 'mixed'];
+  it.each([
+    ['read', []],
+    ['insert', [...ALWAYS, 'is_due', 'one']],
+    ['update', [...ALWAYS, 'suppress_redundant_updates_trigger', 'two', 'upper']],
+    ['upsert', [...ALWAYS, 'is_due', 'one', 'suppress_redundant_updates_trigger', 'two', 'upper']],
+    ['delete', [...ALWAYS, 'one']],
+    ['change', [...ALWAYS, 'is_due', 'one', 'suppress_redundant_updates_trigger', 'two', 'upper']],
+  ] as const)('to %s', async (use, expected) => {
+    const relation = (await loadMetadata(pool)).resolveRelation(null, 'fired', ['public']);
+    const own = fired(relation as Relation, use).filter((f) => !['text', 'int4eq', 'texteq', 'textne'].includes(f));
+    expect(own).toEqual([...expected].sort());
   });
 });
 
