@@ -3,12 +3,28 @@ import type { Disturbances } from './connection.js';
 /** What was disturbed may still be felt for so long after it has been put right, ms. */
 const FELT_MS = 10_000;
 
+/** What ended longer ago than this is forgotten, ms. */
+const MEMORY_MS = 600_000;
+
+/** Whom a fault may reach: the clients of one proxy, by its place in the world; or all, or none. */
+export type Reach = number | 'everybody' | 'nobody';
+
+/** Something that is going on, or was. */
+interface Disturbance {
+  readonly reach: Reach;
+  /** Infinity: it goes on. */
+  endedAt: number;
+}
+
 /** Keeps the time in which nothing is disturbed, and knows what may be excused by what. */
 export class Calm implements Disturbances {
+  /** The longest time after the end of what excused it that an error came, ms. */
+  latestMs = 0;
   #active = 0;
-  #lastEnd = Number.NEGATIVE_INFINITY;
   #calmSince = performance.now();
   #calmBefore = 0;
+  #lastEnd = Number.NEGATIVE_INFINITY;
+  #recent: Disturbance[] = [];
   #diskFull = false;
   #diskFullUntil = Number.NEGATIVE_INFINITY;
 
@@ -16,8 +32,18 @@ export class Calm implements Disturbances {
     return this.#calmBefore + (this.#active === 0 ? performance.now() - this.#calmSince : 0);
   }
 
+  /** Whether anything at all was disturbed after this moment, or shortly before it. */
   since(moment: number): boolean {
     return this.#active > 0 || moment < this.#lastEnd + FELT_MS;
+  }
+
+  /** The same, of what clients of this proxy may feel. */
+  feltSince(moment: number, proxy: number): boolean {
+    const felt = this.#recent.filter(({ reach }) => reach === 'everybody' || reach === proxy);
+    const endedAt = Math.max(...felt.map((one) => one.endedAt), Number.NEGATIVE_INFINITY);
+    if (moment >= endedAt + FELT_MS) return false;
+    this.latestMs = Math.max(this.latestMs, moment - endedAt);
+    return true;
   }
 
   diskFullSince(moment: number): boolean {
@@ -25,15 +51,20 @@ export class Calm implements Disturbances {
   }
 
   /** Something is disturbed while `work` goes on. */
-  async disturb<T>(work: () => Promise<T>): Promise<T> {
+  async disturb<T>(reach: Reach, work: () => Promise<T>): Promise<T> {
     if (this.#active === 0) this.#calmBefore = this.calmMs;
     this.#active += 1;
+    const disturbance: Disturbance = { reach, endedAt: Number.POSITIVE_INFINITY };
+    this.#recent.push(disturbance);
     try {
       return await work();
     } finally {
       this.#active -= 1;
       this.#lastEnd = performance.now();
       this.#calmSince = this.#lastEnd;
+      disturbance.endedAt = this.#lastEnd;
+      // A statement may have been under way for as long as it can hang.
+      this.#recent = this.#recent.filter((one) => one.endedAt > this.#lastEnd - MEMORY_MS);
     }
   }
 

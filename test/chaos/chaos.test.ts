@@ -1,7 +1,7 @@
 import { beforeAll, describe, expect, it } from 'vitest';
 import { buildCli } from '../cli/run-cli.js';
-import { CHANGES } from './changes.js';
 import { FAULTS } from './faults.js';
+import { KINDS } from './kinds.js';
 import { chaos } from './run.js';
 
 /** Of what is done at random. Other ones, and longer: npm run chaos -- --seed N. */
@@ -22,11 +22,10 @@ describe('nothing is lost, doubled or stale, and nobody is left without an answe
         writers: 8,
         readers: 4,
         proxies: 3,
-        migrators: 2,
         faults: FAULTS,
         hands: 1,
         restMs: 1500,
-        changes: CHANGES,
+        kinds: KINDS,
         enough: ({ flips, faults }) => flips >= FLIPS && faults >= FAULTS_DONE,
         signal: new AbortController().signal,
         log: (text) => told.push(text),

@@ -1,22 +1,26 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { oneOf, type Random } from '../support/random.js';
+import type { Random } from '../support/random.js';
 import { Connection, type Disturbances, type InFlight, StatementError, type Value } from './connection.js';
-import type { History } from './history.js';
+import type { AccountKey, History } from './history.js';
 import { judge, type Phase } from './judge.js';
+import { STALENESS_MS } from './world.js';
 
 /** Between two operations of a client, at most, ms. */
-const THINK_MS = 40;
+const THINK_MS = 250;
 /** A client whose connection is lost, or who is not let in, tries again after at most so long, ms. */
 const RETRY_MS = 300;
 /** Every so many operations, on average, a client leaves and comes again by some proxy. */
 const STAY = 80;
+
+/** How old what a client reads may be, ms, as it says itself; or it says nothing, and a replica's terms decide. */
+export type Freshness = number | 'unsaid';
 
 /** What all clients share. */
 export interface Surroundings {
   readonly history: History;
   readonly inFlight: InFlight;
   readonly disturbances: Disturbances & { diskFullSince(moment: number): boolean };
-  /** Of the proxies. */
+  /** Of the proxies, in the order in which disturbances know them. */
   readonly urls: readonly string[];
   /** How often each error came. */
   readonly errors: Map<string, number>;
@@ -29,15 +33,37 @@ export abstract class Client {
   protected readonly around: Surroundings;
   readonly done: Promise<void>;
   operations = 0;
+  /** How old what it reads may be, ms. */
+  protected readonly stalenessMs: number;
+  /** How often it has connected: a session. */
+  protected session = 0;
+  readonly #settings: Readonly<Record<string, string>>;
+  /** The newest versions that this session has made or been shown. */
+  readonly #told = new Map<AccountKey, number>();
   #connection: Connection | null = null;
+  #proxy = 0;
   #stopped = false;
 
-  constructor(name: string, random: Random, around: Surroundings) {
+  constructor(name: string, random: Random, around: Surroundings, freshness: Freshness) {
     this.name = name;
     this.random = random;
     this.around = around;
+    this.stalenessMs = freshness === 'unsaid' ? STALENESS_MS : freshness;
+    this.#settings = freshness === 'unsaid' ? {} : { 'foreshard.max_staleness': `${freshness}ms` };
     // What a subclass has of its own is there when it begins.
     this.done = Promise.resolve().then(() => this.#loop());
+  }
+
+  /** What this client may be told of an account from now on is at least this version. To be asked for before the statement is sent. */
+  protected floor(key: AccountKey): number {
+    const { history } = this.around;
+    if (this.stalenessMs === 0) return history.newest(key);
+    return Math.max(history.newestAt(key, performance.now() - this.stalenessMs), this.#told.get(key) ?? 0);
+  }
+
+  /** This session knows of a version. */
+  protected knows(key: AccountKey, version: number): void {
+    this.#told.set(key, Math.max(version, this.#told.get(key) ?? 0));
   }
 
   /** One thing to do; what it throws is no StatementError. */
@@ -64,11 +90,12 @@ export abstract class Client {
     const { disturbances, errors, history } = this.around;
     const { allowed, perhapsDone } = judge(error, phase, {
       crossing,
-      disturbed: disturbances.since(error.sentAt),
+      disturbed: disturbances.feltSince(error.sentAt, this.#proxy),
       diskFull: disturbances.diskFullSince(error.sentAt),
     });
     errors.set(error.code, (errors.get(error.code) ?? 0) + 1);
-    if (!allowed) history.violate(`${this.name} was told, ${phase}: ${error.code} ${error.message}`);
+    if (!allowed)
+      history.violate(`${this.name} at proxy ${this.#proxy + 1} was told, ${phase}: ${error.code} ${error.message}`);
     if (!error.alive) this.#leave();
     return { perhapsDone, code: error.code };
   }
@@ -111,8 +138,12 @@ export abstract class Client {
   }
 
   async #connect(): Promise<boolean> {
+    const { urls, inFlight } = this.around;
+    this.#proxy = this.random(urls.length);
+    this.session += 1;
+    this.#told.clear();
     try {
-      this.#connection = await Connection.open(oneOf(this.random, this.around.urls), this.name, this.around.inFlight);
+      this.#connection = await Connection.open(urls[this.#proxy] as string, this.name, inFlight, this.#settings);
       return true;
     } catch (error) {
       this.failed(error, 'login');

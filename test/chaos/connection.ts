@@ -11,8 +11,8 @@ export type Value = number | string;
 export interface Disturbances {
   /** ms in which nothing was disturbed, so far. */
   readonly calmMs: number;
-  /** Whether something was disturbed after this moment (of `performance.now()`), or shortly before it. */
-  since(moment: number): boolean;
+  /** Whether clients of this proxy may feel something that was disturbed after this moment (of `performance.now()`), or shortly before it. */
+  feltSince(moment: number, proxy: number): boolean;
 }
 
 /** A failed statement, with what its sender knows of it. */
@@ -85,9 +85,15 @@ export class Connection {
     this.#inFlight = inFlight;
   }
 
-  /** @throws StatementError */
-  static async open(url: string, who: string, inFlight: InFlight): Promise<Connection> {
-    const client = new pg.Client({ connectionString: url, application_name: who });
+  /** @param settings from the start @throws StatementError */
+  static async open(
+    url: string,
+    who: string,
+    inFlight: InFlight,
+    settings: Readonly<Record<string, string>> = {},
+  ): Promise<Connection> {
+    const options = Object.entries(settings).map(([name, value]) => `-c ${name}=${value}`);
+    const client = new pg.Client({ connectionString: url, application_name: who, options: options.join(' ') });
     client.on('error', () => undefined); // whoever asks next is told
     const connection = new Connection(client, who, inFlight);
     await connection.#run('(login)', client.connect());

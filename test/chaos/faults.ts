@@ -4,7 +4,7 @@ import { descendants } from '../cli/process-tree.js';
 import { withClient } from '../support/client.js';
 import { oneOf, type Random } from '../support/random.js';
 import { waitFor } from '../support/wait-for.js';
-import type { Calm } from './calm.js';
+import type { Calm, Reach } from './calm.js';
 import { type Program, running, send } from './program.js';
 import type { Relay } from './relay.js';
 import { LEASE_MS, type World } from './world.js';
@@ -28,6 +28,8 @@ export interface Fault {
   readonly name: string;
   /** What it may be done to; the same one is not harmed in two ways at once. Empty: nothing, here. */
   targets(world: World): readonly object[];
+  /** Whose statements may fail by it. */
+  reach(world: World, target: never): Reach;
   /** Does it, and puts it right again. @returns what was done, for people */
   harm(scene: Scene, target: never): Promise<string>;
 }
@@ -35,9 +37,10 @@ export interface Fault {
 function fault<T extends object>(
   name: string,
   targets: (world: World) => readonly T[],
+  reach: (world: World, target: T) => Reach,
   harm: (scene: Scene, target: T) => Promise<string>,
 ): Fault {
-  return { name, targets, harm };
+  return { name, targets, reach, harm };
 }
 
 /** A time between nothing and `atMostMs`, mostly short. */
@@ -49,6 +52,18 @@ const proxies = (world: World): Program[] => world.proxies.map(({ program }) => 
 const migrators = (world: World): Program[] => world.migrators.map(({ program }) => program);
 const shards = (world: World): EmbeddedCluster[] => world.shards.map(({ cluster }) => cluster);
 const catalog = (world: World): EmbeddedCluster[] => [world.catalogServer];
+
+const everybody = (): Reach => 'everybody';
+/** Clients wait for as long as a hold lasts, and that is all. */
+const nobody = (): Reach => 'nobody';
+const clientsOf = (world: World, program: Program): Reach =>
+  world.proxies.findIndex((proxy) => proxy.program === program);
+
+function behind(world: World, relay: Relay): Reach {
+  if (world.shards.some((shard) => shard.relay === relay)) return 'everybody';
+  const proxy = world.proxies.findIndex(({ clients, catalog: of }) => clients === relay || of === relay);
+  return proxy < 0 ? 'nobody' : proxy;
+}
 
 async function killProgram({ random }: Scene, program: Program): Promise<string> {
   await program.kill();
@@ -64,7 +79,7 @@ async function stopProgram(scene: Scene, program: Program): Promise<string> {
   const ms = someTime(scene.random, LONG_MS);
   program.signal('SIGSTOP');
   try {
-    if (through) await scene.flip(2 * LONG_MS);
+    if (through) await scene.flip(LONG_MS);
     await delay(ms);
   } finally {
     program.signal('SIGCONT');
@@ -147,7 +162,7 @@ async function stallNetwork(scene: Scene, relay: Relay): Promise<string> {
   const ms = someTime(random, LONG_MS);
   const breaks = random(2) === 0;
   relay.stall();
-  if (through) await scene.flip(2 * LONG_MS);
+  if (through) await scene.flip(LONG_MS);
   await delay(ms);
   if (breaks) relay.cut('reset');
   relay.resume();
@@ -183,25 +198,26 @@ async function fillDisk({ world, random, calm }: Scene, cluster: EmbeddedCluster
 }
 
 export const FAULTS: readonly Fault[] = [
-  fault('kill-proxy', proxies, killProgram),
-  fault('kill-proxy-worker', proxies, async (_, program) => {
+  fault('kill-proxy', proxies, clientsOf, killProgram),
+  fault('kill-proxy-worker', proxies, clientsOf, async (_, program) => {
     if (!program.killBehind()) return `${program.name} had none`;
     return program.name;
   }),
-  fault('stop-proxy', proxies, stopProgram),
-  fault('kill-migrator', migrators, killProgram),
-  fault('stop-migrator', migrators, stopProgram),
-  fault('kill-shard', shards, killServer),
-  fault('kill-backend', shards, killBackend),
-  fault('stop-shard', shards, stopServer),
-  fault('kill-catalog', catalog, killServer),
-  fault('stop-catalog', catalog, stopServer),
-  fault('cut', (world) => world.relays, cutNetwork),
-  fault('slow', (world) => world.relays, slowNetwork),
-  fault('stall', (world) => world.relays, stallNetwork),
+  fault('stop-proxy', proxies, clientsOf, stopProgram),
+  fault('kill-migrator', migrators, nobody, killProgram),
+  fault('stop-migrator', migrators, nobody, stopProgram),
+  fault('kill-shard', shards, everybody, killServer),
+  fault('kill-backend', shards, everybody, killBackend),
+  fault('stop-shard', shards, everybody, stopServer),
+  fault('kill-catalog', catalog, everybody, killServer),
+  fault('stop-catalog', catalog, everybody, stopServer),
+  fault('cut', (world) => world.relays, behind, cutNetwork),
+  fault('slow', (world) => world.relays, behind, slowNetwork),
+  fault('stall', (world) => world.relays, behind, stallNetwork),
   fault(
     'disk-full',
     (world) => world.shards.filter(({ disk }) => disk !== null).map(({ cluster }) => cluster),
+    everybody,
     fillDisk,
   ),
 ];
@@ -252,7 +268,9 @@ export class Mischief {
       if (target === undefined || this.#busy.has(target)) continue;
       this.#busy.add(target);
       try {
-        const what = await calm.disturb(() => one.harm(this.#scene, target as never));
+        const what = await calm.disturb(one.reach(world, target as never), () =>
+          one.harm(this.#scene, target as never),
+        );
         this.done.set(one.name, (this.done.get(one.name) ?? 0) + 1);
         this.#log(`${one.name}: ${what}`);
       } finally {

@@ -52,6 +52,8 @@ export interface Contents {
 
 /** Wrong things of one kind beyond this number are counted, and not told one by one. */
 const TOLD = 5;
+/** Of versions that were told so long ago only the newest is remembered with its time, ms. */
+const MEMORY_MS = 60_000;
 /** Ledger rows that readers look for are among so many of the last ones. */
 const RECENT = 2000;
 
@@ -65,11 +67,13 @@ export class History {
   readonly operations = new Map<string, Operation>();
   /** The newest version of an account that anybody has been told. */
   readonly #newest = new Map<AccountKey, number>();
+  /** When newer and newer versions of an account were told, in order; of `performance.now()`. */
+  readonly #toldAt = new Map<AccountKey, { readonly at: number; readonly version: number }[]>();
   /** Who has written a version of an account. */
   readonly #writerOf = new Map<string, string>();
   /** What notes are: as their only writer left them, and what they may be instead when an outcome is unknown. */
   readonly #notes = new Map<string, readonly (Note | null)[]>();
-  readonly #recent: LedgerRow[] = [];
+  readonly #recent: (LedgerRow & { readonly at: number })[] = [];
   readonly #kinds = new Map<string, number>();
   #untold = 0;
 
@@ -96,7 +100,8 @@ export class History {
   acknowledge(operation: Operation): void {
     operation.outcome = 'acknowledged';
     for (const { key, version } of operation.accounts) this.#tell(key, version as number, operation.id, 'acknowledged');
-    for (const row of operation.ledger) {
+    for (const { tenant, id } of operation.ledger) {
+      const row = { tenant, id, at: performance.now() };
       if (this.#recent.length < RECENT) this.#recent.push(row);
       else this.#recent[this.operations.size % RECENT] = row;
     }
@@ -105,6 +110,11 @@ export class History {
   /** A version that is told from now on is at least this one. To be asked for before the statement is sent. */
   newest(key: AccountKey): number {
     return this.#newest.get(key) ?? 0;
+  }
+
+  /** The same, as of an earlier moment. */
+  newestAt(key: AccountKey, moment: number): number {
+    return this.#toldAt.get(key)?.findLast(({ at }) => at <= moment)?.version ?? 0;
   }
 
   /** A writer's own statement has made this version, of a row that had at least version `floor`. */
@@ -126,9 +136,10 @@ export class History {
     if (row.version > 0) this.#tell(key, row.version, row.op, who);
   }
 
-  /** A ledger row that was acknowledged before. */
-  acknowledgedRow(random: (below: number) => number): LedgerRow | undefined {
-    return this.#recent[random(this.#recent.length)];
+  /** A ledger row that was acknowledged before this moment, by chance. */
+  acknowledgedRow(random: (below: number) => number, moment: number): LedgerRow | undefined {
+    const row = this.#recent[random(this.#recent.length)];
+    return row === undefined || row.at > moment ? undefined : row;
   }
 
   /** What a note is from now on; more than one possibility when its writer cannot know. Null: not there. */
@@ -137,7 +148,15 @@ export class History {
   }
 
   #tell(key: AccountKey, version: number, op: string, who: string): void {
-    this.#newest.set(key, Math.max(this.newest(key), version));
+    if (version > this.newest(key)) {
+      this.#newest.set(key, version);
+      const told = this.#toldAt.get(key) ?? [];
+      told.push({ at: performance.now(), version });
+      // The first that is left is older than whatever anybody may be shown.
+      const since = performance.now() - MEMORY_MS;
+      const first = told.findLastIndex(({ at }) => at <= since);
+      this.#toldAt.set(key, first > 0 ? told.slice(first) : told);
+    }
     const at = `${key}@${version}`;
     const writer = this.#writerOf.get(at);
     if (writer === undefined) this.#writerOf.set(at, op);

@@ -1,12 +1,12 @@
 /**
  * Lets faults loose on shards, catalog, proxies and migrators while clients read and write and ranges move, and proves in the end that nothing is
  * lost, doubled or stale. Exit code 1 when something is.
- * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N]
+ * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N] [--rest MS]
  */
 import { parseArgs } from 'node:util';
 import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
-import { CHANGES } from './changes.js';
 import { FAULTS, type Fault } from './faults.js';
+import { KINDS } from './kinds.js';
 import { type ChaosResult, chaos } from './run.js';
 
 const MINUTE = 60_000;
@@ -18,6 +18,7 @@ const { values } = parseArgs({
     seed: { type: 'string', default: `${Math.floor(Math.random() * 1_000_000)}` },
     faults: { type: 'string', default: FAULTS.map(({ name }) => name).join(',') },
     hands: { type: 'string', default: '2' },
+    rest: { type: 'string', default: '6000' },
   },
 });
 
@@ -41,12 +42,13 @@ function summary(result: ChaosResult): string {
   const at = (share: number) => pauses[Math.min(pauses.length - 1, Math.floor(pauses.length * share))] ?? '-';
   return [
     `flips        ${result.flips}`,
+    `at replicas  ${result.replicaReads} reads`,
     `statements   ${result.statements}`,
     `operations   ${counts(result.operations)}`,
     `migrations   ${counts(result.ends)}`,
     `pauses       median ${at(0.5)} ms, 90 % ${at(0.9)} ms, longest ${at(1)} ms`,
     `faults       ${counts(result.faults)}`,
-    `errors       ${counts(result.errors)}`,
+    `errors       ${counts(result.errors)}; the latest ${result.latestMs} ms after a fault`,
     ...Object.entries(result.complaints).map(([text, n]) => `logged ${n} × ${text}`),
     ...result.violations.map((text) => `WRONG: ${text}`),
     ...(result.untold > 0 ? [`WRONG: and ${result.untold} more`] : []),
@@ -59,7 +61,7 @@ async function main(): Promise<void> {
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => stop.abort());
   console.log(
-    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands}`,
+    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands} --rest ${values.rest}`,
   );
   const from = performance.now();
   const log = (text: string) => console.log(`${((performance.now() - from) / 1000).toFixed(1).padStart(7)} s  ${text}`);
@@ -69,11 +71,10 @@ async function main(): Promise<void> {
     writers: 16,
     readers: 8,
     proxies: 3,
-    migrators: 2,
     faults: wantedFaults(values.faults),
     hands: Number(values.hands),
-    restMs: 4000,
-    changes: CHANGES,
+    restMs: Number(values.rest),
+    kinds: KINDS,
     enough: ({ flips, elapsedMs }) => elapsedMs > Number(values.minutes) * MINUTE && flips >= leastFlips,
     signal: stop.signal,
     log,

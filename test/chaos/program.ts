@@ -29,16 +29,26 @@ export class Program {
     this.#args = args;
   }
 
-  /** Starts it, and waits until it says that it is ready. */
+  /** Starts it, as a supervisor does: again when it could not begin, because what it needs was away. */
   async start(): Promise<void> {
+    const from = performance.now();
+    while (!(await this.#try())) {
+      if (performance.now() - from > START_MS) throw new Error(`${this.name} does not start: see ${this.logFile}`);
+    }
+    this.#note();
+  }
+
+  /** @returns whether it is ready, or was killed; false: it has ended */
+  async #try(): Promise<boolean> {
     appendFileSync(this.logFile, '');
     const from = statSync(this.logFile).size;
     const log = openSync(this.logFile, 'a');
     const child = spawn(process.execPath, [CLI, ...this.#args], { stdio: ['ignore', log, log] });
     closeSync(log);
     this.#child = child;
+    let isReady = false;
     child.once('exit', (code, signal) => {
-      if (!this.#killed.has(child)) this.deaths.push(`${this.name} ended by itself: ${signal ?? code}`);
+      if (isReady && !this.#killed.has(child)) this.deaths.push(`${this.name} ended by itself: ${signal ?? code}`);
     });
     await waitFor(
       () =>
@@ -47,8 +57,8 @@ export class Program {
         readFileSync(this.logFile).subarray(from).includes('"msg":"ready"'),
       { what: `${this.name} to be ready`, timeoutMs: START_MS },
     );
-    if (child.exitCode !== null) throw new Error(`${this.name} did not start: see ${this.logFile}`);
-    this.#note();
+    isReady = child.exitCode === null;
+    return isReady;
   }
 
   /** Its processes: the one that was started, and those behind it. */

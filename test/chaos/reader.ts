@@ -22,7 +22,7 @@ export class Reader extends Client {
     const dice = this.random(100);
     if (dice < 40) return this.#account();
     if (dice < 60) return this.#tenant();
-    if (dice < 68) return process.env.NO_UNION ? this.#account() : this.#everything();
+    if (dice < 68) return this.#everything();
     if (dice < 88) return this.#ledger();
     if (dice < 92) return this.#reference();
     return this.#twice();
@@ -33,10 +33,10 @@ export class Reader extends Client {
     const tenant = 1 + this.random(TENANTS);
     const id = 1 + this.random(ACCOUNTS);
     const key = accountKey({ tenant, id });
-    const floor = history.newest(key);
+    const floor = this.floor(key);
     const text = `SELECT ${COLUMNS} FROM accounts WHERE tenant = $1 AND id = $2`;
     const { rows } = await this.query<AccountRow & Record<string, unknown>>(text, [tenant, id]);
-    if (rows.length === 1) history.shown(rows[0] as AccountRow, floor, this.name);
+    if (rows.length === 1) this.#shown(rows[0] as AccountRow, floor, this.name);
     else history.violate(`${this.name} was shown ${rows.length} rows of account ${key}`);
   }
 
@@ -56,7 +56,7 @@ export class Reader extends Client {
 
   /** What was acknowledged is there. */
   async #ledger(): Promise<void> {
-    const row = this.around.history.acknowledgedRow(this.random);
+    const row = this.around.history.acknowledgedRow(this.random, performance.now() - this.stalenessMs);
     if (row === undefined) return;
     const { rows } = await this.query('SELECT id FROM ledger WHERE tenant = $1 AND id = $2', [row.tenant, row.id]);
     if (rows.length !== 1)
@@ -91,13 +91,17 @@ export class Reader extends Client {
     return (await this.query<AccountRow & Record<string, unknown>>(text, [tenant])).rows;
   }
 
+  #shown(row: AccountRow, floor: number, who: string): void {
+    this.around.history.shown(row, floor, who);
+    this.knows(accountKey(row), row.version);
+  }
+
   #floors(): (key: string) => number {
-    const { history } = this.around;
     const floors = new Map<string, number>();
     for (let tenant = 1; tenant <= TENANTS; tenant++)
       for (let id = 1; id <= ACCOUNTS; id++) {
         const key = accountKey({ tenant, id });
-        floors.set(key, history.newest(key));
+        floors.set(key, this.floor(key));
       }
     return (key) => floors.get(key) ?? 0;
   }
@@ -111,7 +115,7 @@ export class Reader extends Client {
       const key = accountKey(row);
       if (seen.has(key)) history.violate(`${this.name} was shown account ${key} twice in ${what}`);
       seen.add(key);
-      history.shown(row, floors(key), `${this.name} (${what})`);
+      this.#shown(row, floors(key), `${this.name} (${what})`);
       if (row.id <= 2) sums.set(row.tenant, (sums.get(row.tenant) ?? 0) + row.balance);
     }
     if (seen.size !== expected)

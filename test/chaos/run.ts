@@ -5,13 +5,14 @@ import { withClient } from '../support/client.js';
 import { generator } from '../support/random.js';
 import { waitFor } from '../support/wait-for.js';
 import { Calm } from './calm.js';
-import { type Change, Director } from './changes.js';
-import type { Client, Surroundings } from './client.js';
+import type { Client, Freshness, Surroundings } from './client.js';
 import { InFlight } from './connection.js';
+import { Director } from './director.js';
 import { type Fault, Mischief } from './faults.js';
 import { type AccountRow, type Contents, History, type Note } from './history.js';
+import type { Kind } from './kinds.js';
 import { Reader } from './reader.js';
-import { KEYSPACE, World } from './world.js';
+import { STALENESS_MS, World } from './world.js';
 import { Writer } from './writer.js';
 
 export interface ChaosOptions {
@@ -19,13 +20,12 @@ export interface ChaosOptions {
   readonly writers: number;
   readonly readers: number;
   readonly proxies: number;
-  readonly migrators: number;
   readonly faults: readonly Fault[];
   /** How many things may be wrong at a time. */
   readonly hands: number;
   /** Between two faults, at most, ms. */
   readonly restMs: number;
-  readonly changes: readonly Change[];
+  readonly kinds: readonly Kind[];
   /** Whether it has gone on for long enough. */
   readonly enough: (so: { readonly flips: number; readonly faults: number; readonly elapsedMs: number }) => boolean;
   /** Fires when somebody wants it to end now. */
@@ -35,6 +35,10 @@ export interface ChaosOptions {
 
 export interface ChaosResult {
   readonly flips: number;
+  /** Reads that were answered by replicas, at least. */
+  readonly replicaReads: number;
+  /** The longest time after a fault that a client was told of it, ms. */
+  readonly latestMs: number;
   readonly statements: number;
   readonly operations: Readonly<Record<string, number>>;
   readonly faults: Readonly<Record<string, number>>;
@@ -51,6 +55,11 @@ export interface ChaosResult {
 }
 
 const WATCH_MS = 100;
+/** Of the migrators; by seed. */
+const WAY_BACKS_MS = [
+  [20_000, 20_000],
+  [20_000, 0],
+] as const;
 /** What is healed may take so long until it is quiet, ms. */
 const SETTLE_MS = 180_000;
 /** Log level of pino. */
@@ -60,7 +69,12 @@ const ERROR = 50;
 export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
   const { seed, log } = options;
   const smallDisk = options.faults.some(({ name }) => name === 'disk-full');
-  const world = await World.start({ proxies: options.proxies, migrators: options.migrators, smallDisk, log });
+  const world = await World.start({
+    proxies: options.proxies,
+    wayBacksMs: WAY_BACKS_MS[seed % WAY_BACKS_MS.length] as readonly number[],
+    smallDisk,
+    log,
+  });
   let wrong = true;
   const history = new History();
   const calm = new Calm();
@@ -78,22 +92,27 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
       errors,
     };
     const clients: Client[] = [
-      ...Array.from({ length: options.writers }, (_, n) => new Writer(`w${n}`, generator(seed * 1000 + n), around)),
+      ...Array.from(
+        { length: options.writers },
+        (_, n) => new Writer(`w${n}`, generator(seed * 1000 + n), around, freshness(n)),
+      ),
       ...Array.from(
         { length: options.readers },
-        (_, n) => new Reader(`r${n}`, generator(seed * 1000 + 500 + n), around),
+        (_, n) => new Reader(`r${n}`, generator(seed * 1000 + 500 + n), around, freshness(n)),
       ),
     ];
     const director = new Director({
       catalog: world.catalog,
       random: generator(seed * 1000 + 998),
-      changes: options.changes,
+      kinds: options.kinds,
+      replicaReads: () => replicaReads(world),
       calmMs: () => calm.calmMs,
+      disturbedSince: (moment) => calm.since(moment),
       log,
       violate: (text) => history.violate(text),
     });
     const mischief = new Mischief(
-      { world, random: generator(seed * 1000 + 999), calm, flip: (ms) => director.flip(ms) },
+      { world, random: generator(seed * 1000 + 999), calm, flip: (ms) => director.follower.flip(ms) },
       options.faults,
       log,
     );
@@ -101,7 +120,11 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     const from = performance.now();
     const ended = Promise.race([director.failed, mischief.failed, ...clients.map((c) => c.done)]);
     const watch = async () => {
-      const so = () => ({ flips: director.flips, faults: mischief.total, elapsedMs: performance.now() - from });
+      const so = () => ({
+        flips: director.follower.flips,
+        faults: mischief.total,
+        elapsedMs: performance.now() - from,
+      });
       while (!options.signal.aborted && !options.enough(so())) await delay(WATCH_MS);
     };
     await Promise.race([watch(), ended]);
@@ -122,13 +145,15 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     for (const program of world.programs)
       for (const [text, n] of program.complaints(ERROR)) complaints.set(text, (complaints.get(text) ?? 0) + n);
     return {
-      flips: director.flips,
+      flips: director.follower.flips,
+      replicaReads: director.replicaReads,
+      latestMs: Math.round(calm.latestMs),
       statements: inFlight.statements,
       operations: outcomes,
       faults: Object.fromEntries(mischief.done),
       errors: Object.fromEntries(errors),
-      ends: Object.fromEntries(director.ends),
-      pausesMs: director.pausesMs,
+      ends: Object.fromEntries(director.follower.ends),
+      pausesMs: director.follower.pausesMs,
       complaints: Object.fromEntries(complaints),
       violations: history.violations,
       untold: history.untold,
@@ -138,6 +163,26 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     inFlight.close();
     await world.stop(wrong);
   }
+}
+
+/** Some clients read what is a little old, where a replica has it; some leave that to the replica's terms. */
+function freshness(n: number): Freshness {
+  return n % 4 === 0 ? STALENESS_MS / 2 ** (n % 3) : n % 4 === 1 ? 'unsaid' : 0;
+}
+
+/** What the proxies that can be asked say. */
+async function replicaReads(world: World): Promise<number> {
+  let reads = 0;
+  for (const proxy of world.proxies)
+    try {
+      await withClient(world.consoleUrl(proxy), async (c) => {
+        const { rows } = await c.query<{ reads: string }>('SHOW REPLICAS');
+        for (const row of rows) reads += Number(row.reads);
+      });
+    } catch {
+      // It is disturbed just now.
+    }
+  return reads;
 }
 
 async function within(work: Promise<unknown>, what: string): Promise<void> {
@@ -160,18 +205,18 @@ async function within(work: Promise<unknown>, what: string): Promise<void> {
 async function contents(world: World, history: History): Promise<Contents> {
   const all = { accounts: [] as AccountRow[], ledger: [] as Contents['ledger'][number][], notes: [] as Note[] };
   const topology = await world.catalog.loadTopology();
-  const keyspace = topology.keyspaces.get(KEYSPACE);
-  if (keyspace === undefined) throw new Error('the keyspace is gone');
   for (const { name, url } of world.shards)
     await withClient(url, async (c) => {
-      const own = keyspace.ranges.filter(({ shard }) => shard === name);
-      const here = own.map((range) => `(${intervalPredicate(keyspace, ['tenant'], range)})`).join(' OR ') || 'false';
-      for (const table of ['accounts', 'ledger', 'notes']) {
-        const { rows } = await c.query<{ tenant: string }>(
-          `SELECT DISTINCT tenant FROM ${table} WHERE (${here}) IS NOT TRUE`,
-        );
-        for (const { tenant } of rows)
-          history.violate(`rows of tenant ${tenant} in ${table} are on ${name}, which does not own it`);
+      for (const keyspace of topology.keyspaces.values()) {
+        const own = keyspace.ranges.filter(({ shard }) => shard === name);
+        const here = own.map((range) => `(${intervalPredicate(keyspace, ['tenant'], range)})`).join(' OR ') || 'false';
+        for (const { table } of keyspace.tables) {
+          const { rows } = await c.query<{ tenant: string }>(
+            `SELECT DISTINCT tenant FROM ${table} WHERE (${here}) IS NOT TRUE`,
+          );
+          for (const { tenant } of rows)
+            history.violate(`rows of tenant ${tenant} in ${table} are on ${name}, which does not own it`);
+        }
       }
       all.accounts.push(
         ...(await c.query<AccountRow>('SELECT tenant::int, id::int, version::int, balance::int, op FROM accounts'))

@@ -19,6 +19,12 @@ export const ACCOUNTS = 4;
 export const OPENING_BALANCE = 1000;
 export const COUNTRIES = 7;
 export const KEYSPACE = 'shop' as KeyspaceName;
+/** Of the tables in SEPARATE_TABLES, at times. */
+export const SEPARATE = 'remarks' as KeyspaceName;
+/** No statement and no transaction uses them together with others. */
+export const SEPARATE_TABLES = [{ schema: 'public', table: 'notes' }] as const;
+/** The oldest state that any replica shows, ms. */
+export const STALENESS_MS = 2000;
 
 /** As in the short form of the tables below. */
 const SCHEMA = `
@@ -34,10 +40,13 @@ const SHARDED = ['accounts', 'ledger', 'notes'] as const;
 /** Nothing of it has to survive the machine; a kill of the server itself loses nothing without these. */
 const SETTINGS = { fsync: 'off', full_page_writes: 'off', max_wal_size: '256MB', log_min_messages: 'warning' };
 
+/** The servers' programs, of another version than the one from npm. */
+const BIN_DIR = process.env.FORESHARD_TEST_PG_BIN;
+
 /** Short, so that a stop of a few seconds is longer than a lease, and every deadline is met with now and then. */
 export const LEASE_MS = 3000;
 const MIGRATOR = {
-  pollMs: 100,
+  pollMs: 300,
   leaseMs: 2000,
   ackMs: 5000,
   fenceMs: 1000,
@@ -48,7 +57,8 @@ const MIGRATOR = {
 
 export interface WorldOptions {
   readonly proxies: number;
-  readonly migrators: number;
+  /** For each migrator, how long its migrations can be taken back, ms. */
+  readonly wayBacksMs: readonly number[];
   /** Whether the third shard's disk is one that can be filled. */
   readonly smallDisk: boolean;
   readonly log: (text: string) => void;
@@ -107,7 +117,7 @@ export class World {
       await world.#fill();
       await Promise.all([
         ...Array.from({ length: options.proxies }, (_, i) => world.#startProxy(i + 1)),
-        ...Array.from({ length: options.migrators }, (_, i) => world.#startMigrator(i + 1)),
+        ...options.wayBacksMs.map((ms, i) => world.#startMigrator(i + 1, ms)),
       ]);
       return world;
     } catch (error) {
@@ -119,6 +129,11 @@ export class World {
   /** Where clients connect, by proxy. */
   url(proxy: Proxy): string {
     return `postgres://app:secret@127.0.0.1:${proxy.clients.port}/shop`;
+  }
+
+  /** Its administrators' console. */
+  consoleUrl(proxy: Proxy): string {
+    return `postgres://app:secret@127.0.0.1:${proxy.clients.port}/foreshard_admin`;
   }
 
   get relays(): Relay[] {
@@ -145,7 +160,11 @@ export class World {
 
   async #startServers({ smallDisk, log }: WorldOptions): Promise<void> {
     const start = async (options: ClusterOptions = {}): Promise<EmbeddedCluster> => {
-      const cluster = await EmbeddedCluster.start({ ...options, settings: SETTINGS });
+      const cluster = await EmbeddedCluster.start({
+        ...options,
+        settings: SETTINGS,
+        ...(BIN_DIR === undefined ? {} : { binDir: BIN_DIR }),
+      });
       this.#toEnd.push(() => cluster.stop());
       return cluster;
     };
@@ -213,7 +232,13 @@ export class World {
     const port = await findFreePort();
     const catalog = await this.#relay(this.catalogServer.port);
     const config = this.#configure(`proxy-${n}`, catalog, {
-      proxy: { name: `p${n}`, listen: { port }, lease: { ttlMs: LEASE_MS }, telemetry: { flushIntervalMs: 1000 } },
+      proxy: {
+        name: `p${n}`,
+        listen: { port },
+        lease: { ttlMs: LEASE_MS },
+        telemetry: { flushIntervalMs: 5000 },
+        admin: { users: ['app'] },
+      },
     });
     const program = new Program(`proxy ${n}`, join(this.dir, `proxy-${n}.log`), [
       'serve',
@@ -226,10 +251,8 @@ export class World {
     await program.start();
   }
 
-  /** Every second one leaves a way back. */
-  async #startMigrator(n: number): Promise<void> {
+  async #startMigrator(n: number, wayBackMs: number): Promise<void> {
     const catalog = await this.#relay(this.catalogServer.port);
-    const wayBackMs = n % 2 === 0 ? 0 : 20_000;
     const config = this.#configure(`migrator-${n}`, catalog, { migrator: { ...MIGRATOR, wayBackMs } });
     const program = new Program(`migrator ${n}`, join(this.dir, `migrator-${n}.log`), [
       'serve',

@@ -1,5 +1,13 @@
 import { Client } from './client.js';
-import { type AccountKey, type AccountWrite, accountKey, ledgerId, type Note, type Operation } from './history.js';
+import {
+  type AccountKey,
+  type AccountRow,
+  type AccountWrite,
+  accountKey,
+  ledgerId,
+  type Note,
+  type Operation,
+} from './history.js';
 import { ACCOUNTS, TENANTS } from './world.js';
 
 /** Accounts whose money stays with the tenant. */
@@ -10,6 +18,7 @@ const NOTES = 12;
 const LINGER_MS = 300;
 
 const UPDATE = `UPDATE accounts SET version = version + 1, balance = balance + $3, op = $4 WHERE tenant = $1 AND id = $2 RETURNING version::int`;
+const READ = 'SELECT tenant::int, id::int, version::int, balance::int, op FROM accounts WHERE tenant = $1 AND id = $2';
 const ENTER = 'INSERT INTO ledger (tenant, id, account, version, body) VALUES ($1, $2, $3, $4, $5)';
 const ENTER_PLAIN = 'INSERT INTO ledger (tenant, id, body) VALUES ($1, $2, $3)';
 
@@ -17,6 +26,12 @@ const ENTER_PLAIN = 'INSERT INTO ledger (tenant, id, body) VALUES ($1, $2, $3)';
 export class Writer extends Client {
   #n = 0;
   readonly #notes = new Map<string, Note>();
+  /** When it changed a note last, and in which session. */
+  readonly #changed = new Map<string, { readonly at: number; readonly session: number }>();
+  /** Versions that the operation under way has made. */
+  #made: [AccountKey, number][] = [];
+  /** The account that it has written last. */
+  #last: AccountKey | null = null;
 
   protected override act(): Promise<void> {
     const dice = this.random(100);
@@ -29,8 +44,9 @@ export class Writer extends Client {
     if (dice < 80) return this.#annotate();
     if (dice < 88) return this.#amend();
     if (dice < 92) return this.#erase();
-    if (dice < 97) return this.#carry();
-    return this.#rekey();
+    if (dice < 95) return this.#carry();
+    if (dice < 97) return this.#rekey();
+    return this.#readBack();
   }
 
   #tenant(): number {
@@ -49,6 +65,7 @@ export class Writer extends Client {
     crossing: boolean,
     work: () => Promise<void>,
   ): Promise<void> {
+    this.#made = [];
     let phase: 'autocommit' | 'commit' | 'in a transaction' = way === 'commit' ? 'in a transaction' : 'autocommit';
     try {
       await work();
@@ -65,6 +82,8 @@ export class Writer extends Client {
       return;
     }
     this.around.history.acknowledge(operation);
+    for (const [key, version] of this.#made) this.knows(key, version);
+    this.#last = this.#made.at(-1)?.[0] ?? this.#last;
   }
 
   async #begin(): Promise<void> {
@@ -81,7 +100,10 @@ export class Writer extends Client {
     if (rows.length !== 1 || row === undefined) {
       history.violate(`${this.name} updated ${rows.length} rows of account ${write.key}`);
       write.version = floor;
-    } else history.made(write, row.version, floor, this.name);
+    } else {
+      history.made(write, row.version, floor, this.name);
+      this.#made.push([write.key, row.version]);
+    }
   }
 
   async #bump(): Promise<void> {
@@ -248,20 +270,40 @@ export class Writer extends Client {
         history.violate(`${this.name} changed ${rows.length} rows of note ${id}, which is its own`);
     });
     this.#notes.delete(id);
+    this.#changed.delete(id);
     if (operation.outcome === 'unknown') return; // it may still come to pass: nobody touches it any more
     const now = operation.outcome === 'acknowledged' ? after : before;
+    this.#changed.set(id, { at: performance.now(), session: this.session });
     history.note(id, [now]);
     if (now !== null) this.#notes.set(id, now);
   }
 
+  /** What this session has written it reads, wherever that is read. */
+  async #readBack(): Promise<void> {
+    const key = this.#last;
+    if (key === null) return;
+    const floor = this.floor(key);
+    try {
+      const { rows } = await this.query<AccountRow & Record<string, unknown>>(READ, key.split('/').map(Number));
+      const [row] = rows;
+      if (rows.length !== 1 || row === undefined)
+        this.around.history.violate(`${this.name} was shown ${rows.length} rows of account ${key}, which it wrote`);
+      else this.around.history.shown(row, floor, this.name);
+    } catch (error) {
+      this.failed(error, 'read');
+    }
+  }
+
   /** What we have written is what we read. @returns whether it could be */
   async #look(note: Note): Promise<boolean> {
+    const { at, session } = this.#changed.get(note.id) ?? { at: 0, session: 0 };
+    const mayBeOld = session !== this.session && performance.now() - at <= this.stalenessMs;
     try {
       const { rows } = await this.query<{ version: number }>(
         'SELECT version::int FROM notes WHERE tenant = $1 AND id = $2',
         [note.tenant, note.id],
       );
-      if (rows.length !== 1 || rows[0]?.version !== note.version)
+      if (!mayBeOld && (rows.length !== 1 || rows[0]?.version !== note.version))
         this.around.history.violate(
           `${this.name} reads ${JSON.stringify(rows)} of its note ${note.id} of version ${note.version}`,
         );
