@@ -104,16 +104,19 @@ export class Child implements Receiver {
   give(socket: Socket): Promise<boolean> {
     if (this.#end !== null) return Promise.resolve(false);
     this.clients += 1;
+    let untouched = false;
     return this.#unlessEnded(
       (given) => {
         this.#process.send({ kind: 'client' } satisfies ToChild, socket, {}, (error) => {
-          const untouched = (error as NodeJS.ErrnoException | null)?.code === 'ERR_IPC_CHANNEL_CLOSED';
-          if (!untouched) socket.destroy();
-          given(!untouched);
+          untouched = (error as NodeJS.ErrnoException | null)?.code === 'ERR_IPC_CHANNEL_CLOSED';
+          // That it has ended will be heard of only when the event loop comes round: told before, whoever asks would ask again, and for ever.
+          if (untouched) return;
+          socket.destroy();
+          given(true);
         });
       },
       // One that dies with a socket on its way does not say so.
-      () => true,
+      () => !untouched,
     );
   }
 

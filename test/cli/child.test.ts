@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -50,6 +50,18 @@ async function giveAll(child: Child, count: number): Promise<WeakRef<Socket>[]> 
   return given;
 }
 
+/** A client's socket, as it was accepted. */
+async function connected(): Promise<Socket> {
+  const server = createServer({ pauseOnConnect: true });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const client = connect((server.address() as AddressInfo).port, '127.0.0.1');
+  client.on('error', () => undefined);
+  const [socket] = (await once(server, 'connection')) as [Socket];
+  server.close();
+  return socket;
+}
+
 describe('a process of foreshard serve', () => {
   it('is all that has a client which it was given: nothing of it stays with the parent', async () => {
     const child = await start();
@@ -76,20 +88,38 @@ describe('a process of foreshard serve', () => {
     const child = await start();
     child.kill();
     await child.ended;
-    const given = await new Promise<[Socket, boolean]>((resolve) => {
-      const server = createServer({ pauseOnConnect: true }, (socket) => {
-        server.close();
-        void child.give(socket).then((taken) => resolve([socket, taken]));
-      });
-      server.listen(0, '127.0.0.1', () => {
-        const client = connect((server.address() as AddressInfo).port, '127.0.0.1');
-        client.on('close', () => undefined);
-      });
-    });
-    expect(given[1]).toBe(false);
-    expect(given[0].destroyed).toBe(false);
-    given[0].destroy();
+    const socket = await connected();
+    expect(await child.give(socket)).toBe(false);
+    expect(socket.destroyed).toBe(false);
+    socket.destroy();
     expect(child.clients).toBe(0);
+  });
+
+  it('gives a client back only when it has ended, not while it is about to', async () => {
+    // As one that was killed is seen for a moment: its channel is closed, and its end is still to be heard of.
+    const hungUp = join(dir, 'hung-up');
+    const script = join(dir, 'hang-up.mjs');
+    writeFileSync(
+      script,
+      `process.once('disconnect', () => writeFileSync(${JSON.stringify(hungUp)}, ''));
+       import { writeFileSync } from 'node:fs';
+       process.disconnect();
+       setInterval(() => undefined, 1000);`,
+    );
+    process.argv = [node, script];
+    const child = new Child({ kind: 'proxy', slot: 0, index: 0 }, {}, () => undefined);
+    await waitFor(() => existsSync(hungUp), { what: 'a process that has hung up' });
+    const socket = await connected();
+    const told: string[] = [];
+    const given = child.give(socket).then((taken) => told.push(`given: ${taken}`));
+    // It would be offered again at once, and nothing else would have its turn any more.
+    for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve));
+    expect(told).toEqual([]);
+    child.kill();
+    await given;
+    expect(told).toEqual(['given: false']);
+    expect(socket.destroyed).toBe(false);
+    socket.destroy();
   });
 
   it('has whoever waits for its answer told when it ends', async () => {
