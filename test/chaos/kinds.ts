@@ -1,6 +1,6 @@
 import { drain, type Piece, rebalance } from '../../migrator/changes/balance.js';
 import type { ChangeKind } from '../../migrator/changes/change-row.js';
-import { mergeMembers, moveMembers, splitMembers } from '../../migrator/changes/members.js';
+import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { UsageError } from '../../topology/errors.js';
 import { contains, type Interval, overlaps, type Position, sameBound } from '../../topology/key.js';
 import { sameLayout } from '../../topology/layout.js';
@@ -8,7 +8,7 @@ import type { MigrationSpec, MoveSpec, RecutSpec, ReplicaTerms } from '../../top
 import { intervalOf } from '../../topology/successor.js';
 import { type Keyspace, type Range, rangesIn, type ShardName, type Topology } from '../../topology/topology.js';
 import { oneOf, type Random } from '../support/random.js';
-import { KEYSPACE, SEPARATE, STALENESS_MS, TENANTS } from './world.js';
+import { KEYSPACE, SEPARATE, SEPARATE_TABLES, STALENESS_MS, TENANTS } from './world.js';
 
 // What can be done to a map; pure.
 
@@ -248,8 +248,17 @@ export const KINDS: readonly Kind[] = [
     },
   },
   {
-    name: 'separate',
+    name: 'vertical',
     weight: 10,
+    plan(topology, random) {
+      if (topology.keyspaces.has(SEPARATE)) return null;
+      const to = oneOf(random, [...topology.shards.keys()]);
+      return change('vertical', verticalMembers(topology, KEYSPACE, SEPARATE_TABLES, SEPARATE, to));
+    },
+  },
+  {
+    name: 'separate',
+    weight: 5,
     plan: (topology) => (topology.keyspaces.has(SEPARATE) ? null : { as: 'separate' }),
   },
   {
@@ -269,6 +278,7 @@ function isInTheWay(plan: Plan, replica: MoveSpec): boolean {
   if (specs === null) return true;
   return specs.some((spec) => {
     const isSame = spec.keyspace === replica.keyspace;
+    if (spec.kind === 'separate') return true;
     if (spec.kind === 'recut') return isSame && spec.cut.some((point) => contains(replica, point));
     return (isSame && (overlaps(replica, spec) || spec.from === replica.to)) || spec.to === replica.to;
   });
