@@ -143,7 +143,12 @@ export abstract class Client {
     this.session += 1;
     this.#told.clear();
     try {
-      this.#connection = await Connection.open(urls[this.#proxy] as string, this.name, inFlight, this.#settings);
+      this.#connection = await Connection.open(
+        urls[this.#proxy] as string,
+        `${this.name} at proxy ${this.#proxy + 1}`,
+        inFlight,
+        this.#settings,
+      );
       return true;
     } catch (error) {
       this.failed(error, 'login');

@@ -144,7 +144,6 @@ export class Follower {
           violate(
             `migration ${id} (${name}, ${turn}) is stuck: ${row?.state}, ${JSON.stringify(row?.progress)}, ${row?.error}`,
           );
-        log(`${name} is stuck`);
         return;
       }
       await delay(LOOK_MS);

@@ -75,15 +75,23 @@ export class History {
   readonly #notes = new Map<string, readonly (Note | null)[]>();
   readonly #recent: (LedgerRow & { readonly at: number })[] = [];
   readonly #kinds = new Map<string, number>();
+  readonly #log: (text: string) => void;
   #untold = 0;
+
+  /** @param log is told at once of what cannot be */
+  constructor(log: (text: string) => void) {
+    this.#log = log;
+  }
 
   violate(text: string): void {
     // Of one kind is what differs in numbers alone.
     const kind = text.replace(/\d+/g, '');
     const n = this.#kinds.get(kind) ?? 0;
     this.#kinds.set(kind, n + 1);
-    if (n < TOLD) this.violations.push(text);
-    else this.#untold += 1;
+    if (n < TOLD) {
+      this.violations.push(text);
+      this.#log(`WRONG: ${text}`);
+    } else this.#untold += 1;
   }
 
   get untold(): number {

@@ -76,12 +76,9 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     log,
   });
   let wrong = true;
-  const history = new History();
+  const history = new History(log);
   const calm = new Calm();
-  const inFlight = new InFlight(calm, (text) => {
-    log(text);
-    history.violate(text);
-  });
+  const inFlight = new InFlight(calm, (text) => history.violate(text));
   try {
     const errors = new Map<string, number>();
     const around: Surroundings = {
