@@ -11,6 +11,7 @@ export type Reach = number | 'everybody' | 'nobody';
 
 /** Something that is going on, or was. */
 interface Disturbance {
+  readonly name: string;
   readonly reach: Reach;
   /** Infinity: it goes on. */
   endedAt: number;
@@ -18,8 +19,8 @@ interface Disturbance {
 
 /** Keeps the time in which nothing is disturbed, and knows what may be excused by what. */
 export class Calm implements Disturbances {
-  /** The longest time after the end of what excused it that an error came, ms. */
-  latestMs = 0;
+  /** Of each fault, the longest time after its end that a statement was sent whose error it excused, ms. */
+  readonly latestMs = new Map<string, number>();
   #active = 0;
   #calmSince = performance.now();
   #calmBefore = 0;
@@ -39,10 +40,12 @@ export class Calm implements Disturbances {
 
   /** The same, of what clients of this proxy may feel. */
   feltSince(moment: number, proxy: number): boolean {
-    const felt = this.#recent.filter(({ reach }) => reach === 'everybody' || reach === proxy);
-    const endedAt = Math.max(...felt.map((one) => one.endedAt), Number.NEGATIVE_INFINITY);
-    if (moment >= endedAt + FELT_MS) return false;
-    this.latestMs = Math.max(this.latestMs, moment - endedAt);
+    const [last] = this.#recent
+      .filter(({ reach }) => reach === 'everybody' || reach === proxy)
+      .toSorted((a, b) => b.endedAt - a.endedAt);
+    if (last === undefined || moment >= last.endedAt + FELT_MS) return false;
+    const lateMs = Math.max(0, Math.round(moment - last.endedAt));
+    this.latestMs.set(last.name, Math.max(lateMs, this.latestMs.get(last.name) ?? 0));
     return true;
   }
 
@@ -51,10 +54,10 @@ export class Calm implements Disturbances {
   }
 
   /** Something is disturbed while `work` goes on. */
-  async disturb<T>(reach: Reach, work: () => Promise<T>): Promise<T> {
+  async disturb<T>(name: string, reach: Reach, work: () => Promise<T>): Promise<T> {
     if (this.#active === 0) this.#calmBefore = this.calmMs;
     this.#active += 1;
-    const disturbance: Disturbance = { reach, endedAt: Number.POSITIVE_INFINITY };
+    const disturbance: Disturbance = { name, reach, endedAt: Number.POSITIVE_INFINITY };
     this.#recent.push(disturbance);
     try {
       return await work();

@@ -90,8 +90,8 @@ export abstract class Client {
     const { disturbances, errors, history } = this.around;
     const { allowed, perhapsDone } = judge(error, phase, {
       crossing,
-      disturbed: disturbances.feltSince(error.sentAt, this.#proxy),
-      diskFull: disturbances.diskFullSince(error.sentAt),
+      disturbed: () => disturbances.feltSince(error.sentAt, this.#proxy),
+      diskFull: () => disturbances.diskFullSince(error.sentAt),
     });
     errors.set(error.code, (errors.get(error.code) ?? 0) + 1);
     if (!allowed)

@@ -268,7 +268,7 @@ export class Mischief {
       if (target === undefined || this.#busy.has(target)) continue;
       this.#busy.add(target);
       try {
-        const what = await calm.disturb(one.reach(world, target as never), () =>
+        const what = await calm.disturb(one.name, one.reach(world, target as never), () =>
           one.harm(this.#scene, target as never),
         );
         this.done.set(one.name, (this.done.get(one.name) ?? 0) + 1);

@@ -36,20 +36,24 @@ export interface Verdict {
 /**
  * What an error means.
  * @param crossing whether the operation may have had to do with several shards
- * @param disturbed whether something had been disturbed when it was sent, or since
+ * @param disturbed whether something had been disturbed when it was sent, or since; asked only when that matters
  */
 export function judge(
   error: StatementError,
   phase: Phase,
-  { crossing = false, disturbed = false, diskFull = false },
+  {
+    crossing,
+    disturbed,
+    diskFull,
+  }: { readonly crossing: boolean; readonly disturbed: () => boolean; readonly diskFull: () => boolean },
 ): Verdict {
   const { code } = error;
   const allowed =
     ALWAYS.has(code) ||
     (crossing && CROSSING.has(code)) ||
-    (disturbed && DISTURBED.some((pattern) => pattern.test(code))) ||
-    (disturbed && phase === 'login' && LATE_LOGIN.test(code)) ||
-    (diskFull && DISK_FULL.test(code));
+    (DISTURBED.some((pattern) => pattern.test(code)) && disturbed()) ||
+    (phase === 'login' && LATE_LOGIN.test(code) && disturbed()) ||
+    (DISK_FULL.test(code) && diskFull());
   const commits = phase === 'autocommit' || phase === 'commit';
   return { allowed, perhapsDone: commits && !NOTHING_DONE.test(code) };
 }

@@ -37,8 +37,8 @@ export interface ChaosResult {
   readonly flips: number;
   /** Reads that were answered by replicas, at least. */
   readonly replicaReads: number;
-  /** The longest time after a fault that a client was told of it, ms. */
-  readonly latestMs: number;
+  /** The longest time after each fault that a statement was sent which failed by it, ms. */
+  readonly latestMs: Readonly<Record<string, number>>;
   readonly statements: number;
   readonly operations: Readonly<Record<string, number>>;
   readonly faults: Readonly<Record<string, number>>;
@@ -144,7 +144,7 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     return {
       flips: director.follower.flips,
       replicaReads: director.replicaReads,
-      latestMs: Math.round(calm.latestMs),
+      latestMs: Object.fromEntries(calm.latestMs),
       statements: inFlight.statements,
       operations: outcomes,
       faults: Object.fromEntries(mischief.done),
