@@ -244,6 +244,7 @@ const migrator = z.strictObject({
   maxFenceTries: count(5, 1_000),
   fenceBackoffMs: milliseconds(2_000),
   wayBackMs: milliseconds(0, 0),
+  sampleMs: milliseconds(1_000, 0),
   auditMs: milliseconds(86_400_000, 0),
   removePages: count(128, 1_000_000),
   throttle: z

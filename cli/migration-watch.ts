@@ -1,5 +1,6 @@
 import { differingTables } from '../migrator/comparison.js';
 import { loadMigration, type MigrationRow, RESTING_STATES } from '../migrator/migration-row.js';
+import { doubtedTables, doubtText } from '../migrator/sampled.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { flipHeldBackBy } from '../topology/migration-controls.js';
 import { progressBar, progressLine } from './progress-line.js';
@@ -65,6 +66,9 @@ export function waitsForSomebody(migration: MigrationRow): string | null {
   if (state !== 'reversing' || requested !== null || facts.exact === undefined) return null;
   const end = `"foreshard migrate finish ${id}" removes what is left at the source`;
   if (facts.wayBackLost !== undefined) return `migration ${id} has flipped, and has no way back any more: ${end}`;
+  const doubted = doubtedTables(migration);
+  if (doubted.length > 0)
+    return `migration ${id} has flipped, and its way back is not to be trusted: ${doubtText(doubted)} ("foreshard migrate show ${id}" has their keys). Put them right, then "foreshard migrate verify ${id}"; or ${end}`;
   return `migration ${id} has flipped, and its way back is open: "foreshard migrate rollback ${id}" takes it back, ${end}`;
 }
 

@@ -49,6 +49,7 @@ export function progressLine(
   if (p.etaSeconds !== undefined && p.etaSeconds !== null && p.etaSeconds > 0)
     parts.push(`ETA ${formatSeconds(p.etaSeconds)}`);
   if (p.pauseMs !== undefined && p.pauseMs !== null) parts.push(`paused ${p.pauseMs.toFixed(0)} ms`);
+  if (p.sampled) parts.push(`${p.sampled.rows.toLocaleString('en')} rows sampled since the flip`);
   if (p.note) parts.push(p.note);
   if (migration.paused && p.note !== 'paused') parts.push('pause requested');
   if (migration.abortRequested) parts.push('abort requested');

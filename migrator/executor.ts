@@ -52,7 +52,8 @@ export interface Executor {
   /** Polls until `done` gives true. @returns false when `deadlineMs` passed first */
   wait(text: string, done: () => Promise<boolean>, options?: WaitOptions): Promise<boolean>;
   transition(row: MigrationRow, to: MigrationState, change?: StateChange): Promise<MigrationRow>;
-  noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow>;
+  /** @param detail of an event that tells of it; left out: none does */
+  noteFacts(row: MigrationRow, facts: Facts, detail?: Facts): Promise<MigrationRow>;
   /** Work in one transaction of the catalog, done only while the migration is as `row` says, and ours. */
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T>;
   /** Nobody asks for the flip any more. */
@@ -194,8 +195,8 @@ export class RealExecutor implements Executor {
     return this.#entered(next);
   }
 
-  noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
-    return this.#store.noteFacts(row, facts);
+  noteFacts(row: MigrationRow, facts: Facts, detail?: Facts): Promise<MigrationRow> {
+    return this.#store.noteFacts(row, facts, detail);
   }
 
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
@@ -356,5 +357,6 @@ const NO_PROGRESS: MigrationProgress = {
   etaSeconds: null,
   pauseMs: null,
   compared: null,
+  sampled: null,
   note: null,
 };

@@ -14,6 +14,7 @@ import {
   PAST_FLIP,
   RESTING_STATES,
 } from './migration-row.js';
+import { doubtedTables, doubtText, IS_DOUBTED } from './sampled.js';
 import { shardsSql } from './turn.js';
 
 /**
@@ -266,21 +267,40 @@ export async function setPaused(db: Db, id: bigint, paused: boolean, actor: stri
 
 /**
  * Asks the migrator to take a migration back that has flipped (`rollback`), or to give up its way back now (`finish`).
- * @throws ForeshardError 55000 when there is no way back (any more)
+ * @param force also a rollback to rows that are known to differ
+ * @throws ForeshardError 55000 when there is no way back (any more), or none that is to be trusted
  */
-export async function requestEnd(db: Db, id: bigint, end: 'finish' | 'rollback', actor: string): Promise<void> {
+export async function requestEnd(
+  db: Db,
+  id: bigint,
+  end: 'finish' | 'rollback',
+  actor: string,
+  { force = false }: { readonly force?: boolean } = {},
+): Promise<void> {
   const updated = await (db as pg.Pool).query(
     `WITH asked AS (
        UPDATE foreshard.migration SET requested = $3, updated_at = clock_timestamp()
-        WHERE id = $1 AND state = 'reversing' AND requested IS NULL AND ($3 = 'finish' OR NOT facts ? 'wayBackLost') RETURNING id
+        WHERE id = $1 AND state = 'reversing' AND requested IS NULL
+          AND ($3 = 'finish' OR (NOT facts ? 'wayBackLost' AND ($4 OR NOT ${IS_DOUBTED}))) RETURNING id
      ), audit AS (
-       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.' || $3, 'migration ' || id FROM asked
+       INSERT INTO foreshard.audit (actor, action, object, detail)
+       SELECT $2, 'migration.' || $3, 'migration ' || id, CASE WHEN $4 THEN '{"force": true}'::jsonb ELSE '{}' END FROM asked
      )
      SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
-    [id.toString(), actor, end],
+    [id.toString(), actor, end, force],
   );
   if (updated.rowCount !== 0) return;
-  const { state, requested, facts } = await loadMigration(db, id);
+  const row = await loadMigration(db, id);
+  const { state, requested, facts } = row;
+  const doubted = doubtedTables(row);
+  if (state === 'reversing' && requested === null && facts.wayBackLost === undefined && doubted.length > 0)
+    throw new ForeshardError(
+      '55000',
+      `migration ${id} is not taken back: ${doubtText(doubted)} between the new owner and the old one`,
+      {
+        hint: `Put the rows right ("foreshard migrate show ${id}" has their keys) and compare all again: "foreshard migrate verify ${id}". Or "foreshard migrate finish ${id}"; or take it back to rows that differ, with --force.`,
+      },
+    );
   if (requested !== null)
     throw new ForeshardError('55000', `migration ${id} has been asked for "${requested}" already`, {
       hint: `Follow it with "foreshard migrate watch ${id}".`,

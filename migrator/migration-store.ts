@@ -171,12 +171,24 @@ export class MigrationStore {
     );
   }
 
-  /** Notes facts without a change of state. */
-  async noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
+  /** Notes facts without a change of state, with an event when it has a `detail`. */
+  async noteFacts(row: MigrationRow, facts: Facts, detail?: Facts): Promise<MigrationRow> {
     const result = await this.pool.query<RawRow>(
-      `UPDATE foreshard.migration SET facts = facts || $4::jsonb, generation = generation + 1
-        WHERE id = $1 AND generation = $2 AND lease_owner = $3 AND lease_until > clock_timestamp() RETURNING ${COLUMNS}`,
-      [row.id.toString(), row.generation.toString(), this.owner, JSON.stringify(facts)],
+      `WITH noted AS (
+         UPDATE foreshard.migration SET facts = facts || $4::jsonb, generation = generation + 1
+          WHERE id = $1 AND generation = $2 AND lease_owner = $3 AND lease_until > clock_timestamp() RETURNING *
+       ), event AS (
+         INSERT INTO foreshard.migration_event (migration_id, state, detail)
+         SELECT id, state, $5::jsonb FROM noted WHERE $5::jsonb IS NOT NULL
+       )
+       SELECT ${COLUMNS} FROM noted`,
+      [
+        row.id.toString(),
+        row.generation.toString(),
+        this.owner,
+        JSON.stringify(facts),
+        detail === undefined ? null : JSON.stringify(detail),
+      ],
     );
     const noted = result.rows[0];
     if (noted === undefined) throw new ConflictError(`migration ${this.id} is no longer under our lease`);
@@ -190,14 +202,6 @@ export class MigrationStore {
        SELECT pg_notify('foreshard_migration', id::text) FROM p`,
       [this.id.toString(), this.owner, JSON.stringify(progress)],
     );
-  }
-
-  async event(state: MigrationState, detail: Facts): Promise<void> {
-    await this.pool.query('INSERT INTO foreshard.migration_event (migration_id, state, detail) VALUES ($1, $2, $3)', [
-      this.id.toString(),
-      state,
-      JSON.stringify(detail),
-    ]);
   }
 
   /** Forgets that somebody asked for the flip. */

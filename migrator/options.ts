@@ -26,6 +26,8 @@ export interface MigratorOptions {
   readonly fenceBackoffMs: number;
   /** How long a migration can be taken back after its flip, ms; 0: not at all. Default 0. */
   readonly wayBackMs: number;
+  /** Pause between two samples of rows that are compared while a migration can be taken back, ms; 0: none are. Default 1000. */
+  readonly sampleMs: number;
   /** Heap pages per transaction when rows are removed. Default 128. */
   readonly removePages: number;
   /** Rows that are compared by one statement, at most. Default 65536. */
@@ -44,6 +46,7 @@ export const DEFAULT_OPTIONS: MigratorOptions = {
   maxFenceTries: 5,
   fenceBackoffMs: 2000,
   wayBackMs: 0,
+  sampleMs: 1000,
   removePages: 128,
   compareRows: 65_536,
   throttle: DEFAULT_THROTTLE,

@@ -85,8 +85,19 @@ export class Throttle {
 
   /** After a portion of so many bytes that were only read: waits until it is paid for. */
   async pauseAfterRead(bytes: number): Promise<void> {
-    this.#owed += bytes / COMPARED_FOR_COPIED;
+    this.owe(bytes);
     await this.pause(0);
+  }
+
+  /** So many bytes that were only read are to be paid for. */
+  owe(bytes: number): void {
+    this.#owed += bytes / COMPARED_FOR_COPIED;
+  }
+
+  /** Whether nothing is owed. */
+  async isPaid(): Promise<boolean> {
+    await this.#look(UNLIMITED);
+    return this.#pay() <= 0;
   }
 
   /** @returns ms until nothing is owed any more */

@@ -72,8 +72,8 @@ class TurnedExecutor implements Executor {
     return this.#exec.transition(row, to, change);
   }
 
-  noteFacts(row: MigrationRow, facts: Facts): Promise<MigrationRow> {
-    return this.#exec.noteFacts(row, facts);
+  noteFacts(row: MigrationRow, facts: Facts, detail?: Facts): Promise<MigrationRow> {
+    return this.#exec.noteFacts(row, facts, detail);
   }
 
   inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {

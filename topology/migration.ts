@@ -93,5 +93,7 @@ export interface MigrationProgress {
   readonly pauseMs: number | null;
   /** While both sides are compared; else null. */
   readonly compared: ComparisonProgress | null;
+  /** What has been compared of both sides since the flip, by samples; null: nothing. */
+  readonly sampled: { readonly samples: number; readonly rows: number } | null;
   readonly note: string | null;
 }

@@ -4,6 +4,8 @@ import { arrivalAction } from '../guards.js';
 import type { Move } from '../move.js';
 import { isRefusal } from '../preflight-way-back.js';
 import { followAction, knowsOrigin, publicationAction, slotAction } from '../replication.js';
+import { doubtedTables, doubtText } from '../sampled.js';
+import { Sampler } from '../sampler.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
 import { compareAsOfFlip } from './clean.js';
@@ -56,6 +58,7 @@ export async function reverse(m: Move): Promise<void> {
   const known = m.row.facts.wayBackLost as string | undefined;
   let lost = known ?? (await follow(m, back));
   const supervisor = new Supervisor(back);
+  const sampler = new Sampler(m, back);
   let supervisedAt = 0;
   let next: 'rolling_back' | 'cleaning' = 'cleaning';
   await m.exec.wait(
@@ -66,10 +69,15 @@ export async function reverse(m: Move): Promise<void> {
         supervisedAt = performance.now();
         lost = await supervise(m, supervisor);
       }
-      if (lost === null) await compareOnRequest(m, back);
+      if (lost === null) {
+        await compareOnRequest(m, back);
+        await sampler.look();
+      }
       const { requested, elapsedMs } = await asked(m);
       if (requested === 'rollback' && lost === null) next = 'rolling_back';
-      return requested === 'finish' || next === 'rolling_back' || elapsedMs >= Number(m.row.facts.wayBackMs);
+      if (requested === 'finish' || next === 'rolling_back') return true;
+      // What differs is for a person to look at: the time does not run out on it.
+      return elapsedMs >= Number(m.row.facts.wayBackMs) && doubtedTables(m.row).length === 0;
     },
     { everyMs: LOOK_MS },
   );
@@ -92,7 +100,10 @@ async function follow(m: Move, back: Move): Promise<string | null> {
 async function supervise(m: Move, supervisor: Supervisor): Promise<string | null> {
   try {
     const { lagBytes, note } = await supervisor.check();
-    await m.exec.progress({ lagBytes, note: note ?? 'the way back is open' });
+    const doubted = doubtedTables(m.row);
+    const open =
+      doubted.length === 0 ? 'the way back is open' : `the way back is not to be trusted: ${doubtText(doubted)}`;
+    await m.exec.progress({ lagBytes, note: note ?? open });
     return null;
   } catch (error) {
     if (!(error instanceof MigrationFailure)) throw error;

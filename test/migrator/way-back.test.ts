@@ -1,13 +1,15 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { waitsForSomebody } from '../../cli/migration-watch.js';
 import { dryRun } from '../../migrator/dry-run.js';
-import { requestEnd } from '../../migrator/migration-requests.js';
+import { acceptDifference, requestComparison, requestEnd } from '../../migrator/migration-requests.js';
 import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { doubtedTables } from '../../migrator/sampled.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
 import { approveMove, leftovers, moveSpec, resetShop, type Setting } from './setting.js';
-import { audit } from './writers.js';
+import { audit, countOrders } from './writers.js';
 
 let moves: Moves;
 let s: Setting;
@@ -19,14 +21,14 @@ beforeAll(async () => {
 afterAll(() => moves.close());
 afterEach(() => moves.stop());
 
-describe('the way back', () => {
-  const HOUR = 3_600_000;
-  const inState = (id: bigint, state: string) =>
-    waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
-      what: `migration ${id} to be ${state}`,
-      timeoutMs: 50_000,
-    });
+const HOUR = 3_600_000;
+const inState = (id: bigint, state: string) =>
+  waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
+    what: `migration ${id} to be ${state}`,
+    timeoutMs: 50_000,
+  });
 
+describe('the way back', () => {
   beforeEach(() => resetShop(s, 40, 300));
 
   test('is open after the flip, and a rollback takes everything along that was written since', async () => {
@@ -190,5 +192,119 @@ describe('the way back', () => {
     expect(await moves.atRest(id)).toBe('done');
     expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('the way back is sampled', () => {
+  // So few rows that a sample has all of a table.
+  beforeEach(() => resetShop(s, 40, 10));
+
+  const sampled = async (id: bigint) => (await loadMigration(s.catalog.pool, id)).progress.sampled?.rows ?? 0;
+  const begun = (id: bigint) => waitFor(async () => (await sampled(id)) > 0, { what: 'a sample', timeoutMs: 50_000 });
+  /** Past the gate, as nobody should. */
+  const tamper = (url: string, sql: string) =>
+    withClient(url, async (c) => {
+      await c.query('SET session_replication_role = replica');
+      await c.query(sql);
+    });
+
+  test('while rows change, come and go: what is on its way is no difference', async () => {
+    await moves.startLoad(40);
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
+    await begun(id);
+    let on = true;
+    // Some rows come and go, with other values each time.
+    const flicker = withClient(s.urlTwo, async (c) => {
+      for (let n = 0; on; n++) {
+        await c.query(`INSERT INTO tenants (id, name) SELECT i, 'flicker ${n}' FROM generate_series(1000, 1100) i`);
+        await c.query('DELETE FROM tenants WHERE id >= 1000');
+      }
+    });
+    moves.atStop(async () => {
+      on = false;
+      await flicker;
+    });
+    const before = await sampled(id);
+    await waitFor(async () => (await sampled(id)) > before + 2500, { what: 'samples under load' });
+    on = false;
+    await flicker;
+    const { migration } = await showMigration(s.catalog.pool, id);
+    expect(migration.facts.sampled).toBeUndefined();
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+  });
+
+  test('and rows that differ are named: it is refused until they are put right', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
+    await begun(id);
+    const { rows } = await withClient(s.urlTwo, (c) =>
+      c.query('SELECT min(id) AS id FROM orders WHERE tenant_id = 30'),
+    );
+    const order = rows[0].id as string;
+    await tamper(s.urlOne, `UPDATE tenants SET name = 'other' WHERE id = 25`);
+    await tamper(s.urlOne, `DELETE FROM "Odd Items" WHERE "Tenant Id" = 30 AND order_id = ${order}`);
+    await tamper(s.urlOne, `INSERT INTO orders (tenant_id, id) VALUES (26, 7000001)`);
+    const found = () => loadMigration(s.catalog.pool, id).then((row) => doubtedTables(row));
+    await waitFor(async () => (await found()).length === 3, { what: 'the differences' });
+    expect((await found()).toSorted((a, b) => (a.table < b.table ? -1 : 1))).toEqual([
+      { table: 'public.Odd Items', differing: 1, keys: [`["30", "1", "${order}"]`] },
+      { table: 'public.orders', differing: 1, keys: ['["7000001", "26"]'] },
+      { table: 'public.tenants', differing: 1, keys: ['["25"]'] },
+    ]);
+    const { events, migration } = await showMigration(s.catalog.pool, id);
+    expect(events.map((e) => e.detail.differing)).toContainEqual({ table: 'public.tenants', keys: ['["25"]'] });
+    expect(waitsForSomebody(migration)).toMatch(
+      /its way back is not to be trusted: .*1 rows of "public.tenants" differ/,
+    );
+    await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/is not taken back: .*differ/);
+
+    await tamper(
+      s.urlOne,
+      `DELETE FROM orders WHERE id = 7000001; UPDATE tenants SET name = 'tenant 25' WHERE id = 25`,
+    );
+    await tamper(
+      s.urlOne,
+      `INSERT INTO "Odd Items" SELECT tenant_id, id, 1, ARRAY['a', body] FROM orders WHERE id = ${order}`,
+    );
+    await requestComparison(s.catalog.pool, id, 'test');
+    await waitFor(async () => (await found()).length === 0, { what: 'the comparison' });
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+  });
+
+  test('and one that is not trusted does not end by itself; taken by force, nothing is removed', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
+    await begun(id);
+    await tamper(s.urlOne, `UPDATE tenants SET name = 'other' WHERE id = 25`);
+    const doubted = async () => doubtedTables(await loadMigration(s.catalog.pool, id)).length === 1;
+    await waitFor(doubted, { what: 'the difference' });
+    // Its time is over by now, as far as the next migrator knows.
+    await moves.stop();
+    await s.catalog.pool.query(`UPDATE foreshard.migration SET facts = facts || '{"wayBackMs": 1}' WHERE id = $1`, [
+      id.toString(),
+    ]);
+    const before = await sampled(id);
+    moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
+    await waitFor(async () => (await sampled(id)) > before, { what: 'samples after that' });
+    expect((await loadMigration(s.catalog.pool, id)).state).toBe('reversing');
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test', { force: true });
+    expect(await moves.atRest(id)).toBe('failed');
+    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
+      /the shards differ as of the flip back: "public.tenants"/,
+    );
+    expect(await countOrders(s.urlTwo)).toBe(21 * 10);
+    await acceptDifference(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('unless that is turned off', async () => {
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: 300, sampleMs: 0 });
+    expect(await moves.atRest(id)).toBe('done');
+    expect((await loadMigration(s.catalog.pool, id)).progress.sampled).toBeNull();
   });
 });

@@ -5,34 +5,43 @@ import { type GlobalArgs, jsonOption, withHelp } from '../../options.js';
 import { printJson, printLine } from '../../output.js';
 import { ID, type IdArgs } from './id.js';
 
-/** The two ends of the time after a flip in which the way back is open. */
-function endCommand(
-  end: 'finish' | 'rollback',
-  texts: { describe: string; does: string; example: string },
-): CommandModule<GlobalArgs, IdArgs> {
-  return {
-    command: `${end} <id>`,
-    describe: texts.describe,
-    builder: (y) => withHelp(jsonOption(y.positional('id', ID)), [`migrate ${end} 1`, texts.example]),
-    handler: (args) =>
-      withCatalog(args, async (catalog) => {
-        const id = parseId(args.id, 'migration');
-        await requestEnd(catalog.pool, id, end, actor());
-        if (args.json) printJson({ id, requested: end });
-        else printLine(`Migration ${id} ${texts.does}. Follow it with "foreshard migrate watch ${id}".`);
-      }),
-  };
+interface RollbackArgs extends IdArgs {
+  readonly force: boolean;
 }
 
-export const rollbackCommand = endCommand('rollback', {
+/** The two ends of the time after a flip in which the way back is open. */
+export const rollbackCommand: CommandModule<GlobalArgs, RollbackArgs> = {
+  command: 'rollback <id>',
   describe:
     'Take a migration back after its flip, with all that was written since; possible while its way back is open',
-  does: 'will be taken back',
-  example: 'The same flip the other way: nothing is lost, clients wait for some 10 ms',
-});
+  builder: (y) =>
+    withHelp(
+      jsonOption(y.positional('id', ID)).option('force', {
+        type: 'boolean',
+        default: false,
+        describe:
+          'Also when rows are known to differ: those of the other side are kept, and the migration ends "failed"',
+      }),
+      ['migrate rollback 1', 'The same flip the other way: nothing is lost, clients wait for some 10 ms'],
+    ),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const id = parseId(args.id, 'migration');
+      await requestEnd(catalog.pool, id, 'rollback', actor(), { force: args.force });
+      if (args.json) printJson({ id, requested: 'rollback' });
+      else printLine(`Migration ${id} will be taken back. Follow it with "foreshard migrate watch ${id}".`);
+    }),
+};
 
-export const finishCommand = endCommand('finish', {
+export const finishCommand: CommandModule<GlobalArgs, IdArgs> = {
+  command: 'finish <id>',
   describe: 'Give up the way back of a migration now, and remove the moved rows at the source',
-  does: 'will be finished',
-  example: '',
-});
+  builder: (y) => withHelp(jsonOption(y.positional('id', ID)), ['migrate finish 1', '']),
+  handler: (args) =>
+    withCatalog(args, async (catalog) => {
+      const id = parseId(args.id, 'migration');
+      await requestEnd(catalog.pool, id, 'finish', actor());
+      if (args.json) printJson({ id, requested: 'finish' });
+      else printLine(`Migration ${id} will be finished. Follow it with "foreshard migrate watch ${id}".`);
+    }),
+};

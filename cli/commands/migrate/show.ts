@@ -1,6 +1,7 @@
 import type { CommandModule } from 'yargs';
 import { type Change, changeState, findChange } from '../../../migrator/changes/change-row.js';
 import { showMigration } from '../../../migrator/migration-row.js';
+import { doubtedTables } from '../../../migrator/sampled.js';
 import { changeLine, membersText } from '../../change-text.js';
 import { parseId, withCatalog } from '../../command.js';
 import { type GlobalArgs, jsonOption, withHelp } from '../../options.js';
@@ -23,6 +24,10 @@ export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
       if (migration.changeId !== null) printLine(`number ${migration.position} of change ${migration.changeId}`);
       printLine(progressLine(migration));
       if (migration.error !== null) printLine(`error: ${migration.error}`);
+      for (const { table, differing, keys } of doubtedTables(migration)) {
+        printLine(`\n${differing} rows of ${table} differ:`);
+        for (const key of keys) printLine(`  ${key}`);
+      }
       printLine();
       printLine(
         formatTable(

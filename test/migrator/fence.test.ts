@@ -1,0 +1,143 @@
+import pg from 'pg';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { GATE_CLOSED } from '../../migrator/names.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { Moves } from './moves.js';
+import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { audit } from './writers.js';
+
+// What the fence does for the one writer in a million: each test arranges him, while a proxy that has not acknowledged keeps the migrator waiting.
+
+let moves: Moves;
+let s: Setting;
+
+beforeAll(async () => {
+  moves = await Moves.start();
+  s = moves.s;
+});
+afterAll(() => moves.close());
+afterEach(() => moves.stop());
+beforeEach(() => resetShop(s, 12, 20));
+
+const load = (id: bigint) => loadMigration(s.catalog.pool, id);
+const RAISE = 'UPDATE orders SET version = version + 1 WHERE tenant_id = 7';
+const versions = (url: string) =>
+  withClient(url, async (c) => (await c.query('SELECT sum(version)::int AS n FROM orders WHERE tenant_id = 7')).rows);
+
+/** A session that goes past the proxies to a shard. */
+async function session(url: string): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: url });
+  client.on('error', () => undefined);
+  await client.connect();
+  moves.atStop(() => client.end());
+  return client;
+}
+
+/** A move of tenants from 6 on that waits for one proxy to acknowledge its hold, which `acknowledge` does. */
+async function holding(options: Record<string, number> = {}): Promise<{ id: bigint; acknowledge(): Promise<void> }> {
+  const { pool } = s.catalog;
+  const { rows } = await pool.query<{ id: string }>(
+    `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
+     VALUES (gen_random_uuid(), 'slow', 'none', clock_timestamp() + interval '1 hour', 1000000000) RETURNING id`,
+  );
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator({ fenceBackoffMs: 50, ...options });
+  const hold = await waitFor(async () => (await pool.query<{ id: string }>('SELECT id FROM foreshard.hold')).rows[0], {
+    what: 'the hold',
+    timeoutMs: 40_000,
+  });
+  const proxy = rows[0]?.id;
+  return {
+    id,
+    async acknowledge() {
+      await pool.query('INSERT INTO foreshard.hold_ack (hold_id, proxy_id) VALUES ($1, $2)', [hold.id, proxy]);
+    },
+  };
+}
+
+const gate = async (url: string): Promise<number> =>
+  withClient(url, async (c) => {
+    const { rows } = await c.query<{ name: string }>(
+      "SELECT c.oid::regclass::text AS name FROM pg_class c WHERE relkind = 'S' AND relname LIKE 'gate%'",
+    );
+    return Number((await c.query(`SELECT last_value AS n FROM ${rows[0]?.name}`)).rows[0].n);
+  });
+
+const whys = async (id: bigint) => (await showMigration(s.catalog.pool, id)).events.map((e) => e.detail.why);
+
+test('a transaction that has written to the interval past the proxies is waited for', async () => {
+  const { id, acknowledge } = await holding();
+  const writer = await session(s.urlOne);
+  await writer.query('BEGIN');
+  await writer.query(RAISE);
+  await acknowledge();
+  const waits = `SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted`;
+  await waitFor(async () => (await writer.query(waits)).rowCount === 1, { what: 'the fence to wait' });
+  await writer.query('COMMIT');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await versions(s.urlTwo)).toEqual([{ n: 20 }]);
+  expect((await load(id)).facts.exact).toBe('identical');
+});
+
+test('a destination that does not get on is not made the owner', async () => {
+  const { id, acknowledge } = await holding({ drainMs: 300 });
+  const there = await session(s.urlTwo);
+  await there.query('BEGIN');
+  await there.query('LOCK TABLE orders IN SHARE MODE');
+  await withClient(s.urlOne, (c) => c.query(RAISE));
+  await acknowledge();
+  const missed = async () =>
+    (await whys(id)).includes('the destination did not apply everything within 300 ms of the fence');
+  await waitFor(missed, { what: 'the fence to be missed' });
+  // Its clients go on where they were.
+  await withClient(s.urlOne, (c) => c.query(RAISE));
+  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await there.query('ROLLBACK');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await versions(s.urlTwo)).toEqual([{ n: 40 }]);
+});
+
+test('a gate that does not stay closed, as a failover of the source might leave it, keeps the flip from happening', async () => {
+  const { id, acknowledge } = await holding();
+  await withClient(s.urlOne, async (c) => {
+    const { rows } = await c.query<{ gate: string; marker: string }>(
+      `SELECT max(c.oid::regclass::text) FILTER (WHERE relname LIKE 'gate%') AS gate,
+              max(c.oid::regclass::text) FILTER (WHERE relname LIKE 'marker%' AND relkind = 'r') AS marker
+         FROM pg_class c WHERE relnamespace = 'foreshard_shard'::regnamespace`,
+    );
+    // The fence writes the marker when it has closed the gate.
+    await c.query(`CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN PERFORM setval('${rows[0]?.gate}', 1); RETURN NEW; END $$`);
+    await c.query(`CREATE TRIGGER lose BEFORE UPDATE ON ${rows[0]?.marker} FOR EACH ROW EXECUTE FUNCTION lose()`);
+  });
+  await acknowledge();
+  const missed = async () => (await whys(id)).includes('the gate at the source did not stay closed');
+  await waitFor(missed, { what: 'the fence to be missed' });
+  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await withClient(s.urlOne, (c) => c.query('DROP FUNCTION lose CASCADE'));
+  expect(await moves.atRest(id)).toBe('done');
+});
+
+test('a server that says nothing any more behind the fence is not waited for', async () => {
+  const { id, acknowledge } = await holding({ fenceMs: 200, drainMs: 300 });
+  const { rows } = await withClient(s.urlTwo, (c) =>
+    c.query<{ pid: number }>("SELECT pid FROM pg_stat_activity WHERE application_name = 'foreshard migrator (reader)'"),
+  );
+  expect(rows).toHaveLength(1);
+  const pid = rows[0]?.pid as number;
+  process.kill(pid, 'SIGSTOP');
+  try {
+    await acknowledge();
+    const undone = async () => (await whys(id)).includes('the migrator was interrupted at the fence');
+    await waitFor(undone, { what: 'the fence to be undone' });
+    expect(await gate(s.urlOne)).not.toBe(GATE_CLOSED);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
+});
