@@ -4,6 +4,9 @@ import type { Analyzed } from './route.js';
 /** What may stand behind the WHERE clause of a SELECT whose answer is a plain union (see `fan-out.ts`). */
 const BEHIND_WHERE = new Set(['limit', 'offset', 'fetch']);
 
+/** Shared: it keeps nothing from one text to the next, and is not cheap to make. */
+const lexer = new Lexer();
+
 /** Bytes of the text that others take the place of; as many as none where they are put in. */
 interface Edit {
   readonly start: number;
@@ -24,7 +27,6 @@ export class Narrowable {
     const [statement] = statements;
     if (statement === undefined) throw new RangeError('no statement to be narrowed');
     this.#text = text;
-    const lexer = new Lexer();
     lexer.scan(text, true, conforming);
     const { start, end } = statement;
     this.#edits = editsOf(
@@ -60,10 +62,13 @@ export class Narrowable {
   }
 }
 
+const [OPEN, CLOSE, DOT] = ['(', ')', '.'].map((c) => c.charCodeAt(0)) as [number, number, number];
+
 function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
   const textOf = ({ start, end }: Token) => text.toString('latin1', start, end).toLowerCase();
+  const is = ({ start, end }: Token, byte: number) => end - start === 1 && text[start] === byte;
   let first = 0;
-  while (first < tokens.length && textOf(tokens[first] as Token) === '(') first += 1;
+  while (first < tokens.length && is(tokens[first] as Token, OPEN)) first += 1;
   const edits: Edit[] = [];
   const verb = tokens[first] as Token;
   // TABLE name
@@ -73,13 +78,16 @@ function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
   let last = verb;
   for (let i = first + 1; i < tokens.length; i++) {
     const token = tokens[i] as Token;
-    const word = textOf(token);
-    if (word === ')' && depth === 0) break;
-    if (word === '(') depth += 1;
-    else if (word === ')') depth -= 1;
-    else if (depth === 0 && token.kind === 'word' && !isName(textOf(last))) {
-      if (word === 'where') where ??= token;
-      else if (BEHIND_WHERE.has(word)) break;
+    if (is(token, CLOSE) && depth === 0) break;
+    if (is(token, OPEN)) depth += 1;
+    else if (is(token, CLOSE)) depth -= 1;
+    // Only words of these lengths matter; the text of others is not made.
+    else if (depth === 0 && token.kind === 'word' && token.end - token.start >= 5 && token.end - token.start <= 6) {
+      const word = textOf(token);
+      // Behind these, a keyword is the name of a column: `AS where`, `t.limit`.
+      const isName = is(last, DOT) || textOf(last) === 'as';
+      if (word === 'where' && !isName) where ??= token;
+      else if (BEHIND_WHERE.has(word) && !isName) break;
     }
     last = token;
   }
@@ -91,11 +99,6 @@ function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
       { start: at, end: at, put: () => ')' },
     );
   return edits;
-}
-
-/** Whether a keyword behind it is the name of a column: `AS where`, `t.limit`. */
-function isName(before: string): boolean {
-  return before === 'as' || before === '.';
 }
 
 /** In UTF-8. */
