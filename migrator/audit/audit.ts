@@ -1,4 +1,5 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
+import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import { clusterPart } from '../names.js';
@@ -6,7 +7,8 @@ import { ShardSession } from '../shard-session.js';
 import { auditCatalog } from './catalog.js';
 import type { AuditFinding } from './finding.js';
 import { AtWork } from './migrations.js';
-import { judgeObjects, ORDER, readObjects } from './objects.js';
+import { judgeObjects, judgeRemains, ORDER, readObjects } from './objects.js';
+import { Portions, STATEMENT_MS } from './portions.js';
 import { auditReference } from './reference.js';
 import { auditRows } from './rows.js';
 
@@ -16,18 +18,27 @@ export type Audited = Omit<AuditFinding, 'repair'> & {
   readonly outcome: 'open' | 'repaired' | 'not repaired';
 };
 
+/** SQLSTATEs of a repair that cannot be had now: a lock, a deadlock, a time-out, a state that has changed, something that could not be taken away before it. */
+const NOT_NOW = new Set(['55P03', '40P01', '57014', '55000', '55006', '2BP01']);
+/** None of our statements waits for a lock for longer, ms: others would wait behind it. */
+const LOCK_MS = 500;
+
 /**
  * Looks at every shard for what migrations that are over may have left there, for rows on shards that do not own them, and for copies that
- * differ; and at the catalog. `gently`: half of the time is left to others. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
+ * differ; and at the catalog. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
+ * @param portions how tables are gone through
+ * @throws AuditInterrupted
  */
-export async function audit(catalog: Catalog, repair: boolean, gently = false): Promise<Audited[]> {
+export async function audit(catalog: Catalog, repair: boolean, portions = new Portions(false)): Promise<Audited[]> {
   const topology = await catalog.loadTopology();
   const sessions = new Map<ShardName, ShardSession>();
   const unreachable: AuditFinding[] = [];
   try {
     for (const shard of topology.shards.values())
       try {
-        sessions.set(shard.name, await ShardSession.open(shard, null));
+        const session = await ShardSession.open(shard, null);
+        sessions.set(shard.name, session);
+        await session.query(`SET statement_timeout = ${STATEMENT_MS}; SET lock_timeout = ${LOCK_MS}`);
       } catch (error) {
         if (!(error instanceof ForeshardError)) throw error;
         unreachable.push({
@@ -39,12 +50,18 @@ export async function audit(catalog: Catalog, repair: boolean, gently = false): 
           repair: null,
         });
       }
-    const look = async () => [...unreachable, ...(await lookAround(catalog, sessions, gently))];
-    const found = await look();
+    const look = async (how: Portions) => [...unreachable, ...(await lookAround(catalog, sessions, how))];
+    const found = await look(portions);
     if (!repair || found.every((finding) => finding.repair === null)) return found.map((f) => outcome(f, 'open'));
     const rank = ({ kind }: AuditFinding) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
-    for (const finding of found.toSorted((a, b) => rank(a) - rank(b))) await finding.repair?.();
-    const left = new Set((await look()).map(identity));
+    for (const finding of found.toSorted((a, b) => rank(a) - rank(b)))
+      try {
+        await finding.repair?.();
+      } catch (error) {
+        // What is in use, or has begun to move, is found again.
+        if (!NOT_NOW.has(errorCode(error))) throw error;
+      }
+    const left = new Set((await look(new Portions(false))).map(identity));
     return found.map((f) =>
       outcome(f, left.has(identity(f)) ? (f.repair === null ? 'open' : 'not repaired') : 'repaired'),
     );
@@ -56,7 +73,7 @@ export async function audit(catalog: Catalog, repair: boolean, gently = false): 
 async function lookAround(
   catalog: Catalog,
   sessions: ReadonlyMap<ShardName, ShardSession>,
-  gently: boolean,
+  portions: Portions,
 ): Promise<AuditFinding[]> {
   const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const cluster = clusterPart(meta.rows[0]?.cluster_id ?? '');
@@ -64,9 +81,11 @@ async function lookAround(
   const topology = await catalog.loadTopology();
   const atWork = await AtWork.load(catalog, topology);
   const findings = objects.flatMap((found) => judgeObjects(found, atWork));
+  findings.push(...judgeRemains(objects, atWork));
   for (const keyspace of topology.keyspaces.values())
-    findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, gently })));
-  for (const table of topology.referenceTables.values()) findings.push(...(await auditReference(table, sessions)));
+    findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, portions })));
+  for (const table of topology.referenceTables.values())
+    findings.push(...(await auditReference(table, sessions, portions)));
   findings.push(...(await auditCatalog(catalog, atWork)));
   return findings;
 }

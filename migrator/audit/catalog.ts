@@ -38,6 +38,18 @@ export async function auditCatalog(catalog: Catalog, atWork: AtWork): Promise<Au
         `Look whether it is still there; "foreshard migrate abort ${migration}" undoes what a failed migration has left.`,
         null,
       );
+  const replicas = await pool.query<{ migration: string; shard: string }>(
+    'SELECT migration_id::text AS migration, shard FROM foreshard.range_replica WHERE since IS NOT NULL',
+  );
+  for (const { migration, shard } of replicas.rows)
+    if (!atWork.has(migration))
+      finding(
+        'replica',
+        migration,
+        `reads of an interval may go to shard "${shard}", where migration ${migration} (${atWork.state(migration)}) keeps it up to date no more`,
+        `UPDATE foreshard.meta SET epoch = epoch + 1; UPDATE foreshard.range_replica SET since = NULL WHERE migration_id = ${migration} in one transaction of the catalog`,
+        null,
+      );
   for (const proxy of await behind(catalog))
     finding(
       'proxy',

@@ -32,6 +32,14 @@ export class AtWork {
     return [...this.#rows.values()].some((row) => row.spec.keyspace === keyspace && isAtWork(row));
   }
 
+  /** Any that has to do with this shard. */
+  onShard(shard: string): boolean {
+    return [...this.#rows.values()].some(
+      ({ spec, ...row }) =>
+        spec.kind === 'move' && (spec.from === shard || spec.to === shard) && isAtWork({ spec, ...row }),
+    );
+  }
+
   /** Intervals of a keyspace of which a shard may have rows without owning them. */
   intervals(keyspace: string, shard: string): Interval[] {
     const found = this.#topology.keyspaces.get(keyspace as never);

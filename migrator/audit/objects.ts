@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
 import { GUARD_LOCK_CLASS, SHARD_SCHEMA } from '../names.js';
+import { DROP_SHARD_SCHEMA } from '../replication.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import type { AtWork } from './migrations.js';
@@ -25,10 +26,63 @@ export interface ShardObjects {
   readonly session: ShardSession;
   readonly found: readonly Found[];
   readonly prepared: readonly { readonly gid: string; readonly id: string }[];
+  readonly remains: Remains;
+}
+
+/** What subscriptions that are gone may have left, whose names do not say whose they were. */
+interface Remains {
+  /** Of the server. */
+  readonly system: string;
+  /** Numbers of all subscriptions of the server. */
+  readonly subscriptions: readonly string[];
+  /** Slots of workers that copied a table, not in use: by the server and the number of the subscription that they copied for. */
+  readonly slots: readonly { readonly name: string; readonly system: string; readonly subscription: string }[];
 }
 
 export async function readObjects(session: ShardSession, cluster: string): Promise<ShardObjects> {
-  return { session, found: await ourObjects(session, cluster), prepared: await lockedByPrepared(session) };
+  return {
+    session,
+    found: await ourObjects(session, cluster),
+    prepared: await lockedByPrepared(session),
+    remains: await readRemains(session),
+  };
+}
+
+/** These slots have their names from PostgreSQL: `pg_<subscription>_sync_<table>_<server>`. */
+async function readRemains(session: ShardSession): Promise<Remains> {
+  const [row] = await session.query<{ remains: Remains }>(`SELECT json_build_object(
+    'system', (SELECT system_identifier::text FROM pg_control_system()),
+    'subscriptions', (SELECT coalesce(json_agg(oid::text), '[]') FROM pg_subscription),
+    'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'subscription', p[1], 'system', p[2])), '[]')
+                FROM pg_replication_slots, regexp_match(slot_name, '^pg_([0-9]+)_sync_[0-9]+_([0-9]+)$') AS p
+               WHERE p IS NOT NULL AND NOT active AND database = current_database())
+  ) AS remains`);
+  return (row as { remains: Remains }).remains;
+}
+
+/** Slots of subscriptions that are gone, between shards on which nothing is at work. Those of others' subscriptions are others'. */
+export function judgeRemains(shards: readonly ShardObjects[], atWork: AtWork): AuditFinding[] {
+  const bySystem = new Map(shards.map((shard) => [shard.remains.system, shard]));
+  return shards.flatMap(({ session, remains }) => {
+    const { name: shard } = session.shard;
+    if (atWork.onShard(shard)) return [];
+    return remains.slots.flatMap(({ name, system, subscription }): AuditFinding[] => {
+      const copiedTo = bySystem.get(system);
+      if (copiedTo === undefined || copiedTo.remains.subscriptions.includes(subscription)) return [];
+      const to = copiedTo.session.shard.name;
+      if (atWork.onShard(to)) return [];
+      return [
+        {
+          kind: 'slot',
+          shard,
+          object: name,
+          text: `slot ${name} is left of the copy of a table to shard "${to}", whose subscription is gone`,
+          remedy: dropSql('slot', name, null).join('; '),
+          repair: () => dropSlot(session, name),
+        },
+      ];
+    });
+  });
 }
 
 /**
@@ -46,7 +100,7 @@ export function judgeObjects({ session, found, prepared }: ShardObjects, atWork:
         object: name,
         text: `${kind} ${name} is left of migration ${id} (${atWork.state(id)})`,
         remedy: drop.join('; '),
-        repair: () => (kind === 'slot' ? dropSlot(session, name) : inOrder(session, drop)),
+        repair: () => (kind === 'slot' ? dropSlot(session, name) : inOrder(session, [...drop, DROP_SHARD_SCHEMA])),
       }),
     );
   const transactions = prepared

@@ -2,50 +2,114 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { quoteTable } from '../../topology/quote.js';
 import { type ReferenceTable, type ShardName, tableId } from '../../topology/topology.js';
 import { tableSum } from '../compare.js';
+import { identityColumns } from '../hashing.js';
+import { differing, type RowsOf, rowsByKey, rowsOfPages } from '../keyed-rows.js';
 import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
+import type { Portions } from './portions.js';
 
-/** Copies that are being written to may differ for a moment. */
-const LOOKS = 3;
+/** Copies that are being written to may differ for a moment: what does is looked at again after this. */
 const PAUSE_MS = 500;
+const LOOKS = 3;
+/** Heap pages whose rows are looked up on the other shard together: half a megabyte. */
+const PAGES = 64;
+/** Rows that differ between two copies, from which on no more are looked for. */
+const ENOUGH = 1000;
+/** Keys that are named. */
+const KEYS_NAMED = 20;
 
-/** Whether all copies of a reference table have the same rows. */
+/** Whether all copies of a reference table have the same rows: each is compared with the first one, by key, a few pages at a time. */
 export async function auditReference(
   table: ReferenceTable,
   sessions: ReadonlyMap<ShardName, ShardSession>,
+  portions: Portions,
 ): Promise<AuditFinding[]> {
-  for (let look = 1; ; look++) {
-    const differing = await differ(table, sessions);
-    if (differing === null) return [];
-    if (look < LOOKS) {
-      await delay(PAUSE_MS);
-      continue;
+  const copies = table.shards.flatMap((shard) => sessions.get(shard) ?? []);
+  const [first, ...others] = copies;
+  if (first === undefined) return [];
+  const findings: AuditFinding[] = [];
+  const found = (text: string) =>
+    findings.push({
+      kind: 'reference table',
+      shard: '',
+      object: tableId(table),
+      text,
+      remedy: 'Find out which copy is right, and make the others the same.',
+      repair: null,
+    });
+  const sql = quoteTable(table);
+  const info = await readTable(first.reader, sql);
+  if (info === null) found(`shard "${first.shard.name}" has no copy of reference table ${tableId(table)}`);
+  else
+    for (const other of others) {
+      const { name } = other.shard;
+      const between = `the copies of reference table ${tableId(table)} on shards "${first.shard.name}" and "${name}"`;
+      if ((await readTable(other.reader, sql)) === null) {
+        found(`shard "${name}" has no copy of reference table ${tableId(table)}`);
+        continue;
+      }
+      const rows: RowsOf = { sql, where: 'true', info };
+      if (identityColumns(info).length === 0) {
+        const [ours, theirs] = await Promise.all([sumOf(first, rows, table), sumOf(other, rows, table)]);
+        if (ours !== theirs)
+          found(
+            `${between} differ: the first has ${ours}, the other ${theirs}. There is no primary key by which rows could be named`,
+          );
+        continue;
+      }
+      const suspects = new Set([
+        ...(await differingFrom(first, other, rows, portions)),
+        ...(await differingFrom(other, first, rows, portions)),
+      ]);
+      const standing = await thatStay([...suspects], first, other, rows);
+      if (standing.length > 0)
+        found(
+          `${between} differ in ${suspects.size >= ENOUGH ? 'at least ' : ''}${standing.length} rows: ${standing.slice(0, KEYS_NAMED).join(', ')}${standing.length > KEYS_NAMED ? ', …' : ''}`,
+        );
     }
-    return [
-      {
-        kind: 'reference table',
-        shard: '',
-        object: tableId(table),
-        text: `the copies of reference table ${tableId(table)} differ: ${differing}`,
-        remedy: 'Find out which one is right, and make the others the same.',
-        repair: null,
-      },
-    ];
-  }
+  return findings;
 }
 
-async function differ(table: ReferenceTable, sessions: ReadonlyMap<ShardName, ShardSession>): Promise<string | null> {
-  const sums = new Map<string, string>();
-  const moving = { ...table, keyColumns: [], sql: quoteTable(table), predicate: () => 'true' };
-  for (const shard of table.shards) {
-    const session = sessions.get(shard);
-    if (session === undefined) continue;
-    const info = await readTable(session.reader, moving.sql);
-    if (info === null) return `shard "${shard}" has none`;
-    const { rows, hash } = await tableSum(session, moving, info);
-    sums.set(shard, `${rows} rows, hash ${hash}`);
+/** Keys of rows here that are not there, or not the same. */
+async function differingFrom(
+  here: ShardSession,
+  there: ShardSession,
+  rows: RowsOf,
+  portions: Portions,
+): Promise<string[]> {
+  const found: string[] = [];
+  await portions.of(here, rows.sql, { most: PAGES, resumes: false }, async (first, end) => {
+    if (found.length >= ENOUGH) return 0;
+    const read = await rowsOfPages(here, rows, first, end, null);
+    const keys = read.map((row) => row.key);
+    if (keys.length > 0) found.push(...differing(keys, read, await rowsByKey(there, rows, keys)));
+    return 0;
+  });
+  return found;
+}
+
+/** Those that still differ when neither copy's row has been written in the meantime. */
+async function thatStay(keys: readonly string[], a: ShardSession, b: ShardSession, rows: RowsOf): Promise<string[]> {
+  const read = (sought: readonly string[]) => Promise.all([rowsByKey(a, rows, sought), rowsByKey(b, rows, sought)]);
+  let suspects = [...keys];
+  for (let look = 1; look < LOOKS && suspects.length > 0; look++) {
+    const before = await read(suspects);
+    suspects = differing(suspects, before[0], before[1]);
+    if (suspects.length === 0) break;
+    await delay(PAUSE_MS);
+    const now = await read(suspects);
+    const written = new Set([
+      ...differing(suspects, before[0], now[0], 'version'),
+      ...differing(suspects, before[1], now[1], 'version'),
+    ]);
+    suspects = suspects.filter((key) => !written.has(key));
   }
-  if (new Set(sums.values()).size <= 1) return null;
-  return [...sums].map(([shard, sum]) => `"${shard}" has ${sum}`).join('; ');
+  return suspects;
+}
+
+async function sumOf(session: ShardSession, { sql, info }: RowsOf, table: ReferenceTable): Promise<string> {
+  const moving = { ...table, keyColumns: [], sql, predicate: () => 'true' };
+  const { rows, hash } = await tableSum(session, moving, info);
+  return `${rows} rows, hash ${hash}`;
 }

@@ -1,19 +1,19 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { inCatalogTransaction } from '../../topology/catalog/change.js';
 import { ForeshardError } from '../../topology/errors.js';
 import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { Interval } from '../../topology/key.js';
-import { quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { quoteTable } from '../../topology/quote.js';
 import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
 import { hashing } from '../hashing.js';
 import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import { type AtWork, NONE_AT_WORK } from './migrations.js';
+import type { Portions } from './portions.js';
 
-/** Heap pages that are looked through by one statement: 64 MB. */
-const PORTION_PAGES = 8192;
+/** Heap pages that are looked through by one statement: 8 MB. */
+const PORTION_PAGES = 1024;
 /** Rows removed together: for so long no migration goes on. */
 const BATCH = 2000;
 
@@ -24,8 +24,7 @@ export interface RowsAudit {
   readonly keyspace: Keyspace;
   readonly sessions: ReadonlyMap<ShardName, ShardSession>;
   readonly atWork: AtWork;
-  /** After each portion it rests for as long as that took. */
-  readonly gently: boolean;
+  readonly portions: Portions;
 }
 
 /** Rows of sharded tables on shards that own none of their intervals. */
@@ -36,7 +35,7 @@ export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
     for (const [shard, session] of sessions) {
       if ((await readTable(session.reader, quoteTable(table))) === null) continue;
       const strays = strayPredicate(keyspace, table, shard, atWork);
-      const rows = await count(session, table, strays, a.gently);
+      const rows = await count(session, table, strays, a.portions);
       if (rows === 0) continue;
       const moving = atWork.any(keyspace.name);
       findings.push({
@@ -62,24 +61,14 @@ function strayPredicate(keyspace: Keyspace, table: ShardedTable, shard: ShardNam
   return `(${within.join(' OR ')}) IS NOT TRUE`;
 }
 
-/** In portions, so that no snapshot is held for long: a row that is updated meanwhile may be counted twice, or not. */
-async function count(session: ShardSession, table: ShardedTable, where: string, gently: boolean): Promise<number> {
+function count(session: ShardSession, table: ShardedTable, where: string, portions: Portions): Promise<number> {
   const name = quoteTable(table);
-  const [size] = await session.query<{ pages: number }>(
-    `SELECT (pg_relation_size(${quoteLiteral(name)}::regclass) / current_setting('block_size')::int)::float8 AS pages`,
-  );
-  let n = 0;
-  for (let from = 0; ; from += PORTION_PAGES) {
-    const last = from + PORTION_PAGES >= (size?.pages ?? 0);
-    const to = last ? '' : ` AND ctid < '(${from + PORTION_PAGES},0)'`;
-    const began = performance.now();
+  return portions.of(session, name, { most: PORTION_PAGES, resumes: true }, async (first, end) => {
     const [row] = await session.query<{ n: string }>(
-      `SELECT count(*) AS n FROM ${name} WHERE ctid >= '(${from},0)'${to} AND (${where})`,
+      `SELECT count(*) AS n FROM ${name} WHERE ctid >= '(${first},0)' AND ctid < '(${end},0)' AND (${where})`,
     );
-    n += Number(row?.n ?? 0);
-    if (last) return n;
-    if (gently) await delay(performance.now() - began);
-  }
+    return Number(row?.n ?? 0);
+  });
 }
 
 /**

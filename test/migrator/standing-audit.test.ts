@@ -1,6 +1,8 @@
 import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { AuditInterrupted, Portions } from '../../migrator/audit/portions.js';
 import { auditStandingly, lastAudit } from '../../migrator/audit/standing-audit.js';
+import { ShardSession } from '../../migrator/shard-session.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
@@ -70,4 +72,47 @@ test('it leaves a migration alone', async () => {
   await s.catalog.pool.query("UPDATE foreshard.migration SET state = 'aborted' WHERE id = $1", [id.toString()]);
   startAudits(50);
   await waitFor(async () => ((await audits()) ?? 0) > 0, { what: 'an audit' });
+});
+
+test('a migration that begins interrupts it, and it goes on where it was', async () => {
+  await withClient(s.urlOne, (c) => c.query("UPDATE tenants SET name = repeat('x', 1900)"));
+  const looked: [string, number][] = [];
+  let stop = false;
+  const portions = new Portions(false, async () => stop);
+  const [session] = [await ShardSession.open({ name: 'one', url: s.urlOne } as never, null)];
+  moves.atStop(() => session.close());
+  const look = (first: number) => {
+    looked.push(['tenants', first]);
+    stop = first === 1;
+    return Promise.resolve(1);
+  };
+  const all = () => portions.of(session, 'public.tenants', { most: 1, resumes: true }, look);
+  await expect(all()).rejects.toThrow(AuditInterrupted);
+  stop = false;
+  const pages = await all();
+  expect(pages).toBeGreaterThan(2);
+  expect(looked.map(([, first]) => first)).toEqual(Array.from({ length: pages }, (_, i) => i));
+});
+
+test('what a statement cannot look through in its time is looked through in smaller portions', async () => {
+  await withClient(s.urlOne, (c) => c.query("UPDATE tenants SET name = repeat('x', 1900)"));
+  const session = await ShardSession.open({ name: 'one', url: s.urlOne } as never, null);
+  moves.atStop(() => session.close());
+  await session.query('SET statement_timeout = 200');
+  let tries = 0;
+  const found = await new Portions(false).of(
+    session,
+    'public.tenants',
+    { most: 8, resumes: false },
+    async (first, end) => {
+      tries += 1;
+      if (end - first > 2) await session.query('SELECT pg_sleep(60)');
+      const rows = await session.query(
+        `SELECT FROM public.tenants WHERE ctid >= '(${first},0)' AND ctid < '(${end},0)'`,
+      );
+      return rows.length;
+    },
+  );
+  expect(found).toBe(12);
+  expect(tries).toBeGreaterThan(3);
 });
