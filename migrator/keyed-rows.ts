@@ -1,5 +1,5 @@
 import { quoteIdent } from '../topology/quote.js';
-import { hashing, identityColumns } from './hashing.js';
+import { hashing } from './hashing.js';
 import type { TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
 
@@ -43,14 +43,13 @@ export function rowsByKey(
   { sql, where, info }: RowsOf,
   keys: readonly string[],
 ): Promise<RowVersion[]> {
-  const identity = identityColumns(info);
-  // In the order of the values in the key.
-  const columns = info.columns
-    .filter((c) => identity.includes(c.name))
-    .sort((a, b) => (a.name < b.name ? -1 : 1))
-    .map((c, i) => `foreshard_row.${quoteIdent(c.name)} = (foreshard_sought.foreshard_key::jsonb ->> ${i})::${c.type}`);
+  const { keyNames, row } = hashing(info);
+  const columns = keyNames.map((name, i) => {
+    const type = info.columns.find((c) => c.name === name)?.type;
+    return `foreshard_row.${quoteIdent(name)} = (foreshard_sought.foreshard_key::jsonb ->> ${i})::${type}`;
+  });
   return session.query<RowVersion & Record<string, string>>(
-    `SELECT foreshard_key AS key, ${hashing(info).row}::text AS hash, foreshard_row.xmin::text AS version
+    `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version
        FROM unnest($1::text[]) AS foreshard_sought (foreshard_key)
        JOIN ${sql} AS foreshard_row ON ${columns.join(' AND ')} WHERE ${where}`,
     [keys],

@@ -36,7 +36,9 @@ async function session(url: string): Promise<pg.Client> {
 }
 
 /** A move of tenants from 6 on that waits for one proxy to acknowledge its hold, which `acknowledge` does. */
-async function holding(options: Record<string, number> = {}): Promise<{ id: bigint; hold: string; acknowledge(): Promise<void> }> {
+async function holding(
+  options: Record<string, number> = {},
+): Promise<{ id: bigint; hold: string; acknowledge(): Promise<void> }> {
   const { pool } = s.catalog;
   const { rows } = await pool.query<{ id: string }>(
     `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
