@@ -106,3 +106,30 @@ it('serves again only when what happened without it has been read, whoever else 
     await live.close();
   }
 });
+
+it('acknowledges a hold once more when its lease had ended meanwhile, which voids what it had acknowledged', async () => {
+  const { pool } = catalog;
+  const live = await start();
+  try {
+    const { rows } = await pool.query<{
+      id: string;
+    }>(`INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
+      VALUES (1, 'tenants', false, clock_timestamp() + interval '1 hour') RETURNING id`);
+    const hold = rows[0]?.id;
+    await live.reload();
+    const acknowledged = async () =>
+      (await pool.query('SELECT FROM foreshard.hold_ack WHERE hold_id = $1 AND proxy_id = $2', [hold, live.id]))
+        .rowCount === 1;
+    await waitFor(acknowledged, { what: 'the acknowledgement' });
+    const { era } = live;
+    await pool.query("UPDATE foreshard.proxy SET lease_until = clock_timestamp() - interval '1 s' WHERE id = $1", [
+      live.id,
+    ]);
+    // Nobody had waited for what was under way.
+    await waitFor(() => live.era > era, { what: 'the end of the lease to be noticed' });
+    await waitFor(acknowledged, { what: 'the acknowledgement after that' });
+  } finally {
+    await live.close();
+    await pool.query('DELETE FROM foreshard.hold');
+  }
+});
