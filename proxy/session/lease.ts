@@ -2,7 +2,6 @@ import { type ShardName, soleShard, type Topology } from '../../topology/topolog
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
-import { holdTimeout } from '../live-topology.js';
 import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
@@ -12,6 +11,7 @@ import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
 import { type Footprint, stillOn } from './footprint.js';
 import { giveBack } from './give-back.js';
+import { MapWait } from './map-wait.js';
 import { checkSnapshot } from './old-snapshot.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
@@ -63,14 +63,13 @@ export class Lease {
   readonly sequences: Sequences;
   /** Gives server connections this client's settings. */
   readonly serverSettings: ServerSettings;
+  readonly map: MapWait;
   /** Extended-protocol messages were sent for which no Sync has followed. */
   unsynced = false;
   /** Of the unsynced messages, one did more than Parse or Describe. */
   unsyncedDirty = false;
   /** The client's transaction was ended, and it has yet to be told. */
   untold = false;
-  #waitsForMap = false;
-  #seen: Topology;
   /** Texts that are not known here were executed on the connection. */
   #settingsUnsure = false;
   #unopened: Buffer | null = null;
@@ -78,7 +77,7 @@ export class Lease {
   constructor(client: LeaseClient, owner: BackendOwner) {
     this.#client = client;
     this.#owner = owner;
-    this.#seen = client.services.live.current;
+    this.map = new MapWait(client);
     this.pinning = new Pinning(client);
     this.sequences = new Sequences(client.id);
     this.serverSettings = new ServerSettings(client);
@@ -241,16 +240,6 @@ export class Lease {
     const { backend, transaction } = this;
     if (backend === null || transaction?.touched !== true) return false;
     return transaction.overtaken || !stillOn(backend.shard, transaction, topology);
-  }
-
-  /** Whether the client's next statement waits for the lease, the schema or the end of a hold. */
-  get waitsForMap(): boolean {
-    return this.#waitsForMap;
-  }
-
-  /** Whether the transaction was looked at since this has been the map. */
-  hasSeen(topology: Topology): boolean {
-    return topology === this.#seen;
   }
 
   /** Whether nothing has to be done before this plain statement of the open transaction, but what `sendingPlain` does. */
@@ -454,42 +443,18 @@ export class Lease {
 
   /** After a flip, a transaction whose rows have moved away cannot go on. */
   #checkStale(topology: Topology): void {
-    if (topology === this.#seen) return;
-    this.#seen = topology;
-    if (this.isStale(topology)) throw transactionMoved();
+    if (this.map.see(topology) && this.isStale(topology)) throw transactionMoved();
   }
 
-  async #waitForChange(signal: AbortSignal, since: number): Promise<void> {
-    const { live, holdTimeoutMs } = this.#client.services;
-    const waited = performance.now() - since;
-    const timeout = new AbortController();
-    const timer = setTimeout(
-      () => timeout.abort(holdTimeout(live, holdTimeoutMs)),
-      Math.max(0, holdTimeoutMs - waited),
-    );
+  #waitForChange(signal: AbortSignal, since: number): Promise<void> {
     // A lease between nothing and a statement would keep a connection from others while it waits.
     if (this.backend !== null && !this.#begun && this.pinned === null) this.#giveBack();
-    this.#client.activity.waitBegins();
-    this.#waitsForMap = true;
-    try {
-      await live.changed(AbortSignal.any([signal, timeout.signal]));
-    } finally {
-      this.#waitsForMap = false;
-      this.#client.activity.waitEnds();
-      clearTimeout(timer);
-    }
+    return this.map.change(signal, since);
   }
 
-  /** It comes before long, or is not waited for any more. */
-  async #waitForSchema(signal: AbortSignal): Promise<void> {
-    const { activity, services } = this.#client;
+  #waitForSchema(signal: AbortSignal): Promise<void> {
     if (this.backend !== null && this.pinned === null) this.#giveBack();
-    activity.waitBegins();
-    try {
-      await services.live.changed(signal);
-    } finally {
-      activity.waitEnds();
-    }
+    return this.map.schema(signal);
   }
 
   /** Nothing is open on it any more. */

@@ -208,9 +208,9 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
    */
   overtaken(before: Topology, now: Topology): void {
     if (!this.uses((footprint) => mayHaveMoved(footprint, before, now))) return;
-    const { backend, transaction, waitsForMap } = this.lease;
+    const { backend, transaction, map } = this.lease;
     // What waits for the lease has not been sent: it is told with the next look at the map, and the session lives on.
-    if (backend?.quiet === false || (this.working && !waitsForMap)) this.close(this.#replies.withheld());
+    if (backend?.quiet === false || (this.working && !map.waits)) this.close(this.#replies.withheld());
     else if (transaction !== null) transaction.overtaken = true;
   }
 

@@ -126,7 +126,7 @@ export class StraightLease implements Expectation {
       !backend.byName &&
       !backend.mayAnswerSyncs &&
       lease.pinned === null &&
-      lease.hasSeen(current) &&
+      lease.map.hasSeen(current) &&
       transaction.since === current &&
       !transaction.clean &&
       !transaction.deferred &&

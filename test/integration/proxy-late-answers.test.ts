@@ -179,7 +179,7 @@ describe('an answer that comes when the lease has ended', () => {
       await withoutLease(async () => {
         asked = expect(client.query(READ)).rejects.toMatchObject({ code: '40001', severity: 'ERROR' });
         const session = [...s.proxy.clients].at(-1)?.session as Session;
-        await waitFor(() => session.lease.waitsForMap, { what: 'the statement to wait for the lease' });
+        await waitFor(() => session.lease.map.waits, { what: 'the statement to wait for the lease' });
         await s.flipTo(100, 1_000_000);
       });
       await asked;
