@@ -178,9 +178,9 @@ export class Lease {
       const asking = checkSnapshot(backend, this.transaction, placement, topology, this.unsynced);
       if (asking !== null) return asking;
     }
-    if (backend.settings !== settings.current && !this.#begun && !this.serverSettings.has(backend)) {
+    if (!this.#begun && !this.serverSettings.has(backend)) {
       // What functions have changed is nowhere but there.
-      if (this.pinning.has(SETTINGS_OF_FUNCTION)) backend.settings = settings.current;
+      if (this.pinning.has(SETTINGS_OF_FUNCTION)) backend.settings = settings.outside;
       else return this.#unlessDead(backend, this.serverSettings.apply(backend));
     }
     if (asksThem && this.transaction?.draws !== true) {

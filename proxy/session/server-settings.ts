@@ -17,11 +17,15 @@ export class ServerSettings {
     this.#client = client;
   }
 
-  /** Whether the connection's settings are this client's: those of clients that logged in alike are, without being the same object. */
+  /**
+   * Whether the connection, which is in no transaction, has this client's settings: those of clients that logged in alike are the same, without being
+   * the same object. What the client has set in its open transaction is said again in that.
+   */
   has(backend: Backend): boolean {
-    const { current } = this.#client.settings;
-    if (backend.settings === null || !areAlike(backend.settings, current)) return false;
-    backend.settings = current;
+    const { outside } = this.#client.settings;
+    if (backend.settings === outside) return true;
+    if (backend.settings === null || !areAlike(backend.settings, outside)) return false;
+    backend.settings = outside;
     return true;
   }
 
@@ -31,19 +35,21 @@ export class ServerSettings {
    */
   async adopt(backend: Backend): Promise<boolean> {
     const before = this.#client.lookup.current;
-    if (backend.settings !== this.#client.settings.current) await this.apply(backend);
+    if (!this.has(backend)) await this.apply(backend);
     if (!this.#client.lookup.agrees(backend.connection.parameters)) this.tellParameters(backend);
     return this.#client.lookup.current === before;
   }
 
   /**
-   * Gives the connection this client's settings and tells the client what they are.
+   * Gives the connection, which is in no transaction, this client's settings and tells the client what they are.
    * @returns whether the server had to be asked.
    * @throws ServerError as the server says it, when one of them cannot be
    */
   async apply(backend: Backend): Promise<boolean> {
-    if (!(await applySettings(backend, this.#client.settings.current))) return false;
-    this.tellParameters(backend);
+    const { outside } = this.#client.settings;
+    if (!(await applySettings(backend, outside))) return false;
+    // In a transaction that has changed some, these are not the client's before that is said again.
+    if (outside === this.#client.settings.current) this.tellParameters(backend);
     return true;
   }
 

@@ -172,6 +172,11 @@ export class SessionSettings {
     return this.#current;
   }
 
+  /** Those in force outside of the transaction that is open; without one the same. A rollback leaves these, wherever it comes. */
+  get outside(): SettingMap {
+    return this.#stack[0]?.settings ?? this.#current;
+  }
+
   get(name: string): string | undefined {
     const sql = this.#current.get(name)?.sql;
     return sql === undefined ? undefined : Buffer.from(sql, 'latin1').toString('utf8');

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, it } from 'vitest';
 import { B, bytewise, type Conversation, CP, CS, DP, DS, E, H, Oracle, P, Q, S, whole } from '../support/oracle.js';
 
 const BY_KEY = 'SELECT name FROM tenants WHERE tenant_id = $1';
+const ZONE = `SELECT name, current_setting('TimeZone'), current_setting('DateStyle') FROM tenants WHERE tenant_id = 150`;
 const RENAME = 'UPDATE tenants SET name = $2 WHERE tenant_id = $1';
 const ORDER = 'INSERT INTO orders (tenant_id, id) VALUES ($1, $2)';
 const one = (sql: string, ...values: string[]) => [P('', sql), B('', '', ...values), DP(''), E(''), S];
@@ -147,6 +148,30 @@ const TRANSACTIONS: readonly Conversation[] = [
       ['Z', Q('INSERT INTO orders (tenant_id, id) VALUES (150, 2)')],
       ['Z', Q('ROLLBACK')],
       ['Z', Q('SHOW TimeZone')],
+    ],
+  },
+  {
+    name: 'settings before the statement that says which shard it is',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`SET TimeZone = 'Europe/Paris'`)],
+      ['Z', Q('INSERT INTO orders (tenant_id, id) VALUES (150, 1)')],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q(ZONE)],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('SAVEPOINT a')],
+      ['Z', Q(`SET TimeZone = 'Europe/Paris'`)],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', Q(`SET DateStyle = 'German'`)],
+      ['Z', ...one(ORDER, '150', '2')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q(ZONE)],
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`SET TimeZone = 'Europe/Rome'`)],
+      ['Z', Q('INSERT INTO orders (tenant_id, id) VALUES (150, 3)')],
+      ['Z', Q('INSERT INTO orders (tenant_id, id) VALUES (150, 3)')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q(ZONE)],
     ],
   },
   {
