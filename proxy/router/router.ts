@@ -3,14 +3,15 @@ import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals 
 import { conforming } from './conforming.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
-import { Pace } from './pace.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import type { Analyzed, AnalyzedStatement, BoundParams, KeySource, LaneRoute, Route, StatementPlan } from './route.js';
+import type { Analyzed, AnalyzedStatement, BoundParams, LaneRoute, Route, StatementPlan } from './route.js';
 import { reduced, repeatedBytes, unfolded } from './runs.js';
+import { bytesOf, memoBytes, newTemplate, ordinalsOf, type Template } from './template.js';
 import { TemplateCache } from './template-cache.js';
 import type { TextReader } from './text-reader.js';
+import { LONG_TEXT_BYTES, TextsAhead } from './texts-ahead.js';
 
 export interface RouterOptions {
   /** The topology of now: which tables are sharded. */
@@ -35,35 +36,6 @@ export interface RouterCounters {
   syntaxErrors: number;
 }
 
-interface Ahead {
-  /** Where in its memory the text is. */
-  readonly start: number;
-  readonly length: number;
-  /** What it was read for. */
-  readonly session: SessionNames;
-  readonly world: object;
-  readonly reading: Reading | null | 'too large';
-}
-
-/** What is known of all texts with one key, in one scope. */
-interface Template {
-  /** The key, for people. */
-  readonly text: string;
-  readonly plans: readonly StatementPlan[];
-  /** Literals that keys come from, in order. */
-  readonly ordinals: readonly number[];
-  /** The lexer's semicolons are the statements' ends. */
-  readonly plainStatements: boolean;
-  /** A text without literals, analysed: the same bytes are the same again. */
-  memo: AnalyzedText | null;
-  /** How fast executions were. */
-  readonly pace: Pace;
-  /** It is one statement that may share a server connection. */
-  readonly laneSafe: boolean;
-  /** Where it goes then, whatever its values are. */
-  laneRoute: LaneRoute | null;
-}
-
 /** Scopes that are kept by name; those of sessions live as long as they do. */
 const SCOPES = 1_000;
 /** Texts that did not parse, by their exact bytes: whether a text parses may depend on the values in it. */
@@ -85,8 +57,7 @@ export class Router {
   readonly #scopeOfSession = new WeakMap<SessionNames, Scope>();
   #lastScope = 0;
   readonly #failures = new Set<string>();
-  /** What was read ahead, by the memory that the text is in. */
-  readonly #ahead = new WeakMap<ArrayBufferLike, Ahead>();
+  readonly #ahead: TextsAhead;
   /** What was looked at last: as long as these are the same objects, nothing has changed. */
   #topology: Topology | null = null;
   #schema: Metadata | null = null;
@@ -95,6 +66,7 @@ export class Router {
 
   constructor(options: RouterOptions) {
     this.#options = options;
+    this.#ahead = new TextsAhead(options.reader ?? null);
     this.#templates = this.#newCache();
   }
 
@@ -103,10 +75,9 @@ export class Router {
    * Never rejects.
    */
   readAhead(text: Buffer, session: SessionNames): Promise<void> | null {
-    const { reader } = this.#options;
-    if (reader === undefined || text.length <= LONG_TEXT_BYTES || text.length > LONGEST_PARSED) return null;
+    if (!this.#ahead.isFor(text) || text.length > LONGEST_PARSED) return null;
     this.#forgetOutdated();
-    if (this.#readBefore(text, session) !== undefined) return null;
+    if (this.#ahead.find(text, session, this.#world) !== undefined) return null;
     const scope = this.#scopeOf(session);
     const lexer = this.#lexer;
     if (text.length <= SCANNED_TWICE_BYTES && lexer.scan(text, false, scope.conforming)) {
@@ -116,15 +87,12 @@ export class Router {
     const topology = this.#options.topology();
     const metadata = this.#options.metadata();
     const read = { topology, metadata, searchPath: pathOf(session) };
-    const about = { start: text.byteOffset, length: text.length, session, world: this.#world };
-    return reader.read(scope.conforming ? text : conforming(text), read).then((reading) => {
-      if (reading !== 'unable') this.#ahead.set(text.buffer, { ...about, reading });
-    });
+    return this.#ahead.read(text, scope.conforming ? text : conforming(text), read, session, this.#world);
   }
 
   /** Nothing is read ahead any more. */
   close(): void {
-    this.#options.reader?.close();
+    this.#ahead.close();
   }
 
   /** Looks a query string up. `text` is kept by reference, so it must not change. */
@@ -193,12 +161,12 @@ export class Router {
     const varies = lexer.runs.length > 0 || lexer.sawConstantWord;
     if (known === undefined && varies && !lexer.sawAtomic) {
       // Planned without the repetitions, which cost the parser most; the plan is for any number of them, and for any constants.
-      const ahead = this.#readBefore(text, session) !== undefined;
+      const ahead = this.#ahead.find(text, session, this.#world) !== undefined;
       const source = scope.conforming ? text : conforming(text);
       const reading = ahead ? null : this.#read(reduced(source, lexer.runs), scope, session);
       const read = reading !== null && reading !== 'too large' && !reading.garbledNames;
       if (read && lexer.statementCount === reading.plans.length) {
-        const template = this.#template(reading, true);
+        const template = newTemplate(this.#lexer.key(), reading.plans, true);
         const found = this.#found(template, text, scope);
         if (found !== null) {
           this.#keep(template, reading, scope);
@@ -213,7 +181,7 @@ export class Router {
       return this.#broken(text, scope);
     }
     const plain = !lexer.sawAtomic && lexer.statementCount === reading.plans.length && !reading.garbledNames;
-    const template = this.#template(reading, plain);
+    const template = newTemplate(this.#lexer.key(), reading.plans, plain);
     if (known === undefined && !varies) this.#keep(template, reading, scope);
     const { places } = reading;
     const statements = plain
@@ -226,24 +194,10 @@ export class Router {
     return new AnalyzedText(template.text, text, statements, literals, scope, this.#world, false, template.pace);
   }
 
-  #template({ plans }: Reading, plainStatements: boolean): Template {
-    return {
-      laneSafe: plainStatements && plans.length === 1 && plans[0]?.laneSafe === true,
-      laneRoute: null,
-      text: shown(this.#lexer.key()),
-      plans,
-      ordinals: ordinalsOf(plans),
-      plainStatements,
-      memo: null,
-      pace: new Pace(),
-    };
-  }
-
   /** Keeps the template of the lexer's last scan, if it is one to keep. */
   #keep(template: Template, { plans, garbledNames }: Reading, scope: Scope): void {
     if (!this.#isKept || garbledNames || plans.some((p) => p.ofLiterals)) return;
-    const bytes = template.text.length + memoBytes(template.text) + 2 * JSON.stringify(plans).length + OBJECTS_BYTES;
-    this.#templates.set(this.#lexer, scope, template, bytes);
+    this.#templates.set(this.#lexer, scope, template, bytesOf(template));
   }
 
   #remember(failure: string): void {
@@ -282,7 +236,7 @@ export class Router {
 
   /** Null: it does not parse. */
   #read(text: Buffer, scope: Scope, session: SessionNames): Reading | null | 'too large' {
-    const before = this.#readBefore(text, session);
+    const before = this.#ahead.find(text, session, this.#world);
     if (before !== undefined) return before;
     if (isTooLarge(text)) return 'too large';
     this.counters.parses++;
@@ -291,14 +245,6 @@ export class Router {
       metadata: this.#options.metadata(),
       searchPath: pathOf(session),
     });
-  }
-
-  #readBefore(text: Buffer, session: SessionNames): Ahead['reading'] | undefined {
-    if (text.length <= LONG_TEXT_BYTES) return undefined;
-    const ahead = this.#ahead.get(text.buffer);
-    if (ahead === undefined || ahead.start !== text.byteOffset || ahead.length !== text.length) return undefined;
-    // Names may mean something else by now.
-    return ahead.world === this.#world && ahead.session === session ? ahead.reading : undefined;
   }
 
   /** Whether the same tables are sharded, and the schema is the same, as when the text was analysed: else it is to be analysed again. */
@@ -455,8 +401,6 @@ export class Router {
   }
 }
 
-/** Longer texts are read in another thread: this many bytes of VALUES take some 20 ms. A message of more than this has memory of its own. */
-export const LONG_TEXT_BYTES = 64 * 1024;
 /** Longer texts are not looked up before they are read ahead: the lexer takes 5 ms for a megabyte. */
 const SCANNED_TWICE_BYTES = 1024 * 1024;
 /** Longer texts are not parsed, nor are those of more than 4 MiB that consist of more than a few large literals ({@link isTooLarge}). */
@@ -487,24 +431,6 @@ function wholeText(text: Buffer): AnalyzedStatement[] {
   return [{ plan: UNREAD, start: 0, end: text.length }];
 }
 
-function ordinalsOf(plans: readonly StatementPlan[]): number[] {
-  const ordinals = new Set<number>();
-  const add = (keys: readonly KeySource[]) => {
-    for (const key of keys) for (const source of key) if (source.kind === 'literal') ordinals.add(source.ordinal);
-  };
-  for (const { target } of plans) {
-    if (target.kind === 'keys') {
-      add(target.keys);
-      for (const other of target.also ?? []) add(other.keys);
-    }
-    if ((target.kind === 'keys' || target.kind === 'unpinned') && target.spread.kind === 'fanout') {
-      const { limit = null, offset = null } = target.spread.uncut ?? {};
-      add([[limit, offset].filter((s) => s !== null)]);
-    }
-  }
-  return [...ordinals].sort((x, y) => x - y);
-}
-
 /** Without white space at both ends; what the parser gives begins right behind the last semicolon. */
 function trimmed(text: Buffer, start: number, end: number): { start: number; end: number } {
   const space = (c: number | undefined) => c !== undefined && (c === 32 || (c >= 9 && c <= 13));
@@ -517,23 +443,4 @@ function trimmed(text: Buffer, start: number, end: number): { start: number; end
 
 function isForeign(encoding: string | undefined): boolean {
   return encoding !== undefined && !/^(utf-?8|unicode)$/i.test(encoding);
-}
-
-/** Longest text without literals that is kept with a template of this length. */
-function memoBytes(template: string): number {
-  return template.length + 64;
-}
-
-/** What a template takes besides its key and its plans, about. */
-const OBJECTS_BYTES = 400;
-
-/** A key for people: with the numbers of parameters. */
-function shown(key: string): string {
-  let number = 0;
-  // "$+" may also stand in a quoted name, or in the string behind UESCAPE.
-  return key.replace(/"(?:[^"]|"")*"|'(?:[^']|'')*'|\$\+/g, (found) => {
-    if (found !== '$+') return found;
-    number += 1;
-    return `$${number}`;
-  });
 }

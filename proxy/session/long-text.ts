@@ -1,4 +1,4 @@
-import { LONG_TEXT_BYTES } from '../router/router.js';
+import { LONG_TEXT_BYTES } from '../router/texts-ahead.js';
 import { decodeParse, decodeQuery } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 import type { Incoming } from './inbox.js';

@@ -1,4 +1,4 @@
-import { LONG_TEXT_BYTES } from '../router/router.js';
+import { LONG_TEXT_BYTES } from '../router/texts-ahead.js';
 import { FRONTEND } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { ClientSession } from './client-session.js';
