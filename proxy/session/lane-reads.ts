@@ -1,9 +1,7 @@
-import { setTimeout as delay } from 'node:timers/promises';
-import type { ShardName, Topology } from '../../topology/topology.js';
+import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Lane } from '../backend/lane.js';
 import type { AgainReason } from '../backend/lane-read.js';
-import type { LaneGroup } from '../backend/lanes.js';
 import { isServed } from '../replicas.js';
 import { AnalyzedText } from '../router/analyzed-text.js';
 import type { Analyzed, BoundParams, LaneRoute } from '../router/route.js';
@@ -11,19 +9,19 @@ import { encodeErrorResponse } from '../wire/error-response.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Item } from './batch.js';
 import type { ClientOutput } from './client-output.js';
-import type { ClientRead, LanePlace, OnLease } from './client-read.js';
+import type { ClientRead, OnLease } from './client-read.js';
 import type { ExtendedProtocol } from './extended.js';
 import { type Footprint, stillOn } from './footprint.js';
 import type { Inbox } from './inbox.js';
 import { BatchRead, laneBatch } from './lane-batch.js';
+import { LaneChoice } from './lane-choice.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { Lookup } from './name-lookup.js';
 import { lost, mayNotSay } from './refusals.js';
-import { AT_REPLICA, type ReplicaPlace, ReplicaReads, type Source } from './replica-reads.js';
+import type { Source } from './replica-reads.js';
 import type { ServerReplies } from './server-replies.js';
 import { ServerStatements } from './server-statements.js';
-import type { SettingMap } from './settings.js';
 import { hasShape, learnShape } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
 import { StraightBatch } from './straight-batch.js';
@@ -44,9 +42,6 @@ export interface LaneReadsParts {
   readonly extended: ExtendedProtocol;
 }
 
-/** A connection to a replica is waited for no longer than this, ms. */
-const OPEN_MS = 250;
-
 /** What the messages that came last are; nothing of it is kept. */
 const batch = new StraightBatch();
 
@@ -65,25 +60,17 @@ export class LaneReads {
   readonly #statements: ClientStatements;
   readonly #extended: ExtendedProtocol;
   readonly #names: ServerStatements;
+  /** What names mean does not change for it as long as it is `straight`. */
+  readonly #choice: LaneChoice;
   #current: ClientRead | null = null;
   /** Nothing is open, or under way, and nothing has been asked since that was looked at. */
   #straight = false;
-  /** What names mean, as it was looked at last: it does not change as long as it is `straight`. */
-  #lookup: Lookup | null = null;
   /** For the next Query or batch; null: the one before may still be in a lane. */
   #spare: StraightRead | null = null;
   /** How often the read has been taken from behind late statements. */
   #rescues = 0;
   /** The messages to be looked at next have been in a lane, and are to go on a lease. */
   #alone = false;
-  /** The lanes found last, and what for. */
-  #group: LaneGroup | null = null;
-  #shard: ShardName | null = null;
-  #settings: SettingMap | null = null;
-  /** Null: no replica has been there to be read yet. */
-  #replicas: ReplicaReads | null = null;
-  /** Of its own, for a read at a replica that was made ready last. */
-  #own: Lane | null = null;
 
   constructor(parts: LaneReadsParts) {
     this.#session = parts.owner;
@@ -94,6 +81,7 @@ export class LaneReads {
     this.#statements = parts.statements;
     this.#extended = parts.extended;
     this.#names = new ServerStatements(parts.owner, parts.statements);
+    this.#choice = new LaneChoice(parts.owner);
   }
 
   /** All that has come since the client was last told that the proxy is ready. @returns whether it is a read that is in a lane now; nobody changes the bytes then */
@@ -108,13 +96,17 @@ export class LaneReads {
   #took(bytes: Buffer): boolean {
     const { activity, lookup, services } = this.#session;
     const { live, router } = services;
-    if (this.#readsReplicas) return false;
+    if (this.#choice.readsReplicas) return false;
     if (bytes[0] === FRONTEND.Query) {
       const end = bytes.length - 1;
       // Exactly one message, which is a text and its end.
       if (bytes.readInt32BE(1) !== end || bytes.indexOf(0, HEADER_BYTES) !== end) return false;
-      const route = router.laneRead(bytes.subarray(HEADER_BYTES, end), (this.#lookup as Lookup).names, live.current);
-      const lane = route === null ? null : this.#laneFor(route);
+      const route = router.laneRead(
+        bytes.subarray(HEADER_BYTES, end),
+        (this.#choice.lookup as Lookup).names,
+        live.current,
+      );
+      const lane = route === null ? null : this.#choice.laneFor(route);
       if (route === null || lane === null) return false;
       activity.message(FRONTEND.Query);
       if (this.#statements.size > 0) this.#statements.forget('');
@@ -133,7 +125,7 @@ export class LaneReads {
     const params = known ? null : batch.params(bytes, statement);
     if (!known && params === null) return false;
     const route = router.laneRoute(analyzed, params, live.current);
-    const lane = route === null ? null : this.#laneFor(route);
+    const lane = route === null ? null : this.#choice.laneFor(route);
     if (route === null || lane === null) return false;
     const { version } = services.contents;
     lane.backend.prepareFor(version);
@@ -193,19 +185,19 @@ export class LaneReads {
 
   /** The client is being answered; see `ReplicaReads.heard`. */
   heard(from: Source): void {
-    this.#replicas?.heard(from);
+    this.#choice.heard(from);
   }
 
   /** What has to be waited for before the statement can be read at a replica; null: nothing, or it is not to be. */
   preparing(analyzed: Analyzed, params: BoundParams | null): Promise<void> | null {
-    if (this.#alone || !this.#readsReplicas) return null;
-    const place = this.#atReplica(analyzed, params, true);
-    return place instanceof Promise ? this.#prepared(place, analyzed, params) : null;
+    if (this.#alone || !this.#choice.readsReplicas) return null;
+    const first = this.#choice.preparing(analyzed, params);
+    return first === null ? null : this.#prepared(first, analyzed, params);
   }
 
   /** The same for a batch. */
   preparingBatch(items: readonly Item[]): Promise<void> | null {
-    if (this.#alone || !this.#readsReplicas) return null;
+    if (this.#alone || !this.#choice.readsReplicas) return null;
     const bind = laneBatch(items, LONGEST_BYTES)?.bind;
     return bind === undefined ? null : this.preparing(bind.statement.analyzed, bind.execution.params);
   }
@@ -218,8 +210,8 @@ export class LaneReads {
     ended.catch(() => undefined); // it may come when nobody waits any more
     await Promise.race([first, ended]);
     // A connection may be new: the replica has to be asked once more.
-    const second = this.#atReplica(analyzed, params, true);
-    if (second instanceof Promise) await Promise.race([second, ended]);
+    const second = this.#choice.preparing(analyzed, params);
+    if (second !== null) await Promise.race([second, ended]);
   }
 
   /** Runs a Query in a lane, if it may. @param frame the whole message */
@@ -227,7 +219,7 @@ export class LaneReads {
     const alone = this.#alone;
     this.#alone = false;
     if (alone || frame.length > LONGEST_BYTES) return false;
-    const place = this.#place(analyzed, null);
+    const place = this.#choice.place(analyzed, null);
     if (place === null) return false;
     const read = this.#read(place.route, frame);
     read.query(place.route, frame);
@@ -243,7 +235,7 @@ export class LaneReads {
     const found = laneBatch(items, LONGEST_BYTES);
     if (found === null || found.bind.execution.lookup !== this.#session.lookup.current) return false;
     const { statement } = found.bind;
-    const place = this.#place(statement.analyzed, found.bind.execution.params);
+    const place = this.#choice.place(statement.analyzed, found.bind.execution.params);
     if (place === null) return false;
     const { version } = this.#session.services.contents;
     const { backend } = place.lane;
@@ -352,7 +344,7 @@ export class LaneReads {
     });
     if (read.hasPortal) this.#extended.ready(IDLE);
     this.#output.answer(bytes);
-    this.#replies.answered(IDLE, this.#seenBy(route));
+    this.#replies.answered(IDLE, this.#choice.seenBy(route));
     session.services.live.released();
     this.#loop.awaitingReady = false;
     if (this.#straight) return;
@@ -360,7 +352,7 @@ export class LaneReads {
     if (session.listening.active) session.notify();
     if (session.closed || !this.#isStraight) return;
     this.#straight = true;
-    this.#lookup = session.lookup.current;
+    this.#choice.lookup = session.lookup.current;
   }
 
   again(read: ClientRead, why: AgainReason): void {
@@ -369,7 +361,7 @@ export class LaneReads {
     this.#loop.awaitingReady = false;
     this.#session.services.live.released();
     if (read.dropped) this.#spare = null;
-    if (why !== 'late') this.#countFailed(read.route);
+    if (why !== 'late') this.#choice.countFailed(read.route);
     if (read.canceled) {
       this.#answerCanceled('canceling statement due to user request');
       return;
@@ -388,151 +380,6 @@ export class LaneReads {
 
   worded(frame: Buffer): Buffer {
     return this.#replies.worded(frame);
-  }
-
-  /** Where the statement may run among others' now; null: nowhere, it takes a lease. */
-  #place(analyzed: Analyzed, params: BoundParams | null): LanePlace | null {
-    if (analyzed.statements[0]?.plan.laneSafe !== true) return null;
-    const { services } = this.#session;
-    if (this.#readsReplicas) {
-      const place = this.#atReplica(analyzed, params, false);
-      if (place !== null) return place as LanePlace;
-    }
-    if (!analyzed.pace.isFit || !this.#mayShare()) return null;
-    const route = services.router.laneRoute(analyzed, params, services.live.current);
-    if (route === null) return null;
-    const lane = this.#laneFor(route);
-    return lane === null ? null : { lane, route };
-  }
-
-  /** Nothing is open, so that a statement may run on a connection of others. */
-  #mayShare(): boolean {
-    const { lease, listening, lookup, services } = this.#session;
-    // What a view or function does may be another thing by now.
-    if (!services.schema.fresh) return false;
-    if (lease.backend !== null || lease.transaction !== null || lease.unsynced || listening.active) return false;
-    this.#lookup = lookup.current;
-    return !lookup.pending && this.#lookup.sure;
-  }
-
-  get #readsReplicas(): boolean {
-    const { replicas } = this.#session.services;
-    if (replicas.served.length === 0) return false;
-    this.#replicas ??= new ReplicaReads(replicas, this.#session.id);
-    return this.#replicas.mayRead(this.#session.settings.current);
-  }
-
-  /**
-   * Where the statement may be read at a replica now; null: nowhere, its owner is asked. A promise, if one `mayBeWaitedFor`: when it resolves, that may
-   * have changed.
-   */
-  #atReplica(
-    analyzed: Analyzed,
-    params: BoundParams | null,
-    mayBeWaitedFor: boolean,
-  ): LanePlace | Promise<void> | null {
-    const { live, router } = this.#session.services;
-    const reads = this.#replicas as ReplicaReads;
-    if (analyzed.statements[0]?.plan.laneSafe !== true || !this.#mayShare() || !live.mayServe) return null;
-    const place = reads.place(analyzed, params, router, live);
-    if (place === null) return null;
-    const now = performance.now();
-    place.served.follower.want(now);
-    // Rather than to open a connection for nothing.
-    const close = reads.isClose(place, now);
-    if (!close && !reads.isFresh(place, 0, now)) return this.#behind(place, mayBeWaitedFor);
-    const lane = this.#laneAt(place, mayBeWaitedFor);
-    if (lane === null) {
-      if (!mayBeWaitedFor) place.served.counts.failed += 1;
-      return null;
-    }
-    if (lane instanceof Promise) return lane;
-    if (reads.isFresh(place, lane.backend.connection.openedAt, now)) {
-      if (!mayBeWaitedFor) this.#own = null;
-      return { lane, route: place.route };
-    }
-    if (mayBeWaitedFor && close) return place.served.follower.fresh();
-    return this.#behind(place, mayBeWaitedFor);
-  }
-
-  #behind({ served }: ReplicaPlace, isLookedAtAgain: boolean): null {
-    if (!isLookedAtAgain) served.counts.behind += 1;
-    this.#leaveOwn();
-    return null;
-  }
-
-  #laneAt({ route }: ReplicaPlace, mayBeWaitedFor: boolean): Lane | Promise<void> | null {
-    const own = this.#own;
-    if (own?.takes === true && own.backend.shard === route.shard) return this.#fitting(own);
-    const group = this.#groupOn(route.shard);
-    if (group === null) return null;
-    if (route.pace.isFit) {
-      const shared = group.choose(performance.now());
-      if (shared !== null) return this.#fitting(shared);
-    }
-    const alone = this.#session.services.lanes(route.shard).alone(group);
-    if (!(alone instanceof Promise)) {
-      this.#own = alone;
-      return alone === null ? null : this.#fitting(alone);
-    }
-    const opened = alone.then(
-      (lane) => {
-        // One that nobody takes is given back before long.
-        this.#own = lane;
-      },
-      () => undefined, // the owner is asked
-    );
-    return mayBeWaitedFor ? Promise.race([opened, delay(OPEN_MS)]) : null;
-  }
-
-  #fitting(lane: Lane): Lane | null {
-    if (lane.names === this.#lookup?.signature) return lane;
-    if (lane === this.#own) this.#leaveOwn();
-    return null;
-  }
-
-  #leaveOwn(): void {
-    this.#own?.retire('given back');
-    this.#own = null;
-  }
-
-  /** What the client has seen now. */
-  #seenBy(route: LaneRoute): Source {
-    if (route.replica === undefined) return route;
-    const served = this.#servedOf(route);
-    if (served !== undefined) {
-      served.counts.reads += 1;
-      this.#replicas?.read(served);
-    }
-    return AT_REPLICA;
-  }
-
-  #countFailed(route: LaneRoute): void {
-    const served = this.#servedOf(route);
-    if (served !== undefined) served.counts.failed += 1;
-  }
-
-  #servedOf({ replica }: LaneRoute): ReplicaPlace['served'] | undefined {
-    if (replica === undefined) return undefined;
-    const { served } = this.#session.services.replicas;
-    return served.find((s) => s.replica.id === replica.id && s.replica.since === replica.since);
-  }
-
-  /** To be joined in the turn in which holds are looked at: none slips in between. */
-  #laneFor(route: LaneRoute): Lane | null {
-    if (!this.#session.services.live.admits(route, null)) return null;
-    const lane = this.#groupOn(route.shard)?.choose(performance.now()) ?? null;
-    return lane === null || lane.names !== this.#lookup?.signature ? null : lane;
-  }
-
-  #groupOn(shard: ShardName): LaneGroup | null {
-    const settings = this.#session.settings.current;
-    if (this.#group !== null && this.#shard === shard && this.#settings === settings && !this.#group.forgotten)
-      return this.#group.isOff ? null : this.#group;
-    this.#group = this.#session.services.lanes(shard).group(settings);
-    this.#shard = shard;
-    this.#settings = settings;
-    return this.#group;
   }
 
   #read(route: LaneRoute, messages: Buffer): StraightRead {
