@@ -15,6 +15,7 @@ import type { Move, MovingTable } from './move.js';
 import { markerArrived, writeMarkerSql } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
+import { Supervisor } from './supervisor.js';
 import type { Throttle } from './throttle.js';
 import { rowBytes, type Volume } from './volumes.js';
 
@@ -34,6 +35,8 @@ const MAX_BUCKETS = 65_536;
 const FETCH_ROWS = 100_000;
 /** Rows that may differ at one moment before it can no longer be writes on their way. */
 const MAX_SUSPECTS = 20_000;
+/** How often replication is looked after while a marker is waited for, ms. */
+const SUPERVISE_MS = 1000;
 const LIVE_ROUNDS = 8;
 const LOCKED_ROUNDS = 3;
 
@@ -268,7 +271,21 @@ class Comparing {
 async function drainMarker(m: Move): Promise<void> {
   const token = randomUUID();
   await m.source.query(writeMarkerSql(m.names, token));
-  await m.exec.wait('the marker arrives at the destination', () => markerArrived(m, token), { everyMs: 5 });
+  const supervisor = new Supervisor(m);
+  let lookedAt = performance.now();
+  await m.exec.wait(
+    'the marker arrives at the destination',
+    async () => {
+      if (await markerArrived(m, token)) return true;
+      // Else one that can never come would be waited for, whatever else is asked of the migration.
+      if (performance.now() - lookedAt > SUPERVISE_MS) {
+        await supervisor.check();
+        lookedAt = performance.now();
+      }
+      return false;
+    },
+    { everyMs: 5 },
+  );
 }
 
 function differingKeys(

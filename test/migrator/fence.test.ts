@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { requestEnd, requestFlip } from '../../migrator/migration-requests.js';
 import { loadMigration, showMigration } from '../../migrator/migration-row.js';
 import { GATE_CLOSED } from '../../migrator/names.js';
 import { withClient } from '../support/client.js';
@@ -10,6 +11,7 @@ import { audit } from './writers.js';
 
 // What the fence does for the one writer in a million: each test arranges him, while a proxy that has not acknowledged keeps the migrator waiting.
 
+const HOUR = 3_600_000;
 let moves: Moves;
 let s: Setting;
 
@@ -35,26 +37,33 @@ async function session(url: string): Promise<pg.Client> {
   return client;
 }
 
-/** A move of tenants from 6 on that waits for one proxy to acknowledge its hold, which `acknowledge` does. */
-async function holding(options: Record<string, number> = {}): Promise<{ id: bigint; acknowledge(): Promise<void> }> {
-  const { pool } = s.catalog;
-  const { rows } = await pool.query<{ id: string }>(
+/** A proxy that lives, and acknowledges no hold by itself. @returns its id */
+async function slowProxy(): Promise<string> {
+  const { rows } = await s.catalog.pool.query<{ id: string }>(
     `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
      VALUES (gen_random_uuid(), 'slow', 'none', clock_timestamp() + interval '1 hour', 1000000000) RETURNING id`,
   );
-  const id = await approveMove(s, [6n], null);
-  moves.startMigrator({ fenceBackoffMs: 50, ...options });
+  return rows[0]?.id as string;
+}
+
+/** Waits for a hold. @returns has the proxy acknowledge it */
+async function held(proxy: string): Promise<() => Promise<void>> {
+  const { pool } = s.catalog;
   const hold = await waitFor(async () => (await pool.query<{ id: string }>('SELECT id FROM foreshard.hold')).rows[0], {
     what: 'the hold',
     timeoutMs: 40_000,
   });
-  const proxy = rows[0]?.id;
-  return {
-    id,
-    async acknowledge() {
-      await pool.query('INSERT INTO foreshard.hold_ack (hold_id, proxy_id) VALUES ($1, $2)', [hold.id, proxy]);
-    },
+  return async () => {
+    await pool.query('INSERT INTO foreshard.hold_ack (hold_id, proxy_id) VALUES ($1, $2)', [hold.id, proxy]);
   };
+}
+
+/** A move of tenants from 6 on that waits for one proxy to acknowledge its hold, which `acknowledge` does. */
+async function holding(options: Record<string, number> = {}): Promise<{ id: bigint; acknowledge(): Promise<void> }> {
+  const proxy = await slowProxy();
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator({ fenceBackoffMs: 50, ...options });
+  return { id, acknowledge: await held(proxy) };
 }
 
 const gate = async (url: string): Promise<number> =>
@@ -142,3 +151,65 @@ test('a server that says nothing any more behind the fence is not waited for', a
   expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
   expect(await leftovers(s)).toEqual([]);
 });
+
+test('on the way back, a source that does not get on leaves the new owner as it was, and is tried again', async () => {
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator({ fenceBackoffMs: 50, drainMs: 300, wayBackMs: HOUR, sampleMs: 0 });
+  await waitFor(async () => (await load(id)).facts.exact === 'identical', { what: 'the flip', timeoutMs: 40_000 });
+  const proxy = await slowProxy();
+  await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+  const acknowledge = await held(proxy);
+  const there = await session(s.urlOne);
+  await there.query('BEGIN');
+  await there.query('LOCK TABLE orders IN SHARE MODE');
+  await withClient(s.urlTwo, (c) => c.query(RAISE));
+  await acknowledge();
+  await waitFor(async () => (await load(id)).facts.backTries === 1, { what: 'the fence to be missed' });
+  await withClient(s.urlTwo, (c) => c.query(RAISE));
+  expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
+  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await there.query('ROLLBACK');
+  expect(await moves.atRest(id)).toBe('rolled_back');
+  expect(await versions(s.urlOne)).toEqual([{ n: 40 }]);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+/** A table that everybody has, and this migration does not take along. */
+const declare = () =>
+  s.catalog.pool.query(`INSERT INTO foreshard.reference_table VALUES ('public', 'late');
+    INSERT INTO foreshard.reference_copy VALUES ('public', 'late', 'one');
+    UPDATE foreshard.meta SET epoch = epoch + 1`);
+
+test('a table that is declared behind the last look at the tables keeps the flip from happening', async () => {
+  const { id, acknowledge } = await holding();
+  await declare();
+  await acknowledge();
+  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  expect(await moves.atRest(id)).toBe('aborted');
+  expect((await load(id)).error).toMatch(/tables were added during the move: public.late/);
+  await withClient(s.urlOne, (c) => c.query(RAISE));
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test.each([
+  ['declared', /tables were added during the move: public.late/, declare],
+  [
+    'changed',
+    /table "public.orders" was changed during the move: .*version_is_positive/,
+    () => withClient(s.urlTwo, (c) => c.query('ALTER TABLE orders DROP CONSTRAINT version_is_positive')),
+  ],
+] as const)(
+  'a table that is %s while a migration waits for its flip undoes it, and nobody is held',
+  async (_, error, change) => {
+    const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+    moves.startMigrator();
+    const waits = async () => (await load(id)).progress.note?.startsWith('ready to flip') === true;
+    await waitFor(waits, { what: 'the migration to be ready', timeoutMs: 40_000 });
+    await change();
+    await requestFlip(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+    expect((await load(id)).error).toMatch(error);
+    const { events } = await showMigration(s.catalog.pool, id);
+    expect(events.map((e) => e.state)).not.toContain('fencing');
+  },
+);
