@@ -8,6 +8,7 @@ import type { Authentication } from './auth/authentication.js';
 import type { ConnectionFacts, TlsFacts } from './auth/peer.js';
 import { LoginRefusedError } from './auth/refusal.js';
 import type { CancelKey, Client, Clients, Peer } from './clients.js';
+import { type ClientSocket, readIntoMemory } from './listener/client-socket.js';
 import type { Accepted } from './listener/listener.js';
 import { trustList } from './listener/networks.js';
 import { type ProxyProtocolOptions, readProxyHeader } from './listener/proxy-protocol.js';
@@ -19,6 +20,7 @@ import { Session } from './session/session.js';
 import { encodeBackendKeyData, encodeReadyForQuery } from './wire/backend.js';
 import { encodeErrorOfProtocol2, encodeErrorResponse, fieldsOfError } from './wire/error-response.js';
 import { ConnectionLostError, HandshakeReader } from './wire/handshake-reader.js';
+import type { Incoming } from './wire/incoming.js';
 import { UnansweredError } from './wire/protocol-error.js';
 import { readStartup, type SessionStartup, UnsupportedProtocolError } from './wire/startup.js';
 import { tlsInfo } from './wire/tls-info.js';
@@ -31,6 +33,8 @@ export interface LoginOptions {
   /** TLS towards clients; null: there is none. */
   readonly tls: TlsServer | null;
   readonly proxyProtocol: ProxyProtocolOptions;
+  /** Whether clients' sockets can be read into READ_MEMORY; see `canReadIntoMemory`. */
+  readonly intoMemory: boolean;
   /** How many may start up at a time. */
   readonly gate: StartupGate;
   /** Where those go who name the admin database: past `admit`, so that somebody can look when nobody else comes in. */
@@ -68,10 +72,13 @@ export class Login {
   /** Never throws: whatever is wrong is told to the client, and logged. */
   accept(accepted: Accepted): void {
     const { gate, logger } = this.#options;
-    const { socket } = accepted;
+    const client = this.#options.intoMemory
+      ? readIntoMemory(accepted.socket)
+      : { socket: accepted.socket, incoming: null };
+    const { socket } = client;
     gate.enter(
       socket,
-      (pass) => void this.#begin(accepted, pass).finally(() => pass.leave()),
+      (pass) => void this.#begin(client, accepted.kind, pass).finally(() => pass.leave()),
       () => {
         logger.info({ from: socket.remoteAddress }, 'connection refused: too many are starting up');
         tell(socket, tooManyStartups());
@@ -80,14 +87,14 @@ export class Login {
   }
 
   /** Resolves when the client is in, or out. Never rejects. */
-  async #begin(accepted: Accepted, pass: StartupPass): Promise<void> {
+  async #begin(client: ClientSocket, kind: Accepted['kind'], pass: StartupPass): Promise<void> {
     const { loginTimeoutMs, logger } = this.#options;
     const reader = new HandshakeReader(
-      accepted.socket,
+      client.socket,
       loginTimeoutMs,
       () => new ForeshardError('57014', `canceling authentication due to timeout after ${loginTimeoutMs} ms`),
     );
-    const attempt = new Attempt(accepted, reader);
+    const attempt = new Attempt(client, kind, reader);
     try {
       await this.#login(attempt, pass);
     } catch (error) {
@@ -166,7 +173,7 @@ export class Login {
     session.write(encodeBackendKeyData(key.processId, key.secret));
     session.write(encodeReadyForQuery('I'));
     reader.detach();
-    session.start();
+    session.start(attempt.incoming);
     socket.off('close', gone);
   }
 
@@ -219,16 +226,23 @@ class Attempt {
   /** What the session will speak through. */
   #socket: Socket;
   #tls: TlsFacts | null = null;
+  #incoming: Incoming | null;
 
-  constructor({ socket, kind }: Accepted, reader: HandshakeReader) {
+  constructor({ socket, incoming }: ClientSocket, kind: Accepted['kind'], reader: HandshakeReader) {
     this.kind = kind;
     this.reader = reader;
     this.#socket = socket;
+    this.#incoming = incoming;
     this.address = kind === 'unix' ? null : (socket.remoteAddress?.replace(/^::ffff:(?=\d+\.)/, '') ?? null);
   }
 
   get socket(): Socket {
     return this.#socket;
+  }
+
+  /** See ClientSocket. */
+  get incoming(): Incoming | null {
+    return this.#incoming;
   }
 
   get facts(): ConnectionFacts {
@@ -237,6 +251,8 @@ class Attempt {
 
   secured(socket: Socket, facts: TlsFacts): void {
     this.#socket = socket;
+    // What TLS decrypts is allocated for each record.
+    this.#incoming = null;
     this.#tls = facts;
   }
 }

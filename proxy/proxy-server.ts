@@ -15,6 +15,7 @@ import { Notifications } from './backend/notifications.js';
 import { withDefaults } from './backend/pool-options.js';
 import { type CancelKey, Clients, slotOf } from './clients.js';
 import { Drain } from './drain.js';
+import { canReadIntoMemory } from './listener/client-socket.js';
 import { Listener, type ListenOptions } from './listener/listener.js';
 import type { ProxyProtocolMode } from './listener/proxy-protocol.js';
 import { StartupGate, type StartupLimits } from './listener/startup-gate.js';
@@ -96,6 +97,7 @@ export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 
 interface Parts {
   readonly listener: Listener;
   readonly tls: TlsServer | null;
+  readonly intoMemory: boolean;
   readonly live: LiveTopology;
   readonly router: Router;
   readonly schema: SchemaView;
@@ -181,7 +183,22 @@ export class ProxyServer {
         metadata: () => view.current,
         reader: new TextReader(),
       });
-      const proxy = new ProxyServer(options, { listener, tls, live, router, schema: view, clients, authentication });
+      const intoMemory = await canReadIntoMemory();
+      if (!intoMemory)
+        options.logger.info(
+          { node: process.version },
+          'each read of a client is allocated by itself: the way around it does not work with this version of Node',
+        );
+      const proxy = new ProxyServer(options, {
+        listener,
+        tls,
+        intoMemory,
+        live,
+        router,
+        schema: view,
+        clients,
+        authentication,
+      });
       await proxy.#flusher.start();
       listener.open((accepted) => proxy.#login.accept(accepted));
       return proxy;
@@ -296,6 +313,7 @@ export class ProxyServer {
       loginTimeoutMs: limits.loginTimeoutMs,
       logger,
       tls: parts.tls,
+      intoMemory: parts.intoMemory,
       proxyProtocol: {
         mode: options.listen.proxyProtocol ?? 'off',
         trustedProxies: options.listen.trustedProxies ?? [],

@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { ForeshardError } from '../../topology/errors.js';
 import { ConnectionLostError, HandshakeReader } from '../wire/handshake-reader.js';
-import { Incoming } from './incoming.js';
+import { Incoming } from '../wire/incoming.js';
 import { type ServerTls, ServerTlsError, secureServer } from './server-tls.js';
 
 /** Where a server listens. */

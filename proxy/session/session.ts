@@ -3,7 +3,9 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import type { Incoming } from '../wire/incoming.js';
 import { FRONTEND } from '../wire/message-types.js';
+import { kept } from '../wire/read-memory.js';
 import { Activity } from './activity.js';
 import { ClientOutput, type OutputOwner } from './client-output.js';
 import type { SessionServices, SpreadRun } from './client-session.js';
@@ -127,10 +129,16 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.lease = new Lease(this, this.#replies);
   }
 
-  /** The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it. */
-  start(): void {
+  /**
+   * The client is logged in, and its socket is ours. To be called in the turn in which the login lets go of it.
+   * @param incoming how to take what is read from the socket; null: from its stream alone
+   */
+  start(incoming: Incoming | null): void {
     const socket = this.#socket;
     this.boundsChanged();
+    // What a client sends is short, and may have to wait, or be sent again. It is copied here, and nobody else has to ask whose memory it is in.
+    incoming?.takeBy((chunk) => this.#read(kept(chunk)));
+    // With `incoming`, what the login has left in the stream: it is told of before anything is read.
     socket.on('data', (chunk: Buffer) => this.#read(chunk));
     socket.on('end', () => this.#clientLeft());
     socket.on('error', (error) => this.services.logger.debug({ err: error, session: this.id }, 'client socket'));
