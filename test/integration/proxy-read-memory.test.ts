@@ -1,10 +1,10 @@
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { encodeQuery } from '../../proxy/wire/frontend.js';
 import { RawPeer } from '../support/raw-peer.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
-// All servers' answers are read into the same memory, which tests have overwritten after each read (FORESHARD_POISON_MEMORY in vitest.config.ts).
+// All that comes from servers and clients is read into the same memory, which tests have overwritten after each read (FORESHARD_POISON_MEMORY in vitest.config.ts).
 let s: Sharded;
 const POOL = { size: 8, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000 };
 
@@ -16,8 +16,16 @@ beforeAll(async () => {
 beforeEach(() => s.proxy.reload({ pool: { ...POOL, lanes: 'off' } }));
 afterAll(() => s.stop());
 
-function login(): Promise<RawPeer> {
-  return RawPeer.login(s.proxy.port, { user: 'app', password: 'secret', database: 'shop' });
+const peers: RawPeer[] = [];
+/** One that has failed in the middle of something is in nobody's way. */
+afterEach(() => {
+  for (const { socket } of peers.splice(0)) socket.destroy();
+});
+
+async function login(): Promise<RawPeer> {
+  const peer = await RawPeer.login(s.proxy.port, { user: 'app', password: 'secret', database: 'shop' });
+  peers.push(peer);
+  return peer;
 }
 
 /** The values of one column. */
@@ -85,6 +93,50 @@ describe('what a server has sent is what the client gets', () => {
     const ids = got.map((value) => Number(value.split(':')[0])).sort((a, b) => a - b);
     expect(ids).toEqual(Array.from({ length: 200 }, (_, n) => n));
     expect(got.every((value) => value.endsWith(`:${long('*', 3000)}`))).toBe(true);
+    peer.end();
+  });
+});
+
+describe('what a client has sent is what the server gets', () => {
+  it('when it has to wait for a connection', async () => {
+    const holders = await Promise.all(Array.from({ length: POOL.size }, () => login()));
+    // A login takes a connection, too.
+    const waiting = await Promise.all(Array.from({ length: 4 }, () => login()));
+    for (const [i, peer] of holders.entries()) {
+      await column(peer, 'BEGIN');
+      await column(peer, `UPDATE tenants SET name = 'held' WHERE tenant_id = ${i}`);
+    }
+    const answers = waiting.map((peer, i) => column(peer, `SELECT 'waited ${i}' FROM tenants WHERE tenant_id = 1`));
+    const queued = () => [...s.proxy.pools.all].reduce((sum, pool) => sum + pool.counts.waiting, 0);
+    await waitFor(() => queued() === waiting.length, { what: 'all of them to wait' });
+    for (const peer of holders) await column(peer, 'ROLLBACK');
+    expect(await Promise.all(answers)).toEqual(waiting.map((_, i) => [`waited ${i}`]));
+    for (const peer of [...holders, ...waiting]) peer.end();
+  });
+
+  it('when it comes in pieces, others in between', async () => {
+    const [peer, other] = [await login(), await login()];
+    const query = encodeQuery(`SELECT 'whole', '${long('x', 100)}'`);
+    await waitFor(() => s.proxy.clients.size === 2, { what: 'those of other tests to be gone' });
+    const received = () => [...s.proxy.clients].reduce((sum, { session }) => sum + session.activity.received, 0);
+    for (const cut of [1, 4, 5, 20, query.length - 1]) {
+      const before = received();
+      peer.send(query.subarray(0, cut));
+      await waitFor(() => received() === before + cut, { what: 'the first piece to be read' });
+      expect(await column(other, `SELECT 'between'`)).toEqual(['between']);
+      peer.send(query.subarray(cut));
+      const messages = await peer.until('Z');
+      expect(messages.map((m) => m.type).join('')).toBe('TDCZ');
+      expect(String(messages[1]?.body)).toContain(long('x', 100));
+    }
+    for (const one of [peer, other]) one.end();
+  });
+
+  it('when much of it comes at once, and is looked at one by one', async () => {
+    const peer = await login();
+    const words = Array.from({ length: 3000 }, (_, i) => `word ${i} ${long('-', i % 60)}`);
+    peer.send(...words.map((word) => encodeQuery(`SELECT '${word}'`)));
+    for (const word of words) expect(await rows(peer)).toEqual([word]);
     peer.end();
   });
 });
