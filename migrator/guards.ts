@@ -20,6 +20,19 @@ export function assertGateSql(names: ObjectNames, value: typeof GATE_OPEN | type
   return `SELECT setval(oid::regclass, ${value}) FROM pg_class WHERE oid = to_regclass(${quoteLiteral(quoteTable(names.gate))})`;
 }
 
+/**
+ * Has writers wait for a closed gate, with the guard's lock, which the session takes: a statement that comes before the gate opens need not be refused
+ * and tried again. What keeps them out is the gate alone; a session that says nothing for `silenceMs` is ended by its server, and its lock goes with it.
+ */
+export function waitAtGateSql({ operation }: ObjectNames, silenceMs: number): string {
+  return `SET idle_session_timeout = ${silenceMs}; SELECT pg_try_advisory_lock(${GUARD_LOCK_CLASS}, ${operation})`;
+}
+
+/** Nobody waits any more. A lock that was not to be had is not missed. */
+export function goThroughGateSql({ operation }: ObjectNames): string {
+  return `SELECT pg_advisory_unlock(${GUARD_LOCK_CLASS}, ${operation}); RESET idle_session_timeout`;
+}
+
 /** One row with `gate`: GATE_OPEN or GATE_CLOSED. */
 export function readGateSql(names: ObjectNames): string {
   return `SELECT last_value::int AS gate FROM ${quoteTable(names.gate)}`;

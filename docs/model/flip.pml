@@ -88,6 +88,7 @@ byte count[2];                      /* the rows */
 byte replicated;                    /* writes of the source that the destination has */
 bit subscribed = 1;
 bit removed;                        /* the source's rows */
+byte waited = 255;                  /* the migrator whose session has writes wait at the destination's gate, with the guard's lock */
 bit connected[4];                   /* a migrator's session at a shard: [shard * 2 + migrator] */
 byte awakenings;
 
@@ -230,6 +231,9 @@ inline learn(what) {
   if :: what > seen -> seen = what :: else fi
 }
 
+/* The guard's lock is to be had, shared. */
+#define FREE(shard) (!guarded || (shard == SOURCE && fencer == 255) || (shard == DESTINATION && waited == 255))
+
 /* sql/shard/guard.sql, for one write of one session; `committed` says what became of it, `orphan` that nobody will find it. */
 inline write(shard, committed, orphan, version) {
 #ifdef WITHOUT_LOCK_BEFORE_GATE
@@ -239,9 +243,9 @@ inline write(shard, committed, orphan, version) {
     :: else
     fi
   };
-  atomic { !(shard == SOURCE && fencer != 255 && guarded) -> writers[shard]++ };
+  atomic { FREE(shard) -> writers[shard]++ };
 #else
-  atomic { !(shard == SOURCE && fencer != 255 && guarded) -> writers[shard]++ };
+  atomic { FREE(shard) -> writers[shard]++ };
   atomic {
     if
     :: guarded && closed[shard] -> writers[shard]--; committed = 0; goto refused
@@ -350,6 +354,8 @@ end:
   :: d_step { subscribed && replicated < count[SOURCE] && !epoch -> replicated++; count[DESTINATION]++ }
   /* A hold's deadline. */
   :: d_step { hold == HOLDS -> hold = EXPIRED }
+  /* guards.ts, waitAtGateSql: the server ends a session that says nothing for too long. */
+  :: d_step { waited != 255 -> connected[DESTINATION * 2 + waited] = 0; waited = 255 }
   od
 }
 
@@ -369,7 +375,9 @@ inline openSession(shard) {
 #ifndef WITHOUT_ENDING_CONNECTIONS
   connected[(shard) * 2 + 1 - m] = 0;
   if :: (shard) == SOURCE && fencer == 1 - m -> fencer = 255 :: else fi;
+  if :: (shard) == DESTINATION && waited == 1 - m -> waited = 255 :: else fi;
 #endif
+  if :: (shard) == DESTINATION && waited == m -> waited = 255 :: else fi;
   AT(shard) = 1
 }
 
@@ -423,6 +431,13 @@ ready: /* steps/ready.ts */
   :: atomic { hold == HOLDS && !QUIET -> goto retreat } /* ackMs */
   fi;
 #endif
+
+  /* waitAtGate: who writes at the destination now waits for its gate; not if somebody does already */
+  if
+  :: atomic { AT(DESTINATION) && writers[DESTINATION] == 0 -> waited = m }
+  :: atomic { AT(DESTINATION) && writers[DESTINATION] > 0 -> skip }
+  :: atomic { !AT(DESTINATION) -> goto disconnected }
+  fi;
 
   /* closeGate: one transaction at the source */
 #ifndef WITHOUT_FENCE
@@ -501,7 +516,7 @@ ready: /* steps/ready.ts */
 
 opened: /* steps/open.ts */
   if
-  :: d_step { AT(DESTINATION) -> closed[DESTINATION] = 0 }
+  :: d_step { AT(DESTINATION) -> closed[DESTINATION] = 0; if :: waited == m -> waited = 255 :: else fi }
   :: atomic { !AT(DESTINATION) -> goto disconnected }
   :: atomic { DIES -> goto gone }
   fi;
@@ -540,7 +555,7 @@ clean: /* steps/clean.ts */
 
 retreat: /* steps/fence.ts, retreat; when too many fences were missed, steps/abort.ts */
   if
-  :: d_step { AT(SOURCE) -> closed[SOURCE] = 0 }
+  :: d_step { AT(SOURCE) -> closed[SOURCE] = 0; if :: waited == m -> waited = 255 :: else fi }
   :: atomic { !AT(SOURCE) -> goto disconnected }
   fi;
   if
@@ -573,8 +588,8 @@ commits: /* The flip's last message is at the catalog, and its sender does not k
   run Commit(m);
   goto attempt;
 
-gone:
-  skip
+gone: /* its sessions end with it; a successor ends those of one that sleeps */
+  atomic { if :: waited == m -> waited = 255 :: else fi }
 }
 
 /* The catalog carries out a flip whose sender has lost the connection. */

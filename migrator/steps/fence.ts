@@ -6,7 +6,7 @@ import type { MigrationState } from '../../topology/migration.js';
 import { quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { StatementConflict } from '../action.js';
 import { MigrationFailure } from '../executor.js';
-import { readGateSql, setGateSql } from '../guards.js';
+import { goThroughGateSql, readGateSql, setGateSql, waitAtGateSql } from '../guards.js';
 import { LeaseLostError } from '../lease.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS } from '../names.js';
@@ -25,6 +25,8 @@ import { beginWayBackHere } from './reverse.js';
 /** Values a sequence skips, so that those cached by sessions at the source are not given out again at the destination. */
 const SEQUENCE_HEADROOM = 1000;
 const FENCE_LOCK_TIMEOUT_MS = 250;
+/** How long writes wait at most for the gate of a new owner whose migrator says nothing after the flip. */
+const SILENCE_MS = 1000;
 
 /** The fence did not succeed in time; everything is as before it. */
 class FenceMissed extends Error {}
@@ -57,6 +59,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
   // Connected before anybody is held: a connection takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
   const sessions = [m.source, m.destination, m.snapshot];
+  let waiting = false;
   try {
     const plan = await planFlip(m);
     const patienceMs = m.options.ackMs + (m.exec.controls.endTransactionsAfterMs ?? 0);
@@ -68,7 +71,8 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     for (const session of sessions) session.answerWithin(m.options.fenceMs + m.options.drainMs);
     m.exec.at('after:acks');
     const token = randomUUID();
-    await closeGate(m, token);
+    waiting = true;
+    await together([closeGate(m, token), waitAtGate(m)]);
     pause.took('fence');
     await drain(m, token);
     pause.took('drain');
@@ -82,7 +86,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     pause.took('carry');
     await flipAtEpoch(m, plan);
     pause.took('flip');
-    await openDestination(m);
+    await openDestination(m, goThroughGateSql(m.names));
     pause.took('open');
     m.log.info({ migration: m.row.id.toString(), timings: pause.parts }, to);
     m.row = await m.exec.noteFacts(m.row, { [timings]: pause.parts });
@@ -98,6 +102,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     m.row = await m.exec.reload();
     if (m.row.state === to) return;
     await missed(error.message);
+    if (waiting) await m.destination.query(goThroughGateSql(m.names));
   } finally {
     for (const session of sessions) session.answerWithin(null);
   }
@@ -131,6 +136,7 @@ async function dryFence(m: Move): Promise<void> {
     mode: 'transaction',
     sql: fenceSql(m, randomUUID()),
   });
+  await waitAtGate(m);
   await m.exec.wait(
     `the marker arrives at the destination (at most ${m.options.drainMs} ms, else the gate opens again)`,
     async () => true,
@@ -257,6 +263,20 @@ async function closeGate(m: Move, token: string): Promise<void> {
     }
   }
   m.exec.at('after:fence');
+}
+
+/**
+ * Proxies hear of the flip when we do, and may be there before the gate is open. Should we fall silent, nobody is to wait for us: then
+ * the closed gate refuses as before.
+ */
+function waitAtGate(m: Move): Promise<void> {
+  return m.exec.perform({
+    name: 'wait-at-gate',
+    on: 'destination',
+    text: 'have writes that come before the gate opens wait for that',
+    mode: 'single',
+    sql: [waitAtGateSql(m.names, m.options.fenceMs + m.options.drainMs + SILENCE_MS)],
+  });
 }
 
 function flushSql(m: Move): string {

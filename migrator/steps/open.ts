@@ -6,15 +6,16 @@ import { undo } from '../undo.js';
 
 /**
  * Opens the destination's gate. Only after the flip, so that there never are two owners; a statement that comes in between is
- * refused by the guard, and its proxy tries again.
+ * refused by the guard, and its proxy tries again, unless it was made to wait.
+ * @param sql what else is done, in the same message
  */
-export async function openDestination(m: Move): Promise<void> {
+export async function openDestination(m: Move, ...sql: readonly string[]): Promise<void> {
   await m.exec.perform({
     name: 'open-destination',
     on: 'destination',
     text: 'open the gate of the new owner',
     mode: 'single',
-    sql: [setGateSql(m.names, GATE_OPEN)],
+    sql: [[setGateSql(m.names, GATE_OPEN), ...sql].join('; ')],
   });
 }
 
