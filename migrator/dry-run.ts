@@ -159,6 +159,10 @@ class DryExecutor implements Executor {
     this.#urls = urls;
   }
 
+  async requested(): Promise<null> {
+    return null;
+  }
+
   async perform(action: Action): Promise<void> {
     for (const c of action.cleanup ?? []) await this.record(c);
     const sql = action.sql.map((s) => this.#urls.reduce((text, url) => text.replaceAll(url, redactUrl(url)), s));

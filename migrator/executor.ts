@@ -20,6 +20,7 @@ import {
   PAST_FLIP,
   PAUSABLE,
   type RawRow,
+  type Requested,
 } from './migration-row.js';
 import type { MigrationStore, StateChange } from './migration-store.js';
 import type { ObjectNames } from './names.js';
@@ -44,6 +45,8 @@ export interface Executor {
   readonly controls: MigrationControls;
   /** The time by the catalog's clock. */
   readonly now: Date;
+  /** What is asked of a way back or a replica. */
+  requested(): Promise<Requested | null>;
   perform(action: Action): Promise<void>;
   record(cleanup: CleanupSpec): Promise<void>;
   /** Clean-up records not yet ticked off, in the order they were made. */
@@ -142,6 +145,12 @@ export class RealExecutor implements Executor {
 
   get now(): Date {
     return this.#lease.now;
+  }
+
+  async requested(): Promise<Requested | null> {
+    if (this.#lease.requested === null) return null;
+    // The lease may have been renewed when that was asked for before, and has been done since.
+    return (await this.#store.load()).requested;
   }
 
   async perform(action: Action): Promise<void> {
@@ -327,6 +336,7 @@ export class RealExecutor implements Executor {
     this.#abortRequested = row.abortRequested;
     this.#lease.paused = row.paused;
     this.#lease.controls = row.controls;
+    this.#lease.requested = row.requested;
     this.#log.info(
       { migration: row.id.toString(), state: row.state, error: row.error ?? undefined },
       'migration changed state',

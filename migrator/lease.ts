@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { ownLeaseEnd } from '../topology/catalog/leases.js';
 import { ConflictError } from '../topology/errors.js';
 import { DEFAULT_CONTROLS, type MigrationControls } from '../topology/migration-controls.js';
+import type { Requested } from './migration-row.js';
 import type { MigrationStore } from './migration-store.js';
 
 /** Somebody else may drive the migration now: stop at once, touch nothing. */
@@ -24,6 +25,7 @@ export class MigrationLease {
   /** Somebody has paused the migration. */
   paused = false;
   controls: MigrationControls = DEFAULT_CONTROLS;
+  requested: Requested | null = null;
   /** The catalog's clock less ours, ms. */
   #clockOffsetMs = 0;
 
@@ -81,6 +83,7 @@ export class MigrationLease {
     this.abortRequested = wishes.abortRequested;
     this.paused = wishes.paused;
     this.controls = wishes.controls;
+    this.requested = wishes.requested;
     this.#clockOffsetMs = wishes.now.getTime() - Date.now();
     return true;
   }

@@ -15,6 +15,7 @@ import {
   loadMigration,
   type MigrationRow,
   type RawRow,
+  type Requested,
   STOPPING,
 } from './migration-row.js';
 
@@ -30,6 +31,7 @@ export interface Wishes {
   readonly abortRequested: boolean;
   readonly paused: boolean;
   readonly controls: MigrationControls;
+  readonly requested: Requested | null;
   readonly now: Date;
 }
 
@@ -62,16 +64,18 @@ export class MigrationStore {
 
   /** Takes the lease when it is free or over, or renews our own. @returns null when somebody else has it */
   async takeLease(ttlMs: number): Promise<Wishes | null> {
-    const result = await this.pool.query<{ abort_requested: boolean; paused: boolean; controls: unknown; now: Date }>(
+    const result = await this.pool.query<
+      Pick<RawRow, 'abort_requested' | 'paused' | 'controls' | 'requested'> & { now: Date }
+    >(
       `UPDATE foreshard.migration SET lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 ms'
         WHERE id = $1 AND (lease_owner = $2 OR lease_owner IS NULL OR lease_until < clock_timestamp())
-        RETURNING abort_requested, paused, controls, clock_timestamp() AS now`,
+        RETURNING abort_requested, paused, controls, requested, clock_timestamp() AS now`,
       [this.id.toString(), this.owner, ttlMs],
     );
     const row = result.rows[0];
     if (row === undefined) return null;
-    const { abort_requested: abortRequested, paused, controls, now } = row;
-    return { abortRequested, paused, controls: parseControls(controls), now };
+    const { abort_requested: abortRequested, paused, controls, requested, now } = row;
+    return { abortRequested, paused, controls: parseControls(controls), requested, now };
   }
 
   async dropLease(): Promise<void> {

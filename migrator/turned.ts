@@ -4,7 +4,7 @@ import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Action, CatalogStatement } from './action.js';
 import type { CrashPoint } from './crash-points.js';
 import type { Executor, WaitOptions } from './executor.js';
-import type { CleanupRecord, CleanupSpec, Facts, MigrationRow } from './migration-row.js';
+import type { CleanupRecord, CleanupSpec, Facts, MigrationRow, Requested } from './migration-row.js';
 import type { StateChange } from './migration-store.js';
 import { isReference, type Move } from './move.js';
 import { backNames } from './names.js';
@@ -42,6 +42,10 @@ class TurnedExecutor implements Executor {
 
   get now(): Date {
     return this.#exec.now;
+  }
+
+  requested(): Promise<Requested | null> {
+    return this.#exec.requested();
   }
 
   perform(action: Action): Promise<void> {

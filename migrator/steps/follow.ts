@@ -20,8 +20,7 @@ export async function follow(m: Move): Promise<void> {
     'somebody has the replica promoted',
     async () => {
       if (m.exec.dry) return true;
-      m.row = await m.exec.reload();
-      if (m.row.requested === 'promote') return true;
+      if ((await m.exec.requested()) === 'promote') return true;
       const now = performance.now();
       if (now - supervisedAt < SUPERVISE_MS) return false;
       supervisedAt = now;

@@ -61,6 +61,7 @@ export async function reverse(m: Move): Promise<void> {
   const sampler = new Sampler(m, back);
   let supervisedAt = 0;
   let next: 'rolling_back' | 'cleaning' = 'cleaning';
+  const until = m.exec.dry ? 0 : (await reversedAt(m)).getTime() + Number(m.row.facts.wayBackMs);
   await m.exec.wait(
     'somebody takes the migration back, or finishes it, or the time for that is over',
     async () => {
@@ -73,11 +74,11 @@ export async function reverse(m: Move): Promise<void> {
         await compareOnRequest(m, back);
         await sampler.look();
       }
-      const { requested, elapsedMs } = await asked(m);
+      const requested = await m.exec.requested();
       if (requested === 'rollback' && lost === null) next = 'rolling_back';
       if (requested === 'finish' || next === 'rolling_back') return true;
       // What differs is for a person to look at: the time does not run out on it.
-      return elapsedMs >= Number(m.row.facts.wayBackMs) && doubtedTables(m.row).length === 0;
+      return m.exec.now.getTime() >= until && doubtedTables(m.row).length === 0;
     },
     { everyMs: LOOK_MS },
   );
@@ -117,12 +118,11 @@ async function noWayBack(m: Move, why: string): Promise<string> {
   return why;
 }
 
-async function asked(m: Move): Promise<{ requested: string | null; elapsedMs: number }> {
-  const { rows } = await m.catalog.pool.query<{ requested: string | null; elapsedMs: number }>(
-    `SELECT requested, (SELECT extract(epoch FROM clock_timestamp() - min(at)) * 1000 FROM foreshard.migration_event
-                         WHERE migration_id = m.id AND state = 'reversing')::float8 AS "elapsedMs"
-       FROM foreshard.migration m WHERE id = $1`,
+/** When the way back was opened; a rollback that did not succeed changes nothing about that. */
+async function reversedAt(m: Move): Promise<Date> {
+  const { rows } = await m.catalog.pool.query<{ at: Date }>(
+    "SELECT min(at) AS at FROM foreshard.migration_event WHERE migration_id = $1 AND state = 'reversing'",
     [m.row.id.toString()],
   );
-  return rows[0] as { requested: string | null; elapsedMs: number };
+  return (rows[0] as { at: Date }).at;
 }
