@@ -1,5 +1,5 @@
 import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
 import { loadMigration, showMigration } from '../../migrator/migration-row.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
@@ -168,4 +168,52 @@ test('a replica identity without the key, with which every UPDATE would fail in 
   expect(await moves.atRest(id)).toBe('failed');
   expect((await load(id)).error).toMatch(/"public.logs" has a replica identity without its key \(tenant_id\)/);
   await withClient(s.urlOne, (c) => c.query('UPDATE logs SET id = 1'));
+});
+
+describe('a write that reaches the new owner before its gate is open', () => {
+  const INSERT = "INSERT INTO orders (tenant_id, id, body) VALUES (7, 7000077, 'early')";
+
+  /** Asks for the flip and keeps it from being committed; resolves when the write waits at the new owner. @returns what ends both */
+  async function early(options: Record<string, number>) {
+    const id = await ready(options);
+    const catalog = new pg.Client({ connectionString: s.catalogUrl });
+    await catalog.connect();
+    moves.atStop(() => catalog.end());
+    await catalog.query('BEGIN; SELECT FROM foreshard.meta FOR UPDATE');
+    await requestFlip(s.catalog.pool, id, 'test');
+    await withClient(s.urlTwo, async (c) => {
+      const barred = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND mode = 'ExclusiveLock'";
+      // The driver's own lock is another one.
+      await waitFor(async () => (await c.query(barred)).rowCount === 2, { what: 'the gate to have writes wait' });
+    });
+    const client = new pg.Client({ connectionString: s.urlTwo });
+    await client.connect();
+    moves.atStop(() => client.end());
+    const written = client.query(INSERT).then(
+      () => 'written',
+      (error: { code?: string }) => error.code,
+    );
+    return { id, written, goOn: () => catalog.query('ROLLBACK') };
+  }
+
+  test('waits for that, and is written', async () => {
+    const { id, written, goOn } = await early({});
+    await withClient(s.urlTwo, async (c) => {
+      const waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+      await waitFor(async () => (await c.query(waiting)).rowCount === 1, { what: 'the write to wait' });
+    });
+    await goOn();
+    expect(await written).toBe('written');
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await leftovers(s)).toEqual([]);
+  });
+
+  test('is refused when the migrator says nothing any more, which then finishes forward', async () => {
+    const { id, written, goOn } = await early({ fenceMs: 300, drainMs: 300 });
+    expect(await written).toBe('SH001');
+    await goOn();
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
 });
