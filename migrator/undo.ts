@@ -7,6 +7,7 @@ import { SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';
 import { takeOutOfService } from './replica.js';
 import { DROP_SHARD_SCHEMA } from './replication.js';
+import { dropSlots } from './slots.js';
 import { Throttle } from './throttle.js';
 
 /** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
@@ -45,13 +46,14 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
         `ALTER SUBSCRIPTION ${quoteIdent(name)} SET (slot_name = NONE)`,
         `DROP SUBSCRIPTION ${quoteIdent(name)}`,
       ]);
-      await dropSlots(m, publisher, `starts_with(slot_name, ${quoteLiteral(`pg_${oid}_sync_`)})`);
+      await untilDropped(m, publisher, `starts_with(slot_name, ${quoteLiteral(`pg_${oid}_sync_`)})`);
       return;
     }
 
     case 'slot':
-      if (object.prefix !== undefined) await dropSlots(m, on, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
-      else await dropSlots(m, on, `slot_name = ${quoteLiteral(object.name as string)}`);
+      if (object.prefix !== undefined)
+        await untilDropped(m, on, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
+      else await untilDropped(m, on, `slot_name = ${quoteLiteral(object.name as string)}`);
       return;
 
     case 'publication':
@@ -122,20 +124,9 @@ function dropUnlessUsed(what: string): string {
   return `DO $foreshard$ BEGIN DROP ${what} RESTRICT; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $foreshard$`;
 }
 
-/** Drops slots on one side, ending whoever streams from them: their subscription is gone by now. */
-async function dropSlots(m: Move, on: 'source' | 'destination', condition: string): Promise<void> {
+async function untilDropped(m: Move, on: 'source' | 'destination', slots: string): Promise<void> {
   const session = on === 'source' ? m.source : m.destination;
-  const where = `${condition} AND database = current_database()`;
-  await m.exec.wait('the replication slot is free', async () => {
-    await session.query(
-      `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE ${where} AND active_pid IS NOT NULL`,
-    );
-    await session.query(`DO $$ BEGIN
-        PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE ${where} AND active_pid IS NULL;
-      EXCEPTION WHEN object_in_use OR undefined_object THEN NULL; END $$`);
-    const left = await session.query(`SELECT FROM pg_replication_slots WHERE ${where}`);
-    return left.length === 0;
-  });
+  await m.exec.wait('the replication slot is free', () => dropSlots(session, slots));
 }
 
 async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string): Promise<void> {

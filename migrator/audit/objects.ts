@@ -3,6 +3,7 @@ import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
 import { GUARD_LOCK_CLASS, SHARD_SCHEMA } from '../names.js';
 import { DROP_SHARD_SCHEMA } from '../replication.js';
 import type { ShardSession } from '../shard-session.js';
+import { dropSlots } from '../slots.js';
 import type { AuditFinding } from './finding.js';
 import type { AtWork } from './migrations.js';
 
@@ -122,16 +123,10 @@ async function inOrder(session: ShardSession, statements: readonly string[]): Pr
   for (const sql of statements) await session.query(sql);
 }
 
-/** Its subscription, if there was one, is gone by now; who sends from it may not have noticed yet. */
 async function dropSlot(session: ShardSession, name: string): Promise<void> {
-  const is = `FROM pg_replication_slots WHERE slot_name = ${quoteLiteral(name)}`;
-  for (const deadline = performance.now() + SLOT_MS; performance.now() < deadline; ) {
-    await session.query(`SELECT pg_terminate_backend(active_pid) ${is} AND active_pid IS NOT NULL`);
-    await session.query(`DO $$ BEGIN PERFORM pg_drop_replication_slot(slot_name) ${is} AND active_pid IS NULL;
-      EXCEPTION WHEN object_in_use OR undefined_object THEN NULL; END $$`);
-    if ((await session.query(`SELECT ${is}`)).length === 0) return;
+  const deadline = performance.now() + SLOT_MS;
+  while (!(await dropSlots(session, `slot_name = ${quoteLiteral(name)}`)) && performance.now() < deadline)
     await delay(20);
-  }
 }
 
 async function ourObjects(session: ShardSession, cluster: string): Promise<Found[]> {
