@@ -1,9 +1,10 @@
 import type { Move, MovingTable } from './move.js';
+import type { ShardSession } from './shard-session.js';
 import type { Throttle } from './throttle.js';
 
 /**
  * Deletes the interval's rows of a table on one side, some pages of it per transaction, each page once: the gate there is
- * closed, so no row of the interval can come to a page behind us. As `replica`, so that neither our guard nor cascades fire.
+ * closed, so no row of the interval can come to a page behind us.
  */
 export async function removeRows(
   m: Move,
@@ -25,24 +26,40 @@ export async function removeRows(
     m.exec.at('before:remove-rows');
     await m.exec.rest();
     await throttle.pause(m.options.removePages * block);
-    await session.query('BEGIN');
-    try {
-      await session.query('SET LOCAL session_replication_role = replica');
-      const deleted = await session.query<{ n: number }>(
-        `WITH gone AS (DELETE FROM ${table.sql} WHERE ctid >= '(${page},0)'::tid AND ctid < '(${page + m.options.removePages},0)'::tid
-           AND ${table.predicate()} RETURNING 1) SELECT count(*)::int AS n FROM gone`,
-      );
-      await session.query('COMMIT');
-      removed += deleted[0]?.n ?? 0;
-      const done = Math.min(pages, page + m.options.removePages);
-      await m.exec.progress({
-        note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / pages)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,
-        etaSeconds: ((performance.now() - began) * (pages - done)) / done / 1000,
-      });
-    } catch (error) {
-      await session.query('ROLLBACK').catch(() => undefined); // the first error says more
-      throw error;
-    }
+    const end = page + m.options.removePages;
+    removed += await deleteAsReplica(
+      session,
+      `${table.sql} WHERE ctid >= '(${page},0)'::tid AND ctid < '(${end},0)'::tid AND ${table.predicate()}`,
+    );
+    const done = Math.min(pages, end);
+    await m.exec.progress({
+      note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / pages)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,
+      etaSeconds: ((performance.now() - began) * (pages - done)) / done / 1000,
+    });
   }
   return removed;
+}
+
+/**
+ * Deletes rows in a transaction of their own, as `replica`: neither a guard of ours fires, nor a cascade, which would follow rows that are another
+ * shard's. @param fromWhere what stands behind DELETE FROM @returns how many they were
+ */
+export async function deleteAsReplica(
+  session: ShardSession,
+  fromWhere: string,
+  values: readonly unknown[] = [],
+): Promise<number> {
+  await session.query('BEGIN');
+  try {
+    await session.query('SET LOCAL session_replication_role = replica');
+    const deleted = await session.query<{ n: number }>(
+      `WITH gone AS (DELETE FROM ${fromWhere} RETURNING 1) SELECT count(*)::int AS n FROM gone`,
+      values,
+    );
+    await session.query('COMMIT');
+    return deleted[0]?.n ?? 0;
+  } catch (error) {
+    await session.query('ROLLBACK').catch(() => undefined); // the first error says more
+    throw error;
+  }
 }

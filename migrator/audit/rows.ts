@@ -6,6 +6,7 @@ import type { Interval } from '../../topology/key.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
 import { hashing } from '../hashing.js';
+import { deleteAsReplica } from '../remove-rows.js';
 import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
@@ -98,9 +99,11 @@ async function removeCopies(a: RowsAudit, table: ShardedTable, session: ShardSes
         ]);
         const owned = new Map(there.map((r) => [r.key, r.hash]));
         const copies = here.filter((r) => owned.get(r.key) === r.hash).map((r) => r.key + r.hash);
-        await remove(session, `${quoteTable(table)} WHERE ${within} AND ${key} || ${row}::text = ANY ($1::text[])`, [
-          copies,
-        ]);
+        await deleteAsReplica(
+          session,
+          `${quoteTable(table)} WHERE ${within} AND ${key} || ${row}::text = ANY ($1::text[])`,
+          [copies],
+        );
       });
     }
   }
@@ -118,17 +121,4 @@ async function whileNothingMoves({ catalog, topology, keyspace }: RowsAudit, wor
       });
     await work();
   });
-}
-
-/** As `replica`, so that no cascade follows a row that is not this shard's. */
-async function remove(session: ShardSession, fromWhere: string, values: readonly unknown[]): Promise<void> {
-  await session.query('BEGIN');
-  try {
-    await session.query('SET LOCAL session_replication_role = replica');
-    await session.query(`DELETE FROM ${fromWhere}`, values);
-    await session.query('COMMIT');
-  } catch (error) {
-    await session.query('ROLLBACK').catch(() => undefined); // the first error says more
-    throw error;
-  }
 }
