@@ -6,6 +6,7 @@ import { type CleanupRecord, OUT_OF_THE_WAY, RESTING_STATES } from './migration-
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
+import { type Block, checkPublisher, checkSubscriber } from './preflight-servers.js';
 import { checkWayBack } from './preflight-way-back.js';
 import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
 import { shardsSql } from './turn.js';
@@ -122,82 +123,33 @@ async function checkServers(m: Move, own: readonly CleanupRecord[], report: Repo
   ] as const)
     if (session.version < 150000) report('blocker', `${name} runs PostgreSQL older than 15`, 'Upgrade it.');
   const s = await one<{
-    wal_level: string;
-    slots: number;
-    senders: number;
     recovery: boolean;
-    super: boolean;
     replica_role: boolean;
     encoding: string;
     prepared: number;
     objects: boolean;
-    replication: boolean;
   }>(
     m.source,
-    `SELECT current_setting('wal_level') AS wal_level,
-       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int AS slots,
-       current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication)::int AS senders,
-       pg_is_in_recovery() AS recovery, r.rolsuper AS super, r.rolsuper OR r.rolreplication AS replication,
+    `SELECT pg_is_in_recovery() AS recovery,
        has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding,
        (SELECT count(*)::int FROM pg_prepared_xacts WHERE database = current_database()) AS prepared,
-       EXISTS (SELECT FROM pg_largeobject_metadata) AS objects
-     FROM pg_roles r WHERE r.rolname = current_user`,
+       EXISTS (SELECT FROM pg_largeobject_metadata) AS objects`,
   );
-  const d = await one<{
-    workers: number;
-    origins: number;
-    recovery: boolean;
-    may_subscribe: boolean;
-    replica_role: boolean;
-    encoding: string;
-  }>(
+  const d = await one<{ recovery: boolean; replica_role: boolean; encoding: string }>(
     m.destination,
-    `SELECT current_setting('max_logical_replication_workers')::int - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)::int AS workers,
-       coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int
-         - (SELECT count(*) FROM pg_replication_origin)::int AS origins,
-       pg_is_in_recovery() AS recovery, r.rolsuper AS may_subscribe,
-       has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding
-     FROM pg_roles r WHERE r.rolname = current_user`,
+    `SELECT pg_is_in_recovery() AS recovery,
+       has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding`,
   );
-  const started = own.some((c) => c.kind === 'slot' && !c.done);
-  if (s.wal_level !== 'logical')
-    report(
-      'blocker',
-      `wal_level of ${from} is ${s.wal_level}`,
-      'ALTER SYSTEM SET wal_level = logical, and restart the server.',
-    );
+  const needed = own.some((c) => c.kind === 'slot' && !c.done) ? 0 : 2;
+  const block: Block = (text, remedy) => report('blocker', text, `${remedy}.`);
+  await checkPublisher(m.source, needed, block);
+  await checkSubscriber(m.destination, needed, block);
   if (s.recovery || d.recovery)
     report(
       'blocker',
       `${s.recovery ? from : to} is a standby`,
       'Give the URL of its primary with "foreshard shard add".',
     );
-  if (!started && s.slots < 2)
-    report(
-      'blocker',
-      `${from} has ${s.slots} free replication slots, 2 are needed`,
-      'Raise max_replication_slots, and restart the server.',
-    );
-  if (!started && s.senders < 2)
-    report(
-      'blocker',
-      `${from} has ${s.senders} free WAL senders, 2 are needed`,
-      'Raise max_wal_senders, and restart the server.',
-    );
-  if (!started && d.workers < 2)
-    report(
-      'blocker',
-      `${to} has ${d.workers} free logical replication workers, 2 are needed`,
-      'Raise max_logical_replication_workers and max_worker_processes, and restart the server.',
-    );
-  if (!started && d.origins < 2)
-    report(
-      'blocker',
-      `${to} has ${d.origins} free replication origins, 2 are needed`,
-      'Raise max_active_replication_origins (max_replication_slots before 18), and restart the server.',
-    );
-  if (!s.replication)
-    report('blocker', `the user of ${from} may not replicate`, 'ALTER ROLE … REPLICATION, or use a superuser.');
   if (!s.replica_role)
     report(
       'blocker',
@@ -209,12 +161,6 @@ async function checkServers(m: Move, own: readonly CleanupRecord[], report: Repo
       'blocker',
       `the user of ${to} may not set session_replication_role`,
       'GRANT SET ON PARAMETER session_replication_role TO it, or use a superuser.',
-    );
-  if (!d.may_subscribe)
-    report(
-      'blocker',
-      `the user of ${to} is not a superuser`,
-      'Use a superuser: creating subscriptions and moving their origins forward needs it.',
     );
   if (s.encoding !== d.encoding)
     report(
