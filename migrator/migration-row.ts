@@ -221,6 +221,19 @@ export async function listMigrations(db: Db): Promise<MigrationRow[]> {
   return result.rows.map(fromRaw);
 }
 
+/** Moves that other migrations are at; replicas that are kept are among them. */
+export async function otherMoves(
+  db: Db,
+  id: bigint,
+): Promise<{ readonly id: string; readonly state: MigrationState; readonly spec: StoredMove }[]> {
+  const { rows } = await (db as pg.Pool).query<{ id: string; state: MigrationState; spec: StoredMove }>(
+    `SELECT id::text, state, spec FROM foreshard.migration
+      WHERE id <> $1 AND spec->>'kind' = 'move' AND state NOT IN (${OUT_OF_THE_WAY}) ORDER BY id DESC`,
+    [id.toString()],
+  );
+  return rows;
+}
+
 /** One migration with what happened to it and what it still has to clean up. */
 export async function showMigration(
   db: Db,

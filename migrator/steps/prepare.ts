@@ -5,7 +5,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import { type CleanupRecord, decodeSpec, listMigrations } from '../migration-row.js';
+import { type CleanupRecord, decodeSpec, otherMoves } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { paceAction, paceTableAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
@@ -67,9 +67,9 @@ async function runPreflight(m: Move): Promise<PreflightResult> {
 
 /** A replica's interval moves only with the replica, whose shard has tables that go with it. */
 async function replicasInTheWay(m: Move): Promise<Finding[]> {
-  const others = await listMigrations(m.catalog.pool);
+  const others = await otherMoves(m.catalog.pool, m.row.id);
   return others.flatMap(({ id, state, spec: stored }): Finding[] => {
-    if (id === m.row.id || state !== 'following' || stored.kind !== 'move') return [];
+    if (state !== 'following') return [];
     const isSame = stored.keyspace === m.keyspace.name;
     const remedy = `Have it promoted ("foreshard migrate promote ${id}") or dropped ("foreshard migrate abort ${id}") first.`;
     if (isSame && overlaps(decodeSpec(m.keyspace, stored), m.spec))

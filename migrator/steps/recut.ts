@@ -3,7 +3,7 @@ import { contains, sameBound } from '../../topology/key.js';
 import type { RecutSpec } from '../../topology/migration.js';
 import type { Keyspace } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
-import { decodeSpec, type MigrationRow, OUT_OF_THE_WAY, type StoredRecut, type StoredSpec } from '../migration-row.js';
+import { decodeSpec, type MigrationRow, otherMoves, type StoredRecut } from '../migration-row.js';
 import { findKeyspace } from '../move.js';
 import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
 import { beginStatements } from '../turn.js';
@@ -29,13 +29,8 @@ export async function recut(r: Recut): Promise<MigrationRow> {
 
 /** A replica's interval lies in one range, or it could not become the owner of it. */
 async function refuseCutOfReplica(r: Recut, keyspace: Keyspace, spec: RecutSpec): Promise<void> {
-  const { rows } = await r.catalog.pool.query<{ id: string; spec: StoredSpec }>(
-    `SELECT id::text, spec FROM foreshard.migration WHERE id <> $1 AND spec->>'keyspace' = $2 AND spec->>'from' = $3
-        AND state NOT IN (${OUT_OF_THE_WAY})`,
-    [r.row.id.toString(), keyspace.name, spec.shard],
-  );
-  for (const { id, spec: stored } of rows) {
-    if (stored.kind !== 'move') continue;
+  for (const { id, spec: stored } of await otherMoves(r.catalog.pool, r.row.id)) {
+    if (stored.keyspace !== keyspace.name || stored.from !== spec.shard) continue;
     const interval = decodeSpec(keyspace, stored);
     if (!spec.cut.some((at) => contains(interval, at) && !sameBound(interval.lo, at))) continue;
     const text = `migration ${id} keeps an interval up to date elsewhere that would be cut`;
