@@ -1,3 +1,4 @@
+import type { ClusterOptions } from '../../deploy/embedded/cluster.js';
 import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import { waitFor } from '../support/wait-for.js';
@@ -14,8 +15,8 @@ export class Moves {
     this.s = s;
   }
 
-  static async start(): Promise<Moves> {
-    return new Moves(await startSetting());
+  static async start(servers?: ClusterOptions): Promise<Moves> {
+    return new Moves(await startSetting(servers));
   }
 
   startMigrator(options: Record<string, number> = {}): void {

@@ -1,5 +1,5 @@
 import { pino } from 'pino';
-import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import type { ClusterOptions, EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { createMigration } from '../../migrator/migration-requests.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
@@ -58,8 +58,8 @@ INSERT INTO countries SELECT chr(65 + i % 26) || chr(65 + i / 26), 'country ' ||
 const KEYSPACE = 'tenant';
 
 /** Starts two servers and a catalog; the shop is not there yet. */
-export async function startSetting(): Promise<Setting> {
-  const [one, two] = await Promise.all([startTestCluster(), startTestCluster()]);
+export async function startSetting(servers: ClusterOptions = {}): Promise<Setting> {
+  const [one, two] = await Promise.all([startTestCluster(servers), startTestCluster(servers)]);
   await withClient(one.url('postgres'), async (c) => {
     await c.query('CREATE DATABASE foreshard');
   });
