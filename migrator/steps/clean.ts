@@ -1,12 +1,10 @@
-import { epochAckedByAll } from '../../topology/catalog/leases.js';
-import type { Epoch } from '../../topology/topology.js';
 import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GATE_OPEN } from '../names.js';
 import { removeRows } from '../remove-rows.js';
 import { Throttle } from '../throttle.js';
+import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
 import { finish } from './open.js';
-import { compareExactly } from './verify.js';
 
 /** cleaning → done: the source forgets the interval once nobody can read it there any more. No way leads back from here. */
 export async function clean(m: Move): Promise<void> {
@@ -24,7 +22,7 @@ export async function clean(m: Move): Promise<void> {
     mode: 'single',
     sql: [assertGateSql(m.names, GATE_OPEN)],
   });
-  if (!(await compareAsOfFlip(m))) return;
+  if (!(await compareAsOf(AS_OF_FLIP, m))) return;
   // The way back, if there was one.
   await finish(m, 'subscription');
   await finish(m, 'slot');
@@ -41,34 +39,6 @@ export async function clean(m: Move): Promise<void> {
     for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
   await m.exec.progress({ note: null });
   m.row = await m.exec.transition(m.row, 'done');
-}
-
-/**
- * Waits until nobody reads at the source any more, and compares both sides exactly, once. @returns whether they are the same; if not, the migration
- * has failed
- */
-export async function compareAsOfFlip(m: Move): Promise<boolean> {
-  await m.exec.progress({ note: 'waiting until every proxy serves the new epoch' });
-  await m.exec.wait(
-    'every proxy serves the new epoch or has lost its lease',
-    () => epochAckedByAll(m.catalog.pool, BigInt(m.row.facts.flipEpoch as string) as Epoch),
-    { everyMs: 50 },
-  );
-  m.exec.at('after:proxies-acked');
-  if (m.exec.dry || m.row.facts.exact !== undefined) return true;
-  const difference = await compareExactly(m);
-  if (difference !== null) {
-    m.row = await m.exec.transition(m.row, 'failed', {
-      error: `the shards differ as of the flip: ${difference}. The rows at the source were kept; compare them with the destination’s, then "foreshard migrate accept ${m.row.id}"`,
-      detail: { difference },
-    });
-    return false;
-  }
-  // Without its snapshot (the process died in between) there is nothing exact to compare with; the live comparison has passed.
-  m.row = await m.exec.noteFacts(m.row, { exact: m.snapshot === null ? 'skipped after a restart' : 'identical' });
-  await m.snapshot?.close();
-  m.snapshot = null;
-  return true;
 }
 
 /** Once: when the guards are gone, whatever comes to the interval at the source is not ours to delete. */

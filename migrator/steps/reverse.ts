@@ -8,7 +8,7 @@ import { doubtedTables, doubtText } from '../sampled.js';
 import { Sampler } from '../sampler.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
-import { compareAsOfFlip } from './clean.js';
+import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
 import { readSourceTables } from './prepare.js';
 import { compareOnRequest } from './verify.js';
 
@@ -53,7 +53,7 @@ export async function beginWayBackHere(m: Move): Promise<void> {
  * time is over.
  */
 export async function reverse(m: Move): Promise<void> {
-  if (!(await compareAsOfFlip(m))) return;
+  if (!(await compareAsOf(AS_OF_FLIP, m))) return;
   const back = turned(m);
   const known = m.row.facts.wayBackLost as string | undefined;
   let lost = known ?? (await follow(m, back));

@@ -1,16 +1,15 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { epochAckedByAll } from '../../topology/catalog/leases.js';
-import { type Epoch, tableId } from '../../topology/topology.js';
+import { tableId } from '../../topology/topology.js';
 import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_OPEN } from '../names.js';
 import { turned } from '../turned.js';
 import { dropHolds, undoAll } from '../undo.js';
+import { AS_OF_FLIP_BACK, compareAsOf } from './as-of-flip.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { cross } from './fence.js';
 import { openGates } from './open.js';
 import { waitForLongWriters } from './ready.js';
-import { compareExactly } from './verify.js';
 
 /** rolling_back → flipped_back, or reversing when the fence cannot be had: the same flip, the other way. */
 export async function rollBack(m: Move): Promise<void> {
@@ -61,36 +60,10 @@ export async function undoAfterFlipBack(m: Move): Promise<void> {
   back.snapshot = m.snapshot;
   // Behind the comparison the gates go: whoever comes back after that has had them opened, and may find none.
   if (m.row.facts.backExact === undefined) await openGates(back);
-  await m.exec.progress({ note: 'waiting until every proxy serves the new epoch' });
-  await m.exec.wait(
-    'every proxy serves the new epoch or has lost its lease',
-    () => epochAckedByAll(m.catalog.pool, BigInt(m.row.facts.backEpoch as string) as Epoch),
-    { everyMs: 50 },
-  );
-  m.exec.at('back-after:proxies-acked');
-  if (m.row.facts.backExact === undefined && !(await compareBack(m, back))) return;
+  if (!(await compareAsOf(AS_OF_FLIP_BACK, m, back))) return;
   await keepReferenceTables(m);
   await undoAll(m, 'back-after:undo');
   m.row = await m.exec.transition(m.row, 'rolled_back');
-}
-
-/** @returns whether both sides are the same as of the flip back; if not, the migration has failed, and the destination's rows are kept */
-async function compareBack(m: Move, back: Move): Promise<boolean> {
-  await m.exec.progress({ note: 'comparing both sides as of the flip back' });
-  const difference = await compareExactly(back);
-  if (difference !== null) {
-    m.row = await m.exec.transition(m.row, 'failed', {
-      error: `the shards differ as of the flip back: ${difference}. The rows at shard "${m.spec.to}" were kept; compare them, then "foreshard migrate accept ${m.row.id}"`,
-      detail: { difference },
-    });
-    return false;
-  }
-  m.row = await m.exec.noteFacts(m.row, {
-    backExact: back.snapshot === null ? 'skipped after a restart' : 'identical',
-  });
-  await back.snapshot?.close();
-  m.snapshot = null;
-  return true;
 }
 
 /** Their copies at the destination are as good as any since the flip, and others may use them. */
