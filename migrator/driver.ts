@@ -157,7 +157,7 @@ async function attempt(
       destination,
       snapshot: null,
     };
-    if (row.state === 'fencing') await retreat(m, 'the migrator was interrupted at the fence', false);
+    if (row.state === 'fencing') await retreat(m, 'the migrator was interrupted at the fence');
     for (;;) {
       const step = STEPS[m.row.state];
       if (step === undefined) return m.row.state;

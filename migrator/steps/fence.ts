@@ -9,14 +9,14 @@ import { MigrationFailure } from '../executor.js';
 import { goThroughGateSql, readGateSql, setGateSql, waitAtGateSql } from '../guards.js';
 import { LeaseLostError } from '../lease.js';
 import { isReference, type Move } from '../move.js';
-import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS } from '../names.js';
+import { GATE_CLOSED, GUARD_LOCK_CLASS } from '../names.js';
 import { HOLD_MARGIN_MS } from '../options.js';
 import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
-import { dropHolds } from '../undo.js';
 import { type FlipPlan, flip, planFlip } from './flip.js';
 import { followOn } from './follow.js';
+import { letGoOn, missed } from './missed-fence.js';
 import { openDestination } from './open.js';
 import { readSourceTables } from './prepare.js';
 import { writersInFlight } from './ready.js';
@@ -37,7 +37,11 @@ export async function fence(m: Move): Promise<void> {
   await cross(m, {
     to: 'flipped',
     timings: 'timings',
-    missed: (why) => retreat(m, why),
+    missed: (why) =>
+      missed(m, 'fenceTries', why, {
+        again: (tries) => catchUpAgain(m, tries, why),
+        enough: (error) => giveUp(m, error, why),
+      }),
   });
 }
 
@@ -333,25 +337,27 @@ async function assertGateClosed(m: Move): Promise<void> {
   if (gate[0]?.gate !== GATE_CLOSED) throw new FenceMissed('the gate at the source did not stay closed');
 }
 
-/** Reopens the source, lets the proxies go on, and goes back to catching up. Also what a crash between fence and flip leads to. */
-export async function retreat(m: Move, why: string, countsAsTry = true): Promise<void> {
-  await m.source.query(setGateSql(m.names, GATE_OPEN));
-  await dropHolds(m);
-  let tries = Number(m.row.facts.fenceTries ?? 0) + (countsAsTry ? 1 : 0);
-  if (tries >= m.options.maxFenceTries && m.row.replica !== null)
-    return followOn(m, `${tries} fences were missed; the last one because ${why}`);
-  const { auto, flipWindow } = m.exec.controls;
-  if (tries >= m.options.maxFenceTries) {
-    // Whoever asked for the flip may ask again, and a window comes again: what has been copied is kept.
-    if (!auto || flipWindow !== null) {
-      await m.exec.withdrawFlip();
-      tries = 0;
-    } else
-      throw new MigrationFailure(
-        `${tries} fences were missed; the last one because ${why}`,
-        'End the sessions named, or choose a quieter time, and start the migration again.',
-      );
-  }
+/** A crash between fence and flip: as a missed one, but nobody's fault. */
+export async function retreat(m: Move, why: string): Promise<void> {
+  await letGoOn(m);
+  await catchUpAgain(m, Number(m.row.facts.fenceTries ?? 0), why);
+}
+
+async function catchUpAgain(m: Move, tries: number, why: string): Promise<void> {
   m.row = await m.exec.transition(m.row, 'catching_up', { facts: { fenceTries: tries }, detail: { why } });
   await m.exec.progress({ note: why });
+}
+
+/** Too many fences were missed, and the migration is where it was before them. */
+async function giveUp(m: Move, error: string, why: string): Promise<void> {
+  if (m.row.replica !== null) return followOn(m, error);
+  const { auto, flipWindow } = m.exec.controls;
+  if (auto && flipWindow === null)
+    throw new MigrationFailure(
+      error,
+      'End the sessions named, or choose a quieter time, and start the migration again.',
+    );
+  // Whoever asked for the flip may ask again, and a window comes again: what has been copied is kept.
+  await m.exec.withdrawFlip();
+  await catchUpAgain(m, 0, why);
 }

@@ -1,13 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { tableId } from '../../topology/topology.js';
-import { assertGateSql } from '../guards.js';
 import { isReference, type Move } from '../move.js';
-import { GATE_OPEN } from '../names.js';
 import { turned } from '../turned.js';
-import { dropHolds, undoAll } from '../undo.js';
+import { undoAll } from '../undo.js';
 import { AS_OF_FLIP_BACK, compareAsOf } from './as-of-flip.js';
 import { waitUntilCaughtUp } from './catch-up.js';
 import { cross } from './fence.js';
+import { letGoOn, missed } from './missed-fence.js';
 import { openGates } from './open.js';
 import { waitForLongWriters } from './ready.js';
 
@@ -22,7 +21,11 @@ export async function rollBack(m: Move): Promise<void> {
     await cross(back, {
       to: 'flipped_back',
       timings: 'backTimings',
-      missed: (why) => retreatBack(back, why),
+      missed: (why) =>
+        missed(back, 'backTries', why, {
+          again: (tries) => tryAgain(back, tries, why),
+          enough: (error) => stay(back, error, why),
+        }),
     });
   } finally {
     m.row = back.row;
@@ -30,28 +33,20 @@ export async function rollBack(m: Move): Promise<void> {
   }
 }
 
-/** The owner before the flip back takes writes, and the proxies let them pass. */
-async function letGoOn(back: Move): Promise<void> {
-  await back.source.query(assertGateSql(back.names, GATE_OPEN));
-  await dropHolds(back);
-}
-
-async function retreatBack(back: Move, why: string): Promise<void> {
-  await letGoOn(back);
-  const { maxFenceTries, fenceBackoffMs } = back.options;
-  const tries = Number(back.row.facts.backTries ?? 0) + 1;
-  if (tries >= maxFenceTries) {
-    const error = `${tries} fences were missed on the way back; the last one because ${why}`;
-    back.row = await back.exec.transition(back.row, 'reversing', { facts: { backTries: 0 }, error, detail: { why } });
-    return;
-  }
+async function tryAgain(back: Move, tries: number, why: string): Promise<void> {
   back.row = await back.exec.noteFacts(back.row, { backTries: tries });
   await back.exec.progress({ note: why });
+  const { fenceBackoffMs } = back.options;
   const until = performance.now() + fenceBackoffMs * 2 ** (tries - 1);
   await back.exec.wait('the pause between two fences', async () => {
     await delay(Math.min(200, fenceBackoffMs));
     return performance.now() >= until;
   });
+}
+
+/** The way back stays open, and says why it was not taken. */
+async function stay(back: Move, error: string, why: string): Promise<void> {
+  back.row = await back.exec.transition(back.row, 'reversing', { facts: { backTries: 0 }, error, detail: { why } });
 }
 
 /** flipped_back → rolled_back: the source owns the interval again; everything that was made at the destination goes. */
