@@ -16,7 +16,7 @@ import {
 import { MessageBuilder } from '../../proxy/wire/message-builder.js';
 import { FRONTEND } from '../../proxy/wire/message-types.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
-import { createHold, dropHold, holdStatus } from '../../topology/catalog/leases.js';
+import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
@@ -400,6 +400,35 @@ describe('a client goes away', () => {
     await dropHold(s.catalog.pool, id);
     await untilQuiet();
     await expectWholePool();
+  });
+});
+
+describe('a read on several shards', () => {
+  it('is canceled by a hold that ends transactions, and its client goes on', async () => {
+    const keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
+    const c = await s.connect();
+    await withClient(s.clusters[1].url('shop'), async (blocker) => {
+      await blocker.query('BEGIN; LOCK TABLE tenants');
+      const failed = expect(c.query('SELECT name FROM tenants')).rejects.toMatchObject({ code: '40001' });
+      await waitFor(async () => (await s.onShard(1, 'SELECT FROM pg_locks WHERE NOT granted')).length > 0, {
+        what: 'the read to wait',
+      });
+      const id = await createHold(s.catalog.pool, {
+        migrationId: 1n,
+        keyspace,
+        lo: [100n],
+        hi: null,
+        referenceTables: false,
+        deadlineMs: 20_000,
+      });
+      await endTransactions(s.catalog.pool, id);
+      await failed;
+      await waitFor(async () => (await holdStatus(s.catalog.pool, id)).waitingFor.length === 0, { what: 'the hold' });
+      await dropHold(s.catalog.pool, id);
+      await blocker.query('ROLLBACK');
+    });
+    expect((await c.query('SELECT name FROM tenants')).rowCount).toBe(2);
+    await c.end();
   });
 });
 
