@@ -113,7 +113,7 @@ test('Ctrl-C ends the watching and leaves the migration alone', async () => {
 test('a replica is made, read on other terms, and promoted', async () => {
   const make = (...args: string[]) => foreshard('migrate', 'replica', 'tenant', ...args);
   const refused: [string[], number, RegExp][] = [
-    [['nowhere', '--max-staleness', '2s'], 1, /there is no shard "nowhere"/],
+    [['nowhere', '--max-staleness', '2s'], 2, /there is no shard "nowhere"/],
     [['two', '--max-staleness', 'never'], 2, /"never" is not a length of time/],
     [['two'], 2, /max-staleness/],
     [['two', '--max-staleness', '2s', '--read-percent', '101'], 2, /101 is not a percentage/],
@@ -122,7 +122,8 @@ test('a replica is made, read on other terms, and promoted', async () => {
   for (const [args, code, stderr] of refused)
     expect(await make(...args)).toMatchObject({ code, stderr: expect.stringMatching(stderr) });
   const made = await make('two', '--lower', '6', '--max-staleness', '2s', '--json');
-  const { id, ...terms } = made.json<{ id: string }>();
+  const { id: number, ...terms } = made.json<{ id: number }>();
+  const id = String(number);
   expect(terms).toEqual({ from: 'one', to: 'two', replica: { maxStalenessMs: 2000, readPercent: 0 } });
 
   expect(await foreshard('migrate', 'promote', id)).toMatchObject({
@@ -142,7 +143,7 @@ test('a replica is made, read on other terms, and promoted', async () => {
     { readPercent: 10, maxStalenessMs: 1000, lo: [6n], hi: null },
   ]);
   expect((await foreshard('migrate', 'reads', id, '--read-percent', '0', '--json')).json()).toEqual({
-    id,
+    id: number,
     readPercent: 0,
   });
 
@@ -160,9 +161,9 @@ test('what becomes of transactions at the flip is said, changed and taken back',
   const id = await approveMove(s, [6n], null);
   const afterMs = async () => (await loadMigration(s.catalog.pool, id)).controls.endTransactionsAfterMs;
   const say = (after: string, ...more: string[]) => foreshard('migrate', 'end-transactions', `${id}`, after, ...more);
-  expect((await say('1.5s')).stdout).toContain('ends transactions that are still open on its interval after 1.5 s');
+  expect((await say('1.5s')).stdout).toContain('ends transactions that are still open on its interval after 1500 ms');
   expect(await afterMs()).toBe(1500);
-  expect((await say('0', '--json')).json()).toEqual({ id: `${id}`, endTransactionsAfterMs: 0 });
+  expect((await say('0', '--json')).json()).toEqual({ id: Number(id), endTransactionsAfterMs: 0 });
   expect((await say('off')).stdout).toContain('backs off from transactions');
   expect(await afterMs()).toBeNull();
   expect(await say('11min')).toMatchObject({

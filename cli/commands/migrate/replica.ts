@@ -2,6 +2,7 @@ import type { CommandModule } from 'yargs';
 import { changeReplica, createMigration, requestPromotion } from '../../../migrator/migration-requests.js';
 import { parseDuration } from '../../../topology/duration.js';
 import { ForeshardError, UsageError } from '../../../topology/errors.js';
+import { comparePositions } from '../../../topology/key.js';
 import { positionFromJson } from '../../../topology/key-codec.js';
 import type { MoveSpec, ReplicaTerms } from '../../../topology/migration.js';
 import { type KeyspaceName, rangesIn, type ShardName, type Topology } from '../../../topology/topology.js';
@@ -84,7 +85,8 @@ function specOf(topology: Topology, args: ReplicaArgs): MoveSpec {
     lo: positionFromJson(keyspace, args.lower ?? null),
     hi: positionFromJson(keyspace, args.upper ?? null),
   };
-  const owners = new Set(rangesIn(keyspace, interval).map((range) => range.shard));
+  const isEmpty = interval.lo !== null && interval.hi !== null && comparePositions(interval.lo, interval.hi) >= 0;
+  const owners = new Set(isEmpty ? [] : rangesIn(keyspace, interval).map((range) => range.shard));
   const [from] = owners;
   if (from === undefined || owners.size > 1)
     throw new UsageError(
