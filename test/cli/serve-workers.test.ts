@@ -1,6 +1,13 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createMigration, requestAbort } from '../../migrator/migration-requests.js';
+import { loadMigration } from '../../migrator/migration-row.js';
 import { sendCancelRequest } from '../../proxy/backend/cancel-request.js';
+import { Catalog } from '../../topology/catalog/catalog.js';
+import { Registry } from '../../topology/catalog/registry.js';
+import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
+import { withClient } from '../support/client.js';
+import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 import { alive } from './process-tree.js';
 import { type ServeProcesses, Serving, slotOfClient } from './serving.js';
@@ -209,5 +216,71 @@ describe('serve --workers', () => {
     expect(await processes.ended()).toBe(143);
     expect(alive(pids)).toEqual([]);
     expect(processes.lines.filter(({ level }) => Number(level) >= 40)).toEqual([]);
+  });
+});
+
+describe('a replica', () => {
+  it('is read through every process, each with a bound of its own, and goes when none reads there any more', async () => {
+    const other = await startTestCluster();
+    const [role] = await serving.direct<{ verifier: string }>(
+      'postgres',
+      `SELECT rolpassword AS verifier FROM pg_authid WHERE rolname = 'app'`,
+    );
+    await withClient(other.url('postgres'), async (c) => {
+      // The same verifier, or nobody but the client could log in there.
+      await c.query(`CREATE ROLE app LOGIN PASSWORD '${role?.verifier}'`);
+      await c.query('CREATE DATABASE shop');
+    });
+    const catalog = await Catalog.connect(serving.cluster.url('foreshard'));
+    try {
+      await new Registry(catalog, 'test').addShard({ name: 's2', url: other.url('shop') });
+      await serving.direct('shop', 'INSERT INTO orders VALUES (50, 1), (60, 1)');
+      const keyspace = (await catalog.loadTopology()).keyspaces.get('shop' as KeyspaceName) as Keyspace;
+      const [from, to] = ['s1', 's2'] as ShardName[] as [ShardName, ShardName];
+      const processes = await serving.serve('--workers', '2');
+      const id = await createMigration(
+        catalog.pool,
+        keyspace,
+        { kind: 'move', keyspace: keyspace.name, lo: [50n], hi: null, from, to },
+        { actor: 'test', replica: { maxStalenessMs: 60_000, readPercent: 0 } },
+      );
+      await waitFor(async () => (await catalog.loadTopology()).replicas.some((r) => r.id === id), {
+        what: 'the replica',
+        timeoutMs: 60_000,
+      });
+      // A row by which a read tells where it was.
+      await withClient(other.url('shop'), async (c) => {
+        await c.query('SET session_replication_role = replica');
+        await c.query('INSERT INTO orders VALUES (50, 999)');
+      });
+      const clients = await oneOfEach(processes, 2);
+      const rows = async (c: pg.Client) => (await c.query('SELECT id FROM orders WHERE tenant_id = 50')).rowCount;
+      for (const c of clients) {
+        expect(await rows(c)).toBe(1);
+        await c.query(`SET foreshard.max_staleness = '1min'`);
+      }
+      for (const c of clients) await waitFor(async () => (await rows(c)) === 2, { what: 'a read at the replica' });
+      // Who has written is told what it has written, in its own process.
+      const [writer] = clients as [pg.Client, pg.Client];
+      await writer.query('INSERT INTO orders VALUES (50, 2)');
+      expect((await writer.query('SELECT id FROM orders WHERE tenant_id = 50 AND id = 2')).rowCount).toBe(1);
+
+      await requestAbort(catalog.pool, id, 'test');
+      await waitFor(async () => (await loadMigration(catalog.pool, id)).state === 'aborted', {
+        what: 'the end of the replica',
+        timeoutMs: 60_000,
+      });
+      // At the owner: the row of the replica's is not among them.
+      for (const c of clients)
+        expect((await c.query('SELECT id FROM orders WHERE tenant_id = 50 ORDER BY id')).rows).toEqual([
+          { id: '1' },
+          { id: '2' },
+        ]);
+      for (const c of clients) await c.end();
+      await new Registry(catalog, 'test').removeShard(to);
+      expect(await processes.stop()).toEqual({ code: 143, left: [] });
+    } finally {
+      await catalog.close();
+    }
   });
 });

@@ -1,10 +1,12 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { changeReplica, requestAbort, requestPromotion } from '../../migrator/migration-requests.js';
+import { changeReplica, createMigration, requestAbort, requestPromotion } from '../../migrator/migration-requests.js';
 import { loadMigration } from '../../migrator/migration-row.js';
+import type { RecutSpec } from '../../topology/migration.js';
+import type { ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
-import { approveMove, approveReplica, leftovers, resetShop, type Setting } from './setting.js';
+import { approveMove, approveReplica, keyspaceOf, leftovers, resetShop, type Setting } from './setting.js';
 import { audit } from './writers.js';
 
 let moves: Moves;
@@ -162,9 +164,33 @@ describe('a replica', () => {
     const beside = await approveMove(s, [10n], null);
     expect(await moves.atRest(beside)).toBe('failed');
     expect((await loadMigration(s.catalog.pool, beside)).error).toMatch(/keeps a replica on shard "two"/);
+    // Ranges may be cut at its ends, and not in it: it could not become the owner of a part of a range.
+    const cutAt = async (key: bigint) => {
+      const spec: RecutSpec = {
+        kind: 'recut',
+        keyspace: keyspace.name,
+        shard: 'one' as ShardName,
+        cut: [[key]],
+        join: [],
+      };
+      const cut = await createMigration(s.catalog.pool, keyspace, spec, { actor: 'test' });
+      return [await moves.atRest(cut), (await loadMigration(s.catalog.pool, cut)).error];
+    };
+    const keyspace = await keyspaceOf(s);
+    expect(await cutAt(7n)).toEqual([
+      'failed',
+      expect.stringContaining(`migration ${id} keeps an interval up to date`),
+    ]);
+    for (const end of [6n, 9n]) expect(await cutAt(end)).toEqual(['done', null]);
     expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
-    await requestAbort(s.catalog.pool, id, 'test');
-    expect(await moves.atRest(id)).toBe('aborted');
+    await requestPromotion(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    const { ranges } = await keyspaceOf(s);
+    expect(ranges.map((r) => [r.lo, r.hi, r.shard])).toEqual([
+      [null, [6n], 'one'],
+      [[6n], [9n], 'two'],
+      [[9n], null, 'one'],
+    ]);
   });
 
   test('is dropped when its tables are changed at the source, and serves on when others are', async () => {
