@@ -2,6 +2,7 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
+import { BIND_COMPLETE, encodeCommandComplete, PARSE_COMPLETE } from '../wire/backend.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
@@ -56,6 +57,8 @@ export class Backend {
 
   #owner: BackendOwner | null = null;
   readonly #expected: Expectation[] = [];
+  /** The first that is expected of the last `begin`. */
+  #beginning: Expectation | null = null;
   /** After an error in the extended protocol, until its Sync. */
   #skipping = false;
   readonly #copySyncs = new CopySyncs();
@@ -191,14 +194,30 @@ export class Backend {
     const notBegun = (frame: Buffer) => {
       failed(frame);
       // A Query that is skipped has none.
-      if (!this.#expected.some((e) => e.kind === 'sync')) this.send(SYNC, { kind: 'sync', internal: false });
+      if (!this.#expected.some((e) => e.kind === 'sync' || e.kind === 'batch'))
+        this.send(SYNC, { kind: 'sync', internal: false });
     };
     this.unnamed = null;
-    this.send(beginMessages(text), { kind: 'parse', internal: true, quiet: true, failed: notBegun });
+    this.#beginning = { kind: 'parse', internal: true, quiet: true, failed: notBegun };
+    this.send(beginMessages(text), this.#beginning);
     this.send(null, { kind: 'bind', internal: true, quiet: true, failed: notBegun });
     this.send(null, { kind: 'execute', internal: true, quiet: true, failed: notBegun, done });
     // What follows is said in it.
     this.status = IN_TRANSACTION;
+  }
+
+  /**
+   * Takes the answer to `begin` from the beginning of what has come, if that is what it nearly always is. @returns how many bytes it took; 0: it is to be
+   * read as any other
+   */
+  begun(chunk: Buffer): number {
+    if (this.#beginning === null || this.#expected[0] !== this.#beginning) return 0;
+    if (chunk.length < BEGUN.length || chunk.compare(BEGUN, 0, BEGUN.length, 0, BEGUN.length) !== 0) return 0;
+    const [, , execute] = this.#expected.splice(0, 3);
+    this.#beginning = null;
+    execute?.done?.();
+    this.#flushLocal();
+    return BEGUN.length;
   }
 
   /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
@@ -477,6 +496,9 @@ export class Backend {
     else this.onIdleClose?.();
   }
 }
+
+/** What a server answers to `beginMessages` when there is nothing to be said. */
+const BEGUN = Buffer.concat([PARSE_COMPLETE, BIND_COMPLETE, encodeCommandComplete('BEGIN')]);
 
 /** Most transactions begin alike. */
 let lastBegin = { text: Buffer.alloc(0), messages: Buffer.alloc(0) };

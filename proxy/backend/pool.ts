@@ -9,12 +9,17 @@ import type { ServerConnection } from './server-connection.js';
 import { ShardGate } from './shard-gate.js';
 import { SILENT_OWNER } from './silent-owner.js';
 
-interface Waiter {
-  readonly since: number;
-  readonly resolve: (backend: Backend) => void;
-  readonly reject: (error: Error) => void;
-  /** Told once when the wait is long. */
-  slow: (() => void) | null;
+/** Who waits for a connection; of several, one at a time is in the queue. Told in the turn in which it happens. */
+export interface Waiter {
+  /** Since when, on performance.now()'s clock; and whether it was told that this is long. Set by the pool. */
+  since: number;
+  told: boolean;
+  /** The connection is the waiter's own until `release`. */
+  given(backend: Backend): void;
+  /** There is none, and it waits no more. */
+  refused(error: Error): void;
+  /** The wait is long. */
+  slow(): void;
 }
 
 /** Whoever has connections of the pool to lend to several clients at a time. */
@@ -192,29 +197,57 @@ export class Pool {
       if (hopeless !== null) return Promise.reject(hopeless);
     }
     return new Promise((resolve, reject) => {
-      const settle = () => {
-        this.#waiters.delete(waiter);
-        this.#totals.waitTimeMs += performance.now() - waiter.since;
-        signal.removeEventListener('abort', onAbort);
+      const onAbort = () => {
+        this.leave(waiter);
+        waiter.refused(signal.reason as Error);
       };
-      const onAbort = () => waiter.reject(signal.reason as Error);
       const waiter: Waiter = {
-        since: performance.now(),
-        resolve: (b) => {
-          settle();
-          resolve(b);
+        since: 0,
+        told: false,
+        given: (backend) => {
+          signal.removeEventListener('abort', onAbort);
+          resolve(backend);
         },
-        reject: (e) => {
-          settle();
-          reject(e);
+        refused: (error) => {
+          signal.removeEventListener('abort', onAbort);
+          reject(error);
         },
-        slow,
+        slow: () => slow?.(),
       };
       signal.addEventListener('abort', onAbort);
-      this.#waiters.add(waiter);
-      this.grow();
-      if (this.#lender !== null && this.#waiters.size > this.#connecting + this.#tested.size) this.#lender.giveUp();
+      this.#enqueue(waiter);
     });
+  }
+
+  /**
+   * The same, for whoever has found none by `takeIdle`, without a promise: with more clients than connections nearly every statement waits. The
+   * waiter may be told before this returns.
+   */
+  wait(waiter: Waiter): void {
+    this.#enqueue(waiter);
+  }
+
+  /** Whether a connection may be waited for; if not, `acquire` says why. */
+  get mayWait(): boolean {
+    return !this.#closed && !this.#gate.backingOff;
+  }
+
+  /** Waits no more, and is not told. */
+  leave(waiter: Waiter): void {
+    if (this.#waiters.delete(waiter)) this.#totals.waitTimeMs += performance.now() - waiter.since;
+  }
+
+  #enqueue(waiter: Waiter): void {
+    waiter.since = performance.now();
+    waiter.told = false;
+    this.#waiters.add(waiter);
+    this.grow();
+    if (this.#lender !== null && this.#waiters.size > this.#connecting + this.#tested.size) this.#lender.giveUp();
+  }
+
+  #refuse(waiter: Waiter, error: Error): void {
+    this.leave(waiter);
+    waiter.refused(error);
   }
 
   /** The unused connection that was used last; null: there is none, or it must show a sign of life first. */
@@ -301,7 +334,7 @@ export class Pool {
   close(): void {
     this.#closed = true;
     this.#gate.close();
-    for (const waiter of [...this.#waiters]) waiter.reject(closedError());
+    for (const waiter of [...this.#waiters]) this.#refuse(waiter, closedError());
     this.#forLane?.reject(closedError());
     this.destroyAll();
   }
@@ -358,10 +391,10 @@ export class Pool {
       const waited = now - waiter.since;
       // In the order of asking: whoever comes behind has waited less.
       if (waited < queueTimeoutMs && (queueNoticeMs === 0 || waited < queueNoticeMs)) break;
-      if (waited >= queueTimeoutMs) waiter.reject(this.#queueTimeout());
-      else {
-        waiter.slow?.();
-        waiter.slow = null;
+      if (waited >= queueTimeoutMs) this.#refuse(waiter, this.#queueTimeout());
+      else if (!waiter.told) {
+        waiter.told = true;
+        waiter.slow();
       }
     }
     for (const [backend, until] of this.#tested) if (now >= until) backend.destroy();
@@ -398,10 +431,11 @@ export class Pool {
   #failed(error: Error, startedAt: number): void {
     const away = isAway(error);
     this.#gate.failed(error, away, startedAt);
+    const first = this.#firstWaiter;
     // Those who wait may still be served: by the connections there are, or by a shard that comes back soon.
     if (this.#all.size === 0 && (!away || this.#gate.hopeless !== null))
-      for (const waiter of [...this.#waiters]) waiter.reject(error);
-    else if (!away) this.#firstWaiter?.reject(error);
+      for (const waiter of [...this.#waiters]) this.#refuse(waiter, error);
+    else if (!away && first !== undefined) this.#refuse(first, error);
     this.#gate.kick();
   }
 
@@ -424,8 +458,10 @@ export class Pool {
     else if (lane !== null) {
       this.#forLane = null;
       lane.resolve(backend);
-    } else if (waiter !== undefined) waiter.resolve(backend);
-    else {
+    } else if (waiter !== undefined) {
+      this.leave(waiter);
+      waiter.given(backend);
+    } else {
       this.#idle.push(backend);
       if (this.#gate.options.maxPerShard > 0) this.#gate.kick();
     }

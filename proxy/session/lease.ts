@@ -248,6 +248,17 @@ export class Lease {
     return plan.showsPrepared !== true && schema.fresh && !(draws(plan) && asksSequences.value);
   }
 
+  /** The plain statement goes to the connection now, and is the first to: with BEGIN before it, if the client has said that. */
+  startPlain(plan: StatementPlan, footprint: Footprint): void {
+    const backend = this.backend as Backend;
+    this.map.see(footprint.topology);
+    if (this.transaction?.deferred === true) this.#openWith(backend, this.transaction);
+    this.transaction ??= new Transaction(footprint.topology);
+    this.transaction.since ??= footprint.topology;
+    this.transaction.touch(footprint);
+    this.sendingPlain(plan);
+  }
+
   /** The plain statement goes to the connection now, in the transaction that is open there. */
   sendingPlain(plan: StatementPlan): void {
     const { sequences } = this;
@@ -255,7 +266,8 @@ export class Lease {
     const writes = plan.kind === 'write';
     this.#client.listening.sendingPlain(backend, writes);
     if (!writes) return;
-    if (draws(plan)) {
+    // On its own it asks for nothing that others have drawn.
+    if (draws(plan) && backend.status !== IDLE) {
       if (sequences.place !== backend && backend.sequencesOf !== null) sequences.cleanFirst(backend);
       (this.transaction as Transaction).draws = true;
     }
@@ -493,7 +505,7 @@ export class Lease {
     }
     const idle = this.#client.services.pool(shard).takeIdle();
     if (idle === null) return this.#acquire(shard, wait);
-    this.#use(idle);
+    this.use(idle);
     return null;
   }
 
@@ -509,13 +521,14 @@ export class Lease {
     const { activity } = this.#client;
     activity.waitBegins();
     try {
-      this.#use(await this.#client.services.pool(shard).acquire(wait, () => this.#client.write(queueNotice(shard))));
+      this.use(await this.#client.services.pool(shard).acquire(wait, () => this.#client.write(queueNotice(shard))));
     } finally {
       activity.waitEnds();
     }
   }
 
-  #use(backend: Backend): void {
+  /** The connection, which nobody has, is the client's. */
+  use(backend: Backend): void {
     this.#client.activity.assignments += 1;
     backend.attach(this.#owner);
     this.backend = backend;

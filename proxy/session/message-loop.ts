@@ -27,7 +27,7 @@ export interface LoopOwner extends ClientSession {
   /** For statements of a transaction that is under way; null: it has had none yet. */
   readonly straight: StraightLease | null;
   /** The client has been told that the proxy is ready for the next Query or batch. */
-  judgeStraight(status: number): void;
+  judgeStraight(): void;
   /** It was closed while something was under way, which is done now. */
   leave(): void;
 }
@@ -135,6 +135,15 @@ export class MessageLoop {
         else this.#owner.close(error);
       },
     );
+  }
+
+  /** Looks at no other message until `goOn`. */
+  hold(): void {
+    this.#busy = true;
+  }
+
+  goOn(): void {
+    this.#busy = false;
   }
 
   #resume(): void {

@@ -381,7 +381,7 @@ export class ServerReplies implements BackendOwner {
     this.#loop.awaitingReady = false;
     this.#loop.pump();
     this.#session.notify();
-    this.#session.judgeStraight(status);
+    this.#session.judgeStraight();
   }
 
   #tellParameters(backend: Backend): void {

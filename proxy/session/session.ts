@@ -290,6 +290,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
 
   /** A CancelRequest with the right key has come. @returns the backend to send it on to, if one works for this client. */
   cancel(reason = new ForeshardError('57014', 'canceling statement due to user request')): readonly Backend[] {
+    if (this.straight?.first.cancel(reason) === true) return [];
     this.abortWait(reason);
     if (this.#fanOut !== null) return this.#fanOut.backends;
     if (this.lanes.lane !== null) {
@@ -435,6 +436,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     // What the client did not read, nobody holds back any more.
     this.lease.backend?.connection.resume();
     this.lanes.close();
+    this.straight?.first.close();
     this.#extended.close();
     this.listening.close();
     this.#inbox.close();
@@ -462,9 +464,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   }
 
   /** See LoopOwner. */
-  judgeStraight(status: number): void {
-    // Most clients that are connected are idle, and have had no transaction.
-    if (this.straight === null && status === IDLE) return;
+  judgeStraight(): void {
     this.straight ??= new StraightLease({
       owner: this,
       loop: this.#loop,

@@ -1,6 +1,6 @@
 import pg from 'pg';
 import pino from 'pino';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { ProxyServer } from '../../proxy/proxy-server.js';
 import { decodeErrorFields } from '../../proxy/wire/error-response.js';
 import {
@@ -29,7 +29,7 @@ import { waitFor } from '../support/wait-for.js';
 
 let s: Sharded;
 const POOL = 4;
-const POOL_OF_ONE = { size: 1, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 10_000 };
+const POOL_OF_ONE = { size: 1, idleTimeoutMs: 60_000, connectTimeoutMs: 5000, queueTimeoutMs: 60_000 };
 
 beforeAll(async () => {
   s = await Sharded.start({ splitAt: 100, poolSize: POOL });
@@ -567,6 +567,135 @@ describe('a pool of one', () => {
     await untilQuiet();
     expect(await s.onShard(1, 'SELECT * FROM orders')).toEqual([]);
     canceler.destroy();
+  });
+
+  describe('the first statement of a transaction, or one alone, that waits for its connection', () => {
+    const batch = (sql: string) => [encodeParse('', sql), bind(), encodeExecute(''), SYNC];
+    const query = (sql: string) => [encodeQuery(sql)];
+    const KINDS = [
+      { kind: 'a Query', say: query, done: 'CZ', block: false },
+      { kind: 'a Query', say: query, done: 'CZ', block: true },
+      { kind: 'a batch', say: batch, done: '12CZ', block: false },
+      { kind: 'a batch', say: batch, done: '12CZ', block: true },
+    ];
+    const rename = (to: string, tenant = 150) => `UPDATE tenants SET name = ${to} WHERE tenant_id = ${tenant}`;
+    const waiting = () => [...one.pools.all].reduce((n, { counts }) => n + counts.waiting, 0);
+    const untilItWaits = () => waitFor(() => waiting() === 1, { what: 'the statement to wait' });
+    const BEHIND = 'SELECT FROM foreshard.meta m JOIN foreshard.proxy p ON p.epoch_acked < m.epoch';
+    const untilHeard = () =>
+      waitFor(async () => (await s.catalog.pool.query(BEHIND)).rowCount === 0, {
+        what: 'the new epoch to be heard of',
+      });
+    const ask = async (peer: RawPeer, ...messages: Buffer[]) => {
+      peer.send(...messages);
+      return peer.until('Z');
+    };
+
+    /** One whose statements go the short way, as they do behind the first; what it sends waits, in a block if it is to. */
+    async function waiter({ say, block }: (typeof KINDS)[number], sql: string): Promise<[RawPeer, RawMessage]> {
+      const peer = await RawPeer.connect(one.port);
+      peers.push(peer);
+      const login = await peer.login({ user: 'app', password: 'secret', database: 'shop' });
+      await ask(peer, encodeQuery(rename('name')));
+      await holder.query('BEGIN');
+      await holder.query(rename(`'held'`, held));
+      if (block) await ask(peer, ...say('BEGIN'));
+      peer.send(...say(sql));
+      await untilItWaits();
+      return [peer, login.find((m) => m.type === 'K') as RawMessage];
+    }
+    /** Has the only connection to the second shard meanwhile. */
+    let holder: pg.Client;
+    let held = 150;
+    beforeEach(async () => {
+      held = 150;
+      holder = await connect();
+    });
+    const peers: RawPeer[] = [];
+    afterEach(async () => {
+      for (const peer of peers.splice(0)) peer.destroy();
+      await holder.end();
+    });
+
+    it.each(KINDS)('is answered before what comes behind it: $kind, in a block: $block', async (how) => {
+      const [peer] = await waiter(how, rename(`name || ' and more'`));
+      // The first of these needs no connection.
+      peer.send(encodeQuery(''), encodeQuery('SELECT name FROM tenants WHERE tenant_id = 150'));
+      await holder.query('COMMIT');
+      const told = await peer.until('Z');
+      expect(told.map((m) => m.type).join('')).toBe(how.done);
+      expect(told.at(-1)?.body.toString()).toBe(how.block ? 'T' : 'I');
+      expect((await peer.until('Z')).map((m) => m.type).join('')).toBe('IZ');
+      expect((await peer.until('Z')).map((m) => m.body.toString('latin1')).join()).toContain('held and more');
+      if (how.block) await ask(peer, ...how.say('COMMIT'));
+      expect(await s.onShard(1, 'SELECT name FROM tenants')).toEqual([{ name: 'held and more' }]);
+    });
+
+    it.each(KINDS)('is not done when it is canceled: $kind, in a block: $block', async (how) => {
+      const [peer, key] = await waiter(how, rename(`'never'`));
+      const cancel = await RawPeer.connect(one.port);
+      cancel.send(encodeCancelRequest(key.body.readInt32BE(0), key.body.subarray(4)));
+      await cancel.expectClose();
+      const told = await peer.until('Z');
+      expect(errorsIn(told)).toEqual(['ERROR 57014']);
+      expect(told.at(-1)?.body.toString()).toBe(how.block ? 'E' : 'I');
+      await holder.query('COMMIT');
+      if (how.block) await ask(peer, ...how.say('ROLLBACK'));
+      expect((await ask(peer, ...how.say(rename(`name || '!'`)))).map((m) => m.type).join('')).toBe(how.done);
+      expect(await s.onShard(1, 'SELECT name FROM tenants')).toEqual([{ name: 'held!' }]);
+    });
+
+    it.each(KINDS)('is not done when its client has gone: $kind, in a block: $block', async (how) => {
+      const [peer] = await waiter(how, rename(`'never'`));
+      peer.destroy();
+      await waitFor(() => waiting() === 0, { what: 'it to leave' });
+      await holder.query('COMMIT');
+      await untilQuiet();
+      expect(await s.onShard(1, 'SELECT name FROM tenants')).toEqual([{ name: 'held' }]);
+    });
+
+    it('is told 53300 when that takes too long, and the next is served', async () => {
+      await one.reload({ pool: { ...POOL_OF_ONE, queueTimeoutMs: 200 } });
+      for (const how of KINDS) {
+        if (how.block) continue;
+        const [peer] = await waiter(how, rename(`'never'`));
+        expect(errorsIn(await peer.until('Z'))).toEqual(['ERROR 53300']);
+        await holder.query('COMMIT');
+        await ask(peer, ...how.say(rename(`'done'`)));
+        expect(await s.onShard(1, 'SELECT name FROM tenants')).toEqual([{ name: 'done' }]);
+      }
+      await one.reload({ pool: POOL_OF_ONE });
+    });
+
+    it.each(KINDS)('has its own settings: $kind, in a block: $block', async (how) => {
+      const [peer] = await waiter(how, rename(`current_setting('my.setting', true)`));
+      await holder.query(`SET my.setting = 'of another'`);
+      await holder.query('COMMIT');
+      expect((await peer.until('Z')).map((m) => m.type).join('')).toBe(how.done);
+      if (how.block) await ask(peer, ...how.say('COMMIT'));
+      expect([{ name: '' }, { name: null }]).toContainEqual((await s.onShard(1, 'SELECT name FROM tenants'))[0]);
+    });
+
+    it.each(KINDS)('goes where its rows have moved to meanwhile: $kind, in a block: $block', async (how) => {
+      held = 500;
+      await s.onShard(1, `INSERT INTO tenants VALUES (500, 't500')`);
+      await s.onShard(0, `INSERT INTO tenants VALUES (150, 'moved')`);
+      const [peer] = await waiter(how, rename(`name || ' and found'`));
+      try {
+        await s.flipTo(300);
+        await untilHeard();
+        await holder.query('COMMIT');
+        expect((await peer.until('Z')).map((m) => m.type).join('')).toBe(how.done);
+        if (how.block) await ask(peer, ...how.say('COMMIT'));
+        expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 150')).toEqual([
+          { name: 'moved and found' },
+        ]);
+        expect(await s.onShard(1, 'SELECT name FROM tenants WHERE tenant_id = 150')).toEqual([{ name: 't150' }]);
+      } finally {
+        await s.flipTo(100);
+        await untilHeard();
+      }
+    });
   });
 
   it('runs many statements for several shards at once without a deadlock', async () => {

@@ -175,6 +175,21 @@ const TRANSACTIONS: readonly Conversation[] = [
     ],
   },
   {
+    name: 'first in its transaction a statement that the server connection has prepared already',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', ...one(ORDER, '150', '1')],
+      ['Z', Q('COMMIT')],
+      ['Z', P('n', RENAME), DS('n'), S],
+      ['Z', CS('n'), S],
+      ['Z', Q('BEGIN')],
+      ['Z', P('n', RENAME), B('', 'n', '150', 'x'), DP(''), E(''), S],
+      ['Z', ...one(BY_KEY, '150')],
+      ['Z', Q('COMMIT')],
+      ['Z', Q('SELECT')],
+    ],
+  },
+  {
     name: 'several statements sent without waiting for answers',
     steps: [
       ['Z', Q('BEGIN')],
