@@ -5,7 +5,7 @@ import { tableId } from '../topology/topology.js';
 /** `shop [-infinity, 42) s1 → s2`, `shop on s1: cut at 42`, or `shop: public.documents to a keyspace of their own, docs`. */
 export function specText(spec: StoredSpec): string {
   if (spec.kind === 'separate')
-    return `${spec.keyspace}: ${spec.tables.map(tableId).join(', ')} to a keyspace of their own, ${spec.as}`;
+    return `${spec.keyspace ?? 'no keyspace'}: ${spec.tables.map(tableId).join(', ')} to a keyspace of their own, ${spec.as}`;
   if (spec.kind === 'recut') {
     const list = (positions: readonly (readonly string[])[]) => positions.map((p) => p.join(', ')).join('; ');
     const parts = [

@@ -118,22 +118,26 @@ function tiedObjects(
     metadata,
     only((t) => t.keyspace !== as),
   );
-  const before = reachOf(metadata, beyond(registryOf(topology), keyspace as KeyspaceName));
+  const before = keyspace === null ? null : reachOf(metadata, beyond(registryOf(topology), keyspace as KeyspaceName));
   const found: string[] = [];
+  // Whatever of the home shard's own uses its tables stays there.
+  const both = (goesThere: boolean, staysThere: () => boolean) => goesThere && (keyspace === null || staysThere());
   for (const relation of metadata.relations.values()) {
     const own = separated.shardedTables.get(tableId(relation))?.keyspace;
-    if (own === keyspace || own === as) {
-      const behind = reachOf(metadata, beyond(registryOf(separated), own)).relation(relation, 'change');
-      if (behind && !before.relation(relation, 'change'))
+    if (before === null && own !== as && !isView(relation)) {
+      if (goes.relation(relation, 'change') && !relation.schema.startsWith('pg_') && relation.kind === 'r')
         found.push(`triggers, rules or policies of ${quoted(relation)}`);
-    } else if (isView(relation) && goes.relation(relation, 'read') && stays.relation(relation, 'read'))
+    } else if (own !== undefined && (own === keyspace || own === as)) {
+      const behind = reachOf(metadata, beyond(registryOf(separated), own)).relation(relation, 'change');
+      if (behind && before?.relation(relation, 'change') !== true)
+        found.push(`triggers, rules or policies of ${quoted(relation)}`);
+    } else if (isView(relation) && both(goes.relation(relation, 'read'), () => stays.relation(relation, 'read')))
       found.push(`view ${quoted(relation)}`);
   }
   for (const name of new Set(metadata.functionNames))
     if (
       metadata.functionsNamed(name).some((f) => !f.native && !f.opaque) &&
-      goes.function(name) &&
-      stays.function(name)
+      both(goes.function(name), () => stays.function(name))
     )
       found.push(`function ${name}()`);
   return found.sort();

@@ -9,16 +9,9 @@ import { withLiterals } from './catalog-message.js';
 import { STEPS } from './driver.js';
 import type { Executor } from './executor.js';
 import { endHold } from './hold-end.js';
-import {
-  type CleanupRecord,
-  type CleanupSpec,
-  encodeSpec,
-  type Facts,
-  type MigrationRow,
-  type StoredMove,
-} from './migration-row.js';
+import type { CleanupRecord, CleanupSpec, Facts, MigrationRow, StoredMove } from './migration-row.js';
 import type { StateChange } from './migration-store.js';
-import { findKeyspace, type Move, movingTables, resolveTarget } from './move.js';
+import { type Move, movingTables, resolveTarget, storedIn } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
@@ -56,7 +49,7 @@ export async function dryRun(
   replica: ReplicaTerms | null = null,
 ): Promise<DryRun> {
   const then = topology ?? (await catalog.loadTopology());
-  const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
+  const stored = storedIn(then, spec);
   const row: MigrationRow = {
     id: 0n,
     planId: null,

@@ -3,7 +3,7 @@ import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
 import { intervalPredicate } from '../topology/interval-sql.js';
 import type { Interval } from '../topology/key.js';
-import type { MoveSpec } from '../topology/migration.js';
+import type { MigrationSpec, MoveSpec } from '../topology/migration.js';
 import { quoteTable } from '../topology/quote.js';
 import {
   type Keyspace,
@@ -14,14 +14,16 @@ import {
   tableId,
 } from '../topology/topology.js';
 import type { Executor } from './executor.js';
-import { decodeSpec, type MigrationRow, type StoredMove } from './migration-row.js';
+import { decodeSpec, encodeSpec, type MigrationRow, type StoredMove, type StoredSpec } from './migration-row.js';
 import { type ObjectNames, objectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import type { ShardSession } from './shard-session.js';
 
 /** A table whose rows move (sharded) or are copied in whole (reference). */
 export interface MovingTable extends TableName {
-  /** Empty for a reference table. */
+  /** A reference table: all of it is copied. */
+  readonly reference: boolean;
+  /** Empty for a reference table, and for one that is whole on one shard. */
   readonly keyColumns: readonly string[];
   /** Quoted, with its schema. */
   readonly sql: string;
@@ -65,6 +67,11 @@ export function findKeyspace(topology: Topology, name: string): Keyspace {
   throw new ForeshardError('42704', `there is no keyspace "${name}"`, { hint: 'See "foreshard keyspace list".' });
 }
 
+/** A spec in the form that the catalog keeps. @throws ForeshardError 42704 when there is no such keyspace */
+export function storedIn(topology: Topology, spec: MigrationSpec): StoredSpec {
+  return spec.kind === 'separate' ? spec : encodeSpec(findKeyspace(topology, spec.keyspace), spec);
+}
+
 /** Resolves the names in a spec. @throws ForeshardError 42704 for one that is unknown */
 export function resolveTarget(topology: Topology, id: bigint, clusterId: string, stored: StoredMove): MoveTarget {
   const keyspace = findKeyspace(topology, stored.keyspace);
@@ -85,18 +92,25 @@ export function resolveTarget(topology: Topology, id: bigint, clusterId: string,
 export function movingTables(target: MoveTarget, row: MigrationRow): MovingTable[] {
   const { keyspace, spec } = target;
   const begun = row.facts.tables as readonly string[] | undefined;
-  const sharded = keyspace.tables.map((t) => makeTable(keyspace, t, t.keyColumns, spec));
+  const sharded = keyspace.tables.map((t) => makeTable(keyspace, t, false, t.keyColumns, spec));
   const reference = [...target.topology.referenceTables.values()]
     .filter((t) => (begun === undefined ? !t.shards.includes(spec.to) : begun.includes(tableId(t))))
-    .map((t) => makeTable(keyspace, t, [], spec));
+    .map((t) => makeTable(keyspace, t, true, [], spec));
   const all = [...reference, ...sharded];
   return begun === undefined ? all : all.filter((t) => begun.includes(tableId(t)));
 }
 
-function makeTable(keyspace: Keyspace, t: TableName, keyColumns: readonly string[], interval: Interval): MovingTable {
+function makeTable(
+  keyspace: Keyspace,
+  t: TableName,
+  reference: boolean,
+  keyColumns: readonly string[],
+  interval: Interval,
+): MovingTable {
   return {
     schema: t.schema,
     table: t.table,
+    reference,
     keyColumns,
     sql: quoteTable(t),
     predicate: (alias) =>
@@ -105,5 +119,5 @@ function makeTable(keyspace: Keyspace, t: TableName, keyColumns: readonly string
 }
 
 export function isReference(table: MovingTable): boolean {
-  return table.keyColumns.length === 0;
+  return table.reference;
 }

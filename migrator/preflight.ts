@@ -1,7 +1,7 @@
 import { comparePositions, type Interval } from '../topology/key.js';
 import type { MigrationState } from '../topology/migration.js';
 import { quoteLiteral } from '../topology/quote.js';
-import { rangesIn, tableId } from '../topology/topology.js';
+import { isKeyless, rangesIn, tableId } from '../topology/topology.js';
 import { type CleanupRecord, OUT_OF_THE_WAY, RESTING_STATES } from './migration-row.js';
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
@@ -97,6 +97,12 @@ function checkOwnership(m: Move, report: Report): void {
       'blocker',
       `the interval belongs to shard "${range.shard}", not "${spec.from}"`,
       'The topology has changed: plan again.',
+    );
+  if (isKeyless(keyspace) && m.row.replica !== null)
+    report(
+      'blocker',
+      `keyspace "${keyspace.name}" has no key, and replicas of such a keyspace are not supported yet`,
+      'Move it instead: "foreshard migrate plan move".',
     );
   if (keyspace.tables.length === 0)
     report('blocker', `keyspace "${keyspace.name}" has no tables`, 'Add them with "foreshard table add".');
@@ -242,7 +248,10 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
   if (identity === undefined && primary !== undefined)
     block('has a primary key, and a replica identity that serves nothing', 'ALTER TABLE … REPLICA IDENTITY DEFAULT.');
   else if (identity === undefined)
-    block('has no primary key and no replica identity that serves', 'Add a primary key that contains the key columns.');
+    block(
+      'has no primary key and no replica identity that serves',
+      table.keyColumns.length === 0 ? 'Add a primary key.' : 'Add a primary key that contains the key columns.',
+    );
   else {
     const outside = table.keyColumns.filter((k) => !identity.includes(k));
     if (outside.length > 0)

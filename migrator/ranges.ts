@@ -3,7 +3,7 @@ import { ConflictError } from '../topology/errors.js';
 import { contains, type Interval, type Position, sameBound } from '../topology/key.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
 import type { MoveSpec, RangeSpec, RecutSpec } from '../topology/migration.js';
-import { type Epoch, type Keyspace, type Range, rangeOf, rangesIn } from '../topology/topology.js';
+import { type Epoch, isKeyless, type Keyspace, type Range, rangeOf, rangesIn } from '../topology/topology.js';
 import type { CatalogStatement } from './action.js';
 import type { Db } from './migration-row.js';
 
@@ -44,6 +44,8 @@ function afterRecut(keyspace: Keyspace, spec: RecutSpec): RangeAfter[] {
     const where = `(${positionToJson(keyspace, at).join(', ')})`;
     throw new ConflictError(`position ${where} belongs to shard "${range.shard}", not "${spec.shard}"`);
   };
+  if (isKeyless(keyspace))
+    throw new ConflictError(`keyspace "${keyspace.name}" has no key by which its range could be cut`);
   let ranges: RangeAfter[] = [...keyspace.ranges];
   for (const at of spec.cut) {
     ours(rangeOf(keyspace, at), at);

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
-import { isReference, type Move } from './move.js';
+import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
 import { Supervisor } from './supervisor.js';
 
@@ -25,7 +25,7 @@ export function markerAction(m: Move, on: 'source' | 'destination'): Action {
 
 export function publicationAction(m: Move): Action {
   const name = m.names.replication;
-  const tables = m.tables.map((t) => (isReference(t) ? t.sql : `${t.sql} WHERE (${t.predicate()})`));
+  const tables = m.tables.map((t) => (t.keyColumns.length === 0 ? t.sql : `${t.sql} WHERE (${t.predicate()})`));
   return {
     name: 'create-publication',
     on: 'source',

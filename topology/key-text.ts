@@ -47,6 +47,11 @@ export function parsePositions(scheme: KeyScheme, text: string): Position[] {
 }
 
 function decode(types: KeyScheme['keyTypes'], text: string, what: string): Position {
+  if (types.length === 0)
+    throw new UsageError(
+      `"${text}" is not ${what} here: the keyspace has no key`,
+      'Its tables are whole on one shard, and move as a whole: "foreshard migrate plan move".',
+    );
   const columns = fields(text);
   const hint =
     `Give ${types.length === 1 ? '' : `up to ${types.length} columns by commas: `}${types.join(', ')}, each as PostgreSQL prints it; ` +

@@ -27,11 +27,11 @@ export interface RecutSpec {
 /** Changes the ranges of one keyspace. */
 export type RangeSpec = MoveSpec | RecutSpec;
 
-/** Tables get a keyspace of their own in the catalog, with the ranges of the one they leave; no shard is touched. */
+/** Tables get a keyspace of their own in the catalog, with the ranges of the one they leave, if any; no shard is touched. */
 export interface SeparateSpec {
   readonly kind: 'separate';
-  /** That they are in. */
-  readonly keyspace: KeyspaceName;
+  /** That they are in; null: none, they are the home shard's alone. The new one has no key then. */
+  readonly keyspace: KeyspaceName | null;
   readonly tables: readonly TableName[];
   /** Name of the new one. */
   readonly as: KeyspaceName;

@@ -29,7 +29,7 @@ export interface Shard {
 
 export interface ShardedTable extends TableName {
   readonly keyspace: KeyspaceName;
-  /** Key columns, in the order of the keyspace's key types. All NOT NULL. */
+  /** Key columns, in the order of the keyspace's key types. All NOT NULL. None: the table is whole on one shard. */
   readonly keyColumns: readonly string[];
 }
 
@@ -46,6 +46,14 @@ export interface Keyspace {
   readonly tables: readonly ShardedTable[];
   /** Sorted by `lo`, without gaps or overlaps, from minus to plus infinity. */
   readonly ranges: readonly Range[];
+}
+
+/**
+ * Whether it has no key: its tables, which belonged to no keyspace before, are whole on one shard. It has one range, which is never cut, and
+ * the empty key is every row's.
+ */
+export function isKeyless(keyspace: Pick<Keyspace, 'keyTypes'>): boolean {
+  return keyspace.keyTypes.length === 0;
 }
 
 export interface ReferenceTable extends TableName {

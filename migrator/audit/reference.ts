@@ -109,7 +109,7 @@ async function thatStay(keys: readonly string[], a: ShardSession, b: ShardSessio
 }
 
 async function sumOf(session: ShardSession, { sql, info }: RowsOf, table: ReferenceTable): Promise<string> {
-  const moving = { ...table, keyColumns: [], sql, predicate: () => 'true' };
+  const moving = { ...table, reference: true, keyColumns: [], sql, predicate: () => 'true' };
   const { rows, hash } = await tableSum(session, moving, info);
   return `${rows} rows, hash ${hash}`;
 }

@@ -4,8 +4,8 @@ import { ConflictError, ForeshardError } from '../../topology/errors.js';
 import type { MigrationSpec } from '../../topology/migration.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
 import type { Epoch, Topology } from '../../topology/topology.js';
-import { encodeSpec, PAST_FLIP, RESTING_STATES } from '../migration-row.js';
-import { findKeyspace } from '../move.js';
+import { PAST_FLIP, RESTING_STATES } from '../migration-row.js';
+import { storedIn } from '../move.js';
 import { type Change, type ChangeKind, changeState, loadChange } from './change-row.js';
 import { topologyAfter } from './topology-after.js';
 
@@ -29,7 +29,7 @@ export function createChange(pool: pg.Pool, topology: Topology, change: NewChang
     const id = (rows[0] as { id: string }).id;
     let then = topology;
     for (const [i, spec] of change.members.entries()) {
-      const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
+      const stored = storedIn(then, spec);
       await client.query(
         `WITH made AS (
            INSERT INTO foreshard.migration (kind, spec, state, change_id, position) VALUES ($1, $2, 'planned', $3, $4) RETURNING id

@@ -2,8 +2,8 @@ import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { MigrationSpec } from '../../topology/migration.js';
 import type { Topology } from '../../topology/topology.js';
 import { type DryRun, dryRun } from '../dry-run.js';
-import { encodeSpec, type StoredSpec } from '../migration-row.js';
-import { findKeyspace } from '../move.js';
+import type { StoredSpec } from '../migration-row.js';
+import { storedIn } from '../move.js';
 import type { MigratorOptions } from '../options.js';
 import { topologyAfter } from './topology-after.js';
 
@@ -27,7 +27,7 @@ export async function dryRunChange(
   const filled = new Map<string, number>();
   let then = topology;
   for (const [i, spec] of members.entries()) {
-    const stored = encodeSpec(findKeyspace(then, spec.keyspace), spec);
+    const stored = storedIn(then, spec);
     const notes: string[] = [];
     if (spec.kind === 'move') {
       for (const shard of new Set([spec.from, spec.to])) {

@@ -99,11 +99,12 @@ export function mergeMembers(keyspace: Keyspace, at: Position, to: ShardName | n
 
 /**
  * Tables get a keyspace of their own, whose ranges then go to one shard.
- * @param tables of this keyspace; `as` is no keyspace yet: see `checkSeparation`
+ * @param keyspace that the tables are in; null: none
+ * @param as is no keyspace yet: see `checkSeparation`
  */
 export function verticalMembers(
   topology: Topology,
-  keyspace: KeyspaceName,
+  keyspace: KeyspaceName | null,
   tables: readonly TableName[],
   as: KeyspaceName,
   to: ShardName,

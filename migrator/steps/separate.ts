@@ -29,12 +29,7 @@ export async function separate(s: CatalogOnly<SeparateSpec>): Promise<MigrationR
   };
   const statements: CatalogStatement[] = [
     ...beginStatements(s.row.id),
-    {
-      text: 'no migration of the keyspace has left anything',
-      sql: `SELECT WHERE NOT EXISTS (${IN_THE_WAY})`,
-      values: [keyspace],
-      elseConflict: 'another migration of the keyspace has left something',
-    },
+    ...(keyspace === null ? [] : [nothingLeft(keyspace)]),
     raiseEpochStatement(topology.epoch),
     ...separationStatements(s.spec).map((one) => ({ ...one, elseConflict: 'the topology changed meanwhile' })),
     audit,
@@ -47,6 +42,13 @@ export async function separate(s: CatalogOnly<SeparateSpec>): Promise<MigrationR
 /** Migrations that know the keyspace as it was, and go on with it some time: those at work are waited for. */
 const IN_THE_WAY = `SELECT id::text, state FROM foreshard.migration o WHERE spec->>'keyspace' = $1 AND (state = 'following'
   OR (state = 'failed' AND EXISTS (SELECT FROM foreshard.migration_cleanup c WHERE c.migration_id = o.id AND c.done_at IS NULL)))`;
+
+const nothingLeft = (keyspace: string): CatalogStatement => ({
+  text: 'no migration of the keyspace has left anything',
+  sql: `SELECT WHERE NOT EXISTS (${IN_THE_WAY})`,
+  values: [keyspace],
+  elseConflict: 'another migration of the keyspace has left something',
+});
 
 async function blockers(s: CatalogOnly<SeparateSpec>, topology: Topology): Promise<Finding[]> {
   try {

@@ -1,12 +1,14 @@
 import type { FuncCall, Node, RangeVar } from 'libpg-query';
+import { UsageError } from '../../topology/errors.js';
 import type { KeyType } from '../../topology/key.js';
+import { parseTableName } from '../../topology/table-name.js';
 import type { KeyspaceName, ReferenceTable, ShardedTable, TableName } from '../../topology/topology.js';
 import { type Literals, qualifiedName, walk } from './ast.js';
 import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
-import { fired, reachOf, type Use } from './reach.js';
+import { fired, type Reach, reachOf, type Use, wholeReached } from './reach.js';
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -55,6 +57,10 @@ export class Analysis {
   readonly referenceWrites = new Map<string, TableName>();
   /** Reads or writes tables that only the home shard has. */
   home = false;
+  /** Keyspaces without a key that it reaches through what only the home shard has. */
+  readonly wholeAtHome = new Set<KeyspaceName>();
+  /** Its plan depends on a literal's value. */
+  ofLiterals = false;
   /** Has something that is exact at home only (a function that uses the home shard's own tables, TABLESAMPLE): the refusal if sharded or reference tables are used too. */
   atHomeOnly: Refusal | null = null;
   /** The first thing that cannot be understood well enough to be exact on several shards. */
@@ -146,7 +152,7 @@ export class Analysis {
       const alias = renamed[i];
       return alias && 'String' in alias ? (alias.String.sval ?? '') : c;
     });
-    const sharded = relation && registry.sharded(relation);
+    const sharded = relation && (registry.sharded(relation) ?? this.#wholeOwner(relation));
     let occurrence: Occurrence | null = null;
     const keys = new Map<string, Variable>();
     const as = node.alias?.aliasname ?? name;
@@ -211,14 +217,14 @@ export class Analysis {
       relation.schema === 'pg_catalog' ||
       relation.schema === 'information_schema' ||
       relation.schema.startsWith('pg_toast');
-    const { registry, metadata } = this.context;
+    const { registry } = this.context;
     const parent = relation.parents.find((p) => registry.sharded(p) !== null || registry.reference(p) !== null);
     if (parent)
       this.refuse(
         `"${name}" is a part of "${parent.table}", and parts of a sharded table cannot be used directly on several shards`,
         `Use "${parent.table}" itself.`,
       );
-    else if (!system && reachOf(metadata, registry).relation(relation, use)) {
+    else if (!system && !this.#atHomeWith((reach) => reach.relation(relation, use))) {
       const view = { v: 'view', m: 'materialized view', f: 'foreign table' }[relation.kind];
       if (view)
         this.refuse(
@@ -230,6 +236,49 @@ export class Analysis {
           `"${name}" has triggers, rules, policies, foreign keys or other parts that may reach beyond the home shard, which is not supported over several shards yet`,
         );
     }
+  }
+
+  /**
+   * Something runs at home behind the statement: what it reaches must be there, too.
+   * @returns false when it may reach declared tables that have a key, or reference tables
+   */
+  #atHomeWith(reaches: (reach: Reach) => boolean): boolean {
+    const { metadata, registry } = this.context;
+    const whole = wholeReached(metadata, registry, reaches);
+    if (whole === null) return false;
+    for (const name of whole) this.wholeAtHome.add(name);
+    if (whole.length > 0) this.home = true;
+    return true;
+  }
+
+  /** The table without a key that a sequence belongs to, which goes where the table goes. */
+  #wholeOwner(relation: Relation): ShardedTable | null {
+    const { registry } = this.context;
+    if (relation.kind !== 'S' || registry.keyless.length === 0) return null;
+    for (const table of relation.checks) {
+      const sharded = registry.sharded(table);
+      if (sharded?.keyColumns.length === 0) return sharded;
+    }
+    return null;
+  }
+
+  /** A function is given a sequence by its name. */
+  #drawsFrom(call: FuncCall, name: string): void {
+    const { registry, metadata, searchPath } = this.context;
+    if (registry.keyless.length === 0) return;
+    const sequence = sequenceNamed(call);
+    if (sequence === null) {
+      this.refuse(
+        `function ${name}() of a sequence that is not named by a literal is not supported while tables without a key are on other shards`,
+        `Write its name: ${name}('…').`,
+      );
+      return;
+    }
+    this.ofLiterals = true;
+    const relation = metadata.resolveRelation(sequence.schema, sequence.table, searchPath);
+    const owner = relation && this.#wholeOwner(relation);
+    if (owner)
+      this.occurrences.push({ table: owner, variables: [], visible: null, rows: null, nullable: false, top: false });
   }
 
   /** Judges a call. */
@@ -273,14 +322,17 @@ export class Analysis {
         this.writes = true;
         this.mayDraw = true;
         if (found.prior) this.asksSequences = true;
-        else this.sequence = true;
+        else {
+          this.sequence = true;
+          this.#drawsFrom(call, name);
+        }
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
         return;
       case 'unknown': {
         this.writes = true;
         this.mayDraw = true;
         this.#userCall(schema, name);
-        const { metadata, registry, searchPath } = this.context;
+        const { metadata, searchPath } = this.context;
         const user = metadata.userFunction(schema, name, searchPath);
         const refusal: Refusal = {
           sqlstate: '0A000',
@@ -288,7 +340,7 @@ export class Analysis {
           hint:
             user === null ? 'Ask each shard directly.' : 'Declare it IMMUTABLE if it only computes from its arguments.',
         };
-        if (user !== null && !reachOf(metadata, registry).function(name)) {
+        if (user !== null && this.#atHomeWith((reach) => reach.function(name))) {
           this.home = true;
           this.atHomeOnly ??= refusal;
         } else this.refusal ??= refusal;
@@ -317,7 +369,7 @@ export class Analysis {
 
   /** An operator or type in the statement runs functions that it does not name. */
   #unseen(kind: 'operator' | 'type', names: readonly Node[] | undefined): void {
-    const { metadata, registry } = this.context;
+    const { metadata } = this.context;
     const name = nameOf(names);
     for (const f of metadata.unseen(kind, name)) {
       this.mayDraw = true;
@@ -327,7 +379,7 @@ export class Analysis {
         hint: 'Declare the function IMMUTABLE if it only computes from its arguments.',
       };
       this.blockFanOut(refusal.message, refusal.hint);
-      if (reachOf(metadata, registry).function(f)) this.refusal ??= refusal;
+      if (!this.#atHomeWith((reach) => reach.function(f))) this.refusal ??= refusal;
       else {
         this.home = true;
         this.atHomeOnly ??= refusal;
@@ -389,6 +441,24 @@ export class Analysis {
     return [...new Set(this.occurrences.map((o) => o.table.keyspace))];
   }
 }
+
+/** The sequence that nextval or setval is given as a constant; null: it is another expression. */
+function sequenceNamed({ args }: FuncCall): { schema: string | null; table: string } | null {
+  let node = args?.[0];
+  while (node && 'TypeCast' in node) node = node.TypeCast.arg;
+  const text = node && 'A_Const' in node ? node.A_Const.sval?.sval : undefined;
+  if (text === undefined) return null;
+  try {
+    const { schema, table } = parseTableName(text);
+    return { schema: NAMED_SCHEMA.test(text) ? schema : null, table };
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    return null;
+  }
+}
+
+/** A name in two parts. */
+const NAMED_SCHEMA = /^\s*("(?:[^"]|"")+"|[^".]+)\s*\./;
 
 /** The last part of a name. */
 function nameOf(names: readonly Node[] | undefined): string {

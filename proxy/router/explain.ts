@@ -66,6 +66,7 @@ function keysOf(
   return [{ keyspace: target.keyspace, keys: target.keys }, ...(target.also ?? [])].flatMap(
     ({ keyspace: name, keys }) =>
       keys.flatMap((source) => {
+        if (source.length === 0) return [];
         const keyspace = topology.keyspaces.get(name);
         const from = source.map(words).join(', ');
         if (!keyspace) return [{ keyspace: name, from, value: null }];

@@ -22,14 +22,12 @@ const PARTS: ReadonlySet<string> = new Set([
 ]);
 
 /**
- * DDL, privileges and maintenance of relations that only the home shard has. The answer: what in the statement is not the home shard's
- * alone; `''` if nothing is; null if the statement is of another kind, about which the same cannot be said: it is for all
- * shards, or names nothing.
+ * DDL, privileges and maintenance of relations that only the home shard has. The answer: what it is about, with what in it is not the home
+ * shard's alone; null if the statement is of another kind, about which the same cannot be said: it is for all shards, or names nothing.
  */
-export function beyondHome(statement: Node, context: Context): string | null {
+export function homeObjectsOf(statement: Node, context: Context): HomeObjects | null {
   const objects = new HomeObjects(context);
-  if (!look(statement, objects)) return null;
-  return objects.problem ?? '';
+  return look(statement, objects) ? objects : null;
 }
 
 function look(statement: Node, o: HomeObjects): boolean {

@@ -1,26 +1,32 @@
 import type { FuncCall, Node, RangeVar } from 'libpg-query';
+import type { KeyspaceName } from '../../topology/topology.js';
 import type { Context } from './analysis.js';
 import { qualifiedName, strings } from './ast.js';
 import { classifyFunction } from './functions.js';
 import type { Relation } from './metadata.js';
-import { type Reach, reachOf, TRIGGER_FUNCTIONS } from './reach.js';
+import { type Reach, TRIGGER_FUNCTIONS, wholeReached } from './reach.js';
 
 /** What makes a statement about the home shard's own objects one for the home shard, or why it is none. */
 export class HomeObjects {
   readonly #context: Context;
-  readonly #reach: Reach;
+  /** Keyspaces without a key of what it names, or may reach: these must be at home, too. */
+  readonly whole = new Set<KeyspaceName>();
   /** Of what the statement names, the first that is not the home shard's alone; null: all is. */
   problem: string | null = null;
 
   constructor(context: Context) {
     this.#context = context;
-    this.#reach = reachOf(context.metadata, context.registry);
   }
 
   /** The relation under a name, as far as it is known. */
   find(schema: string | null, name: string): Relation | null {
-    const { metadata, searchPath } = this.#context;
-    return metadata.resolveRelation(schema, name, searchPath, (t) => this.#reach.declared(t));
+    const { metadata, registry, searchPath } = this.#context;
+    return metadata.resolveRelation(
+      schema,
+      name,
+      searchPath,
+      (t) => registry.sharded(t) !== null || registry.reference(t) !== null,
+    );
   }
 
   /** A table, view, sequence or index that is there, or is not known (made a moment ago, temporary, or not there at all). */
@@ -31,7 +37,7 @@ export class HomeObjects {
   existingName(schema: string | null, name: string, use: 'read' | 'change' = 'change'): void {
     const relation = this.find(schema, name);
     if (relation === null) return;
-    if (this.#reach.relation(relation, use)) this.#is(`"${name}"`);
+    if (this.#reaches((reach) => reach.relation(relation, use))) this.#is(`"${name}"`);
   }
 
   /** A relation's name that comes into being: where it is looked up, it must not hide a declared table's. */
@@ -42,7 +48,7 @@ export class HomeObjects {
   /** DROP … CASCADE, or of a column. */
   cascade(schema: string | null, name: string): void {
     const relation = this.find(schema, name);
-    if (relation !== null && this.#reach.cascade(relation)) this.#is(`CASCADE from "${name}"`);
+    if (relation !== null && this.#reaches((reach) => reach.cascade(relation))) this.#is(`CASCADE from "${name}"`);
   }
 
   /** Every table and function in the tree, wherever it stands. */
@@ -75,13 +81,21 @@ export class HomeObjects {
   function(schema: string | null, name: string): void {
     if (schema === 'pg_catalog' || this.#context.metadata.functionsNamed(name).length === 0) {
       if (!TRIGGER_FUNCTIONS.has(name)) this.#is(`function ${name}()`);
-    } else if (this.#reach.function(name)) this.#is(`function ${name}()`);
+    } else if (this.#reaches((reach) => reach.function(name))) this.#is(`function ${name}()`);
   }
 
   /** Functions of event triggers run with every DDL. */
   eventTriggers(): void {
     for (const name of this.#context.metadata.eventTriggers)
-      if (this.#reach.function(name)) this.#is(`an event trigger with function ${name}()`);
+      if (this.#reaches((reach) => reach.function(name))) this.#is(`an event trigger with function ${name}()`);
+  }
+
+  /** Whether something may reach declared tables that are not whole on one shard; of those that are, takes note. */
+  #reaches(reaches: (reach: Reach) => boolean): boolean {
+    const { metadata, registry } = this.#context;
+    const whole = wholeReached(metadata, registry, reaches);
+    for (const name of whole ?? []) this.whole.add(name);
+    return whole === null;
   }
 
   #is(what: string): void {

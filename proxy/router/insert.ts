@@ -39,7 +39,7 @@ export function analyzeInsert(a: Analysis, insert: InsertStmt, parent: Level | n
           `Select ${column} as a literal, a parameter or the sharding key of a table that is restricted to one key.`,
         );
     });
-  } else if (target.occurrence) {
+  } else if (target.occurrence && target.occurrence.table.keyColumns.length > 0) {
     missing(a, target.occurrence, target.occurrence.table.keyColumns[0] as string);
   }
 
@@ -77,6 +77,7 @@ function keysOfRows(
   rows: readonly (readonly Node[])[],
 ): KeyColumnSource[][] | null {
   const { table } = occurrence;
+  if (table.keyColumns.length === 0) return [[]];
   if (names === null) {
     a.refuse(`the column order of "${table.table}" is not known yet`, 'Name the columns in the INSERT.');
     return null;

@@ -57,6 +57,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     ...(a.mayDraw ? {} : { drawsNothing: true as const }),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.executesText ? { executesText: true as const } : {}),
+    ...(a.ofLiterals ? { ofLiterals: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
     ...(leavesNothing(a) && a.setConfigCalls.length === 0 && target.kind !== 'sole' ? { plain: true as const } : {}),
@@ -86,11 +87,12 @@ function tellsProcessId({ whereClause: _, ...rest }: SelectStmt): boolean {
 
 function targetOf(a: Analysis, command: string, select: SelectStmt | null, statement: Node): Target {
   if (a.refusal) return { kind: 'sole', refusal: a.refusal };
-  if (a.atHomeOnly && a.occurrences.length + a.referenceReads.size + a.referenceWrites.size > 0)
+  const keyed = a.occurrences.filter((o) => o.table.keyColumns.length > 0);
+  if (a.atHomeOnly && keyed.length + a.referenceReads.size + a.referenceWrites.size > 0)
     return { kind: 'sole', refusal: a.atHomeOnly };
   const referenceReads = [...a.referenceReads.values()];
   const referenceWrites = [...a.referenceWrites.values()];
-  if (a.occurrences.length === 0)
+  if (a.occurrences.length === 0 && a.wholeAtHome.size === 0)
     return { kind: 'any', homeOnly: a.home || a.sequence, referenceReads, referenceWrites };
   if (referenceWrites.length > 0) {
     return {
@@ -104,6 +106,7 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
   }
   const extras: TargetExtras = {
     ...(a.home ? { home: true as const } : {}),
+    ...(a.home ? atHomeExtras(a) : {}),
     ...(referenceReads.length > 0 ? { referenceReads } : {}),
     ...(a.sameKey ? { sameKey: true as const } : {}),
     ...(command === 'INSERT' ? { inserts: true as const } : {}),
@@ -113,7 +116,7 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
     const types = a.context.registry.keyTypes((a.occurrences[i] as Analysis['occurrences'][number]).table);
     return usable(list, types, shared);
   });
-  const keyspaces = a.keyspaces();
+  const keyspaces = [...new Set([...a.keyspaces(), ...a.wholeAtHome])];
   if (keys.includes(null)) {
     return {
       kind: 'unpinned',
@@ -142,6 +145,7 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
       }
     }
   });
+  for (const name of a.wholeAtHome) byKeyspace.set(name, new Map([['[]', []]]));
   const [main, ...others] = [...byKeyspace].map(([keyspace, all]) => ({ keyspace, keys: [...all.values()] }));
   if (!main) throw new Error('no keyspace among sharded tables');
   const several = severalKeys(command, a);
@@ -164,6 +168,13 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
     ...extras,
     ...(others.length > 0 ? { also: others } : {}),
   };
+}
+
+/** Of keyspaces without a key, those that must be at home: it reaches them through what is there, or uses them with it. */
+function atHomeExtras(a: Analysis): TargetExtras {
+  const direct = a.occurrences.filter((o) => o.table.keyColumns.length === 0).map((o) => o.table.keyspace);
+  const names = new Set([...a.wholeAtHome, ...direct]);
+  return names.size > 0 ? { atHome: [...names] } : {};
 }
 
 function severalKeys(command: string, a: Analysis): Refusal {

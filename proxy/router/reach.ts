@@ -1,4 +1,4 @@
-import { type TableName, tableId } from '../../topology/topology.js';
+import { type KeyspaceName, type TableName, tableId } from '../../topology/topology.js';
 import { classifyBuiltin, isKnownNative } from './functions.js';
 import type { Metadata, Relation, UserFunction } from './metadata.js';
 import type { Registry } from './registry.js';
@@ -226,6 +226,24 @@ export const TRIGGER_FUNCTIONS: ReadonlySet<string> = new Set([
   'tsvector_update_trigger',
   'tsvector_update_trigger_column',
 ]);
+
+/**
+ * Keyspaces without a key whose tables something may reach behind a statement's back: it is exact where these are on the home shard. Empty: it
+ * reaches nothing that is declared; null: it may reach other declared tables.
+ * @param reaches whether it may reach anything declared
+ */
+export function wholeReached(
+  metadata: Metadata,
+  registry: Registry,
+  reaches: (reach: Reach) => boolean,
+): readonly KeyspaceName[] | null {
+  if (!reaches(reachOf(metadata, registry))) return [];
+  const { keyless } = registry;
+  if (keyless.length === 0 || reaches(reachOf(metadata, registry.without(keyless)))) return null;
+  return keyless.filter((name) =>
+    reaches(reachOf(metadata, registry.without(keyless.filter((other) => other !== name)))),
+  );
+}
 
 const WORD = /[\p{L}\p{N}_]+/gu;
 

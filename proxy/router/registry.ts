@@ -1,5 +1,6 @@
 import type { KeyType } from '../../topology/key.js';
 import {
+  isKeyless,
   type KeyspaceName,
   type ReferenceTable,
   type ShardedTable,
@@ -19,6 +20,10 @@ export interface Registry {
   readonly names: ReadonlySet<string>;
   /** The same without the tables of a keyspace. */
   namesBeyond(keyspace: KeyspaceName): ReadonlySet<string>;
+  /** Keyspaces without a key: their tables are whole on one shard each. */
+  readonly keyless: readonly KeyspaceName[];
+  /** The same, were the tables of these keyspaces the home shard's own. */
+  without(keyspaces: readonly KeyspaceName[]): Registry;
 }
 
 /** What it is made of. */
@@ -29,7 +34,19 @@ const registries = new WeakMap<Registered, Registry>();
 export function registryOf(topology: Registered): Registry {
   let registry = registries.get(topology);
   if (!registry) {
+    const withouts = new Map<string, Registry>();
+    const keyless = [...topology.keyspaces.values()].filter(isKeyless).map((k) => k.name);
     registry = {
+      keyless,
+      without: (keyspaces) => {
+        const id = keyspaces.join(' ');
+        const known = withouts.get(id);
+        if (known !== undefined) return known;
+        const rest = [...topology.shardedTables].filter(([, t]) => !keyspaces.includes(t.keyspace));
+        const made = registryOf({ ...topology, shardedTables: new Map(rest) });
+        withouts.set(id, made);
+        return made;
+      },
       signature: signatureOf(topology),
       sharded: (table) => topology.shardedTables.get(tableId(table)) ?? null,
       reference: (table) => topology.referenceTables.get(tableId(table)) ?? null,

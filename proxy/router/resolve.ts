@@ -86,7 +86,7 @@ function routeOneKey(
     touches: [{ keyspace: target.keyspace, position, key }],
     writes: kind === 'write' || kind === 'ddl',
     writesReference: range === null && target.referenceWrites.length > 0,
-    why: range === null ? 'one shard has everything' : wordsFor(range),
+    why: range === null ? 'one shard has everything' : wordsFor(range, position),
   };
 }
 
@@ -192,7 +192,7 @@ function routeKeys(
   }
   if (target.home && (shards.size > 1 || !shards.has(topology.home)))
     return refused(
-      {
+      awayFromHome(target, topology) ?? {
         sqlstate: '0A000',
         message: `this statement joins sharded rows with tables that only shard "${topology.home}" has, and the rows are on another shard`,
         hint: 'Make the small tables reference tables, or do it in two statements.',
@@ -211,7 +211,10 @@ function routeKeys(
       touches,
       writes,
       writesReference: false,
-      why: touches.length === 1 && range ? wordsFor(range) : `all its keys are on shard ${shard}`,
+      why:
+        touches.length === 1 && range
+          ? wordsFor(range, (touches[0] as Touch).position)
+          : `all its keys are on shard ${shard}`,
     };
   }
   if (!areTogether(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
@@ -270,6 +273,8 @@ function routeUnpinned(
       why: `all of its keyspace is on shard ${shards[0]}`,
     };
   }
+  const away = awayFromHome(target, topology);
+  if (away !== null) return refused(away, 'its tables are on different shards');
   if (!areTogether(topology, target.keyspaces)) return refused(apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
   if (refusal) return refused(refusal, why);
@@ -393,6 +398,17 @@ function keyspacesOf(target: KeysTarget): KeyspaceName[] {
   return [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
 }
 
+/** Why a statement does not run that reaches tables through what only the home shard has: these are elsewhere. Null: none is. */
+function awayFromHome({ atHome = [] }: KeysTarget | UnpinnedTarget, topology: Topology): Refusal | null {
+  const name = atHome.find((k) => topology.keyspaces.get(k)?.ranges.some((range) => range.shard !== topology.home));
+  if (name === undefined) return null;
+  return {
+    sqlstate: '0A000',
+    message: `this statement works only while the tables of keyspace "${name}" are on shard "${topology.home}", which has what else it uses`,
+    hint: `Move them there first ("foreshard migrate plan move ${name} --to ${topology.home}"), or use nothing but the tables themselves.`,
+  };
+}
+
 /** Whether the tables of all these keyspaces are on the shard. */
 function hasAll(shard: ShardName, keyspaces: readonly KeyspaceName[], topology: Topology): boolean {
   return keyspaces.every((name) => topology.keyspaces.get(name)?.ranges.some((range) => range.shard === shard));
@@ -448,7 +464,9 @@ function missingCopy(
   return null;
 }
 
-function wordsFor(range: Range): string {
+function wordsFor(range: Range, position: Touch['position']): string {
+  if (position?.length === 0)
+    return `its tables are those of keyspace ${range.keyspace}, which shard ${range.shard} has`;
   let words = rangeWords.get(range);
   if (words === undefined) {
     words = `its key is in range ${range.id} of keyspace ${range.keyspace}, which shard ${range.shard} owns`;

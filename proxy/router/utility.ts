@@ -1,17 +1,42 @@
 import type { DoStmt, ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt, ViewStmt } from 'libpg-query';
 import { KEY_TYPE_OID, keyTypeFromPg } from '../../topology/key-codec.js';
+import type { KeyspaceName } from '../../topology/topology.js';
 import type { Context } from './analysis.js';
 import { plainType, qualifiedName, sourceOf } from './ast.js';
 import { commandTag } from './command-tag.js';
-import { beyondHome } from './home-ddl.js';
+import { homeObjectsOf } from './home-ddl.js';
 import { HomeObjects } from './home-objects.js';
-import { reachOf } from './reach.js';
+import type { Relation } from './metadata.js';
+import { reachOf, wholeReached } from './reach.js';
+import { beyond } from './registry.js';
 import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
 
 type Planner = (statement: Node, context: Context) => StatementPlan;
 
 const ANYWHERE: Target = { kind: 'any', homeOnly: false, referenceReads: [], referenceWrites: [] };
 const AT_HOME: Target = { kind: 'any', homeOnly: true, referenceReads: [], referenceWrites: [] };
+
+/** At home, for as long as tables of these keyspaces without a key are there. */
+function atHomeWith(whole: Iterable<KeyspaceName>): Target {
+  const names = [...whole];
+  return names.length === 0 ? AT_HOME : { ...wholeTarget(names), home: true, atHome: names };
+}
+
+/** Where the tables of these keyspaces without a key are, all of them. */
+function wholeTarget(names: readonly KeyspaceName[]): Extract<Target, { kind: 'keys' }> {
+  const [first, ...others] = names.map((keyspace) => ({ keyspace, keys: [[]] }));
+  if (first === undefined) throw new RangeError('no keyspace is given');
+  const spread = { kind: 'refused', refusal: refusal('this statement uses tables of several shards') } as const;
+  return { kind: 'keys', ...first, spread, referenceWrites: [], ...(others.length > 0 ? { also: others } : {}) };
+}
+
+/** The keyspaces of a query that uses tables without a key only (and such as only the home shard has); null: it is none. */
+function wholeOf(target: Target | undefined): readonly KeyspaceName[] | null {
+  if (target?.kind === 'any') return usesReference(target) ? null : [];
+  if (target?.kind !== 'keys' || target.referenceReads !== undefined) return null;
+  const parts = [{ keyspace: target.keyspace, keys: target.keys }, ...(target.also ?? [])];
+  return parts.every(({ keys }) => keys.every((key) => key.length === 0)) ? parts.map((part) => part.keyspace) : null;
+}
 
 function sole(what: string, hint?: string): Target {
   return { kind: 'sole', refusal: refusal(`${what} is not supported while data is on several shards`, hint) };
@@ -137,9 +162,9 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     return temporary([statement.CreateSeqStmt.sequence], statement, context, make);
   if ('ViewStmt' in statement && statement.ViewStmt.view?.relpersistence === 't') {
     const inner = statement.ViewStmt.query && plan(statement.ViewStmt.query, context);
-    if (inner?.target.kind !== 'any' || usesReference(inner.target))
-      return make('ddl', sole('a temporary view of sharded tables'), { pin: 'temporary view' });
-    return temporary([statement.ViewStmt.view], null, context, make);
+    const whole = wholeOf(inner?.target);
+    if (whole === null) return make('ddl', sole('a temporary view of sharded tables'), { pin: 'temporary view' });
+    return withWhole(temporary([statement.ViewStmt.view], null, context, make), whole);
   }
   const into = intoOf(statement);
   if (into) {
@@ -156,6 +181,9 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       name.eventTriggers();
       // What is refreshed later must be the home shard's alone; a table is filled now.
       const later = 'CreateTableAsStmt' in statement && statement.CreateTableAsStmt.objtype === 'OBJECT_MATVIEW';
+      const whole = wholeOf(inner?.target);
+      if (inner && whole !== null && whole.length + name.whole.size > 0 && name.problem === null)
+        return make('ddl', atHomeWith(new Set([...whole, ...name.whole])), { pin: inner.pin, ...traits(inner) });
       if (inner?.target.kind !== 'any' || name.problem !== null || (later && usesReference(inner.target)))
         return make(
           'ddl',
@@ -165,10 +193,10 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
         );
       return make('ddl', { ...inner.target, homeOnly: true }, { pin: inner.pin, ...traits(inner) });
     }
-    if (inner?.target.kind !== 'any')
-      return make('write', sole(`${command} from sharded tables`), { pin: 'temporary table' });
+    const whole = inner?.target.kind === 'any' ? [] : wholeOf(inner?.target);
+    if (whole === null) return make('write', sole(`${command} from sharded tables`), { pin: 'temporary table' });
     return {
-      ...temporary([into.table], null, context, make),
+      ...withWhole(temporary([into.table], null, context, make), whole),
       ...(dropsAtCommit(statement) ? { unsureOfState: true } : {}),
     };
   }
@@ -180,22 +208,29 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       pin: 'temporary table',
     });
   }
-  const beyond = 'ViewStmt' in statement ? beyondView(statement, context, plan) : beyondHome(statement, context);
-  if (beyond !== null) {
+  const tables = maintained(statement);
+  if (tables !== null) {
+    const target = tablesTarget(tables, context, command, 'change', 'Run it on each shard directly.');
+    if (target.kind === 'keys') return make('write', target);
+  }
+  const objects = homeObjectsOf(statement, context);
+  if (objects !== null) {
     const maintenance = 'VacuumStmt' in statement || 'ReindexStmt' in statement || 'ClusterStmt' in statement;
     const kind = maintenance ? 'write' : 'ddl';
-    if (beyond === '') return make(kind, AT_HOME);
+    const viewed = 'ViewStmt' in statement ? viewedBy(statement, context, plan) : [];
+    const problem = objects.problem ?? (viewed === null ? 'its query' : null);
+    if (problem === null) return make(kind, atHomeWith(new Set([...objects.whole, ...(viewed ?? [])])));
     return make(
       kind,
       sole(
-        `${command} with ${beyond}, which is not the home shard's alone,`,
+        `${command} with ${problem}, which is not the home shard's alone,`,
         maintenance ? 'Run it on each shard directly.' : 'DDL over several shards comes with a later version.',
       ),
     );
   }
   if ('DoStmt' in statement) {
-    const atHome = doesNothingElsewhere(statement.DoStmt, context);
-    return make('write', atHome ? AT_HOME : sole('DO', 'Run its statements one by one.'), {
+    const whole = wholeReachedBy(statement.DoStmt, context);
+    return make('write', whole === null ? sole('DO', 'Run its statements one by one.') : atHomeWith(whole), {
       unsureOfState: true,
       // Its text is a literal.
       ofLiterals: true,
@@ -206,26 +241,34 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     objects.everything({ FuncCall: statement.CallStmt.funccall });
     const { schema, name } = qualifiedName(statement.CallStmt.funccall?.funcname);
     const procedure = context.metadata.userFunction(schema, name, context.searchPath);
-    return make('write', objects.problem === null ? AT_HOME : sole('CALL', 'Run its statements one by one.'), {
-      unsureOfState: true,
-      pin: procedure?.keepsSettings ? SETTINGS_OF_FUNCTION : null,
-    });
+    return make(
+      'write',
+      objects.problem === null ? atHomeWith(objects.whole) : sole('CALL', 'Run its statements one by one.'),
+      {
+        unsureOfState: true,
+        pin: procedure?.keepsSettings ? SETTINGS_OF_FUNCTION : null,
+      },
+    );
   }
   if ('VacuumStmt' in statement || 'ReindexStmt' in statement || 'ClusterStmt' in statement)
     return make('utility', sole(command, 'Run it on each shard directly.'));
   return make('ddl', sole(command, 'DDL over several shards comes with a later version.'));
 }
 
-/** DO in PL/pgSQL whose text, as far as it can be read, only uses what the home shard has for itself. */
-function doesNothingElsewhere({ args }: DoStmt, { metadata, registry }: Context): boolean {
+/**
+ * Of DO in PL/pgSQL whose text, as far as it can be read, only uses what the home shard has for itself, the keyspaces without a key that must
+ * be there; null: it may use others.
+ */
+function wholeReachedBy({ args }: DoStmt, { metadata, registry }: Context): readonly KeyspaceName[] | null {
   let body: string | null = null;
   for (const arg of args ?? []) {
-    if (!('DefElem' in arg) || !arg.DefElem.arg || !('String' in arg.DefElem.arg)) return false;
+    if (!('DefElem' in arg) || !arg.DefElem.arg || !('String' in arg.DefElem.arg)) return null;
     const value = arg.DefElem.arg.String.sval ?? '';
     if (arg.DefElem.defname === 'as') body = value;
-    else if (arg.DefElem.defname !== 'language' || value !== 'plpgsql') return false;
+    else if (arg.DefElem.defname !== 'language' || value !== 'plpgsql') return null;
   }
-  return body !== null && !reachOf(metadata, registry).body(body);
+  const text = body;
+  return text === null ? null : wholeReached(metadata, registry, (reach) => reach.body(text));
 }
 
 type Make = (kind: StatementPlan['kind'], target: Target, more?: Partial<StatementPlan>) => StatementPlan;
@@ -330,13 +373,35 @@ function traits(inner: StatementPlan): Partial<StatementPlan> {
   };
 }
 
-/** A view is the home shard's when its query is. */
-function beyondView(statement: Node & { ViewStmt: ViewStmt }, context: Context, plan: Planner): string | null {
-  const beyond = beyondHome(statement, context);
-  if (beyond !== '') return beyond;
-  const { query } = statement.ViewStmt;
-  const target = query && plan(query, context).target;
-  return target?.kind === 'any' && !usesReference(target) ? '' : 'its query';
+/** The keyspaces without a key that a view's query uses; null: it is not the home shard's. */
+function viewedBy(
+  { ViewStmt: { query } }: { ViewStmt: ViewStmt },
+  context: Context,
+  plan: Planner,
+): readonly KeyspaceName[] | null {
+  return wholeOf(query && plan(query, context).target);
+}
+
+/** With tables without a key, a temporary object is made where all is: at home. */
+function withWhole(plan: StatementPlan, whole: readonly KeyspaceName[]): StatementPlan {
+  return whole.length === 0 || plan.target.kind === 'sole' ? plan : { ...plan, target: atHomeWith(whole) };
+}
+
+/** The tables that a statement of maintenance names; null: it is another, or names none. */
+function maintained(statement: Node): RangeVar[] | null {
+  if ('VacuumStmt' in statement) {
+    const tables = (statement.VacuumStmt.rels ?? []).flatMap((rel) =>
+      'VacuumRelation' in rel && rel.VacuumRelation.relation ? [rel.VacuumRelation.relation] : [],
+    );
+    return tables.length > 0 ? tables : null;
+  }
+  const relation =
+    'ReindexStmt' in statement
+      ? statement.ReindexStmt.relation
+      : 'ClusterStmt' in statement
+        ? statement.ClusterStmt.relation
+        : undefined;
+  return relation ? [relation] : null;
 }
 
 /** Types that keys may have; what another name stands for nobody here knows. */
@@ -362,7 +427,7 @@ function withoutFanOut(target: Target, what: string): Target {
   };
 }
 
-/** Statements on whole tables: at home if only the home shard has them. */
+/** Statements on whole tables: at home if only the home shard has them; those without a key where they are. */
 function tablesTarget(
   tables: readonly RangeVar[],
   context: Context,
@@ -370,10 +435,26 @@ function tablesTarget(
   use: 'read' | 'change',
   hint?: string,
 ): Target {
+  const { metadata, registry } = context;
   const objects = new HomeObjects(context);
-  for (const table of tables) objects.existing(table, use);
+  const whole = new Set<KeyspaceName>();
+  let others = 0;
+  for (const table of tables) {
+    const relation = objects.find(table.schemaname || null, table.relname ?? '');
+    const sharded = relation && registry.sharded(relation);
+    if (
+      sharded?.keyColumns.length === 0 &&
+      !reachOf(metadata, beyond(registry, sharded.keyspace)).relation(relation as Relation, use)
+    )
+      whole.add(sharded.keyspace);
+    else {
+      objects.existing(table, use);
+      others++;
+    }
+  }
+  if (objects.problem === null && whole.size > 0 && others === 0) return wholeTarget([...whole]);
   return objects.problem === null && tables.length > 0
-    ? AT_HOME
+    ? atHomeWith(new Set([...whole, ...objects.whole]))
     : sole(`${what} of sharded tables, reference tables or views`, hint);
 }
 
@@ -396,7 +477,9 @@ function temporary(tables: readonly RangeVar[], statement: Node | null, context:
   others.everything(statement);
   return make(
     'ddl',
-    others.problem === null ? AT_HOME : sole('a temporary table that refers to sharded or reference tables'),
+    others.problem === null
+      ? atHomeWith(others.whole)
+      : sole('a temporary table that refers to sharded or reference tables'),
     more,
   );
 }

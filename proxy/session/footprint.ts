@@ -1,6 +1,8 @@
 import { contains } from '../../topology/key.js';
 import {
   type Hold,
+  isKeyless,
+  type Keyspace,
   type KeyspaceName,
   rangeOf,
   rangesIn,
@@ -35,6 +37,26 @@ export function keyspacesIn(to: Topology, name: KeyspaceName, from: Topology): r
   return to.keyspaces.has(name) ? [name] : [];
 }
 
+/**
+ * Keyspaces without a key by the map `to`, with tables that by `from` were the home shard's own, and of whose use nobody took note. So a
+ * footprint by such a map may have touched them.
+ */
+function adopted(to: Topology, from: Topology): readonly Keyspace[] {
+  if (to === from) return [];
+  return [...to.keyspaces.values()].filter(
+    (keyspace) => isKeyless(keyspace) && keyspace.tables.some((table) => !from.shardedTables.has(tableId(table))),
+  );
+}
+
+/** Of a keyspace that is no more: whether its tables are the home shard's own again, which they only become there. */
+function isReleased(keyspace: Keyspace | undefined): boolean {
+  return keyspace !== undefined && isKeyless(keyspace);
+}
+
+function isAway(keyspace: Keyspace, topology: Topology): boolean {
+  return keyspace.ranges.some((range) => range.shard !== topology.home);
+}
+
 /** Whether `footprint` reaches into what `hold`, of the topology `now`, covers. */
 export function holdCovers(hold: Hold, footprint: Footprint, now: Topology): boolean {
   if (footprint.everything) return true;
@@ -43,14 +65,18 @@ export function holdCovers(hold: Hold, footprint: Footprint, now: Topology): boo
     if (touch.position !== null && !contains(hold, touch.position)) continue;
     if (keyspacesIn(now, touch.keyspace, footprint.topology).includes(hold.keyspace)) return true;
   }
-  return false;
+  return adopted(now, footprint.topology).some((keyspace) => keyspace.name === hold.keyspace);
 }
 
 /** Whether what was touched at another epoch is all on `shard` at this one. */
 export function stillOn(shard: ShardName, footprint: Footprint, topology: Topology): boolean {
   for (const touch of footprint.touches) {
     const names = keyspacesIn(topology, touch.keyspace, footprint.topology);
-    if (names.length === 0) return false;
+    if (
+      names.length === 0 &&
+      (shard !== topology.home || !isReleased(footprint.topology.keyspaces.get(touch.keyspace)))
+    )
+      return false;
     for (const name of names) {
       const keyspace = topology.keyspaces.get(name);
       if (!keyspace) return false;
@@ -59,6 +85,7 @@ export function stillOn(shard: ShardName, footprint: Footprint, topology: Topolo
       } else if (rangeOf(keyspace, touch.position).shard !== shard) return false;
     }
   }
+  if (shard === topology.home && adopted(topology, footprint.topology).some((k) => isAway(k, topology))) return false;
   if (!footprint.everything) return true;
   for (const keyspace of topology.keyspaces.values()) if (keyspace.ranges.some((r) => r.shard !== shard)) return false;
   return true;
@@ -70,7 +97,9 @@ export function stillOn(shard: ShardName, footprint: Footprint, topology: Topolo
  */
 export function mayHaveMoved(footprint: Footprint, before: Topology, now: Topology): boolean {
   const { everything, touches } = footprint;
-  if (now.epoch > before.epoch + 1n) return everything || touches.length > 0;
+  const left = adopted(now, footprint.topology).some((k) => isAway(k, now));
+  if (now.epoch > before.epoch + 1n) return everything || touches.length > 0 || left;
+  if (left && !adopted(before, footprint.topology).some((k) => isAway(k, before))) return true;
   if (everything) for (const name of before.keyspaces.keys()) if (hasMoved(name, null, before, now)) return true;
   for (const { keyspace, position } of touches)
     for (const name of keyspacesIn(before, keyspace, footprint.topology))
@@ -81,6 +110,7 @@ export function mayHaveMoved(footprint: Footprint, before: Topology, now: Topolo
 function hasMoved(name: KeyspaceName, position: Touch['position'], before: Topology, now: Topology): boolean {
   const then = before.keyspaces.get(name);
   const names = keyspacesIn(now, name, before);
+  if (then !== undefined && names.length === 0 && isReleased(then)) return isAway(then, now);
   if (then === undefined || names.length === 0) return true;
   return names.some((own) => {
     const keyspace = now.keyspaces.get(own);

@@ -98,7 +98,7 @@ export class LoadCounter {
       add(step, segment.id, r, share);
       this.#tick += 1;
       if (this.#tick % SAMPLE_EVERY === 0)
-        if (touch.key !== undefined)
+        if (touch.key !== undefined && touch.key.length > 0)
           sampleKey(step, touch.keyspace, segment.id, touch.key, r.ms * share * SAMPLE_EVERY);
     }
   }

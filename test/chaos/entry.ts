@@ -6,7 +6,7 @@ import type { Catalog } from '../../topology/catalog/catalog.js';
 import { joinKeyspaces, separateTables } from '../../topology/catalog/separate.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError, ForeshardError } from '../../topology/errors.js';
-import type { MigrationSpec, ReplicaTerms } from '../../topology/migration.js';
+import type { RangeSpec, ReplicaTerms } from '../../topology/migration.js';
 import type { Keyspace } from '../../topology/topology.js';
 import type { Plan } from './kinds.js';
 import { KEYSPACE, SEPARATE, SEPARATE_TABLES } from './world.js';
@@ -71,7 +71,7 @@ export class Entry {
     return ids;
   }
 
-  #enterMigration(spec: MigrationSpec, auto: boolean, replica?: ReplicaTerms): Promise<bigint> {
+  #enterMigration(spec: RangeSpec, auto: boolean, replica?: ReplicaTerms): Promise<bigint> {
     const { pool } = this.#catalog;
     const actor = this.#name();
     return persist(async () => {

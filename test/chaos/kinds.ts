@@ -4,7 +4,7 @@ import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../
 import { UsageError } from '../../topology/errors.js';
 import { contains, type Interval, overlaps, type Position, sameBound } from '../../topology/key.js';
 import { sameLayout } from '../../topology/layout.js';
-import type { MigrationSpec, MoveSpec, RecutSpec, ReplicaTerms } from '../../topology/migration.js';
+import type { MigrationSpec, MoveSpec, RangeSpec, RecutSpec, ReplicaTerms } from '../../topology/migration.js';
 import { intervalOf } from '../../topology/successor.js';
 import { type Keyspace, type Range, rangesIn, type ShardName, type Topology } from '../../topology/topology.js';
 import { oneOf, type Random } from '../support/random.js';
@@ -15,7 +15,7 @@ import { KEYSPACE, SEPARATE, SEPARATE_TABLES, STALENESS_MS, TENANTS } from './wo
 /** Something to be done to the map. */
 export type Plan =
   /** Each on its own, entered at once: they wait for their turn. */
-  | { readonly as: 'migrations'; readonly specs: readonly MigrationSpec[] }
+  | { readonly as: 'migrations'; readonly specs: readonly RangeSpec[] }
   | { readonly as: 'change'; readonly kind: ChangeKind; readonly members: readonly MigrationSpec[] }
   | { readonly as: 'replica'; readonly spec: MoveSpec; readonly terms: ReplicaTerms }
   /** Some tables get a keyspace of their own. */

@@ -197,7 +197,7 @@ describe('migrate plan', () => {
     expect(home.findings).toEqual([
       expect.objectContaining({
         severity: 'warning',
-        text: 'shard "s1" is home: its 1 table(s) without a keyspace cannot be moved, and stay: public.settings',
+        text: 'shard "s1" is home: its 1 table(s) without a keyspace stay: public.settings',
       }),
     ]);
     expect(home.members).toHaveLength(3);
@@ -256,10 +256,14 @@ describe('migrate plan', () => {
     for (const [args, why] of [
       [['documents', '--to', 's3'], /there is no shard "s3"/],
       [['documents', '--to', 's1'], /shard "s1" owns all of that already/],
-      [['settings', '--to', 's2'], /table "public.settings" is in no keyspace\nhint: Add it to one/],
+      [
+        ['settings', 'words', '--to', 's2', '--as', 'a'],
+        /"public.settings" is in no keyspace, "public.words" in keyspace "words"/,
+      ],
+      [['settings', '--to', 's1'], /shard "s1" owns all of that already/],
       [
         ['words', 'documents', '--to', 's2', '--as', 'docs'],
-        /"public.words" is in keyspace "words", "public.documents" in "shop"/,
+        /"public.words" is in keyspace "words", "public.documents" in keyspace "shop"/,
       ],
       [['documents', '--to', 's2', '--as', 'words'], /keyspace "words" exists already/],
       [['"Odd"', '--to', 's2'], /"Odd" cannot be the name of a keyspace\nhint: /],
@@ -288,5 +292,36 @@ describe('migrate plan', () => {
       withClient(shard.url('shop'), async (c) => (await c.query(`SELECT count(*)::int FROM ${table}`)).rows[0].count);
     expect([await found(one, 'documents'), await found(two, 'documents')]).toEqual([0, 100]);
     expect([await found(one, 'orders'), await found(two, 'orders')]).toEqual([2000, 0]);
+  });
+
+  it('moves tables of no keyspace, whole, and takes them back', async () => {
+    const planned = await json<Planned>('migrate', 'plan', 'vertical', 'settings', '--to', 's2');
+    expect(planned.members.map((m) => m.spec)).toEqual([
+      { kind: 'separate', keyspace: null, tables: [{ schema: 'public', table: 'settings' }], as: 'settings' },
+      { kind: 'move', keyspace: 'settings', lo: null, hi: null, from: 's1', to: 's2' },
+    ]);
+    await json('migrate', 'approve', `${planned.change}`);
+    const watched = await carryOut(planned.change as number);
+    expect(watched.stdout).toMatch(/\(vertical\): done, 2 of 2 done\n$/);
+    for (const [args, code, why] of [
+      [['migrate', 'plan', 'split', 'settings', '5'], 2, /"5" is not a key here: the keyspace has no key\nhint: /],
+      [['migrate', 'plan', 'isolate', 'settings', '5', '--to', 's1'], 2, /the keyspace has no key/],
+      [['table', 'add', 'words', '--keyspace', 'settings', '--key', 'word'], 2, /is in keyspace "words" already/],
+      [['keyspace', 'join', 'shop'], 2, /the tables of keyspace "shop" have a key\nhint: Name the keyspace/],
+      [
+        ['keyspace', 'join', 'settings'],
+        1,
+        /are on shard "s2"\nhint: .*"foreshard migrate plan move settings --to s1"/,
+      ],
+    ] as const)
+      expect(await foreshard(...args)).toMatchObject({ code, stdout: '', stderr: expect.stringMatching(why) });
+    const back = await json<Planned>('migrate', 'plan', 'move', 'settings', '--to', 's1');
+    await json('migrate', 'approve', `${back.change}`);
+    expect((await carryOut(back.change as number)).code).toBe(0);
+    expect(await foreshard('keyspace', 'join', 'settings')).toMatchObject({
+      code: 0,
+      stdout: 'The tables of keyspace "settings" are in no keyspace any more.\n',
+    });
+    expect((await foreshard('migrate', 'audit')).code).toBe(0);
   });
 });

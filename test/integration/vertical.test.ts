@@ -10,8 +10,8 @@ import { Migrator } from '../../migrator/migrator.js';
 import type { ProxyServer } from '../../proxy/proxy-server.js';
 import { createHold, dropHold, holdStatus } from '../../topology/catalog/leases.js';
 import { Registry } from '../../topology/catalog/registry.js';
-import { joinKeyspaces, separateTables } from '../../topology/catalog/separate.js';
-import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
+import { joinKeyspaces, releaseTables, separateTables } from '../../topology/catalog/separate.js';
+import type { Keyspace, KeyspaceName, ShardName, TableName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
@@ -95,10 +95,14 @@ async function move(name: string, from: string, to: string, meanwhile: () => voi
 }
 
 /** The separation and the move as one change. */
-async function carryOut(meanwhile: () => void): Promise<void> {
+async function carryOut(
+  of: string | null,
+  tables: readonly TableName[],
+  as: string,
+  meanwhile: () => void,
+): Promise<void> {
   const topology = await s.catalog.loadTopology();
-  const [from, as, to] = ['main' as KeyspaceName, 'docs' as KeyspaceName, 's2' as ShardName];
-  const members = verticalMembers(topology, from, separation.tables, as, to);
+  const members = verticalMembers(topology, of as KeyspaceName | null, tables, as as KeyspaceName, 's2' as ShardName);
   const change = { kind: 'vertical', request: {}, members, concurrency: 1 } as const;
   const id = await createChange(s.catalog.pool, topology, change, 'test');
   await approveChange(s.catalog.pool, id, { actor: 'test' });
@@ -362,7 +366,7 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
   try {
     await goOn();
     expect(refused()).toBe(0);
-    await carryOut(check);
+    await carryOut('main', separation.tables, 'docs', check);
     await goOn();
     await waitFor(async () => refused() > 0, { what: 'a refusal', timeoutMs: 60_000 });
     await move('docs', 's2', 's1', check);
@@ -388,4 +392,105 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
   expect(await found(0, 'orders', 'note')).toEqual(new Map(writers.flatMap((w) => [...w.orders])));
   expect(await found(0, 'documents', 'body')).toEqual(new Map(writers.flatMap((w) => [...w.documents])));
   expect(await s.onShard(1, 'SELECT FROM documents')).toEqual([]);
+}, 240_000);
+
+/** Use the tables without a key, as the home shard's, and as another's. */
+const WHOLE = [
+  ['SELECT s.value FROM settings s, numbers n ORDER BY s.name, n.id LIMIT 3', true],
+  ["INSERT INTO settings VALUES ('x', now()::text) ON CONFLICT (name) DO UPDATE SET value = 'again'", true],
+  ["DELETE FROM settings WHERE name = 'x'", true],
+  ['UPDATE numbers SET note = note', true],
+  ["SELECT count(*) FROM numbers WHERE id > (SELECT nextval('numbers_id_seq'))", true],
+  ['SELECT o.note FROM orders o JOIN settings s ON s.name = o.note WHERE o.tenant_id = 7', false],
+  ['SELECT name FROM named', false],
+  ["DO $$BEGIN UPDATE settings SET value = value WHERE name = 'none'; END$$", false],
+] as const;
+
+it('of no keyspace are moved and moved back under load: nothing is lost, and nothing fails but what also uses the home shard', async () => {
+  const tables = ['settings', 'numbers'].map((table) => ({ schema: 'public', table }));
+  await s.onShard(
+    0,
+    `CREATE TABLE numbers (id bigserial PRIMARY KEY, note text); GRANT ALL ON numbers TO app; GRANT ALL ON SEQUENCE numbers_id_seq TO app;
+     CREATE VIEW named AS SELECT name FROM settings; GRANT SELECT ON named TO app`,
+  );
+  const journal = new Map<string, string>();
+  const numbers = new Map<string, string>();
+  const errors: unknown[] = [];
+  let stopped = false;
+  const writer = async (no: number) => {
+    const port = no % 2 === 0 ? s.proxy.port : second.port;
+    const c = await s.connect({ connectionString: `postgres://app:secret@127.0.0.1:${port}/shop` });
+    for (let n = 0; !stopped; n++) {
+      const name = `${no}/${n}`;
+      await c.query('INSERT INTO settings VALUES ($1, $2)', [name, 'a']);
+      journal.set(name, 'a');
+      const found = await c.query(`SELECT value FROM settings WHERE name = '${name}'`);
+      expect(found.rows).toEqual([{ value: 'a' }]);
+      // Two tables of the keyspace in one transaction; what the sequence gives is given once, wherever the table is.
+      await c.query('BEGIN');
+      await c.query(`UPDATE settings SET value = 'b' WHERE name = '${name}'`);
+      const { rows } = await c.query<{ id: string }>('INSERT INTO numbers (note) VALUES ($1) RETURNING id', [name]);
+      await c.query('COMMIT');
+      journal.set(name, 'b');
+      expect(numbers.has(rows[0]?.id as string)).toBe(false);
+      numbers.set(rows[0]?.id as string, name);
+    }
+  };
+  const running = [0, 1, 2, 3].map((no) =>
+    writer(no).catch((error: unknown) => {
+      errors.push(error);
+    }),
+  );
+  const check = () => {
+    if (errors.length > 0) throw errors[0];
+  };
+  const goOn = async () => {
+    const before = numbers.size;
+    const more = async () => {
+      check();
+      return numbers.size > before + 20;
+    };
+    await waitFor(more, { what: 'the writers', timeoutMs: 60_000 });
+  };
+  /** What clients of both proxies hear. The table is not theirs: the server says so when DDL comes to it. */
+  const heard = async (away: boolean) => {
+    for (const port of [s.proxy.port, second.port]) {
+      const c = await s.connect({ connectionString: `postgres://app:secret@127.0.0.1:${port}/shop` });
+      for (const [sql, alone] of WHOLE) {
+        const answer = await hear(c, sql);
+        if (away && !alone) expect([sql, answer]).toEqual([sql, '0A000']);
+        else expect([sql, answer]).toEqual([sql, expect.objectContaining({ command: expect.any(String) })]);
+      }
+      expect(await hear(c, 'ALTER TABLE settings ADD COLUMN more int')).toBe(away ? '0A000' : '42501');
+      expect(await hear(c, 'TRUNCATE numbers')).not.toBe('0A000');
+      await c.end();
+    }
+  };
+  const rows = async (shard: 0 | 1, sql: string) =>
+    new Map((await s.onShard<{ key: string; value: string }>(shard, sql)).map((r) => [r.key, r.value]));
+  try {
+    await goOn();
+    await carryOut(null, tables, 'own', check);
+    await served();
+    await goOn();
+    await s.onShard(1, 'REVOKE TRUNCATE ON numbers FROM app');
+    await heard(true);
+    expect(await s.onShard(0, 'SELECT FROM settings UNION ALL SELECT FROM numbers')).toEqual([]);
+    await move('own', 's2', 's1', check);
+    await served();
+    await goOn();
+    await s.onShard(0, 'REVOKE TRUNCATE ON numbers FROM app');
+    await heard(false);
+    await releaseTables(s.catalog, 'test', 'own');
+    await served();
+    await goOn();
+    await heard(false);
+  } finally {
+    stopped = true;
+    await Promise.all(running);
+  }
+  check();
+  expect(await rows(0, 'SELECT name AS key, value FROM settings')).toEqual(journal);
+  expect(await rows(0, 'SELECT id::text AS key, note AS value FROM numbers')).toEqual(numbers);
+  expect(await s.onShard(1, 'SELECT FROM settings UNION ALL SELECT FROM numbers')).toEqual([]);
 }, 240_000);

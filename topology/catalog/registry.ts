@@ -3,6 +3,7 @@ import { errorCode, redactUrl } from '../connection.js';
 import { ForeshardError, UsageError } from '../errors.js';
 import { KEY_TYPES, type KeyType, type Method } from '../key.js';
 import {
+  isKeyless,
   type Keyspace,
   type KeyspaceName,
   type ReferenceTable,
@@ -207,6 +208,11 @@ export class Registry {
     const keyspace = topology.keyspaces.get(table.keyspace as KeyspaceName);
     if (keyspace === undefined) throw unknownThing('keyspace', table.keyspace, topology.keyspaces.keys());
     refuseRegistered(topology, table.table);
+    if (isKeyless(keyspace))
+      throw new UsageError(
+        `keyspace "${keyspace.name}" has no key: its tables came into it from the home shard`,
+        `Give the table a keyspace of its own ("foreshard migrate plan vertical"), which moves it to the same shard, and join the two ("foreshard keyspace join").`,
+      );
     const warnings = await checkShardedTable(topology, keyspace, table.table, table.keyColumns);
 
     await this.#change(topology, async (client) => {
@@ -281,7 +287,7 @@ export function unknownThing(what: string, name: string, known: Iterable<string>
   );
 }
 
-function refuseRegistered(topology: Topology, table: TableName): void {
+export function refuseRegistered(topology: Topology, table: TableName): void {
   const id = tableId(table);
   const sharded = topology.shardedTables.get(id);
   if (sharded !== undefined)

@@ -6,6 +6,7 @@ import type { Separation } from '../separation.js';
 import { withShard } from '../shard-client.js';
 import { readTableFacts, type TableFacts } from '../table-facts.js';
 import {
+  isKeyless,
   type Keyspace,
   type KeyspaceName,
   type Shard,
@@ -16,7 +17,7 @@ import {
 } from '../topology.js';
 import type { Catalog } from './catalog.js';
 import { audit, type CatalogClient, inCatalogTransaction, raiseEpoch } from './change.js';
-import { KEYSPACE_NAME, unknownThing } from './registry.js';
+import { KEYSPACE_NAME, refuseRegistered, unknownThing } from './registry.js';
 
 /** Something that ties the tables to those that stay, so that they cannot be separated. */
 export interface Tie {
@@ -41,9 +42,11 @@ export async function findTies(topology: Topology, separation: Separation): Prom
   const keyspace = checkSeparation(topology, separation);
   const going = new Set(separation.tables.map(tableId));
   const ties = new Map<string, Tie>();
-  for (const name of shardsOf(keyspace)) {
+  for (const name of keyspace === null ? [topology.home] : shardsOf(keyspace)) {
     const shard = topology.shards.get(name) as Shard;
-    for (const tie of await withShard(shard, (client) => tiesOn(client, name, keyspace, separation.tables, going)))
+    for (const tie of await withShard(shard, (client) =>
+      tiesOn(client, topology, name, keyspace, separation.tables, going),
+    ))
       ties.set(tie.text, tie);
   }
   return [...ties.values()];
@@ -63,19 +66,48 @@ export async function separateTables(catalog: Catalog, actor: string, separation
       hint: tie.remedy,
     });
   await regroup(catalog, topology, async (client) => {
-    await refuseUnderWay(client, keyspace, 'tables cannot be separated from it');
+    if (keyspace !== null) await refuseUnderWay(client, keyspace, 'tables cannot be separated from it');
     for (const { sql, values } of separationStatements(separation)) await client.query(sql, [...values]);
     const detail = { as, tables: tables.map(tableId) };
-    await audit(client, { actor, action: 'keyspace separate', object: keyspace, detail });
+    await audit(client, { actor, action: 'keyspace separate', object: keyspace ?? 'no keyspace', detail });
   });
 }
 
+interface SeparationStatement {
+  readonly text: string;
+  readonly sql: string;
+  readonly values: readonly string[];
+}
+
+/** Of tables that have been in no keyspace. */
+function adoptionStatements(tables: readonly TableName[], as: string): SeparationStatement[] {
+  return [
+    {
+      text: `a keyspace "${as}" without a key`,
+      sql: "INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ($1, 'range', '{}')",
+      values: [as],
+    },
+    {
+      text: 'its range is on the home shard',
+      sql: 'INSERT INTO foreshard.range (keyspace, shard) SELECT $1, name FROM foreshard.shard WHERE home',
+      values: [as],
+    },
+    {
+      text: 'it has a segment for it',
+      sql: 'INSERT INTO foreshard.segment (keyspace) VALUES ($1)',
+      values: [as],
+    },
+    ...tables.map((t) => ({
+      text: `table "${tableId(t)}" is in it`,
+      sql: "INSERT INTO foreshard.sharded_table (schema_name, table_name, keyspace, key_columns) VALUES ($2, $3, $1, '{}')",
+      values: [as, t.schema, t.table],
+    })),
+  ];
+}
+
 /** What a separation changes in the catalog besides the epoch. */
-export function separationStatements({
-  keyspace,
-  tables,
-  as,
-}: Separation): { readonly text: string; readonly sql: string; readonly values: readonly string[] }[] {
+export function separationStatements({ keyspace, tables, as }: Separation): SeparationStatement[] {
+  if (keyspace === null) return adoptionStatements(tables, as);
   return [
     {
       text: `a keyspace "${as}" with the key of "${keyspace}"`,
@@ -132,6 +164,30 @@ export async function joinKeyspaces(catalog: Catalog, actor: string, keyspace: s
   });
 }
 
+/**
+ * The way back for tables that came into a keyspace without a key: they belong to no keyspace again. Only while they are on the home shard.
+ * @throws UsageError, ForeshardError (55006) when they are not, or a migration is under way, ConflictError
+ */
+export async function releaseTables(catalog: Catalog, actor: string, name: string): Promise<void> {
+  const topology = await catalog.loadTopology();
+  const keyspace = keyspaceOf(topology, name);
+  if (!isKeyless(keyspace))
+    throw new UsageError(`the tables of keyspace "${name}" have a key`, 'Name the keyspace that they are to go to.');
+  const [range] = keyspace.ranges;
+  if (range?.shard !== topology.home)
+    throw new ForeshardError('55006', `the tables of keyspace "${name}" are on shard "${range?.shard}"`, {
+      hint: `Move them to the home shard first: "foreshard migrate plan move ${name} --to ${topology.home}".`,
+    });
+  await regroup(catalog, topology, async (client) => {
+    await refuseUnderWay(client, name, 'its tables cannot leave it');
+    for (const table of ['sharded_table', 'segment', 'range', 'hold'])
+      await client.query(`DELETE FROM foreshard.${table} WHERE keyspace = $1`, [name]);
+    await client.query('DELETE FROM foreshard.keyspace WHERE name = $1', [name]);
+    const detail = { into: null, tables: keyspace.tables.map(tableId) };
+    await audit(client, { actor, action: 'keyspace join', object: name, detail });
+  });
+}
+
 /** Where both have counted by the same segments, which they have if no one has refined one of them since, the load is that of both. */
 const KEEP_LOAD = `
 INSERT INTO foreshard.load AS l (step_seconds, at, segment_id, reads, writes, rows, bytes, server_ms)
@@ -142,9 +198,9 @@ ON CONFLICT (step_seconds, segment_id, at) DO UPDATE SET
   reads = l.reads + excluded.reads, writes = l.writes + excluded.writes, rows = l.rows + excluded.rows,
   bytes = l.bytes + excluded.bytes, server_ms = l.server_ms + excluded.server_ms`;
 
-/** @returns the keyspace that the tables are in. @throws UsageError when the names do not fit the topology */
-export function checkSeparation(topology: Topology, { keyspace: name, tables, as }: Separation): Keyspace {
-  const keyspace = keyspaceOf(topology, name);
+/** @returns the keyspace that the tables are in; null: none. @throws UsageError when the names do not fit the topology */
+export function checkSeparation(topology: Topology, { keyspace: name, tables, as }: Separation): Keyspace | null {
+  const keyspace = name === null ? null : keyspaceOf(topology, name);
   if (!KEYSPACE_NAME.test(as))
     throw new UsageError(
       `"${as}" cannot be the name of a keyspace`,
@@ -152,6 +208,12 @@ export function checkSeparation(topology: Topology, { keyspace: name, tables, as
     );
   if (topology.keyspaces.has(as as KeyspaceName))
     throw new UsageError(`keyspace "${as}" exists already`, 'Choose another name.');
+  if (tables.length === 0)
+    throw new UsageError('no tables are given', 'Name those that are to get a keyspace of their own.');
+  if (keyspace === null) {
+    for (const table of tables) refuseRegistered(topology, table);
+    return null;
+  }
   const own = new Set(keyspace.tables.map(tableId));
   for (const table of tables)
     if (!own.has(tableId(table)))
@@ -160,8 +222,6 @@ export function checkSeparation(topology: Topology, { keyspace: name, tables, as
         `It has: ${[...own].join(', ') || 'none'}.`,
       );
   const going = new Set(tables.map(tableId));
-  if (going.size === 0)
-    throw new UsageError('no tables are given', 'Name those that are to get a keyspace of their own.');
   if (going.size === own.size)
     throw new UsageError(`these are all tables of keyspace "${name}"`, 'Leave at least one where it is.');
   return keyspace;
@@ -175,12 +235,18 @@ function keyspaceOf(topology: Topology, name: string): Keyspace {
 
 async function tiesOn(
   client: pg.Client,
+  topology: Topology,
   shard: string,
-  keyspace: Keyspace,
+  keyspace: Keyspace | null,
   tables: readonly TableName[],
   going: ReadonlySet<string>,
 ): Promise<Tie[]> {
-  const stays = (t: TableName) => !going.has(tableId(t)) && keyspace.tables.some((own) => tableId(own) === tableId(t));
+  // Of the home shard's own tables whatever is tied to them stays behind, but reference tables are everywhere.
+  const stays = (t: TableName) =>
+    !going.has(tableId(t)) &&
+    (keyspace === null
+      ? !topology.referenceTables.has(tableId(t))
+      : keyspace.tables.some((own) => tableId(own) === tableId(t)));
   const ties: Tie[] = [];
   for (const table of tables) {
     const id = tableId(table);
@@ -189,6 +255,11 @@ async function tiesOn(
       ties.push({ text: `table "${id}" does not exist on shard "${shard}"`, remedy: 'Create it there first.' });
       continue;
     }
+    if (facts.kind !== 'r' && facts.kind !== 'p')
+      ties.push({
+        text: `"${id}" is not a table`,
+        remedy: 'Name tables only: views and sequences do not move by themselves.',
+      });
     if (facts.child || facts.parent)
       ties.push({
         text: `table "${id}" is part of a partitioned table or of inheritance`,
@@ -197,6 +268,7 @@ async function tiesOn(
     ties.push(...foreignKeyTies(facts, stays));
   }
   ties.push(...(await sequenceTies(client, tables, going)));
+  if (keyspace === null) ties.push(...(await strayNumbers(client, tables)));
   return ties;
 }
 
@@ -240,6 +312,30 @@ async function sequenceTies(
   return rows.map(({ sequence, tables: users }) => ({
     text: `sequence "${sequence}" serves "${users.filter((t) => going.has(t)).join('", "')}" and also "${users.filter((t) => !going.has(t)).join('", "')}"`,
     remedy: 'Give each side a sequence of its own (ALTER TABLE … ALTER … SET DEFAULT nextval(…)).',
+  }));
+}
+
+/** Sequences that number a column of one of the tables, and belong to no table. */
+const UNOWNED = `
+SELECT DISTINCT sn.nspname || '.' || s.relname AS sequence, n.nspname || '.' || t.relname AS table, c.attname AS column
+  FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef a ON a.oid = d.objid
+  JOIN pg_catalog.pg_attribute c ON c.attrelid = a.adrelid AND c.attnum = a.adnum
+  JOIN pg_catalog.pg_class s ON s.oid = d.refobjid AND s.relkind = 'S' JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
+  JOIN pg_catalog.pg_class t ON t.oid = a.adrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+ WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+   AND n.nspname || '.' || t.relname = ANY ($1)
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend o WHERE o.classid = 'pg_catalog.pg_class'::regclass AND o.objid = s.oid
+                     AND o.refclassid = 'pg_catalog.pg_class'::regclass AND o.deptype IN ('a', 'i'))
+ ORDER BY 1`;
+
+/** A statement that draws from a sequence by name is sent where the table is to which the sequence belongs. */
+async function strayNumbers(client: pg.Client, tables: readonly TableName[]): Promise<Tie[]> {
+  const { rows } = await client.query<{ sequence: string; table: string; column: string }>(UNOWNED, [
+    tables.map(tableId),
+  ]);
+  return rows.map(({ sequence, table, column }) => ({
+    text: `sequence "${sequence}" numbers "${table}", and does not belong to it`,
+    remedy: `ALTER SEQUENCE ${sequence} OWNED BY ${table}.${column}.`,
   }));
 }
 

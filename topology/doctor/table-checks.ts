@@ -66,7 +66,7 @@ function checkKeyColumns({ object, table, facts }: TableSubject): Finding[] {
 function checkReplicaIdentity({ object, table, facts }: TableSubject): Finding[] {
   const key = table.keyColumns.map(quoteIdent).join(', ');
   const primary = facts.unique.some((unique) => unique.primary);
-  if (!coversKey(facts.identityColumns, table.keyColumns)) {
+  if (facts.identityColumns.length === 0 || !coversKey(facts.identityColumns, table.keyColumns)) {
     const what = primary
       ? `the replica identity (${facts.identityColumns.join(', ') || 'nothing'}) lacks the key: UPDATE and DELETE would fail as soon as the range is published`
       : 'has no primary key: UPDATE and DELETE would fail as soon as the range is published';
@@ -75,7 +75,7 @@ function checkReplicaIdentity({ object, table, facts }: TableSubject): Finding[]
       ? `ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY DEFAULT, which is the primary key`
       : primary
         ? `CREATE UNIQUE INDEX CONCURRENTLY ... ON ${quoteTable(facts)} (${key}, …), then ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY USING INDEX ...`
-        : `add a primary key that contains (${key}), or ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY FULL`;
+        : `add a primary key${key === '' ? '' : ` that contains (${key})`}, or ALTER TABLE ${quoteTable(facts)} REPLICA IDENTITY FULL`;
     return [error(object, what, remedy)];
   }
   if (facts.replicaIdentity !== 'f') return [];
@@ -165,7 +165,9 @@ function checkRules({ object, facts }: TableSubject): Finding[] {
   );
 }
 
-function checkSequences({ object, facts }: TableSubject): Finding[] {
+function checkSequences({ object, table, facts }: TableSubject): Finding[] {
+  // Without a key the table is whole, and its sequences are where it is.
+  if (table.keyColumns.length === 0) return [];
   return facts.columns
     .filter((column) => column.identity || column.sequenceDefault)
     .map((column) =>

@@ -57,9 +57,9 @@ async function homeFindings(topology: Topology, name: string): Promise<Finding[]
   return [
     {
       severity: 'warning',
-      text: `shard "${name}" is home: its ${tables.length} table(s) without a keyspace cannot be moved, and stay${list}`,
+      text: `shard "${name}" is home: its ${tables.length} table(s) without a keyspace stay${list}`,
       remedy:
-        'Add them to a keyspace, or make them reference tables, with "foreshard table add". The home shard cannot be removed.',
+        'Move them with "foreshard migrate plan vertical", add them to a keyspace, or make them reference tables ("foreshard table add"). The home shard cannot be removed.',
     },
   ];
 }

@@ -3,13 +3,7 @@ import { verticalMembers } from '../../../migrator/changes/members.js';
 import { checkSeparation } from '../../../topology/catalog/separate.js';
 import { UsageError } from '../../../topology/errors.js';
 import { parseTableName } from '../../../topology/table-name.js';
-import {
-  type KeyspaceName,
-  type ShardedTable,
-  type TableName,
-  type Topology,
-  tableId,
-} from '../../../topology/topology.js';
+import { type KeyspaceName, type TableName, type Topology, tableId } from '../../../topology/topology.js';
 import { type GlobalArgs, withHelp } from '../../options.js';
 import { type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.js';
 import { planOptions } from '../../plan-options.js';
@@ -52,32 +46,30 @@ export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
         members: verticalMembers(topology, keyspace, tables, as, to),
         summary: [
           ...effectLines(effects),
-          `Until its first range has moved, an abort leaves keyspace "${as}" as it is, at no cost; "foreshard keyspace join ${as} ${keyspace}" takes it back.`,
+          `An abort leaves keyspace "${as}" as it is then, at no cost; "foreshard keyspace join ${[as, ...(keyspace === null ? [] : [keyspace])].join(' ')}" takes it back where all rows are where they were.`,
         ],
         effects,
       };
     }),
 };
 
-/** @throws UsageError when they have none in common */
-function keyspaceOfAll(topology: Topology, tables: readonly TableName[]): KeyspaceName {
-  const found = tables.map((table): ShardedTable => {
-    const sharded = topology.shardedTables.get(tableId(table));
-    if (sharded !== undefined) return sharded;
-    throw new UsageError(
-      `table "${tableId(table)}" is in no keyspace`,
-      topology.referenceTables.has(tableId(table))
-        ? 'It is a reference table: every shard has all of it.'
-        : 'Add it to one with "foreshard table add".',
-    );
+/** @returns null: they are in none, the home shard has them alone. @throws UsageError when they have none in common */
+function keyspaceOfAll(topology: Topology, tables: readonly TableName[]): KeyspaceName | null {
+  const found = tables.map((table) => {
+    const id = tableId(table);
+    if (topology.referenceTables.has(id))
+      throw new UsageError(`table "${id}" is a reference table`, 'Every shard has all of it already, or gets it.');
+    return { id, keyspace: topology.shardedTables.get(id)?.keyspace ?? null };
   });
   const [first, ...rest] = found;
   if (first === undefined) throw new UsageError('no tables are given', 'Name those that are to go.');
   const other = rest.find((t) => t.keyspace !== first.keyspace);
-  if (other !== undefined)
+  if (other !== undefined) {
+    const named = ({ keyspace }: typeof first) => (keyspace === null ? 'no keyspace' : `keyspace "${keyspace}"`);
     throw new UsageError(
-      `"${tableId(first)}" is in keyspace "${first.keyspace}", "${tableId(other)}" in "${other.keyspace}"`,
+      `"${first.id}" is in ${named(first)}, "${other.id}" in ${named(other)}`,
       'Tables of one keyspace go together: plan a change for each.',
     );
+  }
   return first.keyspace;
 }

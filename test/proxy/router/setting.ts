@@ -156,6 +156,7 @@ export const METADATA: MetadataJson = {
     relation('public', 'settings_pkey', 'i', []),
     relation('public', 'orders_id_seq', 'S', []),
     relation('public', 'invoice', 'S', []),
+    relation('public', 'settings_id', 'S', []),
     relation('pg_catalog', 'pg_class', 'r', []),
     relation('pg_catalog', 'pg_namespace', 'r', []),
     relation('information_schema', 'tables', 'v', []),
@@ -190,6 +191,7 @@ export const METADATA: MetadataJson = {
     { schema: 'public', table: 'orders_pkey', kind: 'reads', to: ['public', 'orders'] },
     { schema: 'public', table: 'settings_pkey', kind: 'reads', to: ['public', 'settings'] },
     { schema: 'public', table: 'orders_id_seq', kind: 'checks', to: ['public', 'orders'] },
+    { schema: 'public', table: 'settings_id', kind: 'checks', to: ['public', 'settings'] },
   ],
   runs: [
     { schema: 'public', table: 'audited', kind: 'fires', name: 'audit' },
