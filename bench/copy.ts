@@ -7,8 +7,9 @@
  * - impact: pgbench (TPC-B-like, half of the tenants moving) at the source, as fast as it goes, before and while a migration under the default
  *   throttle goes through its phases; the removal of rows with a load on the tenants that stay, against the same load after it.
  *
- * Source, destination and load share the machine, so that all processor time a migration takes anywhere is missing in the load. The processor time of the source's
- * server for each transaction is what of that a source on a machine of its own would see.
+ * Source, destination and load share the machine, so that all processor time a migration takes anywhere is missing in the load: "processors taken" is that of both
+ * servers beyond what so many transactions take without a migration. It depends far less than throughput does on what else the machine has to do. The source's
+ * processor time for each transaction is what a source on a machine of its own would see.
  *
  * Run: npx tsc && node dist/bench/copy.js [--rounds 3] [--rows 1000000] [--only copy|impact] [--rate 2MB] [--clients 8] [--json FILE]
  */
@@ -113,6 +114,8 @@ interface Scene {
 }
 
 const moving = (rows: number) => (rows + rows / 10) / 2;
+/** Of both servers, s. */
+const cpuOf = (phase: Phase | undefined) => (phase?.sourceCpu ?? Number.NaN) + (phase?.destinationCpu ?? Number.NaN);
 const seconds = (phase: Phase | undefined) => (phase === undefined ? null : (phase.to - phase.from) / 1000);
 
 async function within<T>(setting: CopySetting, rows: number, work: (databases: Databases) => Promise<T>): Promise<T> {
@@ -165,16 +168,19 @@ async function ours({ setting, pids }: Scene, rows: number, figures: Figures): P
       await migration.stop();
     }
     const phases = log.phases();
+    const { progress } = await loadMigration(migration.catalog.pool, migration.id);
+    for (const name of ['copy', 'verification', 'removal'])
+      note(
+        figures,
+        `ours: ${name}, ms of processor time a MB`,
+        (cpuOf(phases.get(name)) * 1e9) / (progress.bytesTotal ?? 0),
+      );
     for (const name of ['preparation', 'copy', 'index build', 'catch-up', 'verification', 'flip', 'removal'])
       note(figures, `ours: ${name}, s`, seconds(phases.get(name)));
     const [copy, following] = [phases.get('copy'), phases.get('following')];
     const rate = moving(rows) / (seconds(copy) ?? Number.NaN);
     note(figures, 'our copy, k rows/s', rate / 1000);
-    note(
-      figures,
-      'our copy, k rows/s a core',
-      moving(rows) / ((copy?.sourceCpu ?? Number.NaN) + (copy?.destinationCpu ?? Number.NaN)) / 1000,
-    );
+    note(figures, 'our copy, k rows/s a core', moving(rows) / cpuOf(copy) / 1000);
     note(
       figures,
       'ours: until ready, s',
@@ -248,6 +254,8 @@ function tellImpact(
     note(figures, `${name}: throughput`, then.tps / alone.tps);
     note(figures, `${name}: p99, ms`, then.p99);
     note(figures, `${name}: source, time a transaction`, perTransaction(phase, then.tps * then.seconds) / aloneCpu);
+    const taken = cpuOf(phase) / (seconds(phase) ?? Number.NaN) - (then.tps * aloneCpu) / 1e6;
+    note(figures, `${name}: processors taken`, taken);
   }
 }
 

@@ -12,8 +12,8 @@ const MIN_FACTOR = 1 / 64;
 const RECOVERY = 1.1;
 /** Longest pause at once between two portions, ms: a new limit is heeded soon. */
 const MAX_PAUSE_MS = 200;
-/** So many bytes are compared for each that may be copied: a row is read and hashed on both sides in about an eighth of the processor time. */
-const COMPARED_FOR_COPIED = 8;
+/** So many bytes are compared for each that may be copied: a row is read and hashed on both sides in less than half of the processor time (docs/benchmarks.md). */
+const COMPARED_FOR_COPIED = 2;
 /** What the rate is taken from when no limit is set and there is reason to slow down, bytes a second. */
 const UNLIMITED_RATE = 64_000_000;
 

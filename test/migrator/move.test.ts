@@ -299,7 +299,7 @@ describe('a keyspace by hash', () => {
     const keyspace = (await s.catalog.loadTopology()).keyspaces.get('users' as KeyspaceName) as Keyspace;
     const spec = { ...moveSpec([0n], null), keyspace: keyspace.name };
     const id = await createMigration(pool, keyspace, spec, { actor: 'test' });
-    moves.startMigrator();
+    moves.startMigrator({ compareRows: 400 });
     expect(await moves.atRest(id)).toBe('done');
     let rows = 0;
     for (const [url, upper] of [
