@@ -59,6 +59,9 @@ export abstract class LaneRead {
     this.told = false;
     this.canceled = false;
     this.#refused = false;
+    // Of an answer that was not to be told.
+    this.#held = [];
+    this.#memory = null;
   }
 
   /** Puts its messages on the connection, ending with a Query or a Sync. */

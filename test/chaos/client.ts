@@ -77,7 +77,22 @@ export abstract class Client {
     text: string,
     values: readonly Value[] = [],
   ): Promise<{ rows: T[]; command: string }> {
-    return (this.#connection as Connection).query<T>(this.random, text, values);
+    return this.#once<T>(text, values);
+  }
+
+  async #once<T extends Record<string, unknown>>(
+    text: string,
+    values: readonly Value[],
+  ): Promise<{ rows: T[]; command: string }> {
+    const from = performance.now();
+    const answer = await (this.#connection as Connection).query<T>(this.random, text, values);
+    // The driver makes a list of what comes for one statement and is more than one answer.
+    if (!Array.isArray(answer)) return answer;
+    const after = Math.round(performance.now() - from);
+    this.around.history.violate(
+      `${this.name} at proxy ${this.#proxy + 1} was given ${answer.length} answers after ${after} ms: ${text}: ${JSON.stringify(answer)}`,
+    );
+    return answer.at(-1) as { rows: T[]; command: string };
   }
 
   /** Takes note of an error. @returns whether what failed may have been done all the same */

@@ -43,19 +43,31 @@ class FixedPace implements LanePace {
 
 /** A Query, and what became of it. */
 class TestRead extends LaneRead {
-  readonly sql: string;
+  sql: string;
   certain = true;
+  /** An error is not for the client. */
+  hidesErrors = false;
   pieces = 0;
   #text = '';
   #end: (how: string) => void = () => undefined;
   /** `answered`, or why not. */
-  readonly ended = new Promise<string>((resolve) => {
+  ended = new Promise<string>((resolve) => {
     this.#end = resolve;
   });
 
   constructor(sql: string, expectedMs = 0.01) {
     super(new FixedPace(expectedMs));
     this.sql = sql;
+  }
+
+  /** The same object, as the next read of its client. */
+  nextOne(sql: string): void {
+    this.anew(this.pace);
+    this.sql = sql;
+    this.hidesErrors = false;
+    this.ended = new Promise<string>((resolve) => {
+      this.#end = resolve;
+    });
   }
 
   /** What the client was sent. */
@@ -86,7 +98,7 @@ class TestRead extends LaneRead {
     this.#end('cut short');
   }
   protected worded(fields: ErrorFields, frame: Buffer, byMistake: boolean): Buffer | null {
-    return byMistake && fields.sqlstate === '57014' ? null : frame;
+    return this.hidesErrors || (byMistake && fields.sqlstate === '57014') ? null : frame;
   }
 }
 
@@ -176,6 +188,21 @@ describe('a lane', () => {
     join(lane, unsure, sure);
     expect(await Promise.all([sure.ended, unsure.ended])).toEqual(['answered', 'refused']);
     expect(unsure.text).toBe('');
+  });
+
+  it('keeps nothing of an answer that was not told for the next read of the client', async () => {
+    const { lanes } = lanesOf();
+    const lane = await laneOf(lanes);
+    const read = new TestRead(`SELECT 'row ' || 1 / (3 - n) FROM generate_series(1, 3) n`);
+    read.hidesErrors = true;
+    join(lane, read);
+    expect(await read.ended).toBe('refused');
+    read.nextOne(`SELECT 'own'`);
+    const another = new TestRead(`SELECT 'own'`);
+    join(lane, read, another);
+    expect(await Promise.all([read.ended, another.ended])).toEqual(['answered', 'answered']);
+    // Nothing before it, be it what has been read into the same memory since.
+    expect(read.text).toBe(another.text);
   });
 
   it('gives its connection back when its last read is answered, and takes no more before', async () => {
