@@ -24,7 +24,7 @@ import {
 } from './migration-row.js';
 import type { MigrationStore, StateChange } from './migration-store.js';
 import type { ObjectNames } from './names.js';
-import { assertPaceSql, STOPPED, UNLIMITED } from './pace.js';
+import { assertPaceSql, STOPPED } from './pace.js';
 import type { ShardSession } from './shard-session.js';
 
 /** Somebody asked for an abort and it is still possible. */
@@ -283,7 +283,7 @@ export class RealExecutor implements Executor {
       this.check();
       await delay(PAUSED_MS, undefined, { signal: this.#signal }).catch(() => this.check());
     }
-    if (isCopying) await this.#shards?.destination.query(assertPaceSql(this.#shards.names, UNLIMITED));
+    // A copy goes on when its throttle sets its pace again: at once, and at no other.
     await this.#replicate(true);
     this.#progress = { ...this.#progress, note: null };
     await this.#write();

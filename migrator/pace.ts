@@ -23,6 +23,17 @@ export function assertPaceSql(names: ObjectNames, bytesPerSecond: number): strin
   return `SELECT setval(oid::regclass, ${bytesPerSecond}) FROM pg_class WHERE oid = to_regclass(${quoteLiteral(quoteTable(names.pace))})`;
 }
 
+/** The same before there is a copy. */
+export function setPaceAction(names: ObjectNames, bytesPerSecond: number): Action {
+  return {
+    name: 'set-pace',
+    on: 'destination',
+    text: 'set the rate of the copy',
+    mode: 'transaction',
+    sql: [assertPaceSql(names, bytesPerSecond)],
+  };
+}
+
 /** Limit of the copy and what heeds it; see sql/shard/pace.sql. It goes with the guards. */
 export function paceAction(names: ObjectNames, on: 'source' | 'destination', shard: string): Action {
   const fill: Record<string, string> = {

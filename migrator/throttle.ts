@@ -54,10 +54,15 @@ export class Throttle {
     return Math.max(2, Math.round((maxRate ?? UNLIMITED_RATE) * this.#factor));
   }
 
+  /** Of one of so many workers that copy, as `assertPaceSql` has it. */
+  copyPace(workers: number): number {
+    const rate = this.rate;
+    return rate === null ? UNLIMITED : Math.max(2, Math.round(rate / Math.max(1, workers)));
+  }
+
   /** To be called often while tables are copied. @param workers that copy at the moment */
   async paceCopy(workers: number): Promise<void> {
-    const rate = this.rate;
-    await this.#look(rate === null ? UNLIMITED : Math.max(2, Math.round(rate / Math.max(1, workers))));
+    await this.#look(this.copyPace(workers));
   }
 
   /** No limit for the copy any more. */

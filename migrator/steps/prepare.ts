@@ -7,7 +7,7 @@ import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
 import { type CleanupRecord, decodeSpec, otherMoves } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
-import { paceAction, paceTableAction } from '../pace.js';
+import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
 import { removeRows } from '../remove-rows.js';
@@ -88,7 +88,7 @@ async function ownCleanup(m: Move): Promise<CleanupRecord[]> {
   return result.rows.map((r) => ({ ...r, id: BigInt(r.id) }));
 }
 
-/** preparing → copying: guards, tables at the destination, marker, publication, slot, subscription, in this order. */
+/** preparing → copying: guards, tables at the destination, marker, publication, slot, pace, subscription, in this order. */
 export async function prepare(m: Move): Promise<void> {
   const { source, destination } = await runPreflight(m);
   const info = (t: MovingTable): TableInfo => source.get(tableId(t)) as TableInfo;
@@ -109,6 +109,8 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(publicationAction(m));
   await m.exec.progress({ note: 'waiting for the transactions that now write at the source' });
   await m.exec.perform(slotAction(m));
+  // The copy begins with the subscription: a small table is through before it is looked at for the first time. Until then nobody knows how many workers there are.
+  await m.exec.perform(setPaceAction(m.names, new Throttle(m).copyPace(m.tables.length)));
   await subscribe(m);
   m.row = await m.exec.transition(m.row, 'copying');
 }

@@ -1,3 +1,4 @@
+import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { lastComparison } from '../../migrator/comparison.js';
 import { requestAbort, requestComparison, setPaused, setThrottle } from '../../migrator/migration-requests.js';
@@ -65,6 +66,27 @@ const stopped = () =>
     { what: 'the copy to stop in the middle', timeoutMs: 60_000 },
   );
 
+/** A migrator that writes down that it is not paused any more waits until it is let go. */
+async function keepFromGoingOn() {
+  const { pool } = s.catalog;
+  await pool.query(`CREATE OR REPLACE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NEW; END $$`);
+  await pool.query(`CREATE TRIGGER keep BEFORE UPDATE ON foreshard.migration FOR EACH ROW
+    WHEN (OLD.progress->>'note' = 'paused' AND NEW.progress->>'note' IS NULL) EXECUTE FUNCTION public.keep()`);
+  const keeper = new pg.Client({ connectionString: s.catalogUrl });
+  await keeper.connect();
+  await keeper.query('SELECT pg_advisory_lock(77)');
+  moves.atStop(async () => {
+    await keeper.end();
+    await pool.query('DROP TRIGGER keep ON foreshard.migration');
+  });
+  const waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted";
+  return {
+    isKept: async () => (await keeper.query(waiting)).rowCount === 1,
+    letGo: () => keeper.query('SELECT pg_advisory_unlock(77)'),
+  };
+}
+
 describe('the initial copy', () => {
   test('keeps to a rate that is changed while it runs, loses nothing, and is not begun again', async () => {
     const { writers } = await moves.startLoad(12);
@@ -87,6 +109,23 @@ describe('the initial copy', () => {
     await expect(setThrottle(s.catalog.pool, id, {}, 'test')).rejects.toThrow(/is done: there is nothing to change/);
   });
 
+  test('is paced from its beginning', async () => {
+    // What the pace is when the subscription is about to be made.
+    await withClient(s.urlTwo, (c) =>
+      c.query(`CREATE TABLE paces (at_first bigint);
+        CREATE FUNCTION note_pace() RETURNS event_trigger LANGUAGE plpgsql AS $$
+          DECLARE pace regclass := (SELECT oid FROM pg_class WHERE relname ~ '^pace_' AND relkind = 'S');
+          BEGIN EXECUTE 'INSERT INTO public.paces SELECT last_value FROM ' || pace; END $$;
+        CREATE EVENT TRIGGER note_pace ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION note_pace()`),
+    );
+    const id = await approve({ maxRate: 8_000_000 });
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('done');
+    const { rows } = await withClient(s.urlTwo, (c) => c.query('SELECT at_first::int FROM paces'));
+    // Shared by its four tables, as it is not known yet how many are copied at a time.
+    expect(rows).toEqual([{ at_first: 2_000_000 }]);
+  });
+
   test('stops where it is when the migration is paused, and goes on there', async () => {
     const id = await approve({ maxRate: 20_000 });
     moves.startMigrator();
@@ -99,7 +138,12 @@ describe('the initial copy', () => {
       async (c) => (await c.query('SELECT pid FROM pg_stat_progress_copy')).rows,
     );
     await setThrottle(s.catalog.pool, id, { ...OFF, maxRate: 100_000 }, 'test');
+    const { isKept, letGo } = await keepFromGoingOn();
     await setPaused(s.catalog.pool, id, false, 'test');
+    await waitFor(isKept, { what: 'the migrator to go on' });
+    // It does not run free before it is paced again.
+    expect(await pace()).toBe(STOPPED);
+    await letGo();
     await waitFor(async () => (await copied()) !== part, { what: 'the copy to go on', timeoutMs: 40_000 });
     const still = await withClient(
       s.urlTwo,
