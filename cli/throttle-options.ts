@@ -17,7 +17,8 @@ export function throttleOptions<T>(y: Argv<T>): Argv<T & ThrottleArgs> {
     .option('max-rate', {
       type: 'string',
       requiresArg: true,
-      describe: 'Bytes a second that are copied, or looked through when rows are removed: 20MB; off for no limit',
+      describe:
+        'Bytes a second that are copied, or looked through when rows are removed; twice as many are compared, and indexes are built by one process each: 20MB; off for no limit',
     })
     .option('max-lag', {
       type: 'string',

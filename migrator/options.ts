@@ -1,7 +1,7 @@
 import type { ThrottleLimits } from '../topology/migration-controls.js';
 
 /**
- * A load that used all of two processors, shared with both servers, lost 9 to 16 % of its throughput while 2.5 MB/s were copied, 14 and 31 % at 4.6 and 3.3 MB/s (two series, which differ that much), and 50 % without
+ * Rows are copied, and looked through to be removed, at the rate, and compared at twice that; while there is one, an index is built by one process. A load that used all of two processors, shared with both servers, lost 9 to 16 % of its throughput while 2.5 MB/s were copied, 14 and 31 % at 4.6 and 3.3 MB/s (two series, which differ that much), and 50 % without
  * a limit.
  */
 const DEFAULT_THROTTLE: ThrottleLimits = { maxRate: 2_000_000, maxLagMs: 10_000, maxLatencyMs: 100 };
