@@ -448,8 +448,12 @@ export class Lease {
       this.pinning.clear();
       this.releaseIfIdle();
     }
+    // One that was waited for by a map on which it needed no other: it is among those that it takes now, and may be the only one there is.
+    if (this.backend !== null && !this.#begun && this.pinned === null) {
+      if (this.transaction?.deferred !== true) this.transaction = null;
+      this.#giveBack();
+    }
     if (this.backend === null && this.transaction === null) return;
-    if (this.backend !== null && !this.#begun && this.pinned === null) return;
     throw fanOutRefused(this.pinned);
   }
 

@@ -696,6 +696,33 @@ describe('a pool of one', () => {
         await untilHeard();
       }
     });
+
+    it.each(KINDS)('belongs to several shards meanwhile: $kind, in a block: $block', async (how) => {
+      held = 500;
+      await s.onShard(1, `INSERT INTO tenants VALUES (500, 't500'), (200, 't200')`);
+      await s.onShard(0, `INSERT INTO tenants VALUES (150, 'moved')`);
+      const [peer] = await waiter(how, 'SELECT name FROM tenants WHERE tenant_id IN (150, 200)');
+      try {
+        await s.flipTo(180);
+        await untilHeard();
+        await holder.query('COMMIT');
+        const told = await peer.until('Z');
+        expect(told.at(-1)?.body.toString()).toBe(how.block ? 'E' : 'I');
+        if (how.block) expect(errorsIn(told)).toEqual(['ERROR 0A000']);
+        else
+          expect(told.filter((m) => m.type === 'D').map((m) => m.body.toString('latin1', 6))).toEqual([
+            'moved',
+            't200',
+          ]);
+        // It keeps no connection.
+        if (how.block) await ask(peer, ...how.say('ROLLBACK'));
+        expect((await holder.query('SELECT name FROM tenants WHERE tenant_id = 500')).rowCount).toBe(1);
+        expect([...one.pools.all].reduce((n, { counts }) => n + counts.inUse, 0)).toBe(0);
+      } finally {
+        await s.flipTo(100);
+        await untilHeard();
+      }
+    });
   });
 
   it('runs many statements for several shards at once without a deadlock', async () => {
