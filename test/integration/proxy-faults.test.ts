@@ -12,6 +12,7 @@ import {
   encodeQuery,
   FLUSH,
   SYNC,
+  TERMINATE,
 } from '../../proxy/wire/frontend.js';
 import { MessageBuilder } from '../../proxy/wire/message-builder.js';
 import { FRONTEND } from '../../proxy/wire/message-types.js';
@@ -717,11 +718,76 @@ describe('a pool of one', () => {
         // It keeps no connection.
         if (how.block) await ask(peer, ...how.say('ROLLBACK'));
         expect((await holder.query('SELECT name FROM tenants WHERE tenant_id = 500')).rowCount).toBe(1);
-        expect([...one.pools.all].reduce((n, { counts }) => n + counts.inUse, 0)).toBe(0);
+        const kept = () => [...one.pools.all].reduce((n, { status }) => n + status.clActive, 0);
+        await waitFor(() => kept() === 0, { what: 'all connections to be given back' });
       } finally {
         await s.flipTo(100);
         await untilHeard();
       }
+    });
+
+    it.each(KINDS)(
+      'lets others have the connection while its range is held: $kind, in a block: $block',
+      async (how) => {
+        await s.onShard(1, `INSERT INTO tenants VALUES (500, 't500')`);
+        held = 500;
+        const [peer] = await waiter(how, rename(`'done'`));
+        const keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
+        const id = await createHold(s.catalog.pool, {
+          migrationId: 1n,
+          keyspace,
+          lo: [100n],
+          hi: [300n],
+          referenceTables: false,
+          deadlineMs: 20_000,
+        });
+        try {
+          // What waits for a connection is not waited for.
+          await waitFor(async () => (await holdStatus(s.catalog.pool, id)).waitingFor.length === 0, {
+            what: 'the hold',
+          });
+          await holder.query('COMMIT');
+          await holder.query(rename(`'again'`, held));
+          expect(await s.onShard(1, 'SELECT name FROM tenants ORDER BY 1')).toEqual([
+            { name: 'again' },
+            { name: 't150' },
+          ]);
+        } finally {
+          await dropHold(s.catalog.pool, id);
+        }
+        expect((await peer.until('Z')).map((m) => m.type).join('')).toBe(how.done);
+        if (how.block) await ask(peer, ...how.say('COMMIT'));
+        expect(await s.onShard(1, 'SELECT name FROM tenants ORDER BY 1')).toEqual([
+          { name: 'again' },
+          { name: 'done' },
+        ]);
+      },
+    );
+
+    it.each(KINDS.slice(1, 3))('goes on over another when its own is cut: $kind, in a block: $block', async (how) => {
+      const [peer] = await waiter(how, rename(`name || '!'`));
+      await s.onShard(
+        1,
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`,
+      );
+      expect((await peer.until('Z')).map((m) => m.type).join('')).toBe(how.done);
+      if (how.block) await ask(peer, ...how.say('COMMIT'));
+      expect(await s.onShard(1, 'SELECT name FROM tenants')).toEqual([{ name: 't150!' }]);
+    });
+
+    it.each(KINDS.slice(1, 3))('is carried out after a goodbye: $kind, in a block: $block', async (how) => {
+      const [peer] = await waiter(how, rename(`name || '!'`));
+      if (how.block) peer.send(...how.say('COMMIT'));
+      peer.send(TERMINATE);
+      peer.socket.end();
+      await holder.query('COMMIT');
+      await waitFor(
+        async () => (await s.onShard<{ name: string }>(1, 'SELECT name FROM tenants'))[0]?.name === 'held!',
+        {
+          what: 'what it had asked for',
+        },
+      );
+      await untilQuiet();
     });
   });
 
