@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { ForeshardError } from '../../topology/errors.js';
+import { SharedLookup } from './shared-lookup.js';
 import type { UserRecord, UserSource } from './user-record.js';
 import { parseSecret } from './user-secret.js';
 
@@ -24,6 +25,10 @@ const IDLE_MS = 10_000;
 /** A look-up that gave no answer. For the log: a client who is nobody yet is not told how the proxy is set up. */
 export class LookupError extends ForeshardError {}
 
+interface Role {
+  readonly canLogin: boolean;
+}
+
 export interface RoleQueryOptions {
   /** One parameter, the user's name; gives no row, or one. null: the role in pg_authid. */
   readonly sql: string | null;
@@ -46,6 +51,10 @@ export class RoleQuery implements UserSource {
   #connections: Connections | null = null;
   #closed = false;
   #iterations: number | null = null;
+  readonly #roles = new SharedLookup<Role | null>(async (user) => {
+    const row = await this.#ask(READ_ROLE, [user]);
+    return row === null ? null : { canLogin: row.rolcanlogin !== false };
+  });
 
   constructor(options: RoleQueryOptions) {
     this.#options = options;
@@ -86,9 +95,8 @@ export class RoleQuery implements UserSource {
   }
 
   /** Whether there is such a role and whether it may log in, for methods that ask for no password. */
-  async role(user: string): Promise<{ readonly canLogin: boolean } | null> {
-    const row = await this.#ask(READ_ROLE, [user]);
-    return row === null ? null : { canLogin: row.rolcanlogin !== false };
+  role(user: string): Promise<Role | null> {
+    return this.#roles.find(user);
   }
 
   /** Look-ups under way get their answer, and so does who comes later: a login may have begun before a reload. */

@@ -1,4 +1,5 @@
 import NodeCache from 'node-cache';
+import { SharedLookup } from './shared-lookup.js';
 import type { UserRecord, UserSource } from './user-record.js';
 import { parseSecret } from './user-secret.js';
 
@@ -27,9 +28,7 @@ export interface Found {
 export class UserDirectory {
   readonly #options: UserDirectoryOptions;
   readonly #cache: NodeCache | null;
-  /** Look-ups not begun yet: logins of one user that arrive together share one. */
-  readonly #waiting = new Map<string, Promise<UserRecord | null>>();
-  readonly #running = new Map<string, Promise<unknown>>();
+  readonly #lookup = new SharedLookup((user) => this.#ask(user));
 
   constructor(options: UserDirectoryOptions) {
     this.#options = options;
@@ -53,7 +52,7 @@ export class UserDirectory {
     if (listed !== undefined) return { cached: false, record: known('file', listed, null) };
     const cached = this.#cache?.get<UserRecord | null>(user);
     if (cached !== undefined) return { cached: true, record: cached };
-    return { cached: false, record: await this.#read(user) };
+    return { cached: false, record: await this.#lookup.find(user) };
   }
 
   /** As it is now, past the cache. */
@@ -80,39 +79,14 @@ export class UserDirectory {
     this.#cache?.close();
   }
 
-  /**
-   * A look-up that begins after this call, so that a password changed before a login is known to it. While one runs, all who come wait
-   * for the same next one.
-   */
-  #read(user: string): Promise<UserRecord | null> {
-    const waiting = this.#waiting.get(user);
-    if (waiting !== undefined) return waiting;
-    const before = this.#running.get(user);
-    const start = async (): Promise<UserRecord | null> => {
-      if (before !== undefined) await before.catch(() => undefined);
-      this.#waiting.delete(user);
-      const reading = this.#ask(user);
-      this.#running.set(user, reading);
-      try {
-        const record = await reading;
-        this.#cache?.set(user, record);
-        return record;
-      } finally {
-        if (this.#running.get(user) === reading) this.#running.delete(user);
-      }
-    };
-    const promise = start();
-    // With nothing running it has begun already.
-    if (before !== undefined) this.#waiting.set(user, promise);
-    return promise;
-  }
-
   async #ask(user: string): Promise<UserRecord | null> {
+    let record: UserRecord | null = null;
     for (const source of this.#options.sources) {
-      const record = await source.find(user);
-      if (record !== null) return record;
+      record = await source.find(user);
+      if (record !== null) break;
     }
-    return null;
+    this.#cache?.set(user, record);
+    return record;
   }
 }
 

@@ -18,9 +18,19 @@ const connections = () =>
     const sql = `SELECT FROM pg_stat_activity WHERE application_name = 'foreshard auth'`;
     return (await client.query(sql)).rowCount;
   });
-/** More than there are connections for. */
-const crowd = (roles: RoleQuery) => Promise.all(Array.from({ length: 10 }, () => roles.role('postgres')));
-const answers = Array.from({ length: 10 }, () => ({ canLogin: true }));
+/** More than there are connections for, and each asked for by itself. */
+const NAMES = [
+  'postgres',
+  'pg_database_owner',
+  'pg_monitor',
+  'pg_read_all_data',
+  'pg_read_all_settings',
+  'pg_read_all_stats',
+  'pg_write_all_data',
+  'nobody',
+];
+const crowd = (roles: RoleQuery) => Promise.all(NAMES.map((name) => roles.role(name)));
+const answers = NAMES.map((name) => (name === 'nobody' ? null : { canLogin: name === 'postgres' }));
 
 describe('look-ups of users', () => {
   it('are answered when the configuration is read again meanwhile, and leave no connection', async () => {
@@ -43,5 +53,22 @@ describe('look-ups of users', () => {
     expect(await begun).toEqual(answers);
     await roles.close();
     await waitFor(async () => (await connections()) === 0, { what: 'the connections to be closed' });
+  });
+
+  it('of one role that logs in many times at once are two: the first, and one for all who came while that ran', async () => {
+    let asked = 0;
+    const roles = query(() => {
+      asked += 1;
+      return cluster.url();
+    });
+    const found = await Promise.all(Array.from({ length: 20 }, () => roles.role('postgres')));
+    expect(found).toEqual(Array.from({ length: 20 }, () => ({ canLogin: true })));
+    expect(asked).toBe(2);
+    await withClient(cluster.url(), (client) => client.query('CREATE ROLE late LOGIN'));
+    const before = roles.role('late');
+    await withClient(cluster.url(), (client) => client.query('ALTER ROLE late NOLOGIN'));
+    expect(await roles.role('late')).toEqual({ canLogin: false });
+    expect(await before).not.toBeNull();
+    await roles.close();
   });
 });
