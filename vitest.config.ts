@@ -9,8 +9,9 @@ export default defineConfig({
     maxWorkers: 4,
     // What is read and kept although it is overwritten by the next read shows itself at once, here and in the processes that tests start.
     env: { FORESHARD_POISON_MEMORY: '1' },
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // For what hangs; a busy machine is no failure.
+    testTimeout: 180_000,
+    hookTimeout: 180_000,
     reporters: ['default', new CountsReporter()],
   },
 });

@@ -16,7 +16,7 @@ beforeAll(async () => {
   await createRole(cluster, cluster.password);
   await createDatabase(cluster, 'bench');
   await fillDatabase(cluster, 'bench', 1, 'true');
-}, 120_000);
+});
 afterAll(() => {
   for (const client of clients) client.end();
   clients = [];

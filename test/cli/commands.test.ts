@@ -30,7 +30,7 @@ beforeAll(async () => {
       INSERT INTO orders SELECT t, o, 1 FROM generate_series(1, 100) t, generate_series(1, 10) o;
     `),
   );
-}, 180_000);
+});
 
 const on = (url: string, ...args: string[]) => cli([...args, '--catalog', url]);
 const foreshard = (...args: string[]) => on(catalog, ...args);

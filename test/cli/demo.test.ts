@@ -16,7 +16,7 @@ let reports: string;
 
 beforeAll(async () => {
   await buildCli();
-}, 180_000);
+});
 
 beforeEach(() => {
   temporary = mkdtempSync(join(tmpdir(), 'foreshard-test-'));

@@ -73,7 +73,7 @@ beforeAll(async () => {
     ['table', 'add', 'words', '--keyspace', 'words', '--key', 'word,n'],
   ])
     expect(await foreshard(...args)).toMatchObject({ code: 0, stderr: '' });
-}, 180_000);
+});
 
 describe('migrate plan', () => {
   it('refuses what cannot be', async () => {

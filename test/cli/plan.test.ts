@@ -81,7 +81,7 @@ beforeAll(async () => {
     ['table', 'add', 'orders', '--keyspace', 'shop', '--key', 'tenant_id'],
   ])
     expect(await foreshard(...args)).toMatchObject({ code: 0, stderr: '' });
-}, 180_000);
+});
 
 describe('plan', () => {
   it('says that it knows too little, and proposes nothing', async () => {

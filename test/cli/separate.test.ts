@@ -54,7 +54,7 @@ beforeAll(async () => {
          (200, 'delete from documents using orders', 1000)) AS x (h, t, c)`,
     ),
   );
-}, 180_000);
+});
 
 const APART = 'this statement uses tables of keyspaces "main" and "docs", whose rows are on different shards';
 

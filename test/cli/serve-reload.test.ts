@@ -9,7 +9,7 @@ const dir = temporaryDirectory('foreshard-reload-');
 
 beforeAll(async () => {
   serving = await Serving.start(dir);
-}, 180_000);
+});
 
 afterAll(async () => {
   await serving?.stop();
@@ -59,7 +59,7 @@ describe('SIGHUP', () => {
     await client.end();
     await another.end();
     await processes.stop();
-  }, 60_000);
+  });
 
   it('keeps everything as it was when the file has mistakes, and says each of them', async () => {
     serving.configure(users('first'));
@@ -75,7 +75,7 @@ describe('SIGHUP', () => {
     expect(await login(processes, 'first')).toBe('in');
     expect(await login(processes, 'second')).toBe('28P01');
     await processes.stop();
-  }, 60_000);
+  });
 
   it('starts the planner again when its part of the file has changed', async () => {
     serving.configure(users('first'));
@@ -100,7 +100,7 @@ describe('SIGHUP', () => {
     );
     expect(await login(processes, 'first')).toBe('in');
     await processes.stop();
-  }, 60_000);
+  });
 });
 
 describe('the admin database', () => {
@@ -123,7 +123,7 @@ describe('the admin database', () => {
     for (const { client: one } of clients) await one.end();
     await client.end();
     await processes.stop();
-  }, 60_000);
+  });
 
   it('ends all processes when the clients have left: SHUTDOWN WAIT_FOR_CLIENTS', async () => {
     serving.configure({ ...users('first'), admin: { users: ['app'] }, workers: 2 });
@@ -141,7 +141,7 @@ describe('the admin database', () => {
       await client.end();
     }
     expect(await processes.ended()).toBe(0);
-  }, 60_000);
+  });
 
   it('ends each client after its transaction: SHUTDOWN WAIT_FOR_SERVERS', async () => {
     serving.configure({ ...users('first'), admin: { users: ['app'] }, workers: 2 });
@@ -160,5 +160,5 @@ describe('the admin database', () => {
     await operator.end().catch(() => undefined);
     expect(await processes.ended()).toBe(0);
     expect(await serving.direct('shop', 'SELECT id FROM orders WHERE tenant_id = 5')).toEqual([{ id: '5' }]);
-  }, 60_000);
+  });
 });

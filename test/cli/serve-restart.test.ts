@@ -16,7 +16,7 @@ const dir = temporaryDirectory('foreshard-restart-');
 
 beforeAll(async () => {
   serving = await Serving.start(dir);
-}, 180_000);
+});
 
 afterAll(async () => {
   await serving?.stop();
@@ -111,7 +111,7 @@ describe('SIGUSR2', () => {
     await fresh.end();
     expect(await processes.stop()).toEqual({ code: 143, left: [] });
     expect(await serving.direct('foreshard', 'SELECT FROM foreshard.proxy')).toEqual([]);
-  }, 120_000);
+  });
 
   it('goes on as before when the new processes cannot start', async () => {
     const processes = await serving.serve();
@@ -134,7 +134,7 @@ describe('SIGUSR2', () => {
     await client.end();
     await processes.stop();
     serving.configure({});
-  }, 60_000);
+  });
 
   it('lets clients of the old processes go between transactions when their time is up', async () => {
     serving.configure({ limits: { drainTimeoutMs: 1 } });
@@ -152,7 +152,7 @@ describe('SIGUSR2', () => {
     await processes.logged('the processes from before the restart have ended');
     await processes.stop();
     serving.configure({});
-  }, 60_000);
+  });
 });
 
 describe('a socket that the service manager holds', () => {
@@ -177,7 +177,7 @@ describe('a socket that the service manager holds', () => {
           const lines = stderr.split('\n').filter((line) => line.includes('"msg":"ready"'));
           return lines[run - 1] === undefined ? null : (JSON.parse(lines[run - 1] as string) as LogLine);
         },
-        { what: 'the proxy', timeoutMs: 40_000 },
+        { what: 'the proxy' },
       );
     const url = `postgresql://app:app-secret@127.0.0.1:${port}/shop`;
     const first = await ready(1);
@@ -190,5 +190,5 @@ describe('a socket that the service manager holds', () => {
     const second = await ready(2);
     process.kill(second.pid, 'SIGTERM');
     expect((await events.once(manager, 'exit'))[0]).toBe(0);
-  }, 60_000);
+  });
 });

@@ -57,7 +57,7 @@ describe.skipIf(!hasOpenssl)('several processes', () => {
       serverPasswords: { app: { password: 'app-secret' } },
     });
     processes = await serving.serve();
-  }, 180_000);
+  });
   afterAll(() => serving?.stop());
 
   function secure(options: ConnectionOptions): Promise<TLSSocket> {

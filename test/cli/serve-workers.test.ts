@@ -18,7 +18,7 @@ const dir = temporaryDirectory('foreshard-workers-');
 
 beforeAll(async () => {
   serving = await Serving.start(dir);
-}, 180_000);
+});
 
 afterAll(async () => {
   await serving?.stop();
@@ -246,7 +246,6 @@ describe('a replica', () => {
       );
       await waitFor(async () => (await catalog.loadTopology()).replicas.some((r) => r.id === id), {
         what: 'the replica',
-        timeoutMs: 60_000,
       });
       // A row by which a read tells where it was.
       await withClient(other.url('shop'), async (c) => {
@@ -268,7 +267,6 @@ describe('a replica', () => {
       await requestAbort(catalog.pool, id, 'test');
       await waitFor(async () => (await loadMigration(catalog.pool, id)).state === 'aborted', {
         what: 'the end of the replica',
-        timeoutMs: 60_000,
       });
       // At the owner: the row of the replica's is not among them.
       for (const c of clients)

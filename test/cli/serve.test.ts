@@ -59,7 +59,7 @@ shards: {s1: {passwordEnv: ONE_PW}, s2: {passwordEnv: TWO_PW}}
     ['table', 'add', 'orders', '--keyspace', 'shop', '--key', 'tenant_id'],
   ])
     expect(await cli(args, { env, cwd: dir })).toMatchObject({ code: 0, stderr: '' });
-}, 180_000);
+});
 
 describe('serve', () => {
   it('lets the application in with the password it had, without any password in the catalog', async () => {

@@ -129,7 +129,7 @@ export class ServeProcesses {
         const lines = this.lines.filter(({ msg }) => msg.includes(message));
         return lines[count - 1] ?? (this.#running.child.exitCode === null ? null : 'ended');
       },
-      { what: `"${message}" in the log`, timeoutMs: 60_000 },
+      { what: `"${message}" in the log` },
     );
     if (found === 'ended') throw new Error(`foreshard serve has ended:\n${this.stderr}`);
     return found;

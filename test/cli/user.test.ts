@@ -13,7 +13,7 @@ beforeAll(async () => {
   catalog = cluster.url('foreshard');
   await withClient(cluster.url(), (c) => c.query('CREATE DATABASE foreshard'));
   expect(await cli(['init', '--catalog', catalog, '--database', 'shop'])).toMatchObject({ code: 0 });
-}, 180_000);
+});
 
 const user = (args: readonly string[], options: CliOptions = {}) =>
   cli(['user', ...args, '--catalog', catalog], options);

@@ -82,7 +82,7 @@ async function held(id: bigint): Promise<void> {
     async () =>
       (await s.catalog.pool.query('SELECT FROM foreshard.hold WHERE migration_id = $1', [id.toString()])).rowCount ===
       1,
-    { what: 'the hold', timeoutMs: 40_000 },
+    { what: 'the hold' },
   );
 }
 
@@ -92,7 +92,7 @@ async function done(id: bigint): Promise<MigrationRow> {
       const now = await loadMigration(s.catalog.pool, id);
       return RESTING_STATES.includes(now.state) ? now : null;
     },
-    { what: 'the end of the migration', timeoutMs: 50_000 },
+    { what: 'the end of the migration' },
   );
   expect({ state: row.state, error: row.error }).toEqual({ state: 'done', error: null });
   owner = there();
@@ -219,7 +219,6 @@ describe('COPY', () => {
     const noted = (note: RegExp) =>
       waitFor(async () => note.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''), {
         what: `the note ${note}`,
-        timeoutMs: 40_000,
       });
     await noted(/^paused$/);
     await pauseOnEntering(s, null);
@@ -295,7 +294,7 @@ describe('a transaction that the flip is not to wait for', () => {
     const id = await begin({ auto: false, ...controls });
     await waitFor(
       async () => (await loadMigration(s.catalog.pool, id)).progress.note?.startsWith('ready to flip') === true,
-      { what: 'the migration to wait for its flip', timeoutMs: 40_000 },
+      { what: 'the migration to wait for its flip' },
     );
     return id;
   }

@@ -164,7 +164,7 @@ it('moves half of the tenants under live load through two proxies: no error, no 
         for (const w of [...writers, ...readers]) if (w.errors.length > 0) throw w.errors[0];
         return m?.state === 'done';
       },
-      { what: 'the move', timeoutMs: 50_000 },
+      { what: 'the move' },
     );
   } finally {
     await Promise.all([...writers, ...readers].map((w) => w.stop()));

@@ -57,7 +57,6 @@ async function makeReplica(readPercent = 0): Promise<bigint> {
 async function serving(id: bigint): Promise<void> {
   await waitFor(async () => (await s.catalog.loadTopology()).replicas.some((r) => r.id === id), {
     what: 'the replica',
-    timeoutMs: 60_000,
   });
   await s.reloaded();
 }
@@ -68,7 +67,7 @@ async function atRest(id: bigint): Promise<string> {
       const { state } = await loadMigration(s.catalog.pool, id);
       return RESTING_STATES.includes(state) ? state : null;
     },
-    { what: 'the migration to end', timeoutMs: 60_000 },
+    { what: 'the migration to end' },
   );
 }
 
@@ -94,7 +93,7 @@ async function goesThere(client: pg.Client, sql = READ): Promise<void> {
       await client.query(sql);
       return (await counts()).reads > reads;
     },
-    { what: 'a read at the replica', timeoutMs: 30_000 },
+    { what: 'a read at the replica' },
   );
 }
 
@@ -163,7 +162,7 @@ describe('a read goes to the replica', () => {
         expect((await client.query(prepared)).rows).toEqual([{ note: 'old' }]);
         return (await counts()).reads > reads;
       },
-      { what: 'a prepared read at the replica', timeoutMs: 30_000 },
+      { what: 'a prepared read at the replica' },
     );
     await client.query('RESET foreshard.max_staleness');
     const { reads } = await counts();
@@ -278,7 +277,7 @@ describe('while the replica does not get on', () => {
           if (last === 'old') expect(asked - changed).toBeLessThan(300);
           return last === 'newer';
         },
-        { what: 'the owner to be asked', timeoutMs: 20_000 },
+        { what: 'the owner to be asked' },
       );
       for (let i = 0; i < 10; i++) expect(await noteOf(client)).toBe('newer');
     });
@@ -380,12 +379,11 @@ describe('when the replica goes', () => {
       await waitFor(
         async () =>
           (await catalog.query('SELECT FROM foreshard.proxy WHERE lease_until > clock_timestamp()')).rowCount === 0,
-        { what: 'the end of the lease', timeoutMs: 20_000 },
+        { what: 'the end of the lease' },
       );
       await requestAbort(s.catalog.pool, id, 'test');
       await waitFor(async () => (await s.catalog.loadTopology()).replicas.length === 0, {
         what: 'the replica to be out of service',
-        timeoutMs: 20_000,
       });
       // What the migrator does as soon as it gets at the table.
       await there.query('SET LOCAL session_replication_role = replica; DELETE FROM orders; COMMIT');
@@ -424,11 +422,11 @@ describe('when the replica goes', () => {
       }
     });
     const all = Promise.all(workers).catch((error: unknown) => errors.push(error));
-    await waitFor(async () => rounds > 100 && (await counts()).reads > 20, { what: 'reads there', timeoutMs: 60_000 });
+    await waitFor(async () => rounds > 100 && (await counts()).reads > 20, { what: 'reads there' });
     await requestPromotion(s.catalog.pool, id, 'test');
     expect(await atRest(id)).toBe('done');
     const flipped = rounds;
-    await waitFor(() => rounds > flipped + 50, { what: 'work after the flip', timeoutMs: 60_000 });
+    await waitFor(() => rounds > flipped + 50, { what: 'work after the flip' });
     stopped = true;
     await all;
     expect(errors).toEqual([]);

@@ -70,7 +70,7 @@ const served = () =>
     async () =>
       (await s.catalog.pool.query('SELECT FROM foreshard.meta m JOIN foreshard.proxy p ON p.epoch_acked >= m.epoch'))
         .rowCount === 2,
-    { what: 'the newest epoch', timeoutMs: 30_000 },
+    { what: 'the newest epoch' },
   );
 
 /** Moves a whole keyspace, which is one range. */
@@ -120,7 +120,7 @@ async function migrated(what: string, done: () => Promise<boolean>): Promise<voi
   const logger = pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2));
   const running = new Migrator({ catalog: s.catalog, logger, pollMs: 100 }).run(stop.signal);
   try {
-    await waitFor(done, { what, timeoutMs: 90_000 });
+    await waitFor(done, { what });
   } finally {
     stop.abort();
     await running;
@@ -263,7 +263,7 @@ describe('tables of a keyspace', () => {
           if (over) waits = join();
           return !over;
         },
-        { what: 'the hold to be seen', timeoutMs: 30_000 },
+        { what: 'the hold to be seen' },
       );
       // It goes on by the new map; what it touched by the old one is still known.
       expect((await c.query('SELECT body FROM documents WHERE tenant_id = 15')).rows).toEqual([{ body: 'd15' }]);
@@ -273,7 +273,7 @@ describe('tables of a keyspace', () => {
       expect(await acked(id)).toBe(false);
       await c.query('ROLLBACK');
       // The one beside the interval is not waited for.
-      await waitFor(() => acked(id), { what: 'the acknowledgement', timeoutMs: 30_000 });
+      await waitFor(() => acked(id), { what: 'the acknowledgement' });
       await beside.query('COMMIT');
       await dropHold(s.catalog.pool, id);
       expect((await waits).rows).toEqual([{ body: 'd6' }]);
@@ -360,7 +360,7 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
         check();
         return writers.every((w, i) => w.documents.size > (before[i] as number) + 5);
       },
-      { what: 'the writers', timeoutMs: 60_000 },
+      { what: 'the writers' },
     );
   };
   try {
@@ -368,7 +368,7 @@ it('are separated, moved, moved back and joined under load: nothing is lost, and
     expect(refused()).toBe(0);
     await carryOut('main', separation.tables, 'docs', check);
     await goOn();
-    await waitFor(async () => refused() > 0, { what: 'a refusal', timeoutMs: 60_000 });
+    await waitFor(async () => refused() > 0, { what: 'a refusal' });
     await move('docs', 's2', 's1', check);
     await served();
     await joinKeyspaces(s.catalog, 'test', 'docs', 'main');
@@ -450,7 +450,7 @@ it('of no keyspace are moved and moved back under load: nothing is lost, and not
       check();
       return numbers.size > before + 20;
     };
-    await waitFor(more, { what: 'the writers', timeoutMs: 60_000 });
+    await waitFor(more, { what: 'the writers' });
   };
   /** What clients of both proxies hear. The table is not theirs: the server says so when DDL comes to it. */
   const heard = async (away: boolean) => {

@@ -40,7 +40,6 @@ async function moved(): Promise<bigint> {
   startMigrator(0);
   await waitFor(async () => RESTING_STATES.includes((await loadMigration(s.catalog.pool, id)).state), {
     what: 'the move',
-    timeoutMs: 40_000,
   });
   expect((await loadMigration(s.catalog.pool, id)).state).toBe('done');
   return id;
@@ -80,14 +79,12 @@ describe('an audit', () => {
     startMigrator(HOUR);
     await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'reversing', {
       what: 'the way back',
-      timeoutMs: 40_000,
     });
     expect(await texts()).toEqual([]);
     expect(await texts(true)).toEqual([]);
     await requestEnd(s.catalog.pool, id, 'rollback', 'test');
     await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'rolled_back', {
       what: 'the rollback',
-      timeoutMs: 40_000,
     });
     expect(await texts()).toEqual([]);
   });

@@ -95,7 +95,7 @@ const ended = (id: bigint): Promise<ChangeState> =>
       const state = changeState(await load(id));
       return state === 'running' || state === 'stopping' ? null : state;
     },
-    { what: `change ${id} to end`, timeoutMs: 90_000 },
+    { what: `change ${id} to end` },
   );
 const carryOut = async (...planned: Parameters<typeof plan>) => {
   const id = await plan(...planned);
@@ -197,7 +197,6 @@ describe('under load', () => {
     const atReady = (id: bigint, expected: string[]) =>
       waitFor(async () => (await states(id)).join() === expected.join(), {
         what: `change ${id} to be ${expected.join()}`,
-        timeoutMs: 60_000,
       });
     await atReady(first, ['ready', 'approved']);
     await abortChange(s.catalog.pool, first, 'test');
@@ -328,10 +327,10 @@ describe('a change', () => {
     await approve(single, { auto: false });
     await approve(change, { auto: false });
     moves.startMigrator();
-    await waitFor(async () => (await states(change))[0] === 'ready', { what: 'the older', timeoutMs: 60_000 });
+    await waitFor(async () => (await states(change))[0] === 'ready', { what: 'the older' });
     expect(await states(single)).toEqual(['approved']);
     await abortChange(s.catalog.pool, change, 'test');
-    await waitFor(async () => (await states(single))[0] === 'ready', { what: 'the younger', timeoutMs: 60_000 });
+    await waitFor(async () => (await states(single))[0] === 'ready', { what: 'the younger' });
     expect(await states(change)).toEqual(['aborted']);
     await abortChange(s.catalog.pool, single, 'test');
     expect(await ended(single)).toBe('aborted');
@@ -342,7 +341,7 @@ describe('a change', () => {
     const single = await plan('move', (k) => moveMembers(k, { lo: null, hi: [4n] }, shard('two')));
     await approve(single, { auto: false });
     moves.startMigrator();
-    await waitFor(async () => (await states(single))[0] === 'ready', { what: 'the move', timeoutMs: 60_000 });
+    await waitFor(async () => (await states(single))[0] === 'ready', { what: 'the move' });
     const id = await planVertical();
     await approve(id, { auto: false });
     // What is entered behind it waits for it.
@@ -356,7 +355,7 @@ describe('a change', () => {
     };
     expect([await next(id), await next(behind)]).toEqual([0, 0]);
     await abortChange(s.catalog.pool, single, 'test');
-    await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the tables’ move', timeoutMs: 60_000 });
+    await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the tables’ move' });
     expect(await states(id)).toEqual(['done', 'ready']);
     expect(await abortChange(s.catalog.pool, id, 'test')).toEqual({ kept: [(await load(id)).members[0]?.id] });
     expect(await ended(id)).toBe('stopped');
@@ -399,7 +398,6 @@ describe('a change', () => {
     moves.startMigrator();
     await waitFor(async () => (await loadMigration(s.catalog.pool, replica)).state === 'following', {
       what: 'the replica',
-      timeoutMs: 60_000,
     });
     const id = await planVertical();
     await approve(id);
@@ -433,11 +431,10 @@ describe('a change', () => {
     const { members } = await approve(id, { auto: false });
     const second = members[1]?.id as bigint;
     moves.startMigrator();
-    await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the second member', timeoutMs: 60_000 });
+    await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the second member' });
     await requestAbort(s.catalog.pool, second, 'test');
     await waitFor(async () => RESTING_STATES.includes((await loadMigration(s.catalog.pool, second)).state), {
       what: 'the abort',
-      timeoutMs: 60_000,
     });
     expect(await states(id)).toEqual(['done', 'aborted', 'aborted']);
     expect((await load(id)).members[2]?.error).toBe(`migration ${second} of the same change was aborted`);

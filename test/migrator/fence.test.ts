@@ -51,7 +51,6 @@ async function held(proxy: string): Promise<() => Promise<void>> {
   const { pool } = s.catalog;
   const hold = await waitFor(async () => (await pool.query<{ id: string }>('SELECT id FROM foreshard.hold')).rows[0], {
     what: 'the hold',
-    timeoutMs: 40_000,
   });
   return async () => {
     await pool.query('INSERT INTO foreshard.hold_ack (hold_id, proxy_id) VALUES ($1, $2)', [hold.id, proxy]);
@@ -155,7 +154,7 @@ test('a server that says nothing any more behind the fence is not waited for', a
 test('on the way back, a source that does not get on leaves the new owner as it was, and is tried again', async () => {
   const id = await approveMove(s, [6n], null);
   moves.startMigrator({ fenceBackoffMs: 50, drainMs: 300, wayBackMs: HOUR, sampleMs: 0 });
-  await waitFor(async () => (await load(id)).facts.exact === 'identical', { what: 'the flip', timeoutMs: 40_000 });
+  await waitFor(async () => (await load(id)).facts.exact === 'identical', { what: 'the flip' });
   const proxy = await slowProxy();
   await requestEnd(s.catalog.pool, id, 'rollback', 'test');
   const acknowledge = await held(proxy);
@@ -204,7 +203,7 @@ test.each([
     const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
     moves.startMigrator();
     const waits = async () => (await load(id)).progress.note?.startsWith('ready to flip') === true;
-    await waitFor(waits, { what: 'the migration to be ready', timeoutMs: 40_000 });
+    await waitFor(waits, { what: 'the migration to be ready' });
     await change();
     await requestFlip(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('aborted');

@@ -27,7 +27,7 @@ const waiting = (id: bigint) =>
       const row = await load(id);
       return row.state === 'ready' && row.progress.note?.startsWith('ready to flip') === true ? row : null;
     },
-    { what: 'the migration to wait for its flip', timeoutMs: 40_000 },
+    { what: 'the migration to wait for its flip' },
   );
 
 /** An hour of the day that the clock is not near. */
@@ -105,7 +105,7 @@ describe('a migration that does not go the whole way by itself', () => {
         const row = await load(id);
         return row.facts.fenceTries === 0 ? row : null;
       },
-      { what: 'the flip to be given up', timeoutMs: 40_000 },
+      { what: 'the flip to be given up' },
     );
     expect(back.controls.flipRequested).toBe(false);
     await s.catalog.pool.query('DELETE FROM foreshard.proxy WHERE id = $1', [proxy.rows[0]?.id]);

@@ -55,7 +55,7 @@ export class Moves {
         const row = await loadMigration(this.s.catalog.pool, id);
         return RESTING_STATES.includes(row.state) ? row.state : null;
       },
-      { what: `migration ${id} to end`, timeoutMs: 50_000 },
+      { what: `migration ${id} to end` },
     );
   }
 

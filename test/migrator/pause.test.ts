@@ -21,7 +21,6 @@ describe('a pause', () => {
   const paused = (id: bigint) =>
     waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
       what: 'the pause',
-      timeoutMs: 40_000,
     });
   const following = () =>
     withClient(s.urlTwo, async (c) => (await c.query('SELECT subenabled AS on FROM pg_subscription')).rows);

@@ -27,7 +27,6 @@ describe.skipIf(!existsSync(`${BIN}/initdb`))('servers of PostgreSQL 15', () => 
   const until = (id: bigint, state: string) =>
     waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
       what: `migration ${id} to be ${state}`,
-      timeoutMs: 50_000,
     });
 
   test('move rows there and back, and lose none', async () => {

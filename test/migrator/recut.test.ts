@@ -154,7 +154,7 @@ describe('a recut', () => {
         const { state } = await loadMigration(s.catalog.pool, id);
         return RESTING_STATES.includes(state) ? state : null;
       },
-      { what: `migration ${id} to end`, timeoutMs: 50_000 },
+      { what: `migration ${id} to end` },
     );
   const recut = async (spec: RecutSpec) =>
     createMigration(s.catalog.pool, await keyspaceOf(s), spec, { actor: 'test' });

@@ -23,12 +23,10 @@ beforeEach(() => resetShop(s, 12, 50));
 const serves = (id: bigint) =>
   waitFor(async () => (await s.catalog.loadTopology()).replicas.find((r) => r.id === id) ?? null, {
     what: 'the replica',
-    timeoutMs: 40_000,
   });
 const note = (id: bigint, pattern: RegExp) =>
   waitFor(async () => pattern.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''), {
     what: `the note ${pattern}`,
-    timeoutMs: 40_000,
   });
 
 describe('a replica', () => {
@@ -58,7 +56,7 @@ describe('a replica', () => {
             .rows[0];
         return JSON.stringify(await sum(s.urlOne)) === JSON.stringify(await sum(s.urlTwo));
       },
-      { what: 'both sides to be alike', timeoutMs: 20_000 },
+      { what: 'both sides to be alike' },
     );
     await changeReplica(s.catalog.pool, id, { readPercent: 10 }, 'test');
     expect((await s.catalog.loadTopology()).replicas[0]).toMatchObject({ readPercent: 10, maxStalenessMs: 2000 });
@@ -98,7 +96,6 @@ describe('a replica', () => {
     await requestPromotion(pool, id, 'test');
     await waitFor(async () => (await loadMigration(pool, id)).error !== null, {
       what: 'the fences to be missed',
-      timeoutMs: 40_000,
     });
     const row = await loadMigration(pool, id);
     expect(row).toMatchObject({ state: 'following', requested: null });
@@ -203,7 +200,6 @@ describe('a replica', () => {
       async () => (await s.catalog.loadTopology()).replicas[0]?.schemaGeneration === schemaGeneration + 1n,
       {
         what: 'the tables to be looked at again',
-        timeoutMs: 20_000,
       },
     );
     await withClient(s.urlOne, (c) => c.query('ALTER TABLE orders ADD COLUMN later int'));

@@ -25,7 +25,7 @@ const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null 
 const SLOW = { throttle: { ...OFF, maxRate: 2000 } };
 const load = (id: bigint) => loadMigration(s.catalog.pool, id);
 const note = (id: bigint, text: RegExp) =>
-  waitFor(async () => text.test((await load(id)).progress.note ?? ''), { what: `the note ${text}`, timeoutMs: 60_000 });
+  waitFor(async () => text.test((await load(id)).progress.note ?? ''), { what: `the note ${text}` });
 const copying = () =>
   waitFor(
     () =>
@@ -34,7 +34,7 @@ const copying = () =>
         async (c) =>
           (await c.query("SELECT FROM pg_stat_progress_copy WHERE relid = 'orders'::regclass")).rowCount === 1,
       ),
-    { what: 'the copy', timeoutMs: 40_000 },
+    { what: 'the copy' },
   );
 
 test('a row that is in the way of the copy is named, and the copy goes on when it is gone', async () => {
@@ -110,7 +110,7 @@ test('a log that is not kept for much longer is said, and a slot that is lost en
         else await lookedAgain(id);
         return (await load(id)).error !== null;
       },
-      { what: 'the slot to be lost', timeoutMs: 60_000 },
+      { what: 'the slot to be lost' },
     );
     expect(noted).toBe(true);
   });

@@ -63,7 +63,7 @@ const stopped = () =>
       });
       return rows[0] === undefined ? null : Number(rows[0].n);
     },
-    { what: 'the copy to stop in the middle', timeoutMs: 60_000 },
+    { what: 'the copy to stop in the middle' },
   );
 
 /** A migrator that writes down that it is not paused any more waits until it is let go. */
@@ -93,7 +93,7 @@ describe('the initial copy', () => {
     // A row is some 100 bytes: at 2 kB/s the 6,000 orders take five minutes.
     const id = await approve({ maxRate: 2000 });
     moves.startMigrator();
-    const part = await waitFor(copied, { what: 'the copy', timeoutMs: 40_000 });
+    const part = await waitFor(copied, { what: 'the copy' });
     await waitFor(async () => (await pace()) > 1, { what: 'the pace to be set' });
     expect((await load(id)).state).toBe('copying');
     const before = writers.acknowledged;
@@ -129,7 +129,7 @@ describe('the initial copy', () => {
   test('stops where it is when the migration is paused, and goes on there', async () => {
     const id = await approve({ maxRate: 20_000 });
     moves.startMigrator();
-    await waitFor(async () => ((await copied()) ?? 0) > 600, { what: 'a part of the copy', timeoutMs: 40_000 });
+    await waitFor(async () => ((await copied()) ?? 0) > 600, { what: 'a part of the copy' });
     await setPaused(s.catalog.pool, id, true, 'test');
     const part = await stopped();
     expect((await load(id)).state).toBe('copying');
@@ -144,7 +144,7 @@ describe('the initial copy', () => {
     // It does not run free before it is paced again.
     expect(await pace()).toBe(STOPPED);
     await letGo();
-    await waitFor(async () => (await copied()) !== part, { what: 'the copy to go on', timeoutMs: 40_000 });
+    await waitFor(async () => (await copied()) !== part, { what: 'the copy to go on' });
     const still = await withClient(
       s.urlTwo,
       async (c) => (await c.query('SELECT pid FROM pg_stat_progress_copy')).rows,
@@ -161,7 +161,6 @@ describe('the initial copy', () => {
     moves.startMigrator();
     await waitFor(async () => (await load(id)).progress.note?.startsWith('slowed down: small writes take') === true, {
       what: 'the note',
-      timeoutMs: 40_000,
     });
     await setThrottle(s.catalog.pool, id, OFF, 'test');
     expect(await moves.atRest(id)).toBe('done');
@@ -170,7 +169,7 @@ describe('the initial copy', () => {
   test('is undone in the middle', async () => {
     const id = await approve({ maxRate: 2000 });
     moves.startMigrator();
-    await waitFor(copied, { what: 'the copy', timeoutMs: 40_000 });
+    await waitFor(copied, { what: 'the copy' });
     await s.catalog.pool.query('UPDATE foreshard.migration SET abort_requested = true WHERE id = $1', [id.toString()]);
     expect(await moves.atRest(id)).toBe('aborted');
     expect(await leftovers(s)).toEqual([]);
@@ -191,12 +190,11 @@ test('the removal of the rows keeps to a rate that is changed while it runs', as
     async () => /removing moved rows of public.Odd Items: \d+ %/.test((await load(id)).progress.note ?? ''),
     {
       what: 'the removal',
-      timeoutMs: 40_000,
     },
   );
   const some = await left();
   expect(some).toBeGreaterThan(0);
-  await waitFor(async () => (await left()) < some, { what: 'it to go on', timeoutMs: 20_000 });
+  await waitFor(async () => (await left()) < some, { what: 'it to go on' });
   expect(await left()).toBeGreaterThan(0);
   await setThrottle(s.catalog.pool, id, OFF, 'test');
   expect(await moves.atRest(id)).toBe('done');
@@ -219,7 +217,6 @@ describe('the comparison', () => {
       async () => (await load(id)).facts.verifying as { table: string; rows: number } | null,
       {
         what: 'the place where the comparison is',
-        timeoutMs: 40_000,
       },
     );
     expect(place.table).toBe('public.Odd Items');
@@ -235,7 +232,7 @@ describe('the comparison', () => {
     await setThrottle(s.catalog.pool, id, { ...OFF, maxRate: 100_000 }, 'test');
     moves.startMigrator({ compareRows: 100 });
     await setThrottle(s.catalog.pool, id, OFF, 'test');
-    await waitFor(async () => (await load(id)).state === 'ready', { what: 'the end', timeoutMs: 40_000 });
+    await waitFor(async () => (await load(id)).state === 'ready', { what: 'the end' });
     expect((await load(id)).facts).toMatchObject({
       verified: { 'public.countries': 100, 'public.Odd Items': 7000, 'public.orders': 7000, 'public.tenants': 7 },
       verifying: null,
@@ -253,7 +250,7 @@ describe('the comparison', () => {
     await pauseOnEntering(s, 'verifying');
     moves.atStop(() => pauseOnEntering(s, null));
     moves.startMigrator({ compareRows: 100 });
-    await waitFor(async () => (await load(id)).progress.note === 'paused', { what: 'the pause', timeoutMs: 40_000 });
+    await waitFor(async () => (await load(id)).progress.note === 'paused', { what: 'the pause' });
     const [row] = await withClient(
       s.urlTwo,
       async (c) => (await c.query<{ min: string; max: string }>('SELECT min(id), max(id) FROM orders')).rows,

@@ -36,7 +36,6 @@ async function ready(options: Record<string, number> = {}, controls: Partial<Mig
 function noted(id: bigint, note: string): Promise<unknown> {
   return waitFor(async () => (await load(id)).progress.note?.startsWith(note) === true, {
     what: `the migration to say "${note}"`,
-    timeoutMs: 40_000,
   });
 }
 
@@ -59,7 +58,7 @@ test('a transaction whose snapshot is older than the fence is refused by the gua
   await old.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
   await old.query('SELECT count(*) FROM orders');
   await requestFlip(s.catalog.pool, id, 'test');
-  await waitFor(async () => (await load(id)).state === 'reversing', { what: 'the flip', timeoutMs: 40_000 });
+  await waitFor(async () => (await load(id)).state === 'reversing', { what: 'the flip' });
   await expect(old.query(RAISE)).rejects.toMatchObject({ code: 'SH001' });
   await old.query('ROLLBACK');
   await requestEnd(s.catalog.pool, id, 'finish', 'test');
@@ -98,7 +97,6 @@ test('a transaction past the proxies is left alone, and named, also when transac
   await requestFlip(s.catalog.pool, id, 'test');
   await waitFor(async () => !(await load(id)).controls.flipRequested, {
     what: 'the flip to be given up',
-    timeoutMs: 40_000,
   });
   const { events } = await showMigration(s.catalog.pool, id);
   expect(events.at(-1)?.detail.why).toMatch(new RegExp(`kept writing to the interval for 100 ms: pid ${pid} `));

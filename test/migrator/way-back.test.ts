@@ -25,7 +25,6 @@ const HOUR = 3_600_000;
 const inState = (id: bigint, state: string) =>
   waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
     what: `migration ${id} to be ${state}`,
-    timeoutMs: 50_000,
   });
 
 describe('the way back', () => {
@@ -158,7 +157,6 @@ describe('the way back', () => {
     moves.startMigrator({ wayBackMs: HOUR });
     await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
       what: 'the refusal',
-      timeoutMs: 50_000,
     });
     await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(
       /cannot be taken back: shard "one" cannot follow shard "two": not on this server/,
@@ -200,7 +198,7 @@ describe('the way back is sampled', () => {
   beforeEach(() => resetShop(s, 40, 10));
 
   const sampled = async (id: bigint) => (await loadMigration(s.catalog.pool, id)).progress.sampled?.rows ?? 0;
-  const begun = (id: bigint) => waitFor(async () => (await sampled(id)) > 0, { what: 'a sample', timeoutMs: 50_000 });
+  const begun = (id: bigint) => waitFor(async () => (await sampled(id)) > 0, { what: 'a sample' });
   /** Past the gate, as nobody should. */
   const tamper = (url: string, sql: string) =>
     withClient(url, async (c) => {

@@ -4,13 +4,13 @@ const POLL_MS = 20;
 
 /**
  * Polls until `condition` gives something truthy, and gives that.
- * @throws {Error} naming `what` after `timeoutMs` (default 20,000); the last error of the condition is its cause
+ * @throws {Error} naming `what` after `timeoutMs` (default 90,000); the last error of the condition is its cause
  */
 export async function waitFor<T>(
   condition: () => T | Promise<T>,
   options: { readonly what: string; readonly timeoutMs?: number },
 ): Promise<Exclude<T, false | null | undefined | 0 | ''>> {
-  const timeoutMs = options.timeoutMs ?? 20_000;
+  const timeoutMs = options.timeoutMs ?? 90_000;
   const deadline = performance.now() + timeoutMs;
   for (;;) {
     let cause: unknown;

@@ -18,7 +18,7 @@ beforeAll(async () => {
   cluster = await startTestCluster();
   admin = new pg.Client({ connectionString: cluster.url() });
   await admin.connect();
-}, 120_000);
+});
 
 afterAll(async () => {
   await admin?.end();
@@ -248,7 +248,7 @@ describe('watch', () => {
     await pool.end();
     await catalog.close();
     expect(left.rows.length).toBeLessThanOrEqual(1);
-  }, 60_000);
+  });
 
   it('can be closed while the server is away', async () => {
     const own = await startTestCluster();
@@ -260,5 +260,5 @@ describe('watch', () => {
     await own.stop();
     await watch.close();
     await catalog.close();
-  }, 60_000);
+  });
 });

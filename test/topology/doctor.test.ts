@@ -13,7 +13,7 @@ let other: EmbeddedCluster;
 
 beforeAll(async () => {
   [home, other] = await Promise.all([startTestCluster(), startTestCluster()]);
-}, 120_000);
+});
 
 /** A topology of two shards in new databases, their tables made by `sql`, declared by `declare` (on the catalog). */
 async function shop(sql: string, declare: string, urls?: { one?: string; two?: string }): Promise<Topology> {

@@ -20,7 +20,7 @@ beforeAll(async () => {
   const version = await client.query<{ v: number }>(`SELECT current_setting('server_version_num')::int AS v`);
   major = Math.floor((version.rows[0] as { v: number }).v / 10000);
   await client.query(`SET TimeZone = 'Asia/Kolkata'`);
-}, 120_000);
+});
 
 afterAll(async () => {
   await client?.end();
@@ -57,7 +57,7 @@ describe('hashScalar is what PostgreSQL computes', () => {
         while (values.length < BATCH) values.push(randomScalar(type, random));
         await compareBatch(type, values, seed);
       }
-    }, 120_000);
+    });
   }
 });
 

@@ -38,7 +38,7 @@ beforeAll(async () => {
   await client.connect();
   // A predicate means the same under any session settings, also when it is stored.
   await client.query(`SET TimeZone = 'America/St_Johns'; SET DateStyle = 'SQL, DMY'`);
-}, 120_000);
+});
 
 afterAll(async () => {
   await client?.end();

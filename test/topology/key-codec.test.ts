@@ -22,7 +22,7 @@ beforeAll(async () => {
   const cluster = await startTestCluster();
   client = new pg.Client({ connectionString: cluster.url() });
   await client.connect();
-}, 120_000);
+});
 
 afterAll(async () => {
   await client?.end();

@@ -33,7 +33,7 @@ beforeAll(async () => {
     INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ('tenants', 'range', '{int8}');
     INSERT INTO foreshard.range (keyspace, shard) VALUES ('tenants', 'one')`);
   keyspace = (await catalog.loadTopology()).keyspaces.get('tenants' as KeyspaceName) as Keyspace;
-}, 120_000);
+});
 
 beforeEach(async () => {
   await catalog.pool.query('DELETE FROM foreshard.proxy; DELETE FROM foreshard.hold');

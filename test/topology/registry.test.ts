@@ -21,7 +21,7 @@ let two: string;
 
 beforeAll(async () => {
   cluster = await startTestCluster();
-}, 120_000);
+});
 
 async function newDatabase(options = ''): Promise<string> {
   const name = `db_${randomUUID().slice(0, 8)}`;

@@ -41,7 +41,7 @@ beforeAll(async () => {
       ALTER ROLE ALL SET work_mem TO '5MB';
     `),
   );
-}, 60_000);
+});
 
 describe('copyRoles', () => {
   it('copies attributes, verifiers, settings and memberships as they are, and again after changes', async () => {

@@ -17,7 +17,7 @@ let shard: string;
 
 beforeAll(async () => {
   cluster = await startTestCluster();
-}, 120_000);
+});
 
 const sql = (url: string, text: string, values: unknown[] = []) =>
   withClient(url, async (client) => (await client.query(text, values)).rows);

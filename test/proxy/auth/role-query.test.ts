@@ -9,7 +9,7 @@ let cluster: EmbeddedCluster;
 
 beforeAll(async () => {
   cluster = await startTestCluster();
-}, 120_000);
+});
 
 const query = (home: () => string) =>
   new RoleQuery({ sql: null, login: null, timeoutMs: 30_000, home: () => ({ name: 's1', url: home() }) });
