@@ -1,8 +1,9 @@
 import { loadModule } from 'libpg-query';
 import { apart } from '../proxy/router/layout.js';
 import type { Relation } from '../proxy/router/metadata.js';
-import { reachOf } from '../proxy/router/reach.js';
+import { reachHome, reachOf } from '../proxy/router/reach.js';
 import { beyond, type Registry, registryOf } from '../proxy/router/registry.js';
+import { homeBehind } from '../proxy/router/resolve.js';
 import type { StatementPlan } from '../proxy/router/route.js';
 import { Router } from '../proxy/router/router.js';
 import { sampleText } from '../proxy/router/sample-text.js';
@@ -94,6 +95,7 @@ function whyRefused(
       : [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
   if (!keyspaces.includes(as as KeyspaceName)) return null;
   if (keyspaces.length > 1) return apart(separated, keyspaces).message;
+  if (target.home && target.homeBehind !== undefined) return homeBehind(target, separated)?.message ?? null;
   return target.home ? `it also uses tables that only shard "${topology.home}" has` : null;
 }
 
@@ -126,11 +128,13 @@ function tiedObjects(
     const own = separated.shardedTables.get(tableId(relation))?.keyspace;
     if (before === null && own !== as && !isView(relation)) {
       if (goes.relation(relation, 'change') && !relation.schema.startsWith('pg_') && relation.kind === 'r')
-        found.push(`triggers, rules or policies of ${quoted(relation)}`);
+        found.push(`triggers, rules, policies, defaults or checks of ${quoted(relation)}`);
     } else if (own !== undefined && (own === keyspace || own === as)) {
-      const behind = reachOf(metadata, beyond(registryOf(separated), own)).relation(relation, 'change');
-      if (behind && before?.relation(relation, 'change') !== true)
-        found.push(`triggers, rules or policies of ${quoted(relation)}`);
+      const registry = registryOf(separated);
+      const behind = reachOf(metadata, beyond(registry, own)).relation(relation, 'change');
+      const home = own === as && reachHome(metadata, registry).relation(relation, 'change');
+      if ((behind && before?.relation(relation, 'change') !== true) || home)
+        found.push(`triggers, rules, policies, defaults or checks of ${quoted(relation)}`);
     } else if (isView(relation) && both(goes.relation(relation, 'read'), () => stays.relation(relation, 'read')))
       found.push(`view ${quoted(relation)}`);
   }

@@ -8,7 +8,7 @@ import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
-import { fired, type Reach, reachOf, type Use, wholeReached } from './reach.js';
+import { fired, type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.js';
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -55,6 +55,8 @@ export class Analysis {
   readonly occurrences: Occurrence[] = [];
   readonly referenceReads = new Map<string, TableName>();
   readonly referenceWrites = new Map<string, TableName>();
+  /** The sharded table whose triggers, defaults, checks and the like do so. */
+  homeBehind: string | null = null;
   /** Reads or writes tables that only the home shard has. */
   home = false;
   /** Keyspaces without a key that it reaches through what only the home shard has. */
@@ -200,14 +202,18 @@ export class Analysis {
     this.#seen.add(node);
   }
 
-  /** Triggers, rules and policies of a sharded table find only what its shard has. */
+  /** Triggers, rules, policies, defaults, checks and indexes of a sharded table find only what its shard has. */
   #checkBehind(relation: Relation, { keyspace, table }: ShardedTable, use: Use): void {
     const { metadata, registry } = this.context;
     if (reachOf(metadata, beyond(registry, keyspace)).relation(relation, use))
       this.refuse(
-        `"${table}" has triggers, rules, policies or other parts that may reach beyond keyspace "${keyspace}", which is not supported over several shards yet`,
+        `"${table}" has triggers, rules, policies, defaults, checks or other parts that may reach beyond keyspace "${keyspace}", which is not supported over several shards yet`,
         'Drop them, or let them use tables of the keyspace only.',
       );
+    else if (reachHome(metadata, registry).relation(relation, use)) {
+      this.home = true;
+      this.homeBehind ??= table;
+    }
   }
 
   #other(relation: Relation | null, name: string, use: Use): void {
@@ -233,7 +239,7 @@ export class Analysis {
         );
       else
         this.refuse(
-          `"${name}" has triggers, rules, policies, foreign keys or other parts that may reach beyond the home shard, which is not supported over several shards yet`,
+          `"${name}" has triggers, rules, policies, foreign keys, defaults, checks or other parts that may reach beyond the home shard, which is not supported over several shards yet`,
         );
     }
   }

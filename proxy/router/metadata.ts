@@ -65,7 +65,7 @@ export interface Relation extends TableName {
   readonly checks: readonly TableName[];
   /** Functions that reading it runs: of views, rules, policies. */
   readonly calls: readonly string[];
-  /** Functions that changing it runs: of triggers, defaults, constraints, indexes. */
+  /** Functions that changing it runs: of triggers, defaults, constraints, indexes, partition keys, and of the domains of its columns' types. */
   readonly fires: readonly string[];
   /** Of these, those that only triggers run: at which events, as `tgtype` of pg_trigger has them. All others: at any. */
   readonly firesAt?: ReadonlyMap<string, number>;
@@ -300,6 +300,9 @@ const NOT_A_GUARD = `tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace =
 /** At which events a trigger fires: the bits of `tgtype` for INSERT, DELETE, UPDATE and TRUNCATE (TRIGGER_TYPE_… in PostgreSQL's pg_trigger.h). */
 const EVENTS = 'tgtype & 60';
 
+/** Objects that are not PostgreSQL's own have higher ones (FirstNormalObjectId in transam.h). */
+const FIRST_NORMAL_OID = 16384;
+
 /**
  * What expressions and queries of relations call is read from their trees, where a call has its function's oid: pg_get_viewdef and
  * the like would wait for locks on the relations, and fail for those that are dropped meanwhile. (No catalog says which of PostgreSQL's
@@ -326,12 +329,23 @@ drawing AS (
 above AS (
   SELECT inhrelid AS rel, inhparent AS parent FROM pg_inherits
   UNION SELECT a.rel, i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.parent),
+carriers AS (
+  SELECT oid AS type, oid AS domain FROM pg_type WHERE typtype = 'd' AND typnamespace <> 'information_schema'::regnamespace
+  UNION SELECT p.type, c.domain FROM carriers c JOIN (
+    SELECT oid AS type, typbasetype AS part FROM pg_type WHERE typtype = 'd'
+    UNION ALL SELECT oid, typelem FROM pg_type WHERE typelem <> 0 AND typcategory = 'A'
+    UNION ALL SELECT rngtypid, rngsubtype FROM pg_range
+    UNION ALL SELECT rngmultitypid, rngsubtype FROM pg_range
+    UNION ALL SELECT r.reltype, a.atttypid FROM pg_class r JOIN pg_attribute a ON a.attrelid = r.oid WHERE a.atttypid >= ${FIRST_NORMAL_OID} AND a.attnum > 0 AND NOT a.attisdropped) p
+    ON p.part = c.type),
+domains AS MATERIALIZED (
+  SELECT DISTINCT a.attrelid AS rel, c.domain FROM carriers c JOIN pg_attribute a ON a.atttypid = c.type WHERE a.attnum > 0 AND NOT a.attisdropped),
 trees AS (
   SELECT ev_class AS rel, 'calls' AS kind, NULL::int AS events, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
   UNION ALL SELECT polrelid, 'calls', NULL, concat(polqual, polwithcheck) FROM pg_policy
   UNION ALL SELECT adrelid, 'fires', NULL, adbin::text FROM pg_attrdef
-  UNION ALL SELECT a.attrelid, 'fires', NULL, t.typdefaultbin::text
-  FROM pg_type t JOIN pg_attribute a ON a.atttypid = t.oid WHERE t.typtype = 'd' AND t.typdefaultbin IS NOT NULL
+  UNION ALL SELECT d.rel, 'fires', NULL, t.typdefaultbin::text FROM domains d JOIN pg_type t ON t.oid = d.domain WHERE t.typdefaultbin IS NOT NULL
+  UNION ALL SELECT d.rel, 'fires', NULL, c.conbin::text FROM domains d JOIN pg_constraint c ON c.contypid = d.domain WHERE c.contype = 'c'
   UNION ALL SELECT conrelid, 'fires', NULL, conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
   UNION ALL SELECT tgrelid, 'fires', ${EVENTS}, concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
 called AS (
@@ -365,10 +379,17 @@ depends AS MATERIALIZED (
   UNION SELECT a.attrelid, 'reads', 'pg_proc'::regclass, k.castfunc
   FROM pg_cast k JOIN pg_type t ON t.oid IN (k.castsource, k.casttarget) AND t.typnamespace <> 'pg_catalog'::regnamespace JOIN pg_attribute a ON a.atttypid = t.oid
   WHERE k.castfunc <> 0 AND k.castcontext <> 'e'
-  UNION SELECT a.attrelid, 'writes', d.refclassid, d.refobjid
-  FROM pg_constraint c JOIN pg_attribute a ON a.atttypid = c.contypid
-    JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
-  WHERE c.contypid <> 0),
+  UNION SELECT p.partrelid, 'writes', d.refclassid, d.refobjid
+  FROM pg_partitioned_table p JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = p.partrelid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  UNION SELECT i.indrelid, 'writes', 'pg_proc'::regclass, f.oid
+  FROM pg_index i CROSS JOIN unnest(i.indclass) AS u(opclass) JOIN pg_opclass o ON o.oid = u.opclass AND o.oid >= ${FIRST_NORMAL_OID}
+    JOIN pg_amproc s ON s.amprocfamily = o.opcfamily JOIN pg_proc f ON f.oid = s.amproc JOIN pg_language l ON l.oid = f.prolang
+  WHERE l.lanname NOT IN ('c', 'internal')
+  UNION SELECT o.rel, 'writes', d.refclassid, d.refobjid
+  FROM domains o JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = o.domain AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+  UNION SELECT o.rel, 'writes', d.refclassid, d.refobjid
+  FROM domains o JOIN pg_constraint c ON c.contypid = o.domain
+    JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)),
 about AS (
   SELECT n.nspname AS schema, c.relname AS name, d.kind, d.refclassid, d.refobjid
   FROM depends d JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -496,6 +517,7 @@ SELECT concat_ws(' ', ${[
   ['pg_operator', 'oid'],
   ['pg_proc', 'oid'],
   ['pg_cast', 'oid'],
+  ['pg_type', `typtype = 'd' AND oid`],
 ]
   .map(
     ([catalog, of]) =>

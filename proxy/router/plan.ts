@@ -107,6 +107,7 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
   const extras: TargetExtras = {
     ...(a.home ? { home: true as const } : {}),
     ...(a.home ? atHomeExtras(a) : {}),
+    ...(a.homeBehind !== null ? { homeBehind: a.homeBehind } : {}),
     ...(referenceReads.length > 0 ? { referenceReads } : {}),
     ...(a.sameKey ? { sameKey: true as const } : {}),
     ...(command === 'INSERT' ? { inserts: true as const } : {}),

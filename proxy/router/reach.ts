@@ -51,6 +51,17 @@ const UNFORESEEN: ReadonlySet<string> = new Set(
   commit rollback currval lastval search_path set_config reset dblink pg_temp`.split(/\s+/),
 );
 
+/**
+ * Those that count in what is declared IMMUTABLE, too: PostgreSQL refuses all commands there that are not read-only (CommandIsReadOnly in
+ * utility.c), so that the others are names or literals.
+ */
+const UNFORESEEN_IN_QUERIES: ReadonlySet<string> = new Set(
+  'execute currval lastval search_path set_config dblink pg_temp'.split(' '),
+);
+
+/** Without these words a query uses no relation; `%ROWTYPE` and `%TYPE` need one, too. */
+const READS_RELATIONS = /\b(from|table|rowtype|type|nextval|setval)\b/;
+
 /** SET as a statement: how a session's settings are would not be known any more. */
 const SETS = /(^|;|\$|'|\b(begin|then|else|loop|atomic)\b)\s*set\b/i;
 
@@ -71,6 +82,37 @@ export function reachOf(metadata: Metadata, registry: Registry): Reach {
   return reach;
 }
 
+const homes = new WeakMap<Metadata, WeakMap<Registry, Reach>>();
+
+/**
+ * For what tables of a keyspace run on their shard: whether it may reach tables of no keyspace, which are on the home shard. Their foreign
+ * keys are none of it: moves ask for them.
+ */
+export function reachHome(metadata: Metadata, registry: Registry): Reach {
+  let byRegistry = homes.get(metadata);
+  if (!byRegistry) {
+    byRegistry = new WeakMap();
+    homes.set(metadata, byRegistry);
+  }
+  let reach = byRegistry.get(registry);
+  if (!reach) {
+    reach = new Reach(metadata, registry, (table) => isHomes(table, metadata, registry));
+    byRegistry.set(registry, reach);
+  }
+  return reach;
+}
+
+function isHomes(table: TableName, metadata: Metadata, registry: Registry): boolean {
+  const relation = metadata.relations.get(tableId(table));
+  const declared = (t: TableName) => registry.sharded(t) !== null || registry.reference(t) !== null;
+  return (
+    relation !== undefined &&
+    'rpmf'.includes(relation.kind) &&
+    !/^(pg_|information_schema$|foreshard)/.test(relation.schema) &&
+    ![relation, ...relation.parents].some(declared)
+  );
+}
+
 /**
  * Whether something of the home shard's own may reach sharded or reference tables behind the statement's back: through
  * views, rules, triggers, foreign keys, policies and the bodies of functions. Errs towards yes: a body counts as soon as
@@ -81,14 +123,18 @@ export class Reach {
   readonly #registry: Registry;
   readonly #functions = new Map<string, boolean>();
   readonly #relations = new Map<string, boolean>();
+  readonly #isHomes: ((table: TableName) => boolean) | null;
   #byName: Map<string, Relation[]> | null = null;
 
-  constructor(metadata: Metadata, registry: Registry) {
+  /** @param isHomes instead of declared tables these are looked for, and foreign keys from and to them are nothing */
+  constructor(metadata: Metadata, registry: Registry, isHomes: ((table: TableName) => boolean) | null = null) {
     this.#metadata = metadata;
     this.#registry = registry;
+    this.#isHomes = isHomes;
   }
 
   declared(table: TableName): boolean {
+    if (this.#isHomes !== null) return this.#isHomes(table);
     return this.#registry.sharded(table) !== null || this.#registry.reference(table) !== null;
   }
 
@@ -113,7 +159,7 @@ export class Reach {
       const events = happens.get(r) as number;
       if (this.declared(r) || r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
       if (r.calls.some((f) => this.function(f)) || firedAt(r, events).some((f) => this.function(f))) return true;
-      if (events !== 0 && r.checks.some((t) => this.declared(t))) return true;
+      if (events !== 0 && this.#isHomes === null && r.checks.some((t) => this.declared(t))) return true;
       for (const [next, then] of this.#behind(r, events)) {
         const found = this.#metadata.relations.get(tableId(next));
         if (found === undefined) {
@@ -142,7 +188,7 @@ export class Reach {
     if (events & DELETE) then |= DELETE | UPDATE;
     if (events & UPDATE) then |= UPDATE;
     if (events & TRUNCATE) then |= TRUNCATE;
-    if (then !== 0) for (const next of r.writes) yield [next, then];
+    if (then !== 0) for (const next of r.writes) if (this.#isHomes?.(next) !== true) yield [next, then];
   }
 
   /** Whether dropping the relation with CASCADE may take something of a declared table with it, or a function. */
@@ -183,22 +229,32 @@ export class Reach {
   }
 
   #unsafe(name: string, f: UserFunction): boolean {
-    return !f.immutable && !isKnownNative(name, f) && (f.opaque || this.body(f.body));
+    // What is declared IMMUTABLE reads tables all the same, at times. It is believed where it cannot be read.
+    if (f.immutable) return f.body !== '' && this.body(f.body, true);
+    return !isKnownNative(name, f) && (f.opaque || this.body(f.body));
   }
 
-  /** Whether a body in SQL or PL/pgSQL may reach declared tables, or do what nobody can foresee. */
-  body(text: string): boolean {
+  /**
+   * Whether a body in SQL or PL/pgSQL may reach declared tables, or do what nobody can foresee.
+   * @param readOnly it can only be a query or compute: it is declared IMMUTABLE
+   */
+  body(text: string, readOnly = false): boolean {
     const lower = text.toLowerCase();
     // Names written with escapes, and those that are no words, are looked for as they are.
     if (/u&["']/.test(lower)) return true;
     const bare = lower.replace(/--[^\n]*/g, ' ').replace(/\/\*[\s\S]*?\*\//g, ' ');
-    if (SETS.test(lower) || SETS.test(bare)) return true;
+    if (!readOnly && (SETS.test(lower) || SETS.test(bare))) return true;
     for (const op of this.#metadata.volatileOperators) if (lower.includes(op)) return true;
     const words = new Set(lower.match(WORD) ?? []);
-    for (const name of this.#registry.names) if (mentions(lower, words, name)) return true;
-    for (const word of words) if (UNFORESEEN.has(word)) return true;
-    for (const [name, all] of this.#named())
-      if (mentions(lower, words, name) && all.some((r) => this.relation(r, 'change'))) return true;
+    const unforeseen = readOnly ? UNFORESEEN_IN_QUERIES : UNFORESEEN;
+    for (const word of words) if (unforeseen.has(word)) return true;
+    if (!readOnly || READS_RELATIONS.test(lower)) {
+      if (this.#isHomes === null)
+        for (const name of this.#registry.names) if (mentions(lower, words, name)) return true;
+      for (const [name, all] of this.#named())
+        if (mentions(lower, words, name) && all.some((r) => this.relation(r, readOnly ? 'read' : 'change')))
+          return true;
+    }
     for (const name of this.#metadata.functionNames)
       if (mentions(lower, words, name) && this.function(name)) return true;
     for (const word of words)

@@ -192,11 +192,12 @@ function routeKeys(
   }
   if (target.home && (shards.size > 1 || !shards.has(topology.home)))
     return refused(
-      awayFromHome(target, topology) ?? {
-        sqlstate: '0A000',
-        message: `this statement joins sharded rows with tables that only shard "${topology.home}" has, and the rows are on another shard`,
-        hint: 'Make the small tables reference tables, or do it in two statements.',
-      },
+      homeBehind(target, topology) ??
+        awayFromHome(target, topology) ?? {
+          sqlstate: '0A000',
+          message: `this statement joins sharded rows with tables that only shard "${topology.home}" has, and the rows are on another shard`,
+          hint: 'Make the small tables reference tables, or do it in two statements.',
+        },
       'its tables are on different shards',
     );
   const missing = missingCopy([...shards], target.referenceReads, topology);
@@ -396,6 +397,16 @@ const APART = 'its tables are of keyspaces whose rows are not together';
 
 function keyspacesOf(target: KeysTarget): KeyspaceName[] {
   return [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
+}
+
+/** What a statement is told whose sharded table uses tables of the home shard unseen, for rows that are elsewhere. */
+export function homeBehind({ homeBehind: table }: KeysTarget | UnpinnedTarget, { home }: Topology): Refusal | null {
+  if (table === undefined) return null;
+  return {
+    sqlstate: '0A000',
+    message: `"${table}" has triggers, rules, policies, defaults, checks or other parts that may use tables that only shard "${home}" has, and the rows are on another shard`,
+    hint: 'Drop them, or let them use tables of the keyspace only.',
+  };
 }
 
 /** Why a statement does not run that reaches tables through what only the home shard has: these are elsewhere. Null: none is. */

@@ -50,6 +50,8 @@ export const SETTINGS_OF_FUNCTION = 'settings of a function';
 export interface TargetExtras {
   /** Reads or writes tables that only the home shard has: the keys must be there too. */
   readonly home?: true;
+  /** The sharded table that does so by its triggers, defaults, checks and the like: for words. */
+  readonly homeBehind?: string;
   /** Keyspaces without a key, reached through what only the home shard has (a view, a function, DDL): for words. */
   readonly atHome?: readonly KeyspaceName[];
   /** Reference tables read: the shard must have a copy. */

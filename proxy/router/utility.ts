@@ -7,7 +7,7 @@ import { commandTag } from './command-tag.js';
 import { homeObjectsOf } from './home-ddl.js';
 import { HomeObjects } from './home-objects.js';
 import type { Relation } from './metadata.js';
-import { reachOf, wholeReached } from './reach.js';
+import { reachHome, reachOf, wholeReached } from './reach.js';
 import { beyond } from './registry.js';
 import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
 
@@ -445,9 +445,10 @@ function tablesTarget(
     if (
       sharded?.keyColumns.length === 0 &&
       !reachOf(metadata, beyond(registry, sharded.keyspace)).relation(relation as Relation, use)
-    )
+    ) {
       whole.add(sharded.keyspace);
-    else {
+      if (reachHome(metadata, registry).relation(relation as Relation, use)) others++;
+    } else {
       objects.existing(table, use);
       others++;
     }

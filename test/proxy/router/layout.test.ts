@@ -207,6 +207,46 @@ describe('what a sharded table runs behind a statement’s back', () => {
     expect(go(base, write, [], metadata).slice(0, expected.length)).toBe(expected);
   });
 
+  it.each([
+    ['SELECT max(body) FROM docs', BEHIND],
+    ['SELECT $1 IN (TABLE docs)', BEHIND],
+    ['SELECT looks_up($1)', BEHIND],
+    ["BEGIN EXECUTE 'x'; END", BEHIND],
+    // A query that reads no table, whatever words it has; one in its own keyspace; and what cannot be read.
+    ["SELECT CASE docs WHEN 'create' THEN 'reset' END", 'a'],
+    ['SELECT min(id) FROM tenants', 'a'],
+    ['', 'a'],
+  ])('a function that is declared IMMUTABLE is read: %s', (text, expected) => {
+    const all = fires('orders', 'allowed', text);
+    const functions = all.functions.map((f) => (f.name === 'allowed' ? { ...f, immutable: true, opaque: !text } : f));
+    const looksUp = { ...functions.at(-1), name: 'looks_up', body: 'SELECT 1 FROM docs' } as (typeof functions)[number];
+    const metadata = { ...all, functions: [...functions, looksUp] };
+    expect(go(base, write, [], metadata).slice(0, expected.length)).toBe(expected);
+    expect(go(base, 'SELECT * FROM orders WHERE tenant_id = 5', [], metadata)).toBe('a');
+  });
+
+  it.each([
+    ['INSERT INTO orders (tenant_id, id) VALUES (%, 1)', 'orders', 'orders'],
+    ['UPDATE orders SET note = NULL WHERE tenant_id = %', 'orders', 'orders'],
+    // It deletes orders.
+    ['DELETE FROM tenants WHERE id = %', 'orders', 'tenants'],
+    ['INSERT INTO tenants (id) VALUES (%)', 'orders', null],
+    ['SELECT * FROM orders WHERE tenant_id = %', 'orders', null],
+    ['INSERT INTO orders (tenant_id, id) VALUES (%, 1)', 'tenants', null],
+  ])('a function that uses a table of no keyspace is for the home shard: %s', (text, firing, refused) => {
+    const edges = [{ schema: 'public', table: 'tenants', kind: 'writes' as const, to: ['public', 'orders'] as const }];
+    for (const body of ['SELECT value FROM settings', 'SELECT read_value()', 'SELECT name FROM setting_names']) {
+      const all = fires(firing, 'looks', body);
+      const metadata = { ...all, edges: [...(METADATA.edges ?? []), ...edges] };
+      expect(go(base, text.replace('%', '5'), [], metadata)).toBe('a');
+      expect(go(base, text.replace('%', '150'), [], metadata)).toBe(
+        refused === null
+          ? 'b'
+          : `refused 0A000: "${refused}" has triggers, rules, policies, defaults, checks or other parts that may use tables that only shard "a" has, and the rows are on another shard`,
+      );
+    }
+  });
+
   it('is no reason while one shard has everything', () => {
     const sole: Topology = {
       ...together,

@@ -97,6 +97,39 @@ describe('what changing a table runs', () => {
   });
 });
 
+it('knows the functions of generated columns, indexes, partition keys and the domains in types', async () => {
+  const names = [
+    'of_default',
+    'of_domain',
+    'of_base',
+    'of_generated',
+    'of_index',
+    'of_predicate',
+    'of_key',
+    'of_check',
+  ];
+  await pool.query(`
+    ${names.map((f) => `CREATE FUNCTION ${f}(int) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1;`).join('\n')}
+    CREATE FUNCTION of_class(int, int) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1 - $2;
+    CREATE OPERATOR CLASS own FOR TYPE int USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 of_class(int, int);
+    CREATE DOMAIN base AS int CHECK (of_base(VALUE) > 0);
+    CREATE DOMAIN derived AS base DEFAULT of_default(1) CHECK (of_domain(VALUE) > 0);
+    CREATE TYPE pair AS (x derived);
+    CREATE TABLE carries (a int, d derived);
+    CREATE TABLE carries_some (a derived[], p pair[]);
+    CREATE TABLE expresses (a int CHECK (of_check(a) > 0), g int GENERATED ALWAYS AS (of_generated(a)) STORED);
+    CREATE INDEX ON expresses ((of_index(a))) WHERE of_predicate(a) > 0;
+    CREATE INDEX ON carries (a own);
+    CREATE TABLE cut (a int) PARTITION BY RANGE (of_key(a))`);
+  const m = await loadMetadata(pool);
+  const of = (table: string) =>
+    (m.resolveRelation(null, table, ['public'])?.fires ?? []).filter((f) => f.startsWith('of_'));
+  expect(of('carries')).toEqual(['of_base', 'of_class', 'of_default', 'of_domain']);
+  expect(of('carries_some')).toEqual(['of_base', 'of_default', 'of_domain']);
+  expect(of('expresses')).toEqual(['of_check', 'of_generated', 'of_index', 'of_predicate']);
+  expect(of('cut')).toEqual(['of_key']);
+});
+
 describe('the signature', () => {
   /** Each changes what is read, or how it is judged. */
   it.each([
@@ -122,6 +155,9 @@ describe('the signature', () => {
     'ALTER TABLE later SET SCHEMA elsewhere',
     'ALTER TABLE elsewhere.later DROP COLUMN y CASCADE',
     'DROP SCHEMA elsewhere CASCADE',
+    'CREATE DOMAIN later_on AS int',
+    'ALTER DOMAIN later_on SET DEFAULT 1',
+    'ALTER DOMAIN later_on ADD CHECK (VALUE > 0)',
   ])('changes with %s', async (ddl) => {
     const before = await schemaSignature(pool);
     await pool.query(ddl);
