@@ -103,7 +103,7 @@ function blocker(a: Analysis, s: SelectStmt): Refusal | null {
   if (!mayBeUncut(a, 'limit', s.limitCount) || !mayBeUncut(a, 'offset', s.limitOffset)) return no('LIMIT or OFFSET');
   if (a.noFanOut) return { hint: hintFor(a), ...a.noFanOut };
   if (a.writes || a.pin !== null) return no('a SELECT with side effects');
-  if (a.home) return no('using tables that only the home shard has');
+  if (a.home) return no('joining tables that only the home shard has');
   if (!s.targetList?.length) return no('a SELECT without columns');
   if (a.occurrences.some((o) => !o.top)) return no('a sub-query');
   return expressionBlocker(a, s);

@@ -77,6 +77,7 @@ describe('foreshard keyspace separate', () => {
       unread: 1,
       objects: [
         'function counted()',
+        'triggers, rules, policies, defaults or checks of "public.documents"',
         'triggers, rules, policies, defaults or checks of "public.orders"',
         'view "public.whole"',
       ],
