@@ -15,20 +15,32 @@ const [node, program] = process.argv as [string, string];
 
 beforeAll(buildCli, 180_000);
 
+const children: Child[] = [];
+
+/** It does not outlive its test. */
+function started(child: Child): Child {
+  children.push(child);
+  return child;
+}
+
 beforeEach(() => {
   // Which a child is started from.
   process.argv = [node, CLI];
 });
 
-afterEach(() => {
+afterEach(async () => {
   process.argv = [node, program];
+  for (const child of children.splice(0)) {
+    child.kill();
+    await child.ended;
+  }
 });
 
 /** A process that has read its configuration and was not told to go: it lets go of whoever it is given. */
 async function start(): Promise<Child> {
   const config = join(dir, 'foreshard.yaml');
   writeFileSync(config, JSON.stringify({ catalog: { url: 'postgresql://127.0.0.1:1/foreshard' }, database: 'shop' }));
-  const child = new Child({ kind: 'proxy', slot: 0, index: 0 }, { config }, () => undefined);
+  const child = started(new Child({ kind: 'proxy', slot: 0, index: 0 }, { config }, () => undefined));
   await child.plan;
   return child;
 }
@@ -65,23 +77,18 @@ async function connected(): Promise<Socket> {
 describe('a process of foreshard serve', () => {
   it('is all that has a client which it was given: nothing of it stays with the parent', async () => {
     const child = await start();
-    try {
-      const given = await giveAll(child, 20);
-      expect(given.length).toBe(20);
-      await waitFor(() => child.clients === 0 || null, { what: 'clients that have left' });
-      setFlagsFromString('--expose-gc');
-      const collect = runInNewContext('gc') as () => void;
-      await waitFor(
-        () => {
-          collect();
-          return given.every((socket) => socket.deref() === undefined);
-        },
-        { what: 'sockets that nobody holds' },
-      );
-    } finally {
-      child.kill();
-      await child.ended;
-    }
+    const given = await giveAll(child, 20);
+    expect(given.length).toBe(20);
+    await waitFor(() => child.clients === 0 || null, { what: 'clients that have left' });
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    await waitFor(
+      () => {
+        collect();
+        return given.every((socket) => socket.deref() === undefined);
+      },
+      { what: 'sockets that nobody holds' },
+    );
   });
 
   it('takes nobody once it has ended', async () => {
@@ -107,7 +114,7 @@ describe('a process of foreshard serve', () => {
        setInterval(() => undefined, 1000);`,
     );
     process.argv = [node, script];
-    const child = new Child({ kind: 'proxy', slot: 0, index: 0 }, {}, () => undefined);
+    const child = started(new Child({ kind: 'proxy', slot: 0, index: 0 }, {}, () => undefined));
     await waitFor(() => existsSync(hungUp), { what: 'a process that has hung up' });
     const socket = await connected();
     const told: string[] = [];

@@ -3,20 +3,39 @@ import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
-import { type Setting, silent, startSetting } from './setting.js';
+import { resetShop, type Setting, silent, startSetting } from './setting.js';
 import { Writers } from './writers.js';
 
 /** Migrators and writers of a test, on one setting. */
 export class Moves {
-  readonly s: Setting;
+  #s: Setting;
+  readonly #servers: ClusterOptions | undefined;
   readonly #stops: (() => Promise<void>)[] = [];
+  /** Whether a test has failed, and may have left anything. */
+  #isSoiled = false;
 
-  private constructor(s: Setting) {
-    this.s = s;
+  private constructor(s: Setting, servers: ClusterOptions | undefined) {
+    this.#s = s;
+    this.#servers = servers;
   }
 
   static async start(servers?: ClusterOptions): Promise<Moves> {
-    return new Moves(await startSetting(servers));
+    return new Moves(await startSetting(servers), servers);
+  }
+
+  get s(): Setting {
+    return this.#s;
+  }
+
+  /** The shop as it was; behind a test that failed on a setting of its own, so as not to fail for it. @returns the setting */
+  async reset(tenants: number, orders: number): Promise<Setting> {
+    if (this.#isSoiled) {
+      await this.close();
+      this.#s = await startSetting(this.#servers);
+      this.#isSoiled = false;
+    }
+    await resetShop(this.#s, tenants, orders);
+    return this.#s;
   }
 
   startMigrator(options: Record<string, number> = {}): void {
@@ -59,9 +78,13 @@ export class Moves {
     );
   }
 
-  /** What was started, the last first. */
-  async stop(): Promise<void> {
+  /** What was started, the last first. @param task the test that is over */
+  async stop(task?: { readonly result?: { readonly state: string } | undefined }): Promise<void> {
+    const isSoiled = this.#isSoiled || task?.result?.state === 'fail';
+    // Also when it cannot be stopped.
+    this.#isSoiled = true;
     for (const stop of this.#stops.splice(0).reverse()) await stop();
+    this.#isSoiled = isSoiled;
   }
 
   async close(): Promise<void> {

@@ -8,7 +8,7 @@ import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
-import { approveMove, askOnChange, entering, leftovers, pauseOnEntering, resetShop, type Setting } from './setting.js';
+import { approveMove, askOnChange, entering, leftovers, pauseOnEntering, type Setting } from './setting.js';
 import { audit } from './writers.js';
 
 let moves: Moves;
@@ -16,11 +16,12 @@ let s: Setting;
 
 beforeAll(async () => {
   moves = await Moves.start();
-  s = moves.s;
 });
 afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 1000));
+afterEach(({ task }) => moves.stop(task));
+beforeEach(async () => {
+  s = await moves.reset(12, 1000);
+});
 
 const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
 /** For `askOnChange`. */
@@ -94,7 +95,7 @@ describe('the initial copy', () => {
     const id = await approve({ maxRate: 2000 });
     moves.startMigrator();
     const part = await waitFor(copied, { what: 'the copy' });
-    await waitFor(async () => (await pace()) > 1, { what: 'the pace to be set' });
+    expect(await pace()).toBeGreaterThan(STOPPED);
     expect((await load(id)).state).toBe('copying');
     const before = writers.acknowledged;
     await waitFor(() => writers.acknowledged > before + 100, { what: 'writes meanwhile' });

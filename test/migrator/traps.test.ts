@@ -6,7 +6,7 @@ import type { MigrationControls } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { Moves } from './moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { approveMove, leftovers, type Setting } from './setting.js';
 import { audit } from './writers.js';
 
 // What logical replication, snapshots and locks do that loses writes, or hangs, when it is not thought of. test/README.md has the list.
@@ -17,11 +17,12 @@ let s: Setting;
 
 beforeAll(async () => {
   moves = await Moves.start();
-  s = moves.s;
 });
 afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 50));
+afterEach(({ task }) => moves.stop(task));
+beforeEach(async () => {
+  s = await moves.reset(12, 50);
+});
 
 const load = (id: bigint) => loadMigration(s.catalog.pool, id);
 
