@@ -596,7 +596,9 @@ describe('a pool of one', () => {
     async function waiter({ say, block }: (typeof KINDS)[number], sql: string): Promise<[RawPeer, RawMessage]> {
       const peer = await RawPeer.connect(one.port);
       peers.push(peer);
-      const login = await peer.login({ user: 'app', password: 'secret', database: 'shop' });
+      // As pg has it: with other settings than the holder's it would go the long way when its turn comes.
+      const parameters = { client_encoding: 'UTF8' };
+      const login = await peer.login({ user: 'app', password: 'secret', database: 'shop', parameters });
       await ask(peer, encodeQuery(rename('name')));
       await holder.query('BEGIN');
       await holder.query(rename(`'held'`, held));
