@@ -107,7 +107,9 @@ export class Child implements Receiver {
     let untouched = false;
     return this.#unlessEnded(
       (given) => {
-        this.#process.send({ kind: 'client' } satisfies ToChild, socket, {}, (error) => {
+        // Node itself would forget the sockets of which it has yet to hear that they have come, or which it has yet to send, when the process dies: nobody
+        // would close them, and their clients would wait for ever. One that is on its way is closed by the kernel, with the channel.
+        this.#process.send({ kind: 'client' } satisfies ToChild, socket, { keepOpen: true }, (error) => {
           untouched = (error as NodeJS.ErrnoException | null)?.code === 'ERR_IPC_CHANNEL_CLOSED';
           // That it has ended will be heard of only when the event loop comes round: told before, whoever asks would ask again, and for ever.
           if (untouched) return;
@@ -115,8 +117,12 @@ export class Child implements Receiver {
           given(true);
         });
       },
-      // One that dies with a socket on its way does not say so.
-      () => !untouched,
+      () => {
+        if (untouched) return false;
+        // It may have been on its way.
+        socket.destroy();
+        return true;
+      },
     );
   }
 

@@ -62,8 +62,8 @@ async function giveAll(child: Child, count: number): Promise<WeakRef<Socket>[]> 
   return given;
 }
 
-/** A client's socket, as it was accepted. */
-async function connected(): Promise<Socket> {
+/** A client's socket, as it was accepted, and the client's end of it. */
+async function connection(): Promise<{ readonly socket: Socket; readonly client: Socket }> {
   const server = createServer({ pauseOnConnect: true });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -71,7 +71,11 @@ async function connected(): Promise<Socket> {
   client.on('error', () => undefined);
   const [socket] = (await once(server, 'connection')) as [Socket];
   server.close();
-  return socket;
+  return { socket, client };
+}
+
+async function connected(): Promise<Socket> {
+  return (await connection()).socket;
 }
 
 describe('a process of foreshard serve', () => {
@@ -127,6 +131,21 @@ describe('a process of foreshard serve', () => {
     expect(told).toEqual(['given: false']);
     expect(socket.destroyed).toBe(false);
     socket.destroy();
+  });
+
+  it('leaves no client behind that was on its way when it died', async () => {
+    const child = await start();
+    // It takes none of them.
+    process.kill(child.pid as number, 'SIGSTOP');
+    const clients: Socket[] = [];
+    for (let i = 0; i < 4; i++) {
+      const { socket, client } = await connection();
+      clients.push(client.resume());
+      void child.give(socket);
+    }
+    child.kill();
+    await child.ended;
+    await waitFor(() => clients.every((client) => client.destroyed), { what: 'the end of all clients' });
   });
 
   it('has whoever waits for its answer told when it ends', async () => {
