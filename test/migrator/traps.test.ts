@@ -96,11 +96,16 @@ test('a transaction past the proxies is left alone, and named, also when transac
   await writer.query(RAISE);
   const { pid } = (await writer.query('SELECT pg_backend_pid() AS pid')).rows[0];
   await requestFlip(s.catalog.pool, id, 'test');
-  await waitFor(async () => !(await load(id)).controls.flipRequested, {
-    what: 'the flip to be given up',
-  });
-  const { events } = await showMigration(s.catalog.pool, id);
-  expect(events.at(-1)?.detail.why).toMatch(new RegExp(`kept writing to the interval for 100 ms: pid ${pid} `));
+  const reason = await waitFor(
+    async () => {
+      const { events } = await showMigration(s.catalog.pool, id);
+      return (await load(id)).controls.flipRequested
+        ? null
+        : events.findLast(({ detail }) => 'why' in detail)?.detail.why;
+    },
+    { what: 'the flip to be given up' },
+  );
+  expect(reason).toMatch(new RegExp(`kept writing to the interval for 100 ms: pid ${pid} `));
   await writer.query('COMMIT');
   await noted(id, 'ready to flip');
   await requestFlip(s.catalog.pool, id, 'test');
