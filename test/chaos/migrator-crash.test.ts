@@ -1,14 +1,13 @@
 import { spawn } from 'node:child_process';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
 import { createMigration } from '../../migrator/migration-requests.js';
-import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
-import { Migrator } from '../../migrator/migrator.js';
+import { RESTING_STATES } from '../../migrator/migration-row.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';
-import { MiniProxy } from '../migrator/mini-proxy.js';
+import { startMoves } from '../migrator/moves.js';
 import {
   abortOnEntering,
   addNotes,
@@ -20,11 +19,8 @@ import {
   promoteOnFollowing,
   resetShop,
   rollBackOnReversing,
-  type Setting,
-  silent,
-  startSetting,
 } from '../migrator/setting.js';
-import { audit, Writers } from '../migrator/writers.js';
+import { audit } from '../migrator/writers.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { type Compiled, compile } from './compile.js';
@@ -45,32 +41,20 @@ const HOUR = 3_600_000;
 const TENANTS = 12;
 const CUT = 6;
 
-let s: Setting;
+const moves = startMoves();
+const { s } = moves;
 let child: Compiled;
 let owner: 'one' | 'two' = 'one';
 
-/** Whether a test has failed, and may have left anything. */
-let soiled = false;
-
 beforeAll(async () => {
-  [s, child] = await Promise.all([startSetting(), compile(new URL('./migrator-child.ts', import.meta.url))]);
+  child = await compile(new URL('./migrator-child.ts', import.meta.url));
 });
 
-afterAll(async () => {
-  await s?.catalog.close();
-  await child?.remove();
-});
+afterAll(() => child?.remove());
 
 // What each test leaves, the next one goes on with. Behind one that failed, it begins anew, so as not to fail for it.
-afterEach(({ task }) => {
-  if (task.result?.state === 'fail') soiled = true;
-});
-
 beforeEach(async () => {
-  if (!soiled) return;
-  soiled = false;
-  await s.catalog.close();
-  s = await startSetting();
+  if (!(await moves.beginAnew())) return;
   await resetShop(s, TENANTS, 30);
   owner = 'one';
 });
@@ -114,31 +98,20 @@ async function dieBehindEach(point: CrashPoint, id: bigint, wayBack: boolean): P
     void life.ended.then((by) => {
       signal = by;
     });
-    await waitFor(
-      async () => signal !== undefined || RESTING_STATES.includes((await loadMigration(s.catalog.pool, id)).state),
-      { what: 'the end of the migrator, or of the migration' },
-    );
+    await waitFor(async () => signal !== undefined || RESTING_STATES.includes((await moves.load(id)).state), {
+      what: 'the end of the migrator, or of the migration',
+    });
     life.stop();
     if ((await life.ended) !== 'SIGKILL') return deaths;
   }
 }
 
 async function runToTheEnd(id: bigint): Promise<string> {
-  const controller = new AbortController();
-  const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50, leaseMs: 1000 }).run(
-    controller.signal,
-  );
+  const stop = moves.startMigrator({ pollMs: 50, leaseMs: 1000 });
   try {
-    return await waitFor(
-      async () => {
-        const { state } = await loadMigration(s.catalog.pool, id);
-        return RESTING_STATES.includes(state) ? state : null;
-      },
-      { what: `migration ${id} to end` },
-    );
+    return await moves.atRest(id);
   } finally {
-    controller.abort();
-    await running;
+    await stop();
   }
 }
 
@@ -147,11 +120,9 @@ async function runToTheEnd(id: bigint): Promise<string> {
  * and the last goes on to the end. @param often it dies too at the last, each time that it has got further
  */
 async function crashAndResume(points: readonly CrashPoint[], often = false): Promise<string> {
-  const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-  const writers = new Writers();
+  const { writers } = await moves.startLoad(TENANTS, { stale: false, count: 2 });
   const passes = (some: readonly CrashPoint[]) => points.some((point) => some.includes(point));
   try {
-    writers.start(proxy, 2, TENANTS);
     const to = owner === 'one' ? 'two' : 'one';
     const approve = passes(OF_REPLICAS) ? approveReplica : approveMove;
     const id = await approve(s, [BigInt(CUT)], null, owner, to);
@@ -171,7 +142,6 @@ async function crashAndResume(points: readonly CrashPoint[], often = false): Pro
     return end;
   } finally {
     await writers.stop();
-    await proxy.close();
     const wrong = await audit(s, writers, (tenant) => tenant >= CUT && owner === 'two');
     const left = await leftovers(s);
     // The next one's writers begin anew.
@@ -284,24 +254,18 @@ describe('a migrator killed in the middle of a change', () => {
   // Of the second of three: between two steps of it, and right behind its flip.
   test.each(['after:copy-wait', 'after:flip'] as const)('at %s', async (point) => {
     await resetShop(s, TENANTS, 30);
-    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    const writers = new Writers();
-    writers.start(proxy, 2, TENANTS);
-    try {
-      const topology = await s.catalog.loadTopology();
-      const members = splitMembers(await keyspaceOf(s), [[4n], [8n]], ['two' as ShardName, null, 'two' as ShardName]);
-      const change = { kind: 'split', request: {}, members, concurrency: 1 } as const;
-      const id = await createChange(s.catalog.pool, topology, change, 'test');
-      const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
-      expect(await runUntilCrash(point)).toBe('SIGKILL');
-      const states = (await loadChange(s.catalog.pool, id)).members.map((m) => m.state);
-      expect([states[0], states[2]]).toEqual(['done', 'approved']);
-      expect(await runToTheEnd(approved.members[2]?.id as bigint)).toBe('done');
-      expect(changeState(await loadChange(s.catalog.pool, id))).toBe('done');
-    } finally {
-      await writers.stop();
-      await proxy.close();
-    }
+    const { writers } = await moves.startLoad(TENANTS, { stale: false, count: 2 });
+    const topology = await s.catalog.loadTopology();
+    const members = splitMembers(await keyspaceOf(s), [[4n], [8n]], ['two' as ShardName, null, 'two' as ShardName]);
+    const change = { kind: 'split', request: {}, members, concurrency: 1 } as const;
+    const id = await createChange(s.catalog.pool, topology, change, 'test');
+    const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
+    expect(await runUntilCrash(point)).toBe('SIGKILL');
+    const states = (await loadChange(s.catalog.pool, id)).members.map((m) => m.state);
+    expect([states[0], states[2]]).toEqual(['done', 'approved']);
+    expect(await runToTheEnd(approved.members[2]?.id as bigint)).toBe('done');
+    expect(changeState(await loadChange(s.catalog.pool, id))).toBe('done');
+    await writers.stop();
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, (tenant) => tenant < 4 || tenant >= 8)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
@@ -316,19 +280,17 @@ describe('a migrator that falls asleep', () => {
     const sleeper = spawn(process.execPath, [child.file, s.catalogUrl], { stdio: 'ignore' });
     const gone = new Promise<void>((resolve) => sleeper.once('exit', () => resolve()));
     try {
-      await waitFor(async () => !['approved', 'done'].includes((await loadMigration(s.catalog.pool, id)).state), {
+      await waitFor(async () => !['approved', 'done'].includes((await moves.load(id)).state), {
         what: 'the sleeper to begin',
       });
       sleeper.kill('SIGSTOP');
       expect(await runToTheEnd(id)).toBe('done');
       sleeper.kill('SIGCONT');
-      const { generation } = await loadMigration(s.catalog.pool, id);
+      const { generation } = await moves.load(id);
       // It is awake again when it has taken up something new.
       const next = await approveMove(s, [BigInt(CUT)], null, 'two', 'one');
-      await waitFor(async () => (await loadMigration(s.catalog.pool, next)).state === 'done', {
-        what: 'the sleeper to do the next move',
-      });
-      expect((await loadMigration(s.catalog.pool, id)).generation).toBe(generation);
+      await moves.inState(next, 'done');
+      expect((await moves.load(id)).generation).toBe(generation);
     } finally {
       sleeper.kill('SIGCONT');
       sleeper.kill('SIGTERM');
@@ -349,16 +311,13 @@ describe('a server that crashes during a move', () => {
       withClient(s.urlOne, (c) => c.query(`UPDATE orders SET version = version + 1 WHERE tenant_id = ${CUT}`));
     await expect(write()).rejects.toMatchObject({ code: 'SH001' });
     await s.two.crash();
-    const controller = new AbortController();
-    const migrator = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50, leaseMs: 1000 });
-    const running = migrator.run(controller.signal);
+    const stop = moves.startMigrator({ pollMs: 50, leaseMs: 1000 });
     try {
       await waitFor(async () => (await write()).rowCount, { what: 'a write at the source' });
       expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
     } finally {
       await s.two.restart();
-      controller.abort();
-      await running;
+      await stop();
     }
     expect(await runToTheEnd(id)).toBe('done');
     expect(await leftovers(s)).toEqual([]);
@@ -367,32 +326,17 @@ describe('a server that crashes during a move', () => {
   test('is waited for, and the move goes on', async () => {
     await resetShop(s, TENANTS, 2000);
     owner = 'one';
-    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    const writers = new Writers();
-    writers.start(proxy, 2, CUT - 1); // tenants that stay, so that none meets the crashed server
+    // Tenants that stay, so that none meets the crashed server.
+    const { writers } = await moves.startLoad(CUT - 1, { stale: false, count: 2 });
     const id = await approveMove(s, [BigInt(CUT)], null);
-    const controller = new AbortController();
-    const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 50 }).run(controller.signal);
-    try {
-      await waitFor(async () => !['approved', 'preparing'].includes((await loadMigration(s.catalog.pool, id)).state), {
-        what: 'the copy to begin',
-      });
-      await s.two.crash();
-      await s.two.restart();
-      const end = await waitFor(
-        async () => {
-          const { state } = await loadMigration(s.catalog.pool, id);
-          return RESTING_STATES.includes(state) ? state : null;
-        },
-        { what: 'the migration to end' },
-      );
-      expect(end).toBe('done');
-    } finally {
-      controller.abort();
-      await running;
-      await writers.stop();
-      await proxy.close();
-    }
+    moves.startMigrator({ pollMs: 50 });
+    await waitFor(async () => !['approved', 'preparing'].includes((await moves.load(id)).state), {
+      what: 'the copy to begin',
+    });
+    await s.two.crash();
+    await s.two.restart();
+    expect(await moves.atRest(id)).toBe('done');
+    await writers.stop();
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, (tenant) => tenant >= CUT)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);

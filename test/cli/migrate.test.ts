@@ -1,22 +1,15 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
-import { loadMigration } from '../../migrator/migration-row.js';
-import { Moves } from '../migrator/moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from '../migrator/setting.js';
+import { beforeAll, expect, test } from 'vitest';
+import { shopMoves } from '../migrator/moves.js';
+import { approveMove, leftovers } from '../migrator/setting.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { buildCli, cli, startCli } from './run-cli.js';
 
-let moves: Moves;
-let s: Setting;
+const moves = shopMoves(12, 50);
+const { s } = moves;
 const foreshard = (...args: string[]) => cli([...args, '--catalog', s.catalogUrl]);
 
-beforeAll(async () => {
-  [moves] = await Promise.all([Moves.start(), buildCli()]);
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 50));
+beforeAll(buildCli);
 
 interface Verified {
   same: boolean;
@@ -88,12 +81,7 @@ test('rows that differ keep a migration from flipping, also when its window open
     `${id}`,
     { flipWindow: { ...flipWindow, from: '00:01', to: '00:00' } },
   ]);
-  await waitFor(
-    async () => /finds both sides the same/.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''),
-    {
-      what: 'the migration to say so',
-    },
-  );
+  await moves.noted(id, /finds both sides the same/);
   expect((await foreshard('migrate', 'abort', `${id}`)).code).toBe(0);
   expect(await moves.atRest(id)).toBe('aborted');
 });
@@ -159,7 +147,7 @@ test('a replica is made, read on other terms, and promoted', async () => {
 
 test('what becomes of transactions at the flip is said, changed and taken back', async () => {
   const id = await approveMove(s, [6n], null);
-  const afterMs = async () => (await loadMigration(s.catalog.pool, id)).controls.endTransactionsAfterMs;
+  const afterMs = async () => (await moves.load(id)).controls.endTransactionsAfterMs;
   const say = (after: string, ...more: string[]) => foreshard('migrate', 'end-transactions', `${id}`, after, ...more);
   expect((await say('1.5s')).stdout).toContain('ends transactions that are still open on its interval after 1500 ms');
   expect(await afterMs()).toBe(1500);

@@ -1,47 +1,21 @@
-import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
 import { requestEnd } from '../../migrator/migration-requests.js';
-import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
-import { Migrator } from '../../migrator/migrator.js';
 import { withClient } from '../support/client.js';
-import { waitFor } from '../support/wait-for.js';
-import { approveMove, leftovers, resetShop, type Setting, silent, startSetting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, leftovers } from './setting.js';
 
 const HOUR = 3_600_000;
-let s: Setting;
-const stops: (() => Promise<void>)[] = [];
-
-beforeAll(async () => {
-  s = await startSetting();
-});
-afterAll(async () => {
-  await s.catalog.close();
-});
-beforeEach(() => resetShop(s, 12, 20));
-afterEach(async () => {
-  for (const stop of stops.splice(0).reverse()) await stop();
-});
-
-function startMigrator(wayBackMs: number): void {
-  const controller = new AbortController();
-  const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 100, wayBackMs }).run(controller.signal);
-  stops.push(async () => {
-    controller.abort();
-    await running;
-  });
-}
+const moves = shopMoves(12, 20);
+const { s } = moves;
 
 const texts = async (repair = false) =>
   (await audit(s.catalog, repair)).map(({ shard, kind, outcome }) => `${outcome} ${shard} ${kind}`).sort();
 
 async function moved(): Promise<bigint> {
   const id = await approveMove(s, [6n], null);
-  startMigrator(0);
-  await waitFor(async () => RESTING_STATES.includes((await loadMigration(s.catalog.pool, id)).state), {
-    what: 'the move',
-  });
-  expect((await loadMigration(s.catalog.pool, id)).state).toBe('done');
+  moves.startMigrator();
+  expect(await moves.atRest(id)).toBe('done');
   return id;
 }
 
@@ -76,16 +50,12 @@ describe('an audit', () => {
   test('finds nothing where nothing is, also while a migration is under way, and after it', async () => {
     expect(await texts()).toEqual([]);
     const id = await approveMove(s, [6n], null);
-    startMigrator(HOUR);
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'reversing', {
-      what: 'the way back',
-    });
+    moves.startMigrator({ wayBackMs: HOUR });
+    await moves.inState(id, 'reversing');
     expect(await texts()).toEqual([]);
     expect(await texts(true)).toEqual([]);
     await requestEnd(s.catalog.pool, id, 'rollback', 'test');
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'rolled_back', {
-      what: 'the rollback',
-    });
+    expect(await moves.atRest(id)).toBe('rolled_back');
     expect(await texts()).toEqual([]);
   });
 
@@ -178,7 +148,7 @@ describe('an audit', () => {
         for (let n = 0; !writing.signal.aborted; n++) await c.query(`UPDATE countries SET name = 'n' || $1`, [`${n}`]);
       });
     const writers = Promise.all([write(s.urlOne), write(s.urlTwo)]);
-    stops.push(async () => {
+    moves.atStop(async () => {
       writing.abort();
       await writers;
     });
@@ -230,14 +200,10 @@ describe('an audit', () => {
   test('does not wait behind a lock for long: what cannot be taken away now is said', async () => {
     const id = await moved();
     await leaveBehind(id);
-    const locker = new pg.Client({ connectionString: s.urlOne });
-    await locker.connect();
-    try {
-      await locker.query('BEGIN; SELECT FROM orders LIMIT 1');
-      expect(await texts(true)).toContain('not repaired one trigger');
-    } finally {
-      await locker.end();
-    }
+    const locker = await moves.session(s.urlOne);
+    await locker.query('BEGIN; SELECT FROM orders LIMIT 1');
+    expect(await texts(true)).toContain('not repaired one trigger');
+    await locker.end();
     expect(await texts(true)).toContain('repaired one trigger');
     expect(await texts()).toEqual([]);
   });

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeEach, describe, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
 import { drain } from '../../migrator/changes/balance.js';
 import {
@@ -12,7 +12,7 @@ import { type Change, type ChangeState, changeState, loadChange } from '../../mi
 import { dryRunChange } from '../../migrator/changes/dry-run-change.js';
 import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { requestAbort, requestFlip } from '../../migrator/migration-requests.js';
-import { loadMigration, RESTING_STATES, showMigration } from '../../migrator/migration-row.js';
+import { showMigration } from '../../migrator/migration-row.js';
 import { turnSql } from '../../migrator/turn.js';
 import { joinKeyspaces } from '../../topology/catalog/separate.js';
 import type { MigrationSpec } from '../../topology/migration.js';
@@ -21,36 +21,19 @@ import { intervalOf } from '../../topology/successor.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import {
-  addNotes,
-  approveMove,
-  approveReplica,
-  keyspaceOf,
-  moveSpec,
-  NOTES,
-  resetShop,
-  type Setting,
-} from './setting.js';
+import { shopMoves } from './moves.js';
+import { addNotes, approveMove, approveReplica, keyspaceOf, moveSpec, NOTES } from './setting.js';
 import type { Writers } from './writers.js';
 
 const TENANTS = 24;
 const TENANT = 'tenant' as KeyspaceName;
-let moves: Moves;
-let s: Setting;
+const moves = shopMoves(TENANTS, 20);
+const { s } = moves;
 /** Databases of the four shards: three and four are on the servers of two and one. */
 let urls: Record<string, string>;
 
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-  urls = { one: s.urlOne, two: s.urlTwo, three: s.two.url('app3'), four: s.one.url('app4') };
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
-
 beforeEach(async () => {
-  await resetShop(s, TENANTS, 20);
+  urls = { one: s.urlOne, two: s.urlTwo, three: s.two.url('app3'), four: s.one.url('app4') };
   for (const [cluster, database] of [
     [s.two, 'app3'],
     [s.one, 'app4'],
@@ -130,7 +113,7 @@ async function wrong(writers: Writers): Promise<string[]> {
 describe('under load', () => {
   let writers: Writers;
   beforeEach(async () => {
-    ({ writers } = await moves.startLoad(TENANTS, false));
+    ({ writers } = await moves.startLoad(TENANTS, { stale: false }));
     moves.startMigrator();
     await waitFor(() => writers.acknowledged > 50, { what: 'writers to be at work' });
   });
@@ -396,9 +379,7 @@ describe('a change', () => {
     await addNotes(s);
     const replica = await approveReplica(s, null, [4n]);
     moves.startMigrator();
-    await waitFor(async () => (await loadMigration(s.catalog.pool, replica)).state === 'following', {
-      what: 'the replica',
-    });
+    await moves.inState(replica, 'following');
     const id = await planVertical();
     await approve(id);
     expect(await ended(id)).toBe('stopped');
@@ -418,7 +399,7 @@ describe('a change', () => {
       await addNotes(s);
       await client.query('COMMIT');
       expect(await moves.atRest(id)).toBe('done');
-      expect((await loadMigration(s.catalog.pool, id)).facts.tables).toContain('public.notes');
+      expect((await moves.load(id)).facts.tables).toContain('public.notes');
       const there = await withClient(s.urlTwo, (c) => c.query('SELECT min(tenant_id), count(*)::int AS n FROM notes'));
       expect(there.rows).toEqual([{ min: 8, n: 13 }]);
     } finally {
@@ -433,9 +414,7 @@ describe('a change', () => {
     moves.startMigrator();
     await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the second member' });
     await requestAbort(s.catalog.pool, second, 'test');
-    await waitFor(async () => RESTING_STATES.includes((await loadMigration(s.catalog.pool, second)).state), {
-      what: 'the abort',
-    });
+    await moves.atRest(second);
     expect(await states(id)).toEqual(['done', 'aborted', 'aborted']);
     expect((await load(id)).members[2]?.error).toBe(`migration ${second} of the same change was aborted`);
     expect(await audit(s.catalog, false)).toEqual([]);

@@ -1,50 +1,18 @@
-import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { requestEnd, requestFlip } from '../../migrator/migration-requests.js';
-import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { showMigration } from '../../migrator/migration-row.js';
 import { GATE_CLOSED } from '../../migrator/names.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, forgetProxy, leftovers, RAISE, raised, registerProxy } from './setting.js';
 import { audit } from './writers.js';
 
 // What the fence does for the one writer in a million: each test arranges him, while a proxy that has not acknowledged keeps the migrator waiting.
 
 const HOUR = 3_600_000;
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 20));
-
-const load = (id: bigint) => loadMigration(s.catalog.pool, id);
-const RAISE = 'UPDATE orders SET version = version + 1 WHERE tenant_id = 7';
-const versions = (url: string) =>
-  withClient(url, async (c) => (await c.query('SELECT sum(version)::int AS n FROM orders WHERE tenant_id = 7')).rows);
-
-/** A session that goes past the proxies to a shard. */
-async function session(url: string): Promise<pg.Client> {
-  const client = new pg.Client({ connectionString: url });
-  client.on('error', () => undefined);
-  await client.connect();
-  moves.atStop(() => client.end());
-  return client;
-}
-
-/** A proxy that lives, and acknowledges no hold by itself. @returns its id */
-async function slowProxy(): Promise<string> {
-  const { rows } = await s.catalog.pool.query<{ id: string }>(
-    `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
-     VALUES (gen_random_uuid(), 'slow', 'none', clock_timestamp() + interval '1 hour', 1000000000) RETURNING id`,
-  );
-  return rows[0]?.id as string;
-}
+const moves = shopMoves(12, 20);
+const { s } = moves;
 
 /** Waits for a hold. @returns has the proxy acknowledge it */
 async function held(proxy: string): Promise<() => Promise<void>> {
@@ -59,7 +27,7 @@ async function held(proxy: string): Promise<() => Promise<void>> {
 
 /** A move of tenants from 6 on that waits for one proxy to acknowledge its hold, which `acknowledge` does. */
 async function holding(options: Record<string, number> = {}): Promise<{ id: bigint; acknowledge(): Promise<void> }> {
-  const proxy = await slowProxy();
+  const proxy = await registerProxy(s, 'slow');
   const id = await approveMove(s, [6n], null);
   moves.startMigrator({ fenceBackoffMs: 50, ...options });
   return { id, acknowledge: await held(proxy) };
@@ -77,7 +45,7 @@ const whys = async (id: bigint) => (await showMigration(s.catalog.pool, id)).eve
 
 test('a transaction that has written to the interval past the proxies is waited for', async () => {
   const { id, acknowledge } = await holding();
-  const writer = await session(s.urlOne);
+  const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
   await writer.query(RAISE);
   await acknowledge();
@@ -85,13 +53,13 @@ test('a transaction that has written to the interval past the proxies is waited 
   await waitFor(async () => (await writer.query(waits)).rowCount === 1, { what: 'the fence to wait' });
   await writer.query('COMMIT');
   expect(await moves.atRest(id)).toBe('done');
-  expect(await versions(s.urlTwo)).toEqual([{ n: 20 }]);
-  expect((await load(id)).facts.exact).toBe('identical');
+  expect(await raised(s.urlTwo)).toBe(20);
+  expect((await moves.load(id)).facts.exact).toBe('identical');
 });
 
 test('a destination that does not get on is not made the owner', async () => {
   const { id, acknowledge } = await holding({ drainMs: 300 });
-  const there = await session(s.urlTwo);
+  const there = await moves.session(s.urlTwo);
   await there.query('BEGIN');
   await there.query('LOCK TABLE orders IN SHARE MODE');
   await withClient(s.urlOne, (c) => c.query(RAISE));
@@ -102,10 +70,10 @@ test('a destination that does not get on is not made the owner', async () => {
   // Its clients go on where they were, and no proxy holds them any more.
   expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
   await withClient(s.urlOne, (c) => c.query(RAISE));
-  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await forgetProxy(s, 'slow');
   await there.query('ROLLBACK');
   expect(await moves.atRest(id)).toBe('done');
-  expect(await versions(s.urlTwo)).toEqual([{ n: 40 }]);
+  expect(await raised(s.urlTwo)).toBe(40);
 });
 
 test('a gate that does not stay closed, as a failover of the source might leave it, keeps the flip from happening', async () => {
@@ -124,7 +92,7 @@ test('a gate that does not stay closed, as a failover of the source might leave 
   await acknowledge();
   const missed = async () => (await whys(id)).includes('the gate at the source did not stay closed');
   await waitFor(missed, { what: 'the fence to be missed' });
-  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await forgetProxy(s, 'slow');
   await withClient(s.urlOne, (c) => c.query('DROP FUNCTION lose CASCADE'));
   expect(await moves.atRest(id)).toBe('done');
 });
@@ -145,7 +113,7 @@ test('a server that says nothing any more behind the fence is not waited for', a
   } finally {
     process.kill(pid, 'SIGCONT');
   }
-  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await forgetProxy(s, 'slow');
   expect(await moves.atRest(id)).toBe('done');
   expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
   expect(await leftovers(s)).toEqual([]);
@@ -154,22 +122,22 @@ test('a server that says nothing any more behind the fence is not waited for', a
 test('on the way back, a source that does not get on leaves the new owner as it was, and is tried again', async () => {
   const id = await approveMove(s, [6n], null);
   moves.startMigrator({ fenceBackoffMs: 50, drainMs: 300, wayBackMs: HOUR, sampleMs: 0 });
-  await waitFor(async () => (await load(id)).facts.exact === 'identical', { what: 'the flip' });
-  const proxy = await slowProxy();
+  await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+  const proxy = await registerProxy(s, 'slow');
   await requestEnd(s.catalog.pool, id, 'rollback', 'test');
   const acknowledge = await held(proxy);
-  const there = await session(s.urlOne);
+  const there = await moves.session(s.urlOne);
   await there.query('BEGIN');
   await there.query('LOCK TABLE orders IN SHARE MODE');
   await withClient(s.urlTwo, (c) => c.query(RAISE));
   await acknowledge();
-  await waitFor(async () => (await load(id)).facts.backTries === 1, { what: 'the fence to be missed' });
+  await waitFor(async () => (await moves.load(id)).facts.backTries === 1, { what: 'the fence to be missed' });
   await withClient(s.urlTwo, (c) => c.query(RAISE));
   expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
-  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await forgetProxy(s, 'slow');
   await there.query('ROLLBACK');
   expect(await moves.atRest(id)).toBe('rolled_back');
-  expect(await versions(s.urlOne)).toEqual([{ n: 40 }]);
+  expect(await raised(s.urlOne)).toBe(40);
   expect(await leftovers(s)).toEqual([]);
 });
 
@@ -183,9 +151,9 @@ test('a table that is declared behind the last look at the tables keeps the flip
   const { id, acknowledge } = await holding();
   await declare();
   await acknowledge();
-  await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+  await forgetProxy(s, 'slow');
   expect(await moves.atRest(id)).toBe('aborted');
-  expect((await load(id)).error).toMatch(/tables were added during the move: public.late/);
+  expect((await moves.load(id)).error).toMatch(/tables were added during the move: public.late/);
   await withClient(s.urlOne, (c) => c.query(RAISE));
   expect(await leftovers(s)).toEqual([]);
 });
@@ -202,12 +170,11 @@ test.each([
   async (_, error, change) => {
     const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
     moves.startMigrator();
-    const waits = async () => (await load(id)).progress.note?.startsWith('ready to flip') === true;
-    await waitFor(waits, { what: 'the migration to be ready' });
+    await moves.noted(id, /^ready to flip/);
     await change();
     await requestFlip(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('aborted');
-    expect((await load(id)).error).toMatch(error);
+    expect((await moves.load(id)).error).toMatch(error);
     const { events } = await showMigration(s.catalog.pool, id);
     expect(events.map((e) => e.state)).not.toContain('fencing');
   },

@@ -1,34 +1,21 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { requestAbort, requestFlip, setPaused } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, forgetProxy, leftovers, registerProxy } from './setting.js';
 import { audit } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 50));
-
-const load = (id: bigint) => loadMigration(s.catalog.pool, id);
+const moves = shopMoves(12, 50);
+const { s } = moves;
 
 /** Until it says that it waits to flip. */
-const waiting = (id: bigint) =>
-  waitFor(
-    async () => {
-      const row = await load(id);
-      return row.state === 'ready' && row.progress.note?.startsWith('ready to flip') === true ? row : null;
-    },
-    { what: 'the migration to wait for its flip' },
-  );
+async function waiting(id: bigint): Promise<string | null | undefined> {
+  await moves.noted(id, /^ready to flip/);
+  const { state, progress } = await moves.load(id);
+  expect(state).toBe('ready');
+  return progress.note;
+}
 
 /** An hour of the day that the clock is not near. */
 function elsewhen(): { from: string; to: string; timeZone: string } {
@@ -42,7 +29,7 @@ describe('a migration that does not go the whole way by itself', () => {
     const { writers } = await moves.startLoad(12);
     const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
     moves.startMigrator();
-    expect((await waiting(id)).progress.note).toBe('ready to flip: waiting for somebody to ask for its flip');
+    expect(await waiting(id)).toBe('ready to flip: waiting for somebody to ask for its flip');
     const before = writers.acknowledged;
     await waitFor(() => writers.acknowledged > before + 50, { what: 'writes meanwhile' });
     const versions = (url: string) =>
@@ -51,7 +38,7 @@ describe('a migration that does not go the whole way by itself', () => {
       );
     const there = await versions(s.urlOne);
     await waitFor(async () => (await versions(s.urlTwo)) >= there, { what: 'the destination to follow' });
-    expect((await load(id)).state).toBe('ready');
+    expect((await moves.load(id)).state).toBe('ready');
 
     expect((await requestFlip(s.catalog.pool, id, 'test')).state).toBe('ready');
     expect(await moves.atRest(id)).toBe('done');
@@ -86,7 +73,7 @@ describe('a migration that does not go the whole way by itself', () => {
       );
     });
     expect(await moves.atRest(id)).toBe('aborted');
-    expect((await load(id)).error).toMatch(/replication slot on shard "one" is gone/);
+    expect((await moves.load(id)).error).toMatch(/replication slot on shard "one" is gone/);
     expect(await leftovers(s)).toEqual([]);
   });
 
@@ -94,21 +81,17 @@ describe('a migration that does not go the whole way by itself', () => {
     const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
     moves.startMigrator({ maxFenceTries: 2, ackMs: 50, fenceBackoffMs: 10 });
     await waiting(id);
-    // One that lives and never acknowledges a hold.
-    const proxy = await s.catalog.pool.query<{ id: string }>(
-      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
-       VALUES (gen_random_uuid(), 'deaf', 'none', clock_timestamp() + interval '1 hour', 1000000) RETURNING id`,
-    );
+    await registerProxy(s, 'deaf');
     await requestFlip(s.catalog.pool, id, 'test');
     const back = await waitFor(
       async () => {
-        const row = await load(id);
+        const row = await moves.load(id);
         return row.facts.fenceTries === 0 ? row : null;
       },
       { what: 'the flip to be given up' },
     );
     expect(back.controls.flipRequested).toBe(false);
-    await s.catalog.pool.query('DELETE FROM foreshard.proxy WHERE id = $1', [proxy.rows[0]?.id]);
+    await forgetProxy(s, 'deaf');
     await waiting(id);
     await requestFlip(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('done');
@@ -120,7 +103,7 @@ describe('a migration with a flip window', () => {
     const flipWindow = elsewhen();
     const id = await approveMove(s, [6n], null, 'one', 'two', { flipWindow });
     moves.startMigrator();
-    expect((await waiting(id)).progress.note).toContain(`its flip window, ${flipWindow.from}-${flipWindow.to} UTC`);
+    expect(await waiting(id)).toContain(`its flip window, ${flipWindow.from}-${flipWindow.to} UTC`);
     await requestFlip(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('done');
   });

@@ -1,35 +1,27 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeEach, describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
 import { acceptDifference, createMigration, requestAbort, setPaused } from '../../migrator/migration-requests.js';
-import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { showMigration } from '../../migrator/migration-row.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { MiniProxy } from './mini-proxy.js';
-import { Moves } from './moves.js';
+import { startMoves } from './moves.js';
 import {
   abortOnEntering,
   approveMove,
+  forgetProxy,
   leftovers,
   moveSpec,
   pauseOnEntering,
-  resetShop,
-  type Setting,
+  registerProxy,
 } from './setting.js';
 import { audit, countOrders } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
+const moves = startMoves();
+const { s } = moves;
 
 describe('a move under load', () => {
-  beforeEach(() => resetShop(s, 40, 500));
+  beforeEach(() => moves.reset(40, 500));
 
   test('loses nothing, doubles nothing, and leaves nothing behind', async () => {
     const { proxy, writers } = await moves.startLoad(40);
@@ -106,7 +98,7 @@ describe('a move under load', () => {
   });
 
   test('goes there and back again', async () => {
-    const { writers } = await moves.startLoad(40, false);
+    const { writers } = await moves.startLoad(40, { stale: false });
     moves.startMigrator();
     expect(await moves.atRest(await approveMove(s, [20n], null))).toBe('done');
     expect(await countOrders(s.urlTwo)).toBeGreaterThan(20 * 500);
@@ -122,8 +114,8 @@ describe('an abort', () => {
   const states = ['approved', 'preparing', 'copying', 'catching_up', 'verifying', 'ready', 'fencing'] as const;
 
   test.each(states)('asked for in state %s leaves everything as it was', async (state) => {
-    await resetShop(s, 12, 50);
-    const { writers } = await moves.startLoad(12, false);
+    await moves.reset(12, 50);
+    const { writers } = await moves.startLoad(12, { stale: false });
     const id = await approveMove(s, [6n], null);
     if (state === 'approved') await requestAbort(s.catalog.pool, id, 'test');
     else await abortOnEntering(s, state);
@@ -144,7 +136,7 @@ describe('an abort', () => {
   });
 
   test('after the flip is refused', async () => {
-    await resetShop(s, 12, 20);
+    await moves.reset(12, 20);
     const id = await approveMove(s, [6n], null);
     moves.startMigrator();
     expect(await moves.atRest(id)).toBe('done');
@@ -153,7 +145,7 @@ describe('an abort', () => {
 });
 
 describe('before a move', () => {
-  beforeEach(() => resetShop(s, 12, 20));
+  beforeEach(() => moves.reset(12, 20));
 
   test('preflight names every reason and touches nothing', async () => {
     await withClient(s.urlOne, async (c) => {
@@ -169,7 +161,7 @@ describe('before a move', () => {
     const id = await approveMove(s, [6n], null);
     moves.startMigrator();
     expect(await moves.atRest(id)).toBe('failed');
-    const { error } = await loadMigration(s.catalog.pool, id);
+    const { error } = await moves.load(id);
     for (const reason of [
       /global_serial/,
       /payments/,
@@ -195,7 +187,7 @@ describe('before a move', () => {
     const id = await approveMove(s, [6n], null);
     moves.startMigrator();
     expect(await moves.atRest(id)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/already has rows.*countries/);
+    expect((await moves.load(id)).error).toMatch(/already has rows.*countries/);
   });
 
   test('a dry run shows the statements and changes nothing', async () => {
@@ -220,7 +212,7 @@ describe('before a move', () => {
 
 describe('rows that are hard to move', () => {
   test('arrive whole when an update brings them into the interval during the move', async () => {
-    await resetShop(s, 12, 50);
+    await moves.reset(12, 50);
     await withClient(s.urlOne, async (c) => {
       // Large and incompressible, so that it is stored out of line; the update below does not touch it.
       await c.query(
@@ -230,12 +222,9 @@ describe('rows that are hard to move', () => {
     });
     await pauseOnEntering(s, 'catching_up');
     const id = await approveMove(s, [6n], null);
-    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    moves.atStop(() => proxy.close());
+    await moves.startProxy();
     moves.startMigrator();
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
-      what: 'the copy to be over',
-    });
+    await moves.noted(id, /^paused$/);
     await pauseOnEntering(s, null);
     await withClient(s.urlOne, (c) => c.query('UPDATE orders SET tenant_id = 7 WHERE tenant_id = 1 AND id = 5000000'));
     await setPaused(s.catalog.pool, id, false, 'test');
@@ -255,15 +244,13 @@ describe('a fence that cannot be had', () => {
   const impatient = { ackMs: 200, fenceMs: 200, maxFenceTries: 2, fenceBackoffMs: 20 };
 
   test('names the proxy that did not answer, and undoes everything', async () => {
-    await resetShop(s, 12, 20);
-    const { writers } = await moves.startLoad(12, false);
-    await s.catalog.pool.query(
-      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'deaf', '', clock_timestamp() + interval '1 hour', 0)`,
-    );
+    await moves.reset(12, 20);
+    const { writers } = await moves.startLoad(12, { stale: false });
+    await registerProxy(s, 'deaf');
     const id = await approveMove(s, [6n], null);
     moves.startMigrator(impatient);
     expect(await moves.atRest(id)).toBe('aborted');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/2 fences were missed.*deaf/);
+    expect((await moves.load(id)).error).toMatch(/2 fences were missed.*deaf/);
     await writers.stop();
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, () => false)).toEqual([]);
@@ -271,21 +258,19 @@ describe('a fence that cannot be had', () => {
   });
 
   test('waits for a proxy only as long as its lease', async () => {
-    await resetShop(s, 12, 20);
-    await s.catalog.pool.query(
-      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES (gen_random_uuid(), 'dead', '', clock_timestamp() + interval '4 seconds', 0)`,
-    );
+    await moves.reset(12, 20);
+    await registerProxy(s, 'dead', { epoch: 0n, lease: '4 seconds' });
     const id = await approveMove(s, [6n], null);
     moves.startMigrator();
     expect(await moves.atRest(id)).toBe('done');
-    expect((await loadMigration(s.catalog.pool, id)).facts.fenceTries).toBeUndefined();
+    expect((await moves.load(id)).facts.fenceTries).toBeUndefined();
     expect(await leftovers(s)).toEqual([]);
   });
 });
 
 describe('a keyspace by hash', () => {
   test('moves the rows whose hash lies in the interval', async () => {
-    await resetShop(s, 1, 1);
+    await moves.reset(1, 1);
     await withClient(s.urlOne, async (c) => {
       await c.query('CREATE TABLE notes (owner text, at timestamptz, n int, body text, PRIMARY KEY (owner, at, n))');
       await c.query(
@@ -322,37 +307,33 @@ describe('a keyspace by hash', () => {
 
 describe('shards that differ as of the flip', () => {
   test('stop the migration before a row of the source is removed, until a person accepts it', async () => {
-    await resetShop(s, 12, 20);
+    await moves.reset(12, 20);
     // A row that only the source has, made when the source is frozen: as if replication had lost it.
-    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    moves.atStop(() => proxy.close());
+    await moves.startProxy();
     const id = await approveMove(s, [6n], null);
     // A proxy that is still on the old epoch keeps the migration from comparing before the row is there.
-    await s.catalog.pool.query(
-      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked) VALUES ('00000000-0000-0000-0000-000000000001', 'slow', '', clock_timestamp() + interval '1 hour', 0)`,
-    );
+    const slow = await registerProxy(s, 'slow', { epoch: 0n });
     const ack = setInterval(() => {
       void s.catalog.pool.query(
-        `INSERT INTO foreshard.hold_ack (hold_id, proxy_id) SELECT id, '00000000-0000-0000-0000-000000000001' FROM foreshard.hold ON CONFLICT DO NOTHING`,
+        'INSERT INTO foreshard.hold_ack (hold_id, proxy_id) SELECT id, $1 FROM foreshard.hold ON CONFLICT DO NOTHING',
+        [slow],
       );
     }, 20);
     moves.atStop(() => clearInterval(ack));
     moves.startMigrator();
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'cleaning', { what: 'the flip' });
+    await moves.inState(id, 'cleaning');
     await withClient(s.urlOne, async (c) => {
       await c.query(
         "SET session_replication_role = replica; INSERT INTO orders (tenant_id, id, body) VALUES (7, 777777, 'only here')",
       );
     });
-    await s.catalog.pool.query("DELETE FROM foreshard.proxy WHERE name = 'slow'");
+    await forgetProxy(s, 'slow');
     expect(await moves.atRest(id)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
-      /1 rows of "public\.orders", among them \["777777", "7"\]/,
-    );
+    expect((await moves.load(id)).error).toMatch(/1 rows of "public\.orders", among them \["777777", "7"\]/);
     expect(await countOrders(s.urlOne)).toBe(12 * 20 + 1);
 
     await acceptDifference(s.catalog.pool, id, 'test');
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === 'done', { what: 'the rest' });
+    await moves.inState(id, 'done');
     expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });

@@ -1,65 +1,133 @@
+import pg from 'pg';
+import { afterAll, afterEach, beforeAll, beforeEach } from 'vitest';
 import type { ClusterOptions } from '../../deploy/embedded/cluster.js';
-import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
+import { loadMigration, type MigrationRow, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
+import type { MigrationState } from '../../topology/migration.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
 import { resetShop, type Setting, silent, startSetting } from './setting.js';
 import { Writers } from './writers.js';
 
-/** Migrators and writers of a test, on one setting. */
-export class Moves {
-  #s: Setting;
+/** Moves on a setting of their own, in the tests of this file or of this `describe`: what each starts ends with it, and the setting with all of them. */
+export function startMoves(servers?: ClusterOptions): Moves {
+  const moves = new Moves(servers);
+  beforeAll(() => moves.start());
+  afterEach(({ task }) => moves.endTest(task.result?.state === 'fail'));
+  afterAll(() => moves.close());
+  return moves;
+}
+
+/** The same; each finds the shop with `tenants` tenants of `orders` orders each, all on the first shard. */
+export function shopMoves(tenants: number, orders: number, servers?: ClusterOptions): Moves {
+  const moves = startMoves(servers);
+  beforeEach(() => moves.reset(tenants, orders));
+  return moves;
+}
+
+/** Migrators, writers and sessions of a test, on one setting. */
+class Moves {
   readonly #servers: ClusterOptions | undefined;
   readonly #stops: (() => Promise<void>)[] = [];
+  #setting: Setting | null = null;
   /** Whether a test has failed, and may have left anything. */
   #isSoiled = false;
+  /** The setting as it is now. */
+  readonly s: Setting;
 
-  private constructor(s: Setting, servers: ClusterOptions | undefined) {
-    this.#s = s;
+  /** To be started. */
+  constructor(servers?: ClusterOptions) {
     this.#servers = servers;
+    const now = (): Setting => {
+      if (this.#setting === null) throw new Error('not started yet');
+      return this.#setting;
+    };
+    this.s = {
+      get catalogUrl() {
+        return now().catalogUrl;
+      },
+      get catalog() {
+        return now().catalog;
+      },
+      get one() {
+        return now().one;
+      },
+      get two() {
+        return now().two;
+      },
+      get urlOne() {
+        return now().urlOne;
+      },
+      get urlTwo() {
+        return now().urlTwo;
+      },
+    };
   }
 
-  static async start(servers?: ClusterOptions): Promise<Moves> {
-    return new Moves(await startSetting(servers), servers);
+  async start(): Promise<void> {
+    this.#setting = await startSetting(this.#servers);
   }
 
-  get s(): Setting {
-    return this.#s;
+  async close(): Promise<void> {
+    const was = this.#setting;
+    this.#setting = null;
+    await was?.catalog.close();
   }
 
-  /** The shop as it was; behind a test that failed on a setting of its own, so as not to fail for it. @returns the setting */
-  async reset(tenants: number, orders: number): Promise<Setting> {
-    if (this.#isSoiled) {
-      await this.close();
-      this.#s = await startSetting(this.#servers);
-      this.#isSoiled = false;
-    }
-    await resetShop(this.#s, tenants, orders);
-    return this.#s;
+  /** Behind a test that failed: other servers, so that the next one does not fail for it. @returns whether it was so */
+  async beginAnew(): Promise<boolean> {
+    if (!this.#isSoiled) return false;
+    const { one, two } = this.s;
+    await this.close();
+    await Promise.all([one.stop(), two.stop()]);
+    await this.start();
+    this.#isSoiled = false;
+    return true;
   }
 
-  startMigrator(options: Record<string, number> = {}): void {
+  /** The shop as it was. */
+  async reset(tenants: number, orders: number): Promise<void> {
+    await this.beginAnew();
+    await resetShop(this.s, tenants, orders);
+  }
+
+  /** @returns ends it before the test does */
+  startMigrator(options: Record<string, number> = {}): () => Promise<void> {
     const controller = new AbortController();
     const running = new Migrator({ catalog: this.s.catalog, logger: silent, pollMs: 100, ...options }).run(
       controller.signal,
     );
-    this.#stops.push(async () => {
+    const stop = async () => {
       controller.abort();
       await running;
-    });
+    };
+    this.atStop(stop);
+    return stop;
   }
 
-  /** @param stale also a writer that goes past the proxy, to the source, all the time */
-  async startLoad(tenants: number, stale = true): Promise<{ proxy: MiniProxy; writers: Writers }> {
-    const proxy = await MiniProxy.start(this.s.catalogUrl, 'tenant');
+  /** @param stale whether another writer goes past the proxy, to the source, all the time */
+  async startLoad(tenants: number, { stale = true, count = 4 } = {}): Promise<{ proxy: MiniProxy; writers: Writers }> {
+    const proxy = await this.startProxy();
     const writers = new Writers();
-    writers.start(proxy, 4, tenants);
+    writers.start(proxy, count, tenants);
     if (stale) writers.startStale(this.s.urlOne, tenants);
-    this.#stops.push(async () => {
-      await writers.stop();
-      await proxy.close();
-    });
+    this.atStop(() => writers.stop());
     return { proxy, writers };
+  }
+
+  async startProxy(): Promise<MiniProxy> {
+    const proxy = await MiniProxy.start(this.s.catalogUrl, 'tenant');
+    this.atStop(() => proxy.close());
+    return proxy;
+  }
+
+  /** A session that goes past the proxies. */
+  async session(url: string): Promise<pg.Client> {
+    const client = new pg.Client({ connectionString: url });
+    client.on('error', () => undefined);
+    await client.connect();
+    this.atStop(() => client.end());
+    return client;
   }
 
   /** To be called by `stop`. */
@@ -67,27 +135,44 @@ export class Moves {
     this.#stops.push(async () => stop());
   }
 
+  load(id: bigint): Promise<MigrationRow> {
+    return loadMigration(this.s.catalog.pool, id);
+  }
+
   /** @returns the state in which the migration rests */
-  async atRest(id: bigint): Promise<string> {
+  async atRest(id: bigint): Promise<MigrationState> {
     return waitFor(
       async () => {
-        const row = await loadMigration(this.s.catalog.pool, id);
-        return RESTING_STATES.includes(row.state) ? row.state : null;
+        const { state } = await this.load(id);
+        return RESTING_STATES.includes(state) ? state : null;
       },
       { what: `migration ${id} to end` },
     );
   }
 
-  /** What was started, the last first. @param task the test that is over */
-  async stop(task?: { readonly result?: { readonly state: string } | undefined }): Promise<void> {
-    const isSoiled = this.#isSoiled || task?.result?.state === 'fail';
-    // Also when it cannot be stopped.
-    this.#isSoiled = true;
-    for (const stop of this.#stops.splice(0).reverse()) await stop();
-    this.#isSoiled = isSoiled;
+  async inState(id: bigint, state: MigrationState): Promise<void> {
+    await waitFor(async () => (await this.load(id)).state === state, { what: `migration ${id} to be ${state}` });
   }
 
-  async close(): Promise<void> {
-    await this.s.catalog.close();
+  /** Until the migration says so. */
+  async noted(id: bigint, note: RegExp): Promise<void> {
+    await waitFor(async () => note.test((await this.load(id)).progress.note ?? ''), {
+      what: `migration ${id} to say ${note}`,
+    });
+  }
+
+  /** What was started, the last first. */
+  async stop(): Promise<void> {
+    const failures: unknown[] = [];
+    for (const stop of this.#stops.splice(0).reverse()) await stop().catch((error: unknown) => failures.push(error));
+    if (failures.length > 0) throw failures[0];
+  }
+
+  async endTest(hasFailed: boolean): Promise<void> {
+    // Also by what cannot be stopped.
+    const isSoiled = this.#isSoiled || hasFailed;
+    this.#isSoiled = true;
+    await this.stop();
+    this.#isSoiled = isSoiled;
   }
 }

@@ -1,27 +1,15 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test } from 'vitest';
 import { requestAbort, setPaused } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, pauseOnEntering, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, leftovers, pauseOnEntering } from './setting.js';
 import { audit } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
+const moves = shopMoves(12, 50);
+const { s } = moves;
 
 describe('a pause', () => {
-  const paused = (id: bigint) =>
-    waitFor(async () => (await loadMigration(s.catalog.pool, id)).progress.note === 'paused', {
-      what: 'the pause',
-    });
   const following = () =>
     withClient(s.urlTwo, async (c) => (await c.query('SELECT subenabled AS on FROM pg_subscription')).rows);
 
@@ -31,18 +19,17 @@ describe('a pause', () => {
       return Number((await c.query(`SELECT last_value AS n FROM ${found.rows[0]?.name}`)).rows[0].n);
     });
 
-  beforeEach(() => resetShop(s, 12, 50));
   afterEach(() => pauseOnEntering(s, null));
 
   test.each(['preparing', 'copying', 'catching_up', 'verifying', 'ready', 'cleaning'])(
     'in state %s stops what loads the servers, and nothing is lost when it goes on',
     async (state) => {
-      const { writers } = await moves.startLoad(12, false);
+      const { writers } = await moves.startLoad(12, { stale: false });
       await pauseOnEntering(s, state);
       const id = await approveMove(s, [6n], null);
       moves.startMigrator();
-      await paused(id);
-      expect((await loadMigration(s.catalog.pool, id)).state).toBe(state);
+      await moves.noted(id, /^paused$/);
+      expect((await moves.load(id)).state).toBe(state);
       const on = await following();
       // A copy that has begun is stopped where it is, by the limit of its rate; its worker stays.
       const isStopped = state === 'copying' && (await limit()) === 1;
@@ -63,7 +50,7 @@ describe('a pause', () => {
     await pauseOnEntering(s, 'catching_up');
     const id = await approveMove(s, [6n], null);
     moves.startMigrator();
-    await paused(id);
+    await moves.noted(id, /^paused$/);
     await moves.stop();
     moves.startMigrator();
     await pauseOnEntering(s, null);

@@ -1,10 +1,9 @@
 import { existsSync } from 'node:fs';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { requestEnd, requestPromotion, setThrottle } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, approveReplica, leftovers, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, approveReplica, leftovers } from './setting.js';
 import { audit } from './writers.js';
 
 // What the migrator does in another way with the oldest servers: no `origin = none`, so that the way back sets its slot forward; workers started one by one. Everything can be run on them:
@@ -13,35 +12,22 @@ import { audit } from './writers.js';
 const BIN = '/usr/lib/postgresql/15/bin';
 
 describe.skipIf(!existsSync(`${BIN}/initdb`))('servers of PostgreSQL 15', () => {
-  let moves: Moves;
-  let s: Setting;
-
-  beforeAll(async () => {
-    moves = await Moves.start({ binDir: BIN });
-    s = moves.s;
-  });
-  afterAll(() => moves.close());
-  afterEach(() => moves.stop());
-  beforeEach(() => resetShop(s, 12, 50));
-
-  const until = (id: bigint, state: string) =>
-    waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
-      what: `migration ${id} to be ${state}`,
-    });
+  const moves = shopMoves(12, 50, { binDir: BIN });
+  const { s } = moves;
 
   test('move rows there and back, and lose none', async () => {
     const { writers } = await moves.startLoad(12);
     const id = await approveMove(s, [6n], null);
     await setThrottle(s.catalog.pool, id, { maxRate: 20_000_000 }, 'test');
     moves.startMigrator({ wayBackMs: 3_600_000 });
-    await until(id, 'reversing');
+    await moves.inState(id, 'reversing');
     const flipped = writers.acknowledged;
     await waitFor(() => writers.acknowledged > flipped + 100, { what: 'writes at the new owner' });
     await requestEnd(s.catalog.pool, id, 'rollback', 'test');
     expect(await moves.atRest(id)).toBe('rolled_back');
     await writers.stop();
     expect(writers.errors).toEqual([]);
-    const { facts } = await loadMigration(s.catalog.pool, id);
+    const { facts } = await moves.load(id);
     expect([facts.exact, facts.backExact]).toEqual(['identical', 'identical']);
     expect(await audit(s, writers, () => false)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
@@ -51,7 +37,7 @@ describe.skipIf(!existsSync(`${BIN}/initdb`))('servers of PostgreSQL 15', () => 
     const { writers } = await moves.startLoad(12);
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator();
-    await until(id, 'following');
+    await moves.inState(id, 'following');
     await waitFor(async () => (await s.catalog.loadTopology()).replicas.length === 1, { what: 'the replica' });
     await requestPromotion(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('done');

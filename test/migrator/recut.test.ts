@@ -1,26 +1,15 @@
 import fc from 'fast-check';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
 import { createMigration, requestAbort } from '../../migrator/migration-requests.js';
-import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
-import { Migrator } from '../../migrator/migrator.js';
 import { rangesAfter, withRanges } from '../../migrator/ranges.js';
 import { contains, type Position } from '../../topology/key.js';
 import type { RecutSpec } from '../../topology/migration.js';
 import { type Keyspace, type KeyspaceName, type Range, rangeOf, type ShardName } from '../../topology/topology.js';
 import { waitFor } from '../support/wait-for.js';
-import { MiniProxy } from './mini-proxy.js';
-import {
-  approveMove,
-  keyspaceOf,
-  leftovers,
-  moveSpec,
-  resetShop,
-  type Setting,
-  silent,
-  startSetting,
-} from './setting.js';
-import { audit, Writers } from './writers.js';
+import { shopMoves } from './moves.js';
+import { approveMove, keyspaceOf, leftovers, moveSpec } from './setting.js';
+import { audit } from './writers.js';
 
 const NAME = 'tenant' as KeyspaceName;
 const recutSpec = (cut: bigint[], join: bigint[], shard = 'one'): RecutSpec => ({
@@ -126,52 +115,18 @@ describe('the ranges after a migration', () => {
 });
 
 describe('a recut', () => {
-  let s: Setting;
-  const stops: (() => Promise<void>)[] = [];
-
-  beforeAll(async () => {
-    s = await startSetting();
-  });
-  afterAll(async () => {
-    await s.catalog.close();
-  });
-  beforeEach(() => resetShop(s, 12, 20));
-  afterEach(async () => {
-    for (const stop of stops.splice(0).reverse()) await stop();
-  });
-
-  function startMigrator(): void {
-    const controller = new AbortController();
-    const running = new Migrator({ catalog: s.catalog, logger: silent, pollMs: 100 }).run(controller.signal);
-    stops.push(async () => {
-      controller.abort();
-      await running;
-    });
-  }
-  const atRest = (id: bigint): Promise<string> =>
-    waitFor(
-      async () => {
-        const { state } = await loadMigration(s.catalog.pool, id);
-        return RESTING_STATES.includes(state) ? state : null;
-      },
-      { what: `migration ${id} to end` },
-    );
+  const moves = shopMoves(12, 20);
+  const { s } = moves;
   const recut = async (spec: RecutSpec) =>
     createMigration(s.catalog.pool, await keyspaceOf(s), spec, { actor: 'test' });
   const ranges = async () => (await keyspaceOf(s)).ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0] ?? null, r.shard]);
 
   test('changes bounds in the catalog under load, and touches no shard', async () => {
-    const proxy = await MiniProxy.start(s.catalogUrl, 'tenant');
-    const writers = new Writers();
-    writers.start(proxy, 4, 12);
-    stops.push(async () => {
-      await writers.stop();
-      await proxy.close();
-    });
+    const { writers } = await moves.startLoad(12, { stale: false });
     await waitFor(() => writers.acknowledged > 100, { what: 'writers to be at work' });
     const { epoch } = await s.catalog.loadTopology();
-    startMigrator();
-    expect(await atRest(await recut(recutSpec([6n, 9n], [])))).toBe('done');
+    moves.startMigrator();
+    expect(await moves.atRest(await recut(recutSpec([6n, 9n], [])))).toBe('done');
     expect(await ranges()).toEqual([
       [null, 6n, 'one'],
       [6n, 9n, 'one'],
@@ -187,16 +142,16 @@ describe('a recut', () => {
       ['30', null],
     ]);
     // A part that was cut off goes as a whole, and is joined with its neighbour there.
-    expect(await atRest(await approveMove(s, [6n], [9n]))).toBe('done');
-    expect(await atRest(await approveMove(s, [9n], null))).toBe('done');
+    expect(await moves.atRest(await approveMove(s, [6n], [9n]))).toBe('done');
+    expect(await moves.atRest(await approveMove(s, [9n], null))).toBe('done');
     const join = await recut(recutSpec([], [9n], 'two'));
-    expect(await atRest(join)).toBe('done');
+    expect(await moves.atRest(join)).toBe('done');
     expect(await ranges()).toEqual([
       [null, 6n, 'one'],
       [6n, null, 'two'],
     ]);
     expect((await s.catalog.loadTopology()).epoch).toBe(epoch + 4n);
-    expect((await loadMigration(s.catalog.pool, join)).facts.epoch).toBe((epoch + 4n).toString());
+    expect((await moves.load(join)).facts.epoch).toBe((epoch + 4n).toString());
     const written = writers.acknowledged;
     await waitFor(() => writers.acknowledged > written + 100, { what: 'writes afterwards' });
     await writers.stop();
@@ -214,10 +169,10 @@ describe('a recut', () => {
   test('waits for a move of its shard, and is refused when the ranges are no longer so', async () => {
     const move = await approveMove(s, [6n], null);
     const cut = await recut(recutSpec([8n], []));
-    startMigrator();
-    expect(await atRest(move)).toBe('done');
-    expect(await atRest(cut)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, cut)).error).toMatch(
+    moves.startMigrator();
+    expect(await moves.atRest(move)).toBe('done');
+    expect(await moves.atRest(cut)).toBe('failed');
+    expect((await moves.load(cut)).error).toMatch(
       /the migration cannot start: position \(8\) belongs to shard "two", not "one"\. The topology has changed: plan again/,
     );
     expect(await ranges()).toEqual([
@@ -242,8 +197,8 @@ describe('a recut', () => {
     ]);
     const id = await recut(spec);
     await requestAbort(s.catalog.pool, id, 'test');
-    startMigrator();
-    expect(await atRest(id)).toBe('aborted');
+    moves.startMigrator();
+    expect(await moves.atRest(id)).toBe('aborted');
     expect((await s.catalog.loadTopology()).epoch).toBe(epoch);
   });
 });

@@ -1,37 +1,24 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { changeReplica, createMigration, requestAbort, requestPromotion } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import type { RecutSpec } from '../../topology/migration.js';
 import type { ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, approveReplica, keyspaceOf, leftovers, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, approveReplica, forgetProxy, keyspaceOf, leftovers, registerProxy } from './setting.js';
 import { audit } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
-beforeEach(() => resetShop(s, 12, 50));
+const moves = shopMoves(12, 50);
+const { s } = moves;
 
 const serves = (id: bigint) =>
   waitFor(async () => (await s.catalog.loadTopology()).replicas.find((r) => r.id === id) ?? null, {
     what: 'the replica',
   });
-const note = (id: bigint, pattern: RegExp) =>
-  waitFor(async () => pattern.test((await loadMigration(s.catalog.pool, id)).progress.note ?? ''), {
-    what: `the note ${pattern}`,
-  });
 
 describe('a replica', () => {
   test('rests in following, is a part of the topology from a new epoch on, and follows', async () => {
-    const { writers } = await moves.startLoad(12, false);
+    const { writers } = await moves.startLoad(12, { stale: false });
     const before = await s.catalog.loadTopology();
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator();
@@ -46,9 +33,9 @@ describe('a replica', () => {
       referenceTables: [{ schema: 'public', table: 'countries' }],
       maxStalenessMs: 2000,
     });
-    await note(id, /^following, /);
+    await moves.noted(id, /^following, /);
     await writers.stop();
-    expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
+    expect((await moves.load(id)).state).toBe('following');
     await waitFor(
       async () => {
         const sum = async (url: string) =>
@@ -72,7 +59,7 @@ describe('a replica', () => {
     const id = await approveReplica(s, [6n], null);
     await expect(requestPromotion(s.catalog.pool, id, 'test')).rejects.toThrow(/is approved/);
     moves.startMigrator();
-    await note(id, /^following, /);
+    await moves.noted(id, /^following, /);
     const before = writers.acknowledged;
     await waitFor(() => writers.acknowledged > before + 50, { what: 'writes' });
     await requestPromotion(s.catalog.pool, id, 'test');
@@ -88,20 +75,18 @@ describe('a replica', () => {
   test('goes on as a replica when the fence cannot be had', async () => {
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator({ ackMs: 200, maxFenceTries: 2, fenceBackoffMs: 50 });
-    await note(id, /^following, /);
+    await moves.noted(id, /^following, /);
     const { pool } = s.catalog;
-    const silent = "'00000000-0000-0000-0000-000000000001'";
-    await pool.query(`INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
-      VALUES (${silent}, 'silent', 'none', clock_timestamp() + interval '1 hour', 1000000)`);
+    await registerProxy(s, 'silent');
     await requestPromotion(pool, id, 'test');
-    await waitFor(async () => (await loadMigration(pool, id)).error !== null, {
+    await waitFor(async () => (await moves.load(id)).error !== null, {
       what: 'the fences to be missed',
     });
-    const row = await loadMigration(pool, id);
+    const row = await moves.load(id);
     expect(row).toMatchObject({ state: 'following', requested: null });
     expect(row.error).toMatch(/2 fences were missed; .* silent/);
     expect((await s.catalog.loadTopology()).replicas).toHaveLength(1);
-    await pool.query(`DELETE FROM foreshard.proxy WHERE id = ${silent}`);
+    await forgetProxy(s, 'silent');
     await requestPromotion(pool, id, 'test');
     expect(await moves.atRest(id)).toBe('done');
     expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
@@ -112,13 +97,9 @@ describe('a replica', () => {
     moves.startMigrator();
     const { since } = await serves(id);
     const { pool } = s.catalog;
-    await pool.query(
-      `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
-       VALUES ('00000000-0000-0000-0000-000000000001', 'reader', 'none', clock_timestamp() + interval '1 hour', $1)`,
-      [since.toString()],
-    );
+    await registerProxy(s, 'reader', { epoch: since });
     await requestAbort(pool, id, 'test');
-    await note(id, /^waiting until no proxy reads/);
+    await moves.noted(id, /^waiting until no proxy reads/);
     expect(await s.catalog.loadTopology()).toMatchObject({ replicas: [], epoch: since + 1n });
     const there = () =>
       withClient(s.urlTwo, async (c) => (await c.query('SELECT FROM orders WHERE tenant_id = 7')).rowCount);
@@ -126,14 +107,14 @@ describe('a replica', () => {
     expect(await leftovers(s)).toContainEqual(expect.stringMatching(/^two: subscription/));
     await pool.query('UPDATE foreshard.proxy SET epoch_acked = $1', [(since + 1n).toString()]);
     expect(await moves.atRest(id)).toBe('aborted');
-    await pool.query('DELETE FROM foreshard.proxy');
+    await forgetProxy(s, 'reader');
     expect(await leftovers(s)).toEqual([]);
   });
 
   test('is dropped, with the reason, when its slot is lost', async () => {
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator();
-    await note(id, /^following, /);
+    await moves.noted(id, /^following, /);
     await waitFor(
       () =>
         withClient(s.urlOne, async (c) => {
@@ -146,7 +127,7 @@ describe('a replica', () => {
       { what: 'the slot to be gone' },
     );
     expect(await moves.atRest(id)).toBe('aborted');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/the replication slot on shard "one" is gone/);
+    expect((await moves.load(id)).error).toMatch(/the replication slot on shard "one" is gone/);
     expect((await s.catalog.loadTopology()).replicas).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });
@@ -157,10 +138,10 @@ describe('a replica', () => {
     await serves(id);
     const over = await approveMove(s, [8n], [10n]);
     expect(await moves.atRest(over)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, over)).error).toMatch(/keeps a replica of the interval/);
+    expect((await moves.load(over)).error).toMatch(/keeps a replica of the interval/);
     const beside = await approveMove(s, [10n], null);
     expect(await moves.atRest(beside)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, beside)).error).toMatch(/keeps a replica on shard "two"/);
+    expect((await moves.load(beside)).error).toMatch(/keeps a replica on shard "two"/);
     // Ranges may be cut at its ends, and not in it: it could not become the owner of a part of a range.
     const cutAt = async (key: bigint) => {
       const spec: RecutSpec = {
@@ -171,7 +152,7 @@ describe('a replica', () => {
         join: [],
       };
       const cut = await createMigration(s.catalog.pool, keyspace, spec, { actor: 'test' });
-      return [await moves.atRest(cut), (await loadMigration(s.catalog.pool, cut)).error];
+      return [await moves.atRest(cut), (await moves.load(cut)).error];
     };
     const keyspace = await keyspaceOf(s);
     expect(await cutAt(7n)).toEqual([
@@ -179,7 +160,7 @@ describe('a replica', () => {
       expect.stringContaining(`migration ${id} keeps an interval up to date`),
     ]);
     for (const end of [6n, 9n]) expect(await cutAt(end)).toEqual(['done', null]);
-    expect((await loadMigration(s.catalog.pool, id)).state).toBe('following');
+    expect((await moves.load(id)).state).toBe('following');
     await requestPromotion(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('done');
     const { ranges } = await keyspaceOf(s);
@@ -193,7 +174,7 @@ describe('a replica', () => {
   test('is dropped when its tables are changed at the source, and serves on when others are', async () => {
     const id = await approveReplica(s, [6n], null);
     moves.startMigrator();
-    await note(id, /^following, /);
+    await moves.noted(id, /^following, /);
     const { schemaGeneration } = await s.catalog.loadTopology();
     await s.catalog.pool.query('UPDATE foreshard.meta SET schema_generation = schema_generation + 1');
     await waitFor(
@@ -205,7 +186,7 @@ describe('a replica', () => {
     await withClient(s.urlOne, (c) => c.query('ALTER TABLE orders ADD COLUMN later int'));
     await s.catalog.pool.query('UPDATE foreshard.meta SET schema_generation = schema_generation + 1');
     expect(await moves.atRest(id)).toBe('aborted');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(/table "public.orders" was changed/);
+    expect((await moves.load(id)).error).toMatch(/table "public.orders" was changed/);
     expect((await s.catalog.loadTopology()).replicas).toEqual([]);
   });
 });

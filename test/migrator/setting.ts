@@ -115,6 +115,34 @@ export async function resetShop(s: Setting, tenants: number, orders: number): Pr
   await pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
 }
 
+/** Updates each of the 20 or 50 orders of a tenant. */
+export const RAISE = 'UPDATE orders SET version = version + 1 WHERE tenant_id = 7';
+
+/** @returns how many such updates of an order there have been */
+export const raised = (url: string): Promise<number> =>
+  withClient(
+    url,
+    async (c) => (await c.query('SELECT sum(version)::int AS n FROM orders WHERE tenant_id = 7')).rows[0].n,
+  );
+
+/** A proxy that lives, as far as anybody sees, acknowledges no hold, and serves this epoch. @returns its id */
+export async function registerProxy(
+  s: Setting,
+  name: string,
+  { epoch = 1_000_000_000n, lease = '1 hour' } = {},
+): Promise<string> {
+  const { rows } = await s.catalog.pool.query<{ id: string }>(
+    `INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked)
+     VALUES (gen_random_uuid(), $1, 'none', clock_timestamp() + $2::interval, $3) RETURNING id`,
+    [name, lease, epoch.toString()],
+  );
+  return rows[0]?.id as string;
+}
+
+export async function forgetProxy(s: Setting, name: string): Promise<void> {
+  await s.catalog.pool.query('DELETE FROM foreshard.proxy WHERE name = $1', [name]);
+}
+
 export const NOTES = { schema: 'public', table: 'notes' };
 
 /** One more table of the shop's keyspace, which nothing ties to the others. */

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { drive } from '../../migrator/driver.js';
 import { RealExecutor } from '../../migrator/executor.js';
 import { LeaseLostError, MigrationLease } from '../../migrator/lease.js';
@@ -11,23 +11,13 @@ import { DEFAULT_OPTIONS } from '../../migrator/options.js';
 import { quoteTable } from '../../topology/quote.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { approveMove, keyspaceOf, moveSpec, resetShop, type Setting, silent, startSetting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, keyspaceOf, moveSpec, silent } from './setting.js';
 
 // What a migrator may still do that was stopped for a while, or whose word to the catalog took its time.
 
-let s: Setting;
-const stops: (() => Promise<void>)[] = [];
-
-beforeAll(async () => {
-  s = await startSetting();
-});
-beforeEach(() => resetShop(s, 1, 1));
-afterEach(async () => {
-  for (const stop of stops.splice(0).reverse()) await stop();
-});
-afterAll(async () => {
-  await s.catalog.close();
-});
+const moves = shopMoves(1, 1);
+const { s } = moves;
 
 describe('a migrator that slept while another took over', () => {
   test('makes no hold and drops none, before its successor has written anything else', async () => {
@@ -115,7 +105,7 @@ describe('a hold that runs out while the flip is under way', () => {
     const before = await epoch();
     const store = new MigrationStore(pool, id, randomUUID());
     const lease = (await MigrationLease.take(store, 60_000)) as MigrationLease;
-    stops.push(() => lease.release());
+    moves.atStop(() => lease.release());
     const row = await store.load();
     const [source, destination] = [s.urlOne, s.urlTwo].map((url) => ({ url })) as never[] as [never, never];
     const exec = new RealExecutor({

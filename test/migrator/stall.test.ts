@@ -1,31 +1,17 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { requestFlip, setThrottle } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, leftovers } from './setting.js';
 import { audit } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(async () => {
-  await moves.stop();
-});
-beforeEach(() => resetShop(s, 12, 1000));
+const moves = shopMoves(12, 1000);
+const { s } = moves;
 
 const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
 const SLOW = { throttle: { ...OFF, maxRate: 2000 } };
-const load = (id: bigint) => loadMigration(s.catalog.pool, id);
-const note = (id: bigint, text: RegExp) =>
-  waitFor(async () => text.test((await load(id)).progress.note ?? ''), { what: `the note ${text}` });
 const copying = () =>
   waitFor(
     () =>
@@ -48,7 +34,10 @@ test('a row that is in the way of the copy is named, and the copy goes on when i
     await c.query('SET session_replication_role = replica');
     await c.query('INSERT INTO orders (tenant_id, id, serial_no) VALUES (12, $1, 1)', [last]);
     await setThrottle(s.catalog.pool, id, OFF, 'test');
-    await note(id, new RegExp(`"public.orders" on shard "two" has rows of the interval .*\\["${last}", "12"\\]`));
+    await moves.noted(
+      id,
+      new RegExp(`"public.orders" on shard "two" has rows of the interval .*\\["${last}", "12"\\]`),
+    );
     await c.query('DELETE FROM orders WHERE tenant_id = 12 AND id = $1', [last]);
   });
   expect(await moves.atRest(id)).toBe('done');
@@ -57,18 +46,18 @@ test('a row that is in the way of the copy is named, and the copy goes on when i
 });
 
 test('a lock that the destination waits for is said', async () => {
-  const { writers } = await moves.startLoad(12, false);
+  const { writers } = await moves.startLoad(12, { stale: false });
   const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
   moves.startMigrator();
-  await note(id, /^ready to flip/);
+  await moves.noted(id, /^ready to flip/);
   await withClient(s.urlTwo, async (c) => {
     await c.query("SET application_name = 'somebody'");
     await c.query('BEGIN');
     await c.query('LOCK TABLE orders IN SHARE MODE');
-    await note(id, /waits for a lock of pid \d+ \(somebody, idle in transaction\)/);
+    await moves.noted(id, /waits for a lock of pid \d+ \(somebody, idle in transaction\)/);
     await c.query('COMMIT');
   });
-  await note(id, /^ready to flip/);
+  await moves.noted(id, /^ready to flip/);
   await requestFlip(s.catalog.pool, id, 'test');
   expect(await moves.atRest(id)).toBe('done');
   await writers.stop();
@@ -78,8 +67,8 @@ test('a lock that the destination waits for is said', async () => {
 /** Until the migrator has said twice how far it is: the second time it has looked at the servers since. */
 async function lookedAgain(id: bigint): Promise<void> {
   for (let i = 0; i < 2; i++) {
-    const { updatedAt } = await load(id);
-    await waitFor(async () => (await load(id)).updatedAt > updatedAt, { what: 'the migrator to look again' });
+    const { updatedAt } = await moves.load(id);
+    await waitFor(async () => (await moves.load(id)).updatedAt > updatedAt, { what: 'the migrator to look again' });
   }
 }
 
@@ -105,17 +94,19 @@ test('a log that is not kept for much longer is said, and a slot that is lost en
         // A segment of the log at a time.
         await c.query("INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 4000)");
         await c.query('SELECT pg_switch_wal()');
-        noted ||= /keeps its log for this migration for \d+ MB more only/.test((await load(id)).progress.note ?? '');
+        noted ||= /keeps its log for this migration for \d+ MB more only/.test(
+          (await moves.load(id)).progress.note ?? '',
+        );
         if (noted) await c.query('CHECKPOINT');
         else await lookedAgain(id);
-        return (await load(id)).error !== null;
+        return (await moves.load(id)).error !== null;
       },
       { what: 'the slot to be lost' },
     );
     expect(noted).toBe(true);
   });
   expect(await moves.atRest(id)).toBe('aborted');
-  expect((await load(id)).error).toMatch(/the replication slot on shard "one" is lost.*max_slot_wal_keep_size/);
+  expect((await moves.load(id)).error).toMatch(/the replication slot on shard "one" is lost.*max_slot_wal_keep_size/);
   expect(await leftovers(s)).toEqual([]);
 });
 
@@ -129,7 +120,7 @@ test('a worker that the server may not start is said', async () => {
   };
   moves.atStop(() => set('ALTER SYSTEM RESET max_logical_replication_workers'));
   await set('ALTER SYSTEM SET max_logical_replication_workers = 0');
-  await note(id, /shard "two" has started no worker for logical replication for \d+ s/);
+  await moves.noted(id, /shard "two" has started no worker for logical replication for \d+ s/);
   await set('ALTER SYSTEM RESET max_logical_replication_workers');
   await setThrottle(s.catalog.pool, id, OFF, 'test');
   expect(await moves.atRest(id)).toBe('done');

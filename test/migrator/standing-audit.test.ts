@@ -1,25 +1,18 @@
 import { pino } from 'pino';
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { beforeEach, expect, test } from 'vitest';
 import { AuditInterrupted, Portions } from '../../migrator/audit/portions.js';
 import { auditStandingly, lastAudit } from '../../migrator/audit/standing-audit.js';
 import { ShardSession } from '../../migrator/shard-session.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, resetShop, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove } from './setting.js';
 
-let moves: Moves;
-let s: Setting;
+const moves = shopMoves(12, 20);
+const { s } = moves;
 const logged: { level: number; msg: string }[] = [];
 
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
 beforeEach(async () => {
-  await resetShop(s, 12, 20);
   await s.catalog.pool.query('TRUNCATE foreshard.audit');
   logged.length = 0;
 });

@@ -1,33 +1,21 @@
-import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { lastComparison } from '../../migrator/comparison.js';
 import { requestAbort, requestComparison, setPaused, setThrottle } from '../../migrator/migration-requests.js';
-import { loadMigration } from '../../migrator/migration-row.js';
 import { STOPPED } from '../../migrator/pace.js';
 import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, askOnChange, entering, leftovers, pauseOnEntering, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, askOnChange, entering, leftovers, pauseOnEntering } from './setting.js';
 import { audit } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-});
-afterAll(() => moves.close());
-afterEach(({ task }) => moves.stop(task));
-beforeEach(async () => {
-  s = await moves.reset(12, 1000);
-});
+const moves = shopMoves(12, 1000);
+const { s } = moves;
 
 const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
 /** For `askOnChange`. */
 const slower = (maxRate: number) =>
   `controls := NEW.controls || '${JSON.stringify({ throttle: { ...OFF, maxRate } })}'`;
-const load = (id: bigint) => loadMigration(s.catalog.pool, id);
 const approve = (throttle: Partial<ThrottleLimits>) =>
   approveMove(s, [6n], null, 'one', 'two', { throttle: { ...OFF, ...throttle } });
 
@@ -74,13 +62,11 @@ async function keepFromGoingOn() {
     BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NEW; END $$`);
   await pool.query(`CREATE TRIGGER keep BEFORE UPDATE ON foreshard.migration FOR EACH ROW
     WHEN (OLD.progress->>'note' = 'paused' AND NEW.progress->>'note' IS NULL) EXECUTE FUNCTION public.keep()`);
-  const keeper = new pg.Client({ connectionString: s.catalogUrl });
-  await keeper.connect();
-  await keeper.query('SELECT pg_advisory_lock(77)');
   moves.atStop(async () => {
-    await keeper.end();
     await pool.query('DROP TRIGGER keep ON foreshard.migration');
   });
+  const keeper = await moves.session(s.catalogUrl);
+  await keeper.query('SELECT pg_advisory_lock(77)');
   const waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted";
   return {
     isKept: async () => (await keeper.query(waiting)).rowCount === 1,
@@ -96,7 +82,7 @@ describe('the initial copy', () => {
     moves.startMigrator();
     const part = await waitFor(copied, { what: 'the copy' });
     expect(await pace()).toBeGreaterThan(STOPPED);
-    expect((await load(id)).state).toBe('copying');
+    expect((await moves.load(id)).state).toBe('copying');
     const before = writers.acknowledged;
     await waitFor(() => writers.acknowledged > before + 100, { what: 'writes meanwhile' });
     expect(await copied()).toBeLessThan(6000);
@@ -133,7 +119,7 @@ describe('the initial copy', () => {
     await waitFor(async () => ((await copied()) ?? 0) > 600, { what: 'a part of the copy' });
     await setPaused(s.catalog.pool, id, true, 'test');
     const part = await stopped();
-    expect((await load(id)).state).toBe('copying');
+    expect((await moves.load(id)).state).toBe('copying');
     const worker = await withClient(
       s.urlTwo,
       async (c) => (await c.query('SELECT pid FROM pg_stat_progress_copy')).rows,
@@ -160,9 +146,7 @@ describe('the initial copy', () => {
   test('slows down while small writes are slow, and says so', async () => {
     const id = await approve({ maxRate: 1_000_000, maxLatencyMs: 0.000_001 });
     moves.startMigrator();
-    await waitFor(async () => (await load(id)).progress.note?.startsWith('slowed down: small writes take') === true, {
-      what: 'the note',
-    });
+    await moves.noted(id, /^slowed down: small writes take/);
     await setThrottle(s.catalog.pool, id, OFF, 'test');
     expect(await moves.atRest(id)).toBe('done');
   });
@@ -187,12 +171,7 @@ test('the removal of the rows keeps to a rate that is changed while it runs', as
   await askOnChange(s, 'slow_clean', slower(8192), entering('cleaning'));
   moves.atStop(() => askOnChange(s, 'slow_clean', '', null));
   moves.startMigrator({ removePages: 1 });
-  await waitFor(
-    async () => /removing moved rows of public.Odd Items: \d+ %/.test((await load(id)).progress.note ?? ''),
-    {
-      what: 'the removal',
-    },
-  );
+  await moves.noted(id, /removing moved rows of public.Odd Items: \d+ %/);
   const some = await left();
   expect(some).toBeGreaterThan(0);
   await waitFor(async () => (await left()) < some, { what: 'it to go on' });
@@ -215,16 +194,16 @@ describe('the comparison', () => {
     moves.atStop(() => askOnChange(s, 'slow_verify', '', null));
     moves.startMigrator({ compareRows: 100 });
     const place = await waitFor(
-      async () => (await load(id)).facts.verifying as { table: string; rows: number } | null,
+      async () => (await moves.load(id)).facts.verifying as { table: string; rows: number } | null,
       {
         what: 'the place where the comparison is',
       },
     );
     expect(place.table).toBe('public.Odd Items');
-    const { progress } = await load(id);
+    const { progress } = await moves.load(id);
     expect(progress).toMatchObject({ compared: { rowsTotal: 100 + 7000 + 7000 + 7 }, etaSeconds: expect.any(Number) });
     await moves.stop();
-    const { rows } = (await load(id)).facts.verifying as { rows: number };
+    const { rows } = (await moves.load(id)).facts.verifying as { rows: number };
     expect(rows).toBeLessThan(7000);
     // What has been compared is not looked at again, or this would be found.
     await atDestination(
@@ -233,14 +212,14 @@ describe('the comparison', () => {
     await setThrottle(s.catalog.pool, id, { ...OFF, maxRate: 100_000 }, 'test');
     moves.startMigrator({ compareRows: 100 });
     await setThrottle(s.catalog.pool, id, OFF, 'test');
-    await waitFor(async () => (await load(id)).state === 'ready', { what: 'the end' });
-    expect((await load(id)).facts).toMatchObject({
+    await moves.inState(id, 'ready');
+    expect((await moves.load(id)).facts).toMatchObject({
       verified: { 'public.countries': 100, 'public.Odd Items': 7000, 'public.orders': 7000, 'public.tenants': 7 },
       verifying: null,
     });
-    expect((await load(id)).progress.compared).toBeNull();
+    expect((await moves.load(id)).progress.compared).toBeNull();
     await requestComparison(s.catalog.pool, id, 'test');
-    const found = await waitFor(async () => lastComparison(await load(id)), { what: 'the comparison' });
+    const found = await waitFor(async () => lastComparison(await moves.load(id)), { what: 'the comparison' });
     expect(found.tables.map((t) => t.differing)).toEqual([0, 1, 0, 0]);
     await requestAbort(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('aborted');
@@ -251,7 +230,7 @@ describe('the comparison', () => {
     await pauseOnEntering(s, 'verifying');
     moves.atStop(() => pauseOnEntering(s, null));
     moves.startMigrator({ compareRows: 100 });
-    await waitFor(async () => (await load(id)).progress.note === 'paused', { what: 'the pause' });
+    await moves.noted(id, /^paused$/);
     const [row] = await withClient(
       s.urlTwo,
       async (c) => (await c.query<{ min: string; max: string }>('SELECT min(id), max(id) FROM orders')).rows,
@@ -262,7 +241,7 @@ describe('the comparison', () => {
     await atDestination(`INSERT INTO orders (tenant_id, id, serial_no) VALUES (12, ${last + 1}, 1)`);
     await setPaused(s.catalog.pool, id, false, 'test');
     expect(await moves.atRest(id)).toBe('aborted');
-    const { error, facts } = await load(id);
+    const { error, facts } = await moves.load(id);
     expect(error).toMatch(/^3 rows of "public.orders" differ between the shards/);
     expect(facts.mismatch).toMatchObject({
       table: 'public.orders',

@@ -1,65 +1,36 @@
-import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
-import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { showMigration } from '../../migrator/migration-row.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, type Setting } from './setting.js';
+import { shopMoves } from './moves.js';
+import { approveMove, leftovers, RAISE, raised } from './setting.js';
 import { audit } from './writers.js';
 
 // What logical replication, snapshots and locks do that loses writes, or hangs, when it is not thought of. test/README.md has the list.
 
 const HOUR = 3_600_000;
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-});
-afterAll(() => moves.close());
-afterEach(({ task }) => moves.stop(task));
-beforeEach(async () => {
-  s = await moves.reset(12, 50);
-});
-
-const load = (id: bigint) => loadMigration(s.catalog.pool, id);
+const moves = shopMoves(12, 50);
+const { s } = moves;
 
 /** A move of tenants from 6 on that follows its source, and flips when it is asked to. */
 async function ready(options: Record<string, number> = {}, controls: Partial<MigrationControls> = {}): Promise<bigint> {
   const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false, ...controls });
   moves.startMigrator(options);
-  await noted(id, 'ready to flip');
+  await moves.noted(id, /^ready to flip/);
   return id;
 }
 
-function noted(id: bigint, note: string): Promise<unknown> {
-  return waitFor(async () => (await load(id)).progress.note?.startsWith(note) === true, {
-    what: `the migration to say "${note}"`,
-  });
-}
-
-/** A session that goes past the proxies to the source. */
-async function session(): Promise<pg.Client> {
-  const client = new pg.Client({ connectionString: s.urlOne });
-  await client.connect();
-  moves.atStop(() => client.end());
-  return client;
-}
-
 const holds = async () => (await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount;
-const versions = (url: string) =>
-  withClient(url, async (c) => (await c.query('SELECT sum(version)::int AS n FROM orders WHERE tenant_id = 7')).rows);
-const RAISE = 'UPDATE orders SET version = version + 1 WHERE tenant_id = 7';
 
 test('a transaction whose snapshot is older than the fence is refused by the guard', async () => {
   const id = await ready({ wayBackMs: HOUR });
-  const old = await session();
+  const old = await moves.session(s.urlOne);
   await old.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
   await old.query('SELECT count(*) FROM orders');
   await requestFlip(s.catalog.pool, id, 'test');
-  await waitFor(async () => (await load(id)).state === 'reversing', { what: 'the flip' });
+  await moves.inState(id, 'reversing');
   await expect(old.query(RAISE)).rejects.toMatchObject({ code: 'SH001' });
   await old.query('ROLLBACK');
   await requestEnd(s.catalog.pool, id, 'finish', 'test');
@@ -69,7 +40,7 @@ test('a transaction whose snapshot is older than the fence is refused by the gua
 
 test('a transaction that has been writing for long is waited for before anybody is held', async () => {
   const id = await ready();
-  const writer = await session();
+  const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
   await writer.query(RAISE);
   await waitFor(
@@ -82,16 +53,16 @@ test('a transaction that has been writing for long is waited for before anybody 
     { what: 'the transaction to be long' },
   );
   await requestFlip(s.catalog.pool, id, 'test');
-  await noted(id, 'waiting for pid');
-  expect([await holds(), (await load(id)).state]).toEqual([0, 'ready']);
+  await moves.noted(id, /^waiting for pid/);
+  expect([await holds(), (await moves.load(id)).state]).toEqual([0, 'ready']);
   await writer.query('COMMIT');
   expect(await moves.atRest(id)).toBe('done');
-  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+  expect(await raised(s.urlTwo)).toBe(50);
 });
 
 test('a transaction past the proxies is left alone, and named, also when transactions are to be ended', async () => {
   const id = await ready({ fenceMs: 100, fenceBackoffMs: 10, maxFenceTries: 2 }, { endTransactionsAfterMs: 10 });
-  const writer = await session();
+  const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
   await writer.query(RAISE);
   const { pid } = (await writer.query('SELECT pg_backend_pid() AS pid')).rows[0];
@@ -99,7 +70,7 @@ test('a transaction past the proxies is left alone, and named, also when transac
   const reason = await waitFor(
     async () => {
       const { events } = await showMigration(s.catalog.pool, id);
-      return (await load(id)).controls.flipRequested
+      return (await moves.load(id)).controls.flipRequested
         ? null
         : events.findLast(({ detail }) => 'why' in detail)?.detail.why;
     },
@@ -107,25 +78,25 @@ test('a transaction past the proxies is left alone, and named, also when transac
   );
   expect(reason).toMatch(new RegExp(`kept writing to the interval for 100 ms: pid ${pid} `));
   await writer.query('COMMIT');
-  await noted(id, 'ready to flip');
+  await moves.noted(id, /^ready to flip/);
   await requestFlip(s.catalog.pool, id, 'test');
   expect(await moves.atRest(id)).toBe('done');
-  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+  expect(await raised(s.urlTwo)).toBe(50);
 });
 
 test('a prepared transaction is waited for, and what it wrote arrives', async () => {
   // Nobody but its coordinator can end it.
   const id = await ready({}, { endTransactionsAfterMs: 10 });
-  const writer = await session();
+  const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
   await writer.query(RAISE);
   await writer.query("PREPARE TRANSACTION 'trap'");
   await requestFlip(s.catalog.pool, id, 'test');
-  await noted(id, 'waiting for a prepared transaction');
-  expect([await holds(), (await load(id)).state]).toEqual([0, 'ready']);
+  await moves.noted(id, /^waiting for a prepared transaction/);
+  expect([await holds(), (await moves.load(id)).state]).toEqual([0, 'ready']);
   await writer.query("COMMIT PREPARED 'trap'");
   expect(await moves.atRest(id)).toBe('done');
-  expect(await versions(s.urlTwo)).toEqual([{ n: 50 }]);
+  expect(await raised(s.urlTwo)).toBe(50);
 });
 
 test('TRUNCATE is refused on both sides: it would empty the destination’s table, or leave rows behind there', async () => {
@@ -170,7 +141,7 @@ test('a replica identity without the key, with which every UPDATE would fail in 
   const id = await approveMove(s, [6n], null);
   moves.startMigrator();
   expect(await moves.atRest(id)).toBe('failed');
-  expect((await load(id)).error).toMatch(/"public.logs" has a replica identity without its key \(tenant_id\)/);
+  expect((await moves.load(id)).error).toMatch(/"public.logs" has a replica identity without its key \(tenant_id\)/);
   await withClient(s.urlOne, (c) => c.query('UPDATE logs SET id = 1'));
 });
 
@@ -180,9 +151,7 @@ describe('a write that reaches the new owner before its gate is open', () => {
   /** Asks for the flip and keeps it from being committed; resolves when the write waits at the new owner. @returns what ends both */
   async function early(options: Record<string, number>) {
     const id = await ready(options);
-    const catalog = new pg.Client({ connectionString: s.catalogUrl });
-    await catalog.connect();
-    moves.atStop(() => catalog.end());
+    const catalog = await moves.session(s.catalogUrl);
     await catalog.query('BEGIN; SELECT FROM foreshard.meta FOR UPDATE');
     await requestFlip(s.catalog.pool, id, 'test');
     await withClient(s.urlTwo, async (c) => {
@@ -190,9 +159,7 @@ describe('a write that reaches the new owner before its gate is open', () => {
       // The driver's own lock is another one.
       await waitFor(async () => (await c.query(barred)).rowCount === 2, { what: 'the gate to have writes wait' });
     });
-    const client = new pg.Client({ connectionString: s.urlTwo });
-    await client.connect();
-    moves.atStop(() => client.end());
+    const client = await moves.session(s.urlTwo);
     const written = client.query(INSERT).then(
       () => 'written',
       (error: { code?: string }) => error.code,

@@ -1,40 +1,29 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeEach, describe, expect, test } from 'vitest';
 import { waitsForSomebody } from '../../cli/migration-watch.js';
 import { dryRun } from '../../migrator/dry-run.js';
 import { acceptDifference, requestComparison, requestEnd } from '../../migrator/migration-requests.js';
-import { loadMigration, showMigration } from '../../migrator/migration-row.js';
+import { showMigration } from '../../migrator/migration-row.js';
 import { doubtedTables } from '../../migrator/sampled.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { Moves } from './moves.js';
-import { approveMove, leftovers, moveSpec, resetShop, type Setting } from './setting.js';
+import { startMoves } from './moves.js';
+import { approveMove, leftovers, moveSpec } from './setting.js';
 import { audit, countOrders } from './writers.js';
 
-let moves: Moves;
-let s: Setting;
-
-beforeAll(async () => {
-  moves = await Moves.start();
-  s = moves.s;
-});
-afterAll(() => moves.close());
-afterEach(() => moves.stop());
+const moves = startMoves();
+const { s } = moves;
 
 const HOUR = 3_600_000;
-const inState = (id: bigint, state: string) =>
-  waitFor(async () => (await loadMigration(s.catalog.pool, id)).state === state, {
-    what: `migration ${id} to be ${state}`,
-  });
 
 describe('the way back', () => {
-  beforeEach(() => resetShop(s, 40, 300));
+  beforeEach(() => moves.reset(40, 300));
 
   test('is open after the flip, and a rollback takes everything along that was written since', async () => {
     const { proxy, writers } = await moves.startLoad(40);
     const id = await approveMove(s, [20n], [36n]);
     moves.startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
+    await moves.inState(id, 'reversing');
     const flipped = writers.acknowledged;
     await waitFor(() => writers.acknowledged > flipped + 300, { what: 'writes at the new owner' });
     expect(
@@ -73,7 +62,7 @@ describe('the way back', () => {
   test('updates that bring a row into the interval there carry their large values back', async () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
+    await moves.inState(id, 'reversing');
     const large = Array.from({ length: 2000 }, (_, i) => Math.sin(i).toString(36)).join('');
     await withClient(s.urlTwo, async (c) => {
       // A row of another interval, such as a move in the past may have brought here.
@@ -91,10 +80,10 @@ describe('the way back', () => {
   });
 
   test('ends when somebody finishes the migration', async () => {
-    const { writers } = await moves.startLoad(40, false);
+    const { writers } = await moves.startLoad(40, { stale: false });
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
+    await moves.inState(id, 'reversing');
     await requestEnd(s.catalog.pool, id, 'finish', 'test');
     expect(await moves.atRest(id)).toBe('done');
     await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/has no way back: it is done/);
@@ -124,7 +113,7 @@ describe('the way back', () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
     expect(await moves.atRest(id)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
+    expect((await moves.load(id)).error).toMatch(
       /there would be no way back: shard "two" has no free replication slot.* or set migrator.wayBackMs to 0/s,
     );
     await withClient(s.urlTwo, (c) => c.query('SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots'));
@@ -155,7 +144,7 @@ describe('the way back', () => {
     );
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
+    await waitFor(async () => (await moves.load(id)).facts.wayBackLost !== undefined, {
       what: 'the refusal',
     });
     await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(
@@ -170,7 +159,7 @@ describe('the way back', () => {
   test('is lost with its slot: a rollback is refused, and the migration can be finished', async () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
-    await inState(id, 'reversing');
+    await moves.inState(id, 'reversing');
     await withClient(s.urlTwo, async (c) => {
       const dropped = async () => {
         await c.query('SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL');
@@ -182,7 +171,7 @@ describe('the way back', () => {
       };
       await waitFor(dropped, { what: 'the slot to be dropped' });
     });
-    await waitFor(async () => (await loadMigration(s.catalog.pool, id)).facts.wayBackLost !== undefined, {
+    await waitFor(async () => (await moves.load(id)).facts.wayBackLost !== undefined, {
       what: 'the loss to be noticed',
     });
     await expect(requestEnd(s.catalog.pool, id, 'rollback', 'test')).rejects.toThrow(/cannot be taken back: .*slot/);
@@ -195,9 +184,9 @@ describe('the way back', () => {
 
 describe('the way back is sampled', () => {
   // So few rows that a sample has all of a table.
-  beforeEach(() => resetShop(s, 40, 10));
+  beforeEach(() => moves.reset(40, 10));
 
-  const sampled = async (id: bigint) => (await loadMigration(s.catalog.pool, id)).progress.sampled?.rows ?? 0;
+  const sampled = async (id: bigint) => (await moves.load(id)).progress.sampled?.rows ?? 0;
   const begun = (id: bigint) => waitFor(async () => (await sampled(id)) > 0, { what: 'a sample' });
   /** Past the gate, as nobody should. */
   const tamper = (url: string, sql: string) =>
@@ -244,7 +233,7 @@ describe('the way back is sampled', () => {
     await tamper(s.urlOne, `UPDATE tenants SET name = 'other' WHERE id = 25`);
     await tamper(s.urlOne, `DELETE FROM "Odd Items" WHERE "Tenant Id" = 30 AND order_id = ${order}`);
     await tamper(s.urlOne, `INSERT INTO orders (tenant_id, id) VALUES (26, 7000001)`);
-    const found = () => loadMigration(s.catalog.pool, id).then((row) => doubtedTables(row));
+    const found = () => moves.load(id).then((row) => doubtedTables(row));
     await waitFor(async () => (await found()).length === 3, { what: 'the differences' });
     expect((await found()).toSorted((a, b) => (a.table < b.table ? -1 : 1))).toEqual([
       { table: 'public.Odd Items', differing: 1, keys: [`["30", "1", "${order}"]`] },
@@ -277,7 +266,7 @@ describe('the way back is sampled', () => {
     moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
     await begun(id);
     await tamper(s.urlOne, `UPDATE tenants SET name = 'other' WHERE id = 25`);
-    const doubted = async () => doubtedTables(await loadMigration(s.catalog.pool, id)).length === 1;
+    const doubted = async () => doubtedTables(await moves.load(id)).length === 1;
     await waitFor(doubted, { what: 'the difference' });
     // Its time is over by now, as far as the next migrator knows.
     await moves.stop();
@@ -287,12 +276,10 @@ describe('the way back is sampled', () => {
     const before = await sampled(id);
     moves.startMigrator({ wayBackMs: HOUR, sampleMs: 1 });
     await waitFor(async () => (await sampled(id)) > before, { what: 'samples after that' });
-    expect((await loadMigration(s.catalog.pool, id)).state).toBe('reversing');
+    expect((await moves.load(id)).state).toBe('reversing');
     await requestEnd(s.catalog.pool, id, 'rollback', 'test', { force: true });
     expect(await moves.atRest(id)).toBe('failed');
-    expect((await loadMigration(s.catalog.pool, id)).error).toMatch(
-      /the shards differ as of the flip back: 1 rows of "public.tenants"/,
-    );
+    expect((await moves.load(id)).error).toMatch(/the shards differ as of the flip back: 1 rows of "public.tenants"/);
     expect(await countOrders(s.urlTwo)).toBe(21 * 10);
     await acceptDifference(s.catalog.pool, id, 'test');
     expect(await moves.atRest(id)).toBe('rolled_back');
@@ -303,6 +290,6 @@ describe('the way back is sampled', () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: 300, sampleMs: 0 });
     expect(await moves.atRest(id)).toBe('done');
-    expect((await loadMigration(s.catalog.pool, id)).progress.sampled).toBeNull();
+    expect((await moves.load(id)).progress.sampled).toBeNull();
   });
 });
