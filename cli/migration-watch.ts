@@ -54,9 +54,9 @@ export function waitsForSomebody(migration: MigrationRow): string | null {
   const { id, state, controls, facts, paused, requested } = migration;
   if (state === 'planned') return `migration ${id} has not been approved`;
   if (paused) return null;
+  if ((state === 'ready' || state === 'verifying') && differingTables(migration).length > 0)
+    return `migration ${id} does not flip: both sides differ ("foreshard migrate show ${id}" has the keys). "foreshard migrate verify ${id} --repair" makes the destination's rows what they are at the source, "foreshard migrate abort ${id}" undoes it`;
   if (state === 'ready') {
-    if (differingTables(migration).length > 0)
-      return `migration ${id} does not flip: both sides differ. "foreshard migrate verify ${id}" compares them again, "foreshard migrate abort ${id}" undoes it`;
     // A window comes by itself.
     if (controls.flipWindow !== null || flipHeldBackBy(controls, new Date()) === null) return null;
     return `migration ${id} is ready: "foreshard migrate flip ${id}" has it flip`;
@@ -68,7 +68,7 @@ export function waitsForSomebody(migration: MigrationRow): string | null {
   if (facts.wayBackLost !== undefined) return `migration ${id} has flipped, and has no way back any more: ${end}`;
   const doubted = doubtedTables(migration);
   if (doubted.length > 0)
-    return `migration ${id} has flipped, and its way back is not to be trusted: ${doubtText(doubted)} ("foreshard migrate show ${id}" has their keys). Put them right, then "foreshard migrate verify ${id}"; or ${end}`;
+    return `migration ${id} has flipped, and its way back is not to be trusted: ${doubtText(doubted)} ("foreshard migrate show ${id}" has their keys). Compare all ("foreshard migrate verify ${id}"), and have them put right ("foreshard migrate verify ${id} --repair"); or ${end}`;
   return `migration ${id} has flipped, and its way back is open: "foreshard migrate rollback ${id}" takes it back, ${end}`;
 }
 

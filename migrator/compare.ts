@@ -12,7 +12,7 @@ import {
 } from './chunks.js';
 import { type Hashing, hashing } from './hashing.js';
 import type { Move, MovingTable } from './move.js';
-import { markerArrived, writeMarkerSql } from './replication.js';
+import { hasAllWithin, markerArrived, writeMarkerSql } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
@@ -39,12 +39,18 @@ const MAX_SUSPECTS = 20_000;
 const SUPERVISE_MS = 1000;
 const LIVE_ROUNDS = 8;
 const LOCKED_ROUNDS = 3;
+/** How long rows are locked at most while a marker is on its way, ms. */
+const LOCKED_MS = 1000;
+/** Rows that are locked by somebody who says nothing any more are let go after this, ms. */
+const SILENCE_MS = 5000;
 
 export interface Comparison {
   /** Rows of the interval that were compared. */
   readonly rows: number;
   /** Keys of rows that differ, as text; empty: both sides are the same. */
   readonly differing: readonly string[];
+  /** Those that such rows are in. */
+  readonly chunks: readonly Chunk[];
 }
 
 interface Sum {
@@ -88,15 +94,46 @@ export async function tableSum(session: ShardSession, t: MovingTable, info: Tabl
  */
 export function compareLive(m: Move, t: MovingTable, info: TableInfo, how: HowToCompare): Promise<Comparison> {
   const of = new Comparing(m, t, info, m.destination);
-  return of.compare(how, async (suspects) => {
-    let left = suspects;
-    for (let round = 1; left.length > 0 && round < LIVE_ROUNDS; round++) {
-      m.exec.at('before:verify');
-      left = await of.suspects(of.isOneOf, of.identities(left), () => drainMarker(m));
+  return of.compare(how, (suspects) => confirmLive(m, of, suspects));
+}
+
+/** Compares chunks that an earlier comparison has found to differ, and rows that it has named, once more. */
+export async function compareAgain(
+  m: Move,
+  t: MovingTable,
+  info: TableInfo,
+  { differing, chunks }: Pick<Comparison, 'differing' | 'chunks'>,
+): Promise<Pick<Comparison, 'differing' | 'chunks'>> {
+  const of = new Comparing(m, t, info, m.destination);
+  const left = new Set(await confirmLive(m, of, differing));
+  const concerned: Chunk[] = [];
+  for (const chunk of chunks) {
+    m.exec.at('before:verify');
+    await m.exec.rest();
+    const { suspects } = await of.compareChunk(chunk);
+    const standing = suspects.length > MAX_SUSPECTS ? suspects : await confirmLive(m, of, suspects);
+    for (const key of standing) left.add(key);
+    if (standing.length > 0) concerned.push(chunk);
+  }
+  return { differing: [...left], chunks: concerned };
+}
+
+async function confirmLive(m: Move, of: Comparing, suspects: readonly string[]): Promise<readonly string[]> {
+  let left = suspects;
+  for (let round = 1; left.length > 0 && round < LIVE_ROUNDS; round++) {
+    m.exec.at('before:verify');
+    left = await of.suspects(of.isOneOf, of.identities(left), () => drainMarker(m));
+  }
+  for (let round = 0; left.length > 0 && round < LOCKED_ROUNDS; ) {
+    const locked = await of.lockedSuspects(left);
+    // Nobody who writes these rows is to wait for a destination that is behind, or for somebody who has paused the migration.
+    if (locked === null) await drainMarker(m);
+    else {
+      left = locked;
+      round++;
     }
-    for (let round = 0; left.length > 0 && round < LOCKED_ROUNDS; round++) left = await of.lockedSuspects(left);
-    return left;
-  });
+  }
+  return left;
 }
 
 /** The same when nobody writes to the source any more. @param snapshot of the destination, of when both sides were to be the same */
@@ -135,23 +172,25 @@ class Comparing {
     confirm: (suspects: readonly string[]) => Promise<readonly string[]>,
   ): Promise<Comparison> {
     const m = this.#m;
-    const check = () => m.exec.check();
     const bytes = rowBytes(volume);
     const scattered = await this.#scatteredRows();
     let { after, rows } = from ?? { after: null, rows: 0 };
     const differing: string[] = [];
+    const chunks: Chunk[] = [];
     for (;;) {
       m.exec.at('before:verify');
       await m.exec.rest();
       const size = Math.max(scattered, this.#chunkRows(bytes, throttle.readRate));
-      const chunk = await nextChunk(m.source, this.#of, after, size, check);
-      const { count, suspects } = await this.#compareChunk(chunk, check);
+      const chunk = await nextChunk(m.source, this.#of, after, size, () => m.exec.check());
+      const { count, suspects } = await this.compareChunk(chunk);
       rows += count;
-      differing.push(...(suspects.length > MAX_SUSPECTS ? suspects : await confirm(suspects)));
+      const standing = suspects.length > MAX_SUSPECTS ? suspects : await confirm(suspects);
+      differing.push(...standing);
+      if (standing.length > 0) chunks.push(chunk);
       after = chunk.to;
       await read(rows);
       if (differing.length === 0) await passed({ after, rows });
-      if (after === null || differing.length > MAX_SUSPECTS) return { rows, differing };
+      if (after === null || differing.length > MAX_SUSPECTS) return { rows, differing, chunks };
       await throttle.pauseAfterRead(count * bytes);
     }
   }
@@ -175,23 +214,23 @@ class Comparing {
     return order === undefined || inOrder || order.pages < SCATTERED_PAGES ? 0 : order.pages * SCATTERED_ROWS;
   }
 
-  async #compareChunk(chunk: Chunk, check: () => void): Promise<{ count: number; suspects: readonly string[] }> {
+  /** @returns rows at the source, and keys of those that differ now */
+  async compareChunk(chunk: Chunk): Promise<{ count: number; suspects: readonly string[] }> {
     const where = chunkPredicate(this.#of, chunk);
     const sql = sumSql(this.#t, this.#h, where);
-    const [[source], [destination]] = await this.#both<{ rows: string; hash: string }>(sql, check);
+    const [[source], [destination]] = await this.#both<{ rows: string; hash: string }>(sql);
     const count = Number(source?.rows);
     if (source?.rows === destination?.rows && source?.hash === destination?.hash) return { count, suspects: [] };
-    return { count, suspects: await this.#suspectsIn(where, Math.max(count, Number(destination?.rows)), check) };
+    return { count, suspects: await this.#suspectsIn(where, Math.max(count, Number(destination?.rows))) };
   }
 
   /** Keys of rows of a chunk that differ now. */
-  async #suspectsIn(where: string, rows: number, check: () => void): Promise<string[]> {
+  async #suspectsIn(where: string, rows: number): Promise<string[]> {
     if (rows <= FETCH_ROWS) return this.suspects(where, [], this.#settle);
     const bucket = this.#h.bucket(Math.min(MAX_BUCKETS, 2 ** Math.ceil(Math.log2(rows / BUCKET_ROWS))));
     type Bucket = { bucket: number; rows: string; hash: string };
     const [source, destination] = await this.#both<Bucket>(
       `SELECT ${bucket} AS bucket, count(*)::text AS rows, sum(${this.#h.row})::text AS hash FROM ${this.#t.sql} WHERE ${where} GROUP BY 1`,
-      check,
     );
     const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
     const ours = new Set(source.map((b) => b.bucket));
@@ -224,15 +263,18 @@ class Comparing {
     return differingKeys(source, destination);
   }
 
-  async lockedSuspects(keys: readonly string[]): Promise<string[]> {
+  /** @returns null: the destination is too far behind */
+  async lockedSuspects(keys: readonly string[]): Promise<string[] | null> {
     const values = this.identities(keys);
     const sql = this.#rowsSql(this.isOneOf);
     const locker = await ShardSession.open(this.#m.source.shard, null);
     try {
       await locker.query('BEGIN');
-      await locker.query("SET LOCAL lock_timeout = '300ms'");
+      await locker.query(
+        `SET LOCAL lock_timeout = '300ms'; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`,
+      );
       const source = await locker.query<{ key: string; hash: string }>(`${sql} FOR UPDATE`, values);
-      await this.#settle();
+      if (!(await hasAllWithin(this.#m, LOCKED_MS))) return null;
       const destination = await this.#there.query<{ key: string; hash: string }>(sql, values);
       await locker.query('ROLLBACK');
       return differingKeys(source, destination);
@@ -260,7 +302,8 @@ class Comparing {
     return `SELECT ${this.#h.key} AS key, ${this.#h.row}::text AS hash FROM ${this.#t.sql} WHERE ${where}`;
   }
 
-  #both<T extends Record<string, unknown>>(sql: string, check: () => void): Promise<[T[], T[]]> {
+  #both<T extends Record<string, unknown>>(sql: string): Promise<[T[], T[]]> {
+    const check = () => this.#m.exec.check();
     return Promise.all([
       this.#m.source.interruptible<T>(sql, undefined, check),
       this.#there.interruptible<T>(sql, undefined, check),

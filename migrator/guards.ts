@@ -33,6 +33,14 @@ export function goThroughGateSql({ operation }: ObjectNames): string {
   return `SELECT pg_advisory_unlock(${GUARD_LOCK_CLASS}, ${operation}); RESET idle_session_timeout`;
 }
 
+/**
+ * Keeps all writers of the interval waiting, until `goThroughGateSql`, when those in flight have ended within `lockMs`; else 55P03, and nothing has changed. The gate stays
+ * open. A session that says nothing for `silenceMs` is ended by its server, and they go on.
+ */
+export function keepWritersWaitingSql({ operation }: ObjectNames, lockMs: number, silenceMs: number): string {
+  return `SET lock_timeout = ${lockMs}; SET idle_session_timeout = ${silenceMs}; SELECT pg_advisory_lock(${GUARD_LOCK_CLASS}, ${operation}); SET lock_timeout = 0`;
+}
+
 /** One row with `gate`: GATE_OPEN or GATE_CLOSED. */
 export function readGateSql(names: ObjectNames): string {
   return `SELECT last_value::int AS gate FROM ${quoteTable(names.gate)}`;

@@ -1,4 +1,4 @@
-import { quoteIdent } from '../topology/quote.js';
+import { quoteIdent, quoteLiteral } from '../topology/quote.js';
 import { hashing } from './hashing.js';
 import type { TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
@@ -37,22 +37,48 @@ export function rowsOfPages(
   );
 }
 
-/** The rows that have these keys, found by the index of their identity. */
-export function rowsByKey(
-  session: ShardSession,
-  { sql, where, info }: RowsOf,
-  keys: readonly string[],
-): Promise<RowVersion[]> {
-  const { keyNames, row } = hashing(info);
+/** `foreshard_row`s of a table and the `foreshard_sought` keys that they have, found by the index of their identity. */
+function sought({ info }: RowsOf, keys: string): { readonly from: string; readonly on: string } {
+  const { keyNames } = hashing(info);
   const columns = keyNames.map((name, i) => {
     const type = info.columns.find((c) => c.name === name)?.type;
     return `foreshard_row.${quoteIdent(name)} = (foreshard_sought.foreshard_key::jsonb ->> ${i})::${type}`;
   });
+  return { from: `unnest(${keys}::text[]) AS foreshard_sought (foreshard_key)`, on: columns.join(' AND ') };
+}
+
+/** The rows that have these keys. */
+export function rowsByKey(session: ShardSession, rows: RowsOf, keys: readonly string[]): Promise<RowVersion[]> {
+  const { row } = hashing(rows.info);
+  const { from, on } = sought(rows, '$1');
   return session.query<RowVersion & Record<string, string>>(
     `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version
-       FROM unnest($1::text[]) AS foreshard_sought (foreshard_key)
-       JOIN ${sql} AS foreshard_row ON ${columns.join(' AND ')} WHERE ${where}`,
+       FROM ${from} JOIN ${rows.sql} AS foreshard_row ON ${on} WHERE ${rows.where}`,
     [keys],
+  );
+}
+
+/** Deletes the rows that have these keys, in the transaction that is open. */
+export async function deleteByKey(session: ShardSession, rows: RowsOf, keys: readonly string[]): Promise<void> {
+  const { from, on } = sought(rows, '$1');
+  await session.query(`DELETE FROM ${rows.sql} AS foreshard_row USING ${from} WHERE ${on} AND (${rows.where})`, [keys]);
+}
+
+/** Copies the rows that have these keys from one shard to another, where none has, in the transaction that is open there. @throws when `signal` fires */
+export async function copyByKey(
+  from: ShardSession,
+  to: ShardSession,
+  rows: RowsOf,
+  keys: readonly string[],
+  signal: AbortSignal,
+): Promise<void> {
+  const columns = rows.info.columns.filter((c) => c.generated === '').map((c) => quoteIdent(c.name));
+  const wanted = sought(rows, `ARRAY[${keys.map(quoteLiteral).join(', ')}]`);
+  await to.copyFrom(
+    from,
+    `SELECT ${columns.map((c) => `foreshard_row.${c}`).join(', ')} FROM ${wanted.from} JOIN ${rows.sql} AS foreshard_row ON ${wanted.on} WHERE ${rows.where}`,
+    `${rows.sql} (${columns.join(', ')})`,
+    signal,
   );
 }
 

@@ -4,7 +4,7 @@ import { ForeshardError } from '../topology/errors.js';
 import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/migration.js';
 import type { MigrationControls, ThrottleLimits } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
-import { differingTables } from './comparison.js';
+import { areAllNamed, differingTables, IS_DIFFERENT } from './comparison.js';
 import {
   BESIDE,
   type Db,
@@ -101,12 +101,12 @@ const BEFORE_FLIP: readonly MigrationState[] = [
 export async function requestFlip(db: Db, id: bigint, actor: string): Promise<MigrationRow> {
   const before = await loadMigration(db, id);
   const [differing] = differingTables(before);
-  if (before.state === 'ready' && differing !== undefined)
+  if ((before.state === 'ready' || before.state === 'verifying') && differing !== undefined)
     throw new ForeshardError(
       '55000',
       `migration ${id} cannot flip: ${differing.differing} rows of "${differing.table}" differ`,
       {
-        hint: `Correct them and compare again ("foreshard migrate verify ${id}"), or undo it: "foreshard migrate abort ${id}".`,
+        hint: `Have them repaired: "foreshard migrate verify ${id} --repair"; or undo it: "foreshard migrate abort ${id}".`,
       },
     );
   if (!before.controls.auto || before.controls.flipWindow !== null) {
@@ -177,27 +177,55 @@ async function setControls(
   });
 }
 
-/** A comparison is asked for while both sides follow one another and nothing else is about to happen. */
-const COMPARABLE: readonly MigrationState[] = ['ready', 'reversing'];
+/** As a condition in SQL: both sides follow one another, and nothing else is about to happen. */
+const FOLLOWS = `(state IN ('ready', 'reversing') OR (state = 'verifying' AND ${IS_DIFFERENT}))
+  AND NOT paused AND requested IS NULL AND NOT facts ? 'wayBackLost'`;
 
 /**
  * Asks the migrator to compare all tables on both sides once more.
  * @returns the request, which the answer in `facts.comparison` repeats
  * @throws ForeshardError 55000 when the migration does not wait in a state in which that can be done
  */
-export async function requestComparison(db: Db, id: bigint, actor: string): Promise<string> {
-  const request = randomUUID();
+export function requestComparison(db: Db, id: bigint, actor: string): Promise<string> {
+  return request(db, id, actor, 'comparison', 'migration.verify');
+}
+
+/**
+ * Asks the migrator to make the rows that the last comparison has named the same at the side that follows as at the owner, and to compare them again.
+ * @returns the request, which the answer in `facts.repair` repeats
+ * @throws ForeshardError 55000 when the migration does not wait in a state in which that can be done, or there are none, or too many
+ */
+export async function requestRepair(db: Db, id: bigint, actor: string): Promise<string> {
+  const differing = differingTables(await loadMigration(db, id));
+  if (differing.length > 0 && !areAllNamed(differing))
+    throw new ForeshardError('55000', `more rows of migration ${id} differ than can be repaired`, {
+      hint: `${differing.map((t) => `${t.differing} of "${t.table}"`).join(', ')}: "foreshard migrate abort ${id}", or behind the flip "foreshard migrate finish ${id}", and copy anew.`,
+    });
+  if (differing.length > 0) return request(db, id, actor, 'repair', 'migration.repair');
+  throw new ForeshardError('55000', `no rows of migration ${id} are known to differ`, {
+    hint: `Compare both sides first: "foreshard migrate verify ${id}".`,
+  });
+}
+
+async function request(
+  db: Db,
+  id: bigint,
+  actor: string,
+  control: 'comparison' | 'repair',
+  action: string,
+): Promise<string> {
+  const uuid = randomUUID();
   const updated = await (db as pg.Pool).query(
     `WITH asked AS (
-       UPDATE foreshard.migration SET controls = controls || jsonb_build_object('comparison', $3::text), updated_at = clock_timestamp()
-        WHERE id = $1 AND state = ANY ($4) AND NOT paused AND requested IS NULL AND NOT facts ? 'wayBackLost' RETURNING id
+       UPDATE foreshard.migration SET controls = controls || jsonb_build_object($4::text, $3::text), updated_at = clock_timestamp()
+        WHERE id = $1 AND ${FOLLOWS} RETURNING id
      ), audit AS (
-       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, 'migration.verify', 'migration ' || id FROM asked
+       INSERT INTO foreshard.audit (actor, action, object) SELECT $2, $5, 'migration ' || id FROM asked
      )
      SELECT pg_notify('foreshard_migration', id::text) FROM asked`,
-    [id.toString(), actor, request, [...COMPARABLE]],
+    [id.toString(), actor, uuid, control, action],
   );
-  if (updated.rowCount !== 0) return request;
+  if (updated.rowCount !== 0) return uuid;
   const { state, paused, facts } = await loadMigration(db, id);
   if (paused)
     throw new ForeshardError('55000', `migration ${id} is paused`, {
@@ -208,7 +236,7 @@ export async function requestComparison(db: Db, id: bigint, actor: string): Prom
       hint: 'Both sides were compared exactly at the flip.',
     });
   throw new ForeshardError('55000', `migration ${id} is ${state.replaceAll('_', ' ')}: it cannot be compared now`, {
-    hint: 'All tables are compared on the way to "ready" and at the flip anyway. On request: while it waits to flip, and while its way back is open.',
+    hint: 'All tables are compared on the way to "ready" and at the flip anyway. On request: while it waits to flip, because rows differ too, and while its way back is open.',
   });
 }
 

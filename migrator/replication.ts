@@ -1,10 +1,15 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
+import type { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
+
+/** How often it is looked whether a marker has arrived that others wait for, ms. */
+const MARKER_POLL_MS = 2;
 
 export function markerAction(m: Move, on: 'source' | 'destination'): Action {
   const marker = quoteTable(m.names.marker);
@@ -85,6 +90,14 @@ export function followAction(m: Move): Action {
   return subscribeAction(m, 'subscribe: follows the new owner', how);
 }
 
+/** Has the slot begin with what is written from now on; where there is none, nothing happens. */
+export async function advanceSlot(session: ShardSession, { replication }: ObjectNames): Promise<void> {
+  await session.query(
+    'SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots WHERE slot_name = $1',
+    [replication],
+  );
+}
+
 /** Whether replication can leave out what has itself been replicated (PostgreSQL 16). */
 export function knowsOrigin(m: Move): boolean {
   return m.source.version >= 160_000 && m.destination.version >= 160_000;
@@ -107,6 +120,19 @@ export async function markerArrived(m: Move, token: string): Promise<boolean> {
     `SELECT token::text FROM ${quoteTable(m.names.marker)} WHERE id = 1`,
   );
   return rows[0]?.token === token;
+}
+
+/** The same for whoever keeps others waiting meanwhile: the migration is not paused here. @returns whether the destination has everything up to now within `ms` */
+export async function hasAllWithin(m: Move, ms: number): Promise<boolean> {
+  const token = randomUUID();
+  const until = performance.now() + ms;
+  await m.source.query(writeMarkerSql(m.names, token));
+  while (!(await markerArrived(m, token))) {
+    if (performance.now() >= until) return false;
+    m.exec.check();
+    await delay(MARKER_POLL_MS);
+  }
+  return true;
 }
 
 /** Sends a marker through and waits for it. @returns ms it took, or null when it did not come in time */

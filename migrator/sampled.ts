@@ -1,4 +1,4 @@
-import { differingTables } from './comparison.js';
+import { differingTables, IS_DIFFERENT } from './comparison.js';
 import type { MigrationRow } from './migration-row.js';
 
 /** Rows of one table that differ between the two sides of a way back. */
@@ -29,8 +29,7 @@ export function doubtedTables(row: Pick<MigrationRow, 'facts'>): readonly Doubte
 }
 
 /** The same as a condition in SQL on a migration's row. */
-export const IS_DOUBTED = `(facts->>'sampled' IS NOT NULL OR EXISTS (
-  SELECT FROM jsonb_array_elements(facts->'comparison'->'tables') AS t WHERE (t->>'differing')::int > 0))`;
+export const IS_DOUBTED = `(facts->>'sampled' IS NOT NULL OR ${IS_DIFFERENT})`;
 
 /** `3 rows of "public.orders" differ` */
 export function doubtText(tables: readonly DoubtedTable[]): string {

@@ -1,6 +1,8 @@
 import type { Duplex } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { from as copyFrom, to as copyTo } from 'pg-copy-streams';
 import { errorCode, explainConnectError, redactUrl } from '../topology/connection.js';
 import { ForeshardError } from '../topology/errors.js';
 import type { Shard } from '../topology/topology.js';
@@ -201,6 +203,22 @@ export class ShardSession {
         check();
         await delay(Math.min(100 * 2 ** attempt, 2000));
       }
+    }
+  }
+
+  /**
+   * Copies what a query gives on another shard into columns of a table here: values as the servers themselves write and read them, of any size.
+   * @throws AbortError when `signal` fires; the other session is of no use any more when it throws
+   */
+  async copyFrom(other: ShardSession, query: string, into: string, signal: AbortSignal): Promise<void> {
+    const reading = other.#client.query(copyTo(`COPY (${query}) TO STDOUT`));
+    const writing = this.#client.query(copyFrom(`COPY ${into} FROM STDIN`));
+    try {
+      await pipeline(reading, writing, { signal });
+    } catch (error) {
+      for (const session of [this, other])
+        if (session.#dead !== null) throw new ShardUnavailableError(session.shard, session.#dead);
+      throw error;
     }
   }
 

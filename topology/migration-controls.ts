@@ -31,6 +31,8 @@ export interface MigrationControls {
   readonly flipRequested: boolean;
   /** A comparison of both sides that somebody has asked for last; a UUID, for finding its answer. */
   readonly comparison: string | null;
+  /** The same of a repair of the rows that differ. */
+  readonly repair: string | null;
   /**
    * Transactions that are open on the interval are ended (40001) when they have been waited for so long, ms: before new statements are held, and as
    * long again while they are. null: never; the flip backs off.
@@ -52,6 +54,7 @@ const schema = z.object({
     .default(null),
   flipRequested: z.boolean().default(false),
   comparison: z.uuid().nullable().default(null),
+  repair: z.uuid().nullable().default(null),
   endTransactionsAfterMs: z.number().nonnegative().nullable().default(null),
   throttle: z
     .object({ maxRate: limit, maxLagMs: limit, maxLatencyMs: limit })

@@ -14,12 +14,12 @@ import { HOLD_MARGIN_MS } from '../options.js';
 import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
+import { writersInFlight } from '../writers-in-flight.js';
 import { type FlipPlan, flip, planFlip } from './flip.js';
 import { followOn } from './follow.js';
 import { letGoOn, missed } from './missed-fence.js';
 import { openDestination } from './open.js';
 import { readSourceTables } from './prepare.js';
-import { writersInFlight } from './ready.js';
 import { beginWayBackHere } from './reverse.js';
 
 /** Values a sequence skips, so that those cached by sessions at the source are not given out again at the destination. */

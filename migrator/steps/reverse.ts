@@ -1,16 +1,15 @@
-import { quoteLiteral } from '../../topology/quote.js';
 import { MigrationFailure } from '../executor.js';
 import { arrivalAction } from '../guards.js';
 import type { Move } from '../move.js';
 import { isRefusal } from '../preflight-way-back.js';
-import { followAction, knowsOrigin, publicationAction, slotAction } from '../replication.js';
+import { advanceSlot, followAction, knowsOrigin, publicationAction, slotAction } from '../replication.js';
 import { doubtedTables, doubtText } from '../sampled.js';
 import { Sampler } from '../sampler.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
 import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
 import { readSourceTables } from './prepare.js';
-import { compareOnRequest } from './verify.js';
+import { answerRequests } from './verify.js';
 
 /** How often the way back is looked at, ms. */
 const LOOK_MS = 100;
@@ -44,8 +43,7 @@ export async function makeWayBack(m: Move): Promise<void> {
  */
 export async function beginWayBackHere(m: Move): Promise<void> {
   if (m.row.state !== 'fencing' || m.row.facts.wayBackMs === undefined || knowsOrigin(m)) return;
-  const slot = quoteLiteral(turned(m).names.replication);
-  await m.destination.query(`SELECT pg_replication_slot_advance(${slot}, pg_current_wal_lsn())`);
+  await advanceSlot(m.destination, turned(m).names);
 }
 
 /**
@@ -71,7 +69,7 @@ export async function reverse(m: Move): Promise<void> {
         lost = await supervise(m, supervisor);
       }
       if (lost === null) {
-        await compareOnRequest(m, back);
+        await answerRequests(m, back);
         await sampler.look();
       }
       const requested = await m.exec.requested();

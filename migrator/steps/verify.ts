@@ -1,32 +1,62 @@
 import { type Topology, tableId } from '../../topology/topology.js';
-import { compareFrozen, compareLive, type Place } from '../compare.js';
-import { type ComparedTable, lastComparison, type RequestedComparison } from '../comparison.js';
+import { type Comparison, compareFrozen, compareLive, type Place } from '../compare.js';
+import {
+  areAllNamed,
+  type ComparedTable,
+  type ComparisonResult,
+  differingTables,
+  lastComparison,
+  withinBounds,
+} from '../comparison.js';
 import { ComparisonRun } from '../comparison-run.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
 import { shapeDifferences } from '../preflight.js';
+import { doubtText } from '../sampled.js';
 import { readTable } from '../schema-read.js';
 import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
+import { repairOnRequest } from './repair.js';
+import { waitWhile } from './wait-while.js';
 
 const WHY_ROWS_DIFFER =
-  'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards.';
-/** Keys of differing rows that are kept for people, per table. */
-const KEYS_KEPT = 20;
-/** And those in the text of an error. */
+  'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards. Then start the migration again: it copies all anew.';
+/** Keys of differing rows in the text of an error, and in an event, per table. */
 const KEYS_TOLD = 3;
+const KEYS_IN_EVENTS = 20;
 
 /** How often the catalog is told where a comparison is, ms: what comes after that is compared again after a crash. */
 const NOTE_MS = 1000;
 
-/** verifying → ready, or following: every table by hash, while it is written to. What has passed is not read again after a crash. */
+/**
+ * verifying → ready, or following: every table by hash, while it is written to. What has passed is not read again after a crash. Rows that differ are for somebody to have
+ * repaired, or to abort the migration for.
+ */
 export async function verify(m: Move): Promise<void> {
   m.exec.at('before:verify');
   if (m.exec.dry) await m.exec.wait('every table is compared, by hash, on both sides', async () => true);
-  else await verifyTables(m);
+  else {
+    if (differingTables(m.row).length === 0) await verifyTables(m);
+    if (differingTables(m.row).length > 0) await waitUntilSame(m);
+  }
   m.exec.at('after:verify');
   const follows = m.row.replica !== null && m.row.requested !== 'promote';
   m.row = await m.exec.transition(m.row, follows ? 'following' : 'ready');
+}
+
+async function waitUntilSame(m: Move): Promise<void> {
+  await waitWhile(m, 'both sides are the same', async () => {
+    await answerRequests(m, m);
+    const differing = differingTables(m.row);
+    if (differing.length === 0) return null;
+    return `both sides differ: "foreshard migrate verify ${m.row.id} --repair", or "foreshard migrate abort ${m.row.id}": ${doubtText(differing)}`;
+  });
+}
+
+/** Does what people ask for while both sides follow one another. @param view the same migration with source and destination as they are now */
+export async function answerRequests(m: Move, view: Move): Promise<void> {
+  await repairOnRequest(m, view);
+  await compareOnRequest(m, view);
 }
 
 /** Where the comparison of a table was when it was last noted. */
@@ -36,6 +66,7 @@ interface Unfinished extends Place {
 
 async function verifyTables(m: Move): Promise<void> {
   const run = await ComparisonRun.begin(m, new Throttle(m));
+  const found: ComparedTable[] = [];
   for (const { t, info, volume } of run.tables) {
     const id = tableId(t);
     const verified = (m.row.facts.verified ?? {}) as Readonly<Record<string, number>>;
@@ -44,7 +75,8 @@ async function verifyTables(m: Move): Promise<void> {
       continue;
     }
     const unfinished = m.row.facts.verifying as Unfinished | null | undefined;
-    let notedAt = performance.now();
+    const began = performance.now();
+    let notedAt = began;
     const how = run.how(volume, `comparing ${id}`, {
       ...(unfinished?.table === id ? { from: unfinished } : {}),
       passed: async (place) => {
@@ -53,53 +85,57 @@ async function verifyTables(m: Move): Promise<void> {
         notedAt = performance.now();
       },
     });
-    const { rows, differing } = await compareLive(m, t, info, how);
-    if (differing.length > 0) {
-      const mismatch: Omit<ComparedTable, 'ms'> = {
-        table: id,
-        rows,
-        differing: differing.length,
-        keys: differing.slice(0, KEYS_KEPT),
-      };
-      m.row = await m.exec.noteFacts(m.row, { verifying: null, mismatch });
-      throw new MigrationFailure(
-        `${differing.length} rows of "${id}" differ between the shards, among them ${differing.slice(0, KEYS_TOLD).join(', ')}`,
-        WHY_ROWS_DIFFER,
-      );
-    }
-    m.row = await m.exec.noteFacts(m.row, { verified: { ...verified, [id]: rows }, verifying: null });
+    const compared = comparedTable(id, await compareLive(m, t, info, how), began);
+    if (compared.differing > 0) found.push(compared);
+    const passed = compared.differing === 0 ? { verified: { ...verified, [id]: compared.rows } } : {};
+    m.row = await m.exec.noteFacts(m.row, { ...passed, verifying: null });
   }
   await run.end();
+  if (found.length > 0) await noteDifference(m, found);
 }
 
-/**
- * Compares all tables once more when somebody has asked for it, and notes what was found: as `facts.comparison`, a `RequestedComparison`.
- * @param view the same migration with source and destination as they are now
- * @returns whether it has
- */
-export async function compareOnRequest(m: Move, view: Move): Promise<boolean> {
+/** @throws MigrationFailure when so many rows differ that they have to be copied anew */
+async function noteDifference(m: Move, found: readonly ComparedTable[]): Promise<void> {
+  const tables = withinBounds(found);
+  const comparison: ComparisonResult = { request: null, at: m.exec.now.toISOString(), tables };
+  const differing = tables.map(({ table, differing, keys }) => ({
+    table,
+    differing,
+    keys: keys.slice(0, KEYS_IN_EVENTS),
+  }));
+  m.log.error({ migration: m.row.id.toString(), differing }, 'both sides differ before the flip');
+  m.row = await m.exec.noteFacts(m.row, { comparison }, { differing });
+  if (areAllNamed(tables)) return;
+  const text = tables.map((t) => `${t.differing} rows of "${t.table}"`).join(', ');
+  const keys = tables.flatMap((t) => t.keys).slice(0, KEYS_TOLD);
+  throw new MigrationFailure(
+    `${text} differ between the shards, among them ${keys.join(', ')}: more than can be repaired`,
+    WHY_ROWS_DIFFER,
+  );
+}
+
+function comparedTable(table: string, { rows, differing, chunks }: Comparison, began: number): ComparedTable {
+  const ms = Math.round(performance.now() - began);
+  return { table, rows, ms, differing: differing.length, keys: differing, chunks };
+}
+
+/** Compares all tables once more when somebody has asked for it, and notes what was found: as `facts.comparison`, a `ComparisonResult`. */
+async function compareOnRequest(m: Move, view: Move): Promise<void> {
   const request = m.exec.controls.comparison;
-  if (request === null || lastComparison(m.row)?.request === request) return false;
+  if (request === null || lastComparison(m.row)?.request === request) return;
   const run = await ComparisonRun.begin(view, new Throttle(view));
-  const tables: ComparedTable[] = [];
+  const found: ComparedTable[] = [];
   for (const [i, { t, info, volume }] of run.tables.entries()) {
     const began = performance.now();
     const how = run.how(volume, `comparing ${tableId(t)}, as asked for (${i + 1} of ${run.tables.length})`);
-    const { rows, differing } = await compareLive(view, t, info, how);
-    tables.push({
-      table: tableId(t),
-      rows,
-      ms: Math.round(performance.now() - began),
-      differing: differing.length,
-      keys: differing.slice(0, KEYS_KEPT),
-    });
+    found.push(comparedTable(tableId(t), await compareLive(view, t, info, how), began));
   }
-  const comparison: RequestedComparison = { request, at: m.exec.now.toISOString(), tables };
+  const tables = withinBounds(found);
+  const comparison: ComparisonResult = { request, at: m.exec.now.toISOString(), tables };
   const isSame = tables.every((t) => t.differing === 0);
   // What samples had found has been put right.
   m.row = await m.exec.noteFacts(m.row, isSame ? { comparison, sampled: null } : { comparison });
   await run.end();
-  return true;
 }
 
 /** @throws MigrationFailure when tables have been declared that the migration did not begin with */

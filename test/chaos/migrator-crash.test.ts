@@ -3,9 +3,11 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { splitMembers, verticalMembers } from '../../migrator/changes/members.js';
+import { lastComparison } from '../../migrator/comparison.js';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
-import { createMigration } from '../../migrator/migration-requests.js';
-import { RESTING_STATES } from '../../migrator/migration-row.js';
+import { createMigration, requestRepair, setPaused } from '../../migrator/migration-requests.js';
+import { RESTING_STATES, showMigration } from '../../migrator/migration-row.js';
+import { lastRepair } from '../../migrator/repair.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';
 import { startMoves } from '../migrator/moves.js';
 import {
@@ -16,6 +18,7 @@ import {
   keyspaceOf,
   leftovers,
   NOTES,
+  pauseOnEntering,
   promoteOnFollowing,
   resetShop,
   rollBackOnReversing,
@@ -31,6 +34,13 @@ const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-ta
 const ABORTING: readonly CrashPoint[] = ['after:abort-reopen', 'after:undo'];
 /** Passed only by a replica; the last by one that is dropped. */
 const OF_REPLICAS: readonly CrashPoint[] = ['recorded:serve-replica', 'after:serve-replica', 'after:stop-replica'];
+/** Passed only by a migration whose rows are repaired. */
+const REPAIRING: readonly CrashPoint[] = [
+  'recorded:repair',
+  'after:repair-rows',
+  'before:compare-again',
+  'after:repair',
+];
 /** Passed only by a migration that has a way back, and takes it. */
 const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
 /** Passed only by a migration that changes bounds alone. */
@@ -176,7 +186,8 @@ describe('a migrator killed at', () => {
   });
 
   const passedByAll = CRASH_POINTS.filter(
-    (p) => ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...ON_THE_WAY_BACK, ...RECUT, ...SEPARATE].includes(p),
+    (p) =>
+      ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...REPAIRING, ...ON_THE_WAY_BACK, ...RECUT, ...SEPARATE].includes(p),
   );
   test.each(dealt(passedByAll, 5))('%s and further on, again and again', async (_first, points) => {
     expect(await crashAndResume(points)).toBe('done');
@@ -203,6 +214,47 @@ describe('a migrator killed at', () => {
 
   test.each(ABORTING)('%s', async (point) => {
     expect(await crashAndResume([point])).toBe('aborted');
+  });
+});
+
+describe('a migrator killed as it repairs rows', () => {
+  test('at one place after the other: they are the same in the end, and what was to be done is written down', async () => {
+    await resetShop(s, TENANTS, 30);
+    owner = 'one';
+    const { writers } = await moves.startLoad(TENANTS, { stale: false, count: 2 });
+    try {
+      const id = await approveMove(s, [BigInt(CUT)], null);
+      await pauseOnEntering(s, 'verifying');
+      let life = run(REPAIRING[0] as CrashPoint, false);
+      await moves.noted(id, /^paused$/);
+      await pauseOnEntering(s, null);
+      await withClient(s.urlTwo, async (c) => {
+        await c.query('SET session_replication_role = replica');
+        await c.query(`UPDATE tenants SET name = 'other' WHERE id = 6; DELETE FROM tenants WHERE id = 7`);
+        await c.query(`INSERT INTO orders (tenant_id, id) VALUES (8, 7000001)`);
+      });
+      await setPaused(s.catalog.pool, id, false, 'test');
+      await waitFor(async () => lastComparison(await moves.load(id)) !== null, { what: 'the difference' });
+      const request = await requestRepair(s.catalog.pool, id, 'test');
+      for (const [i, point] of REPAIRING.entries()) {
+        if (i > 0) life = run(point, false);
+        expect([point, await life.ended]).toEqual([point, 'SIGKILL']);
+      }
+      expect(await runToTheEnd(id)).toBe('done');
+      owner = 'two';
+      const { migration, events } = await showMigration(s.catalog.pool, id);
+      expect(lastRepair(migration)).toMatchObject({ request, refused: null });
+      expect(events.map((e) => e.detail.repairing)).toContainEqual([
+        { table: 'public.orders', keys: ['["7000001", "8"]'] },
+        { table: 'public.tenants', keys: ['["6"]', '["7"]'] },
+      ]);
+      expect(migration.facts.exact).toBe('identical');
+    } finally {
+      await writers.stop();
+    }
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant >= CUT)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
   });
 });
 

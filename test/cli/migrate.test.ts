@@ -52,7 +52,16 @@ test('a migration that waits for its flip is watched, compared, told to flip, an
     stderr: expect.stringMatching(/cannot flip: 1 rows of "public.tenants" differ/),
   });
   expect((await foreshard('migrate', 'watch', id)).code).toBe(5);
-  await renameThere('tenant 7');
+  const repaired = await foreshard('migrate', 'verify', id, '--repair');
+  expect(repaired).toMatchObject({
+    code: 0,
+    stdout: expect.stringMatching(/^1 rows of public\.tenants replaced:\n {2}\["7"\]\n.*both sides are the same\.$/m),
+  });
+  expect((await foreshard('migrate', 'show', id)).stdout).toMatch(/"repaired":.*"replaced":\["\[\\"7\\"\]"\]/);
+  expect(await foreshard('migrate', 'verify', id, '--repair')).toMatchObject({
+    code: 4,
+    stderr: expect.stringMatching(/no rows of migration \d+ are known to differ/),
+  });
   expect((await foreshard('migrate', 'verify', id)).code).toBe(0);
 
   const flip = await foreshard('migrate', 'flip', id);
@@ -75,6 +84,14 @@ test('rows that differ keep a migration from flipping, also when its window open
   const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
   moves.startMigrator();
   expect((await foreshard('migrate', 'watch', `${id}`)).code).toBe(5);
+  await renameThere('somebody else');
+  expect((await foreshard('migrate', 'verify', `${id}`)).code).toBe(1);
+  const repaired = await foreshard('migrate', 'verify', `${id}`, '--repair', '--json');
+  expect(repaired.json()).toMatchObject({
+    same: true,
+    repaired: [{ table: 'public.tenants', added: [], replaced: ['["7"]'], removed: [] }],
+    refused: null,
+  });
   await renameThere('somebody else');
   expect((await foreshard('migrate', 'verify', `${id}`)).code).toBe(1);
   await s.catalog.pool.query('UPDATE foreshard.migration SET controls = controls || $2 WHERE id = $1', [

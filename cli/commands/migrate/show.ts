@@ -1,5 +1,6 @@
 import type { CommandModule } from 'yargs';
 import { type Change, changeState, findChange } from '../../../migrator/changes/change-row.js';
+import { KEYS_SHOWN } from '../../../migrator/comparison.js';
 import { showMigration } from '../../../migrator/migration-row.js';
 import { doubtedTables } from '../../../migrator/sampled.js';
 import { changeLine, membersText } from '../../change-text.js';
@@ -26,7 +27,8 @@ export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
       if (migration.error !== null) printLine(`error: ${migration.error}`);
       for (const { table, differing, keys } of doubtedTables(migration)) {
         printLine(`\n${differing} rows of ${table} differ:`);
-        for (const key of keys) printLine(`  ${key}`);
+        for (const key of keys.slice(0, KEYS_SHOWN)) printLine(`  ${key}`);
+        if (differing > KEYS_SHOWN) printLine(`  and ${differing - KEYS_SHOWN} more`);
       }
       printLine();
       printLine(
