@@ -22,6 +22,7 @@ export const CRASH_POINTS = [
   'recorded:create-subscription',
   'after:create-subscription',
   'before:copy-wait',
+  'after:forget-copy',
   'after:copy-wait',
   'after:create-indexes',
   'after:analyze',

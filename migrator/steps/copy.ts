@@ -1,4 +1,6 @@
 import { quoteLiteral } from '../../topology/quote.js';
+import { MigrationFailure } from '../executor.js';
+import { type CopiedTable, LostCopies } from '../lost-copy.js';
 import type { Move } from '../move.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
 import { Supervisor } from '../supervisor.js';
@@ -6,12 +8,18 @@ import { Throttle } from '../throttle.js';
 import { measureVolumes, sumOf } from '../volumes.js';
 import { readSourceTables } from './prepare.js';
 
-/** copying → catching_up: waits for the copy, then builds what was left out for its sake. */
+/** Copies that may be lost before the migration is given up. */
+const MAX_LOST = 5;
+
+/** copying → catching_up: waits for the copy, then builds what was left out for its sake. Or → preparing, when it has to begin again. */
 export async function copy(m: Move): Promise<void> {
   m.exec.at('before:copy-wait');
-  if (!m.exec.dry) await waitForCopy(m);
-  else
+  if (m.exec.dry)
     await m.exec.wait('every table is copied and follows the source (pg_subscription_rel: all "r")', async () => true);
+  else {
+    const lost = await waitForCopy(m);
+    if (lost !== null) return copyAgain(m, lost);
+  }
   m.exec.at('after:copy-wait');
 
   await buildAll(m);
@@ -26,6 +34,20 @@ export async function copy(m: Move): Promise<void> {
     });
   m.exec.at('after:analyze');
   m.row = await m.exec.transition(m.row, 'catching_up');
+}
+
+async function copyAgain(m: Move, table: string): Promise<void> {
+  const lost = Number(m.row.facts.lostCopies ?? 0) + 1;
+  const why = `shard "${m.spec.to}" went away just as the copy of ${table} ended there`;
+  if (lost > MAX_LOST)
+    throw new MigrationFailure(
+      `the copy was lost ${lost} times; the last one because ${why}`,
+      'See in the log of that server why it goes away, then start the migration again.',
+    );
+  m.row = await m.exec.transition(m.row, 'preparing', {
+    facts: { lostCopies: lost, forgetCopy: true },
+    detail: { why: `${why}: it begins again` },
+  });
 }
 
 /** Indexes, then foreign keys, one at a time: when every table has its rows and its indexes. */
@@ -60,12 +82,15 @@ async function build(m: Move, table: { schema: string; table: string }, item: Fi
   });
 }
 
-async function waitForCopy(m: Move): Promise<void> {
+/** @returns the table whose copy was lost, so that all has to be copied again; null: every table is there */
+async function waitForCopy(m: Move): Promise<string | null> {
   const measured = await measureVolumes(m);
   const volumes = new Map(measured.map((v) => [v.name, v]));
   const total = sumOf(measured);
   const supervisor = new Supervisor(m);
   const throttle = new Throttle(m);
+  const lostCopies = new LostCopies(m);
+  let lost: string | null = null;
   const name = quoteLiteral(m.names.replication);
   const started = performance.now();
   let first: number | null = null;
@@ -75,13 +100,8 @@ async function waitForCopy(m: Move): Promise<void> {
     'every table is copied and follows the source',
     async () => {
       const state = await supervisor.check();
-      const tables = await m.destination.query<{
-        name: string;
-        state: string;
-        tuples: string | null;
-        bytes: string | null;
-      }>(
-        `SELECT r.srrelid::regclass::text AS name, r.srsubstate AS state, p.tuples_processed::text AS tuples, p.bytes_processed::text AS bytes
+      const tables = await m.destination.query<CopiedTable & { tuples: string | null; bytes: string | null }>(
+        `SELECT r.srrelid::regclass::text AS name, r.srsubstate AS state, format('pg_%s_sync_%s_', s.oid, r.srrelid) AS slot, p.tuples_processed::text AS tuples, p.bytes_processed::text AS bytes
            FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
            LEFT JOIN pg_stat_progress_copy p ON p.relid = r.srrelid AND p.command = 'COPY FROM' AND p.type = 'CALLBACK'
           WHERE s.subname = ${name}`,
@@ -112,11 +132,13 @@ async function waitForCopy(m: Move): Promise<void> {
         etaSeconds: rate > 0 ? (total.bytes - bytes) / rate : null,
         note: state.note ?? throttle.note,
       });
-      return tables.length === expected && tables.every((t) => t.state === 'r');
+      lost = await lostCopies.look(tables);
+      return lost !== null || (tables.length === expected && tables.every((t) => t.state === 'r'));
     },
     { everyMs: 100 },
   );
   await throttle.release();
+  if (lost !== null) return lost;
   await m.exec.progress({
     rowsCopied: total.rows,
     rowsTotal: total.rows,
@@ -126,4 +148,5 @@ async function waitForCopy(m: Move): Promise<void> {
     bytesPerSecond: ((total.bytes - (first === total.bytes ? 0 : (first ?? 0))) * 1000) / (performance.now() - started),
     etaSeconds: 0,
   });
+  return null;
 }

@@ -22,6 +22,7 @@ import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
 import { Throttle } from '../throttle.js';
 import { beginStatements, sameEpochStatement } from '../turn.js';
+import { finish } from './open.js';
 
 /** Of a table that has never been analyzed. */
 const ROW_BYTES = 128;
@@ -90,6 +91,7 @@ async function ownCleanup(m: Move): Promise<CleanupRecord[]> {
 
 /** preparing → copying: guards, tables at the destination, marker, publication, slot, pace, subscription, in this order. */
 export async function prepare(m: Move): Promise<void> {
+  if (m.row.facts.forgetCopy === true) await forgetCopy(m);
   const { source, destination } = await runPreflight(m);
   const info = (t: MovingTable): TableInfo => source.get(tableId(t)) as TableInfo;
 
@@ -113,6 +115,29 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(setPaceAction(m.names, new Throttle(m).copyPace(m.tables.length)));
   await subscribe(m);
   m.row = await m.exec.transition(m.row, 'copying');
+}
+
+/** A copy that was lost: nothing follows the source any more, and the tables that were made for it are empty again. The others' rows are removed below. */
+async function forgetCopy(m: Move): Promise<void> {
+  await finish(m, 'subscription');
+  await finish(m, 'slot');
+  const own = await ownCleanup(m);
+  const made = m.tables.filter((t) => isOurs(own, t));
+  if (made.length > 0)
+    await m.exec.perform({
+      name: 'forget-copy',
+      on: 'destination',
+      text: 'empty the tables whose copy was lost',
+      mode: 'locking',
+      // As replica: the guards refuse it.
+      sql: ['SET LOCAL session_replication_role = replica', `TRUNCATE ${made.map((t) => t.sql).join(', ')}`],
+    });
+  m.row = await m.exec.noteFacts(m.row, { forgetCopy: false });
+}
+
+/** Whether the table was made at the destination by this migration. */
+function isOurs(own: readonly CleanupRecord[], t: MovingTable): boolean {
+  return own.some((c) => !c.done && c.kind === 'table' && c.object.schema === t.schema && c.object.table === t.table);
 }
 
 /** Bytes of a row, about. */
@@ -222,10 +247,7 @@ async function clearEarlierAttempt(m: Move, there: ReadonlyMap<string, TableInfo
   const own = await ownCleanup(m);
   for (const t of m.tables) {
     if (!there.has(tableId(t))) continue;
-    const isOurs = own.some(
-      (c) => !c.done && c.kind === 'table' && c.object.schema === t.schema && c.object.table === t.table,
-    );
-    if (isOurs) continue;
+    if (isOurs(own, t)) continue;
     await m.exec.record({ kind: 'rows', shard: m.spec.to, object: { schema: t.schema, table: t.table } });
     await removeRows(m, 'destination', t, new Throttle(m));
   }

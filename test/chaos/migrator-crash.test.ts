@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { splitMembers, verticalMembers } from '../../migrator/changes/members.js';
@@ -13,8 +13,10 @@ import { startMoves } from '../migrator/moves.js';
 import {
   abortOnEntering,
   addNotes,
+  askOnChange,
   approveMove,
   approveReplica,
+  entering,
   keyspaceOf,
   leftovers,
   NOTES,
@@ -26,7 +28,7 @@ import {
 import { audit } from '../migrator/writers.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { type Compiled, compile } from './compile.js';
+import { startLives } from './lives.js';
 
 /** Passed only where the destination has never had the tables. */
 const FRESH: readonly CrashPoint[] = ['recorded:create-tables', 'after:create-tables'];
@@ -47,20 +49,15 @@ const ON_THE_WAY_BACK = CRASH_POINTS.filter((point) => /\bback-/.test(point));
 const RECUT: readonly CrashPoint[] = ['before:recut', 'after:recut'];
 /** Passed only by one that takes tables out of a keyspace. */
 const SEPARATE: readonly CrashPoint[] = ['before:separate', 'after:separate'];
-const HOUR = 3_600_000;
+/** Passed only by a copy that begins again. */
+const OF_LOST_COPIES: readonly CrashPoint[] = ['after:forget-copy'];
 const TENANTS = 12;
 const CUT = 6;
 
 const moves = startMoves();
 const { s } = moves;
-let child: Compiled;
+const lives = startLives(moves);
 let owner: 'one' | 'two' = 'one';
-
-beforeAll(async () => {
-  child = await compile(new URL('./migrator-child.ts', import.meta.url));
-});
-
-afterAll(() => child?.remove());
 
 // What each test leaves, the next one goes on with. Behind one that failed, it begins anew, so as not to fail for it.
 beforeEach(async () => {
@@ -69,41 +66,10 @@ beforeEach(async () => {
   owner = 'one';
 });
 
-/** Runs a migrator that kills itself at the point. @returns the signal that ended it */
-function runUntilCrash(point: CrashPoint, wayBack = false): Promise<string | null> {
-  return run(point, wayBack).ended;
-}
-
-/** @param point where it kills itself; `point#2`: the second time */
-function run(point: string, wayBack: boolean): { readonly ended: Promise<string | null>; stop(): void } {
-  let stop = (): void => undefined;
-  const ended = new Promise<string | null>((resolve, reject) => {
-    const running = spawn(process.execPath, [child.file, s.catalogUrl, `${wayBack ? HOUR : 0}`], {
-      env: { ...process.env, FORESHARD_CRASH_POINT: point },
-      stdio: ['ignore', 'ignore', 'inherit'],
-    });
-    stop = () => running.kill('SIGTERM');
-    const tooLong = setTimeout(stop, 90_000);
-    running.once('error', reject);
-    running.once('exit', (_code, signal) => {
-      clearTimeout(tooLong);
-      letLeaseEnd().then(() => resolve(signal), reject);
-    });
-  });
-  return { ended, stop: () => stop() };
-}
-
-/** As if the time of the dead one's lease had passed. */
-async function letLeaseEnd(): Promise<void> {
-  await s.catalog.pool.query(
-    'UPDATE foreshard.migration SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL',
-  );
-}
-
 /** Migrators come, each takes back one thing more than the one before it, and dies behind the next, until there is none. */
 async function dieBehindEach(point: CrashPoint, id: bigint, wayBack: boolean): Promise<number> {
   for (let deaths = 0; ; deaths++) {
-    const life = run(`${point}#2`, wayBack);
+    const life = lives.until(`${point}#2`, wayBack);
     let signal: string | null | undefined;
     void life.ended.then((by) => {
       signal = by;
@@ -113,15 +79,6 @@ async function dieBehindEach(point: CrashPoint, id: bigint, wayBack: boolean): P
     });
     life.stop();
     if ((await life.ended) !== 'SIGKILL') return deaths;
-  }
-}
-
-async function runToTheEnd(id: bigint): Promise<string> {
-  const stop = moves.startMigrator({ pollMs: 50, leaseMs: 1000 });
-  try {
-    return await moves.atRest(id);
-  } finally {
-    await stop();
   }
 }
 
@@ -141,9 +98,9 @@ async function crashAndResume(points: readonly CrashPoint[], often = false): Pro
     if (passes(ABORTING)) await abortOnEntering(s, 'verifying');
     const back = passes(ON_THE_WAY_BACK);
     if (back) await rollBackOnReversing(s, true);
-    for (const point of points) expect([point, await runUntilCrash(point, back)]).toEqual([point, 'SIGKILL']);
+    for (const point of points) expect([point, await lives.untilCrash(point, back)]).toEqual([point, 'SIGKILL']);
     if (often) expect(await dieBehindEach(points.at(-1) as CrashPoint, id, back)).toBeGreaterThan(3);
-    const end = await runToTheEnd(id);
+    const end = await lives.toTheEnd(id);
     await abortOnEntering(s, null);
     await rollBackOnReversing(s, false);
     if (end === 'done') owner = to;
@@ -185,12 +142,20 @@ describe('a migrator killed at', () => {
     expect(await crashAndResume([point])).toBe('done');
   });
 
-  const passedByAll = CRASH_POINTS.filter(
-    (p) =>
-      ![...FRESH, ...ABORTING, ...OF_REPLICAS, ...REPAIRING, ...ON_THE_WAY_BACK, ...RECUT, ...SEPARATE].includes(p),
-  );
+  const passedBySome = [
+    ...[FRESH, ABORTING, OF_REPLICAS, REPAIRING],
+    ...[ON_THE_WAY_BACK, RECUT, SEPARATE, OF_LOST_COPIES],
+  ].flat();
+  const passedByAll = CRASH_POINTS.filter((point) => !passedBySome.includes(point));
   test.each(dealt(passedByAll, 5))('%s and further on, again and again', async (_first, points) => {
     expect(await crashAndResume(points)).toBe('done');
+  });
+
+  test.each(OF_LOST_COPIES)('%s, as a copy that has begun begins again', async (point) => {
+    const set = `facts := NEW.facts || '{"forgetCopy": true}'; NEW.state := 'preparing'`;
+    await askOnChange(s, 'lose_copy', set, `${entering('copying')} AND NOT NEW.facts ? 'forgetCopy'`);
+    expect(await crashAndResume([point])).toBe('done');
+    await askOnChange(s, 'lose_copy', set, null);
   });
 
   test.each([
@@ -240,7 +205,7 @@ describe('a migrator killed as it repairs rows', () => {
         if (i > 0) life = run(point, false);
         expect([point, await life.ended]).toEqual([point, 'SIGKILL']);
       }
-      expect(await runToTheEnd(id)).toBe('done');
+      expect(await lives.toTheEnd(id)).toBe('done');
       owner = 'two';
       const { migration, events } = await showMigration(s.catalog.pool, id);
       expect(lastRepair(migration)).toMatchObject({ request, refused: null });
@@ -269,8 +234,8 @@ describe('a migrator killed as it changes bounds', () => {
       { kind: 'recut', keyspace: keyspace.name, shard: 'one' as ShardName, cut: [[5n]], join: [] },
       { actor: 'test' },
     );
-    expect(await runUntilCrash(point)).toBe('SIGKILL');
-    expect(await runToTheEnd(id)).toBe('done');
+    expect(await lives.untilCrash(point)).toBe('SIGKILL');
+    expect(await lives.toTheEnd(id)).toBe('done');
     expect((await keyspaceOf(s)).ranges.map((r) => [r.lo, r.hi])).toEqual([
       [null, [5n]],
       [[5n], null],
@@ -289,8 +254,8 @@ describe('a migrator killed as it takes tables out of a keyspace', () => {
     const change = { kind: 'vertical', request: {}, members, concurrency: 1 } as const;
     const id = await createChange(s.catalog.pool, topology, change, 'test');
     const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
-    expect(await runUntilCrash(point)).toBe('SIGKILL');
-    expect(await runToTheEnd(approved.members[1]?.id as bigint)).toBe('done');
+    expect(await lives.untilCrash(point)).toBe('SIGKILL');
+    expect(await lives.toTheEnd(approved.members[1]?.id as bigint)).toBe('done');
     const { keyspaces, epoch } = await s.catalog.loadTopology();
     expect([...keyspaces.values()].map((k) => [k.name, k.tables.length, k.ranges.map((r) => r.shard)])).toEqual([
       ['notes', 1, ['two']],
@@ -312,10 +277,10 @@ describe('a migrator killed in the middle of a change', () => {
     const change = { kind: 'split', request: {}, members, concurrency: 1 } as const;
     const id = await createChange(s.catalog.pool, topology, change, 'test');
     const approved = await approveChange(s.catalog.pool, id, { actor: 'test' });
-    expect(await runUntilCrash(point)).toBe('SIGKILL');
+    expect(await lives.untilCrash(point)).toBe('SIGKILL');
     const states = (await loadChange(s.catalog.pool, id)).members.map((m) => m.state);
     expect([states[0], states[2]]).toEqual(['done', 'approved']);
-    expect(await runToTheEnd(approved.members[2]?.id as bigint)).toBe('done');
+    expect(await lives.toTheEnd(approved.members[2]?.id as bigint)).toBe('done');
     expect(changeState(await loadChange(s.catalog.pool, id))).toBe('done');
     await writers.stop();
     expect(writers.errors).toEqual([]);
@@ -329,14 +294,14 @@ describe('a migrator that falls asleep', () => {
     await resetShop(s, TENANTS, 200);
     owner = 'one';
     const id = await approveMove(s, [BigInt(CUT)], null);
-    const sleeper = spawn(process.execPath, [child.file, s.catalogUrl], { stdio: 'ignore' });
+    const sleeper = spawn(process.execPath, [lives.file, s.catalogUrl], { stdio: 'ignore' });
     const gone = new Promise<void>((resolve) => sleeper.once('exit', () => resolve()));
     try {
       await waitFor(async () => !['approved', 'done'].includes((await moves.load(id)).state), {
         what: 'the sleeper to begin',
       });
       sleeper.kill('SIGSTOP');
-      expect(await runToTheEnd(id)).toBe('done');
+      expect(await lives.toTheEnd(id)).toBe('done');
       sleeper.kill('SIGCONT');
       const { generation } = await moves.load(id);
       // It is awake again when it has taken up something new.
@@ -358,7 +323,7 @@ describe('a server that crashes during a move', () => {
     await resetShop(s, TENANTS, 30);
     owner = 'one';
     const id = await approveMove(s, [BigInt(CUT)], null);
-    expect(await runUntilCrash('after:fence')).toBe('SIGKILL');
+    expect(await lives.untilCrash('after:fence')).toBe('SIGKILL');
     const write = () =>
       withClient(s.urlOne, (c) => c.query(`UPDATE orders SET version = version + 1 WHERE tenant_id = ${CUT}`));
     await expect(write()).rejects.toMatchObject({ code: 'SH001' });
@@ -371,7 +336,7 @@ describe('a server that crashes during a move', () => {
       await s.two.restart();
       await stop();
     }
-    expect(await runToTheEnd(id)).toBe('done');
+    expect(await lives.toTheEnd(id)).toBe('done');
     expect(await leftovers(s)).toEqual([]);
   });
 

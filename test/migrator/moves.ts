@@ -7,6 +7,7 @@ import type { MigrationState } from '../../topology/migration.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
 import { resetShop, type Setting, silent, startSetting } from './setting.js';
+import { whereItStands } from './where-it-stands.js';
 import { Writers } from './writers.js';
 
 /** Moves on a setting of their own, in the tests of this file or of this `describe`: what each starts ends with it, and the setting with all of them. */
@@ -26,7 +27,7 @@ export function shopMoves(tenants: number, orders: number, servers?: ClusterOpti
 }
 
 /** Migrators, writers and sessions of a test, on one setting. */
-class Moves {
+export class Moves {
   readonly #servers: ClusterOptions | undefined;
   readonly #stops: (() => Promise<void>)[] = [];
   #setting: Setting | null = null;
@@ -141,13 +142,19 @@ class Moves {
 
   /** @returns the state in which the migration rests */
   async atRest(id: bigint): Promise<MigrationState> {
-    return waitFor(
-      async () => {
-        const { state } = await this.load(id);
-        return RESTING_STATES.includes(state) ? state : null;
-      },
-      { what: `migration ${id} to end` },
-    );
+    try {
+      return await waitFor(
+        async () => {
+          const { state } = await this.load(id);
+          return RESTING_STATES.includes(state) ? state : null;
+        },
+        { what: `migration ${id} to end` },
+      );
+    } catch (error) {
+      throw new Error(`${(error as Error).message}\n${await whereItStands(this.s, await this.load(id))}`, {
+        cause: error,
+      });
+    }
   }
 
   async inState(id: bigint, state: MigrationState): Promise<void> {

@@ -126,3 +126,43 @@ test('a worker that the server may not start is said', async () => {
   expect(await moves.atRest(id)).toBe('done');
   expect(await leftovers(s)).toEqual([]);
 });
+
+test('a copy whose slot went with the server that had just dropped it begins again', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', SLOW);
+  moves.startMigrator();
+  await copying();
+  await withClient(s.urlTwo, async (c) => {
+    const apply = await c.query<{ pid: number }>('SELECT pid FROM pg_stat_subscription WHERE relid IS NULL');
+    const { pid } = apply.rows[0] as { pid: number };
+    // It does not answer the workers that have copied their table: they do not get to their end.
+    process.kill(pid, 'SIGSTOP');
+    await setThrottle(s.catalog.pool, id, OFF, 'test');
+    await waitFor(
+      async () =>
+        (await c.query("SELECT FROM pg_subscription_rel WHERE srrelid = 'orders'::regclass AND srsubstate = 'f'"))
+          .rowCount,
+      { what: 'the orders to be copied' },
+    );
+    // What the workers have committed is on disk with it.
+    await c.query('CHECKPOINT');
+    const crashed = s.two.crash();
+    process.kill(pid, 'SIGKILL');
+    await crashed;
+  });
+  await withClient(s.urlOne, async (c) => {
+    const slots = "FROM pg_replication_slots WHERE slot_name ~ '^pg_.*_sync_'";
+    await waitFor(async () => (await c.query(`SELECT ${slots} AND active`)).rowCount === 0, { what: 'idle slots' });
+    expect((await c.query(`SELECT pg_drop_replication_slot(slot_name) ${slots}`)).rowCount).toBeGreaterThan(0);
+  });
+  await s.two.restart();
+  expect(await moves.atRest(id)).toBe('done');
+  const events = await s.catalog.pool.query(
+    "SELECT detail->>'why' AS why FROM foreshard.migration_event WHERE migration_id = $1 AND state = 'preparing'",
+    [id.toString()],
+  );
+  expect(events.rows.at(-1)?.why).toMatch(
+    /^shard "two" went away just as the copy of .* ended there: it begins again$/,
+  );
+  expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
+});

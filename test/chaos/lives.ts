@@ -1,0 +1,74 @@
+import { spawn } from 'node:child_process';
+import { afterAll, beforeAll } from 'vitest';
+import type { CrashPoint } from '../../migrator/crash-points.js';
+import type { MigrationState } from '../../topology/migration.js';
+import type { Moves } from '../migrator/moves.js';
+import { type Compiled, compile } from './compile.js';
+
+const HOUR = 3_600_000;
+
+/** Migrators with one life each, in the tests of this file. */
+export function startLives(moves: Moves): Lives {
+  let child: Compiled | undefined;
+  beforeAll(async () => {
+    child = await compile(new URL('./migrator-child.ts', import.meta.url));
+  });
+  afterAll(() => child?.remove());
+  return new Lives(moves, () => (child as Compiled).file);
+}
+
+class Lives {
+  readonly #moves: Moves;
+  readonly #file: () => string;
+
+  constructor(moves: Moves, file: () => string) {
+    this.#moves = moves;
+    this.#file = file;
+  }
+
+  /** Program of a migrator; its argument is the catalog's URL. */
+  get file(): string {
+    return this.#file();
+  }
+
+  /** Runs a migrator that kills itself at the point. @returns the signal that ended it */
+  untilCrash(point: CrashPoint, wayBack = false): Promise<string | null> {
+    return this.until(point, wayBack).ended;
+  }
+
+  /** @param point where it kills itself; `point#2`: the second time */
+  until(point: string, wayBack: boolean): { readonly ended: Promise<string | null>; stop(): void } {
+    let stop = (): void => undefined;
+    const ended = new Promise<string | null>((resolve, reject) => {
+      const running = spawn(process.execPath, [this.file, this.#moves.s.catalogUrl, `${wayBack ? HOUR : 0}`], {
+        env: { ...process.env, FORESHARD_CRASH_POINT: point },
+        stdio: ['ignore', 'ignore', 'inherit'],
+      });
+      stop = () => running.kill('SIGTERM');
+      const tooLong = setTimeout(stop, 90_000);
+      running.once('error', reject);
+      running.once('exit', (_code, signal) => {
+        clearTimeout(tooLong);
+        this.#letLeaseEnd().then(() => resolve(signal), reject);
+      });
+    });
+    return { ended, stop: () => stop() };
+  }
+
+  /** Runs a migrator that nobody kills. @returns the state in which the migration rests */
+  async toTheEnd(id: bigint): Promise<MigrationState> {
+    const stop = this.#moves.startMigrator({ pollMs: 50, leaseMs: 1000 });
+    try {
+      return await this.#moves.atRest(id);
+    } finally {
+      await stop();
+    }
+  }
+
+  /** As if the time of the dead one's lease had passed. */
+  async #letLeaseEnd(): Promise<void> {
+    await this.#moves.s.catalog.pool.query(
+      'UPDATE foreshard.migration SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL',
+    );
+  }
+}
