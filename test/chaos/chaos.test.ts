@@ -26,6 +26,7 @@ describe('nothing is lost, doubled or stale, and nobody is left without an answe
         hands: 1,
         restMs: 1500,
         kinds: KINDS,
+        binDir: process.env.FORESHARD_TEST_PG_BIN,
         enough: ({ flips, faults }) => flips >= FLIPS && faults >= FAULTS_DONE,
         signal: new AbortController().signal,
         log: (text) => told.push(text),

@@ -2,7 +2,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Random } from '../support/random.js';
 import { Connection, type Disturbances, type InFlight, StatementError, type Value } from './connection.js';
 import type { AccountKey, History } from './history.js';
-import { judge, type Phase } from './judge.js';
+import { isEnded, judge, type Phase } from './judge.js';
+import type { Statement } from './tables.js';
 import { STALENESS_MS } from './world.js';
 
 /** Between two operations of a client, at most, ms. */
@@ -15,6 +16,11 @@ const STAY = 80;
 /** How old what a client reads may be, ms, as it says itself; or it says nothing, and a replica's terms decide. */
 export type Freshness = number | 'unsaid';
 
+/** Tenants that a replica shows, from one up to, and without, another; null: there is none. */
+export interface Shown {
+  tenants: readonly [from: number, to: number] | null;
+}
+
 /** What all clients share. */
 export interface Surroundings {
   readonly history: History;
@@ -22,6 +28,8 @@ export interface Surroundings {
   readonly disturbances: Disturbances & { diskFullSince(moment: number): boolean };
   /** Of the proxies, in the order in which disturbances know them. */
   readonly urls: readonly string[];
+  /** What a replica shows now. */
+  readonly shown: Shown;
   /** How often each error came. */
   readonly errors: Map<string, number>;
 }
@@ -66,11 +74,23 @@ export abstract class Client {
     this.#told.set(key, Math.max(version, this.#told.get(key) ?? 0));
   }
 
+  /** Between two operations, at most, ms. */
+  protected get thinkMs(): number {
+    return THINK_MS;
+  }
+
   /** One thing to do; what it throws is no StatementError. */
   protected abstract act(): Promise<void>;
 
   stop(): void {
     this.#stopped = true;
+  }
+
+  protected send<T extends Record<string, unknown>>({
+    text,
+    values,
+  }: Statement): Promise<{ rows: T[]; command: string }> {
+    return this.query<T>(text, values);
   }
 
   protected query<T extends Record<string, unknown>>(
@@ -108,7 +128,8 @@ export abstract class Client {
       disturbed: () => disturbances.feltSince(error.sentAt, this.#proxy),
       diskFull: () => disturbances.diskFullSince(error.sentAt),
     });
-    errors.set(error.code, (errors.get(error.code) ?? 0) + 1);
+    const told = isEnded(error) ? `${error.code} (ended)` : error.code;
+    errors.set(told, (errors.get(told) ?? 0) + 1);
     if (!allowed)
       history.violate(`${this.name} at proxy ${this.#proxy + 1} was told, ${phase}: ${error.code} ${error.message}`);
     if (!error.alive) this.#leave();
@@ -147,7 +168,7 @@ export abstract class Client {
         await this.#connection?.close();
         this.#connection = null;
       }
-      await this.pause(THINK_MS);
+      await this.pause(this.thinkMs);
     }
     await this.#connection?.close();
   }

@@ -1,22 +1,28 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { changeReplica, requestAbort, requestPromotion } from '../../migrator/migration-requests.js';
 import { loadMigration, RESTING_STATES } from '../../migrator/migration-row.js';
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { MoveSpec } from '../../topology/migration.js';
 import { oneOf, type Random } from '../support/random.js';
+import type { Shown } from './client.js';
 import { ask, Entry, persist } from './entry.js';
 import { Follower, type Told } from './follower.js';
-import { type Kind, type Plan, somePlan } from './kinds.js';
+import { type Kind, type Plan, somePlan, tenantsOf } from './kinds.js';
 import { STALENESS_MS } from './world.js';
 
 /** Changes that are made while a replica follows, at most. */
 const BESIDE_REPLICA = 4;
+/** And before them it is only read, for so long and as long again at most, ms. */
+const REPLICA_ALONE_MS = 3000;
+/** After so long transactions that are in the way of a flip are ended, ms; null: never. */
+const END_TRANSACTIONS_MS = [null, null, 0, 300, 1500] as const;
 
 export interface DirectorOptions extends Told {
   readonly catalog: Catalog;
   readonly random: Random;
   readonly kinds: readonly Kind[];
-  /** Reads that replicas have answered so far, as those proxies say that can be asked. */
-  readonly replicaReads: () => Promise<number>;
+  /** Is told what a replica shows from now on. */
+  readonly shown: Shown;
 }
 
 interface Replica {
@@ -29,8 +35,6 @@ interface Replica {
 /** Has one change made after the other, some of them taken back, and counts the flips. */
 export class Director {
   readonly follower: Follower;
-  /** Answered by replicas. */
-  replicaReads = 0;
   readonly #options: DirectorOptions;
   readonly #entry: Entry;
   readonly #running: Promise<void>;
@@ -81,16 +85,17 @@ export class Director {
   }
 
   async #carryOut(name: string, plan: Plan): Promise<void> {
-    const { random, log, catalog } = this.#options;
+    const { random, log, catalog, shown } = this.#options;
     if (plan.as === 'separate' || plan.as === 'join') {
-      await this.#entry.regroup(plan.as);
-      log(`${plan.as}d`);
+      await this.#entry.regroup(plan);
+      log(plan.as === 'join' ? `joined ${plan.keyspace} to ${plan.into}` : `separated ${plan.separation.as}`);
       this.follower.count(`${name}: done`);
       return;
     }
     // Whoever is to ask for the flip has to come by in time.
     const auto = plan.as === 'replica' || random(6) > 0;
-    const entered = await this.#entry.enter(plan, auto);
+    const endTransactionsAfterMs = oneOf(random, END_TRANSACTIONS_MS);
+    const entered = await this.#entry.enter(plan, { auto, endTransactionsAfterMs });
     if (entered === null) {
       this.follower.count(`${name}: not begun`);
       return;
@@ -102,14 +107,17 @@ export class Director {
     const [id] = entered as [bigint];
     await this.follower.untilServing(name, id);
     const { state } = await persist(() => loadMigration(catalog.pool, id));
-    if (!RESTING_STATES.includes(state)) this.#replica = { id, spec: plan.spec, left: random(BESIDE_REPLICA + 1) };
+    if (RESTING_STATES.includes(state)) return;
+    const { spec } = plan;
+    this.#replica = { id, spec, left: random(BESIDE_REPLICA + 1) };
+    shown.tenants = tenantsOf(spec.keyspace, spec);
+    await delay(REPLICA_ALONE_MS + random(REPLICA_ALONE_MS));
   }
 
   /** It becomes the owner, or is dropped. */
   async #endReplica({ id }: Replica): Promise<void> {
-    const { catalog, random, replicaReads } = this.#options;
+    const { catalog, random, shown } = this.#options;
     const promotes = random(4) > 0;
-    this.replicaReads = Math.max(this.replicaReads, await replicaReads());
     await ask(async () => {
       if (promotes) await requestPromotion(catalog.pool, id, 'chaos');
       else await requestAbort(catalog.pool, id, 'chaos');
@@ -117,6 +125,7 @@ export class Director {
     if (!promotes) this.follower.asked(id);
     await this.follower.follow(promotes ? 'promote' : 'drop', [id], true);
     this.#replica = null;
+    shown.tenants = null;
   }
 
   async #changeReplica({ id }: Replica): Promise<void> {

@@ -3,13 +3,16 @@ import { abortChange, approveChange, createChange } from '../../migrator/changes
 import { loadChange } from '../../migrator/changes/change-row.js';
 import { createMigration } from '../../migrator/migration-requests.js';
 import type { Catalog } from '../../topology/catalog/catalog.js';
-import { joinKeyspaces, separateTables } from '../../topology/catalog/separate.js';
+import { joinKeyspaces, releaseTables, separateTables } from '../../topology/catalog/separate.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError, ForeshardError } from '../../topology/errors.js';
 import type { RangeSpec, ReplicaTerms } from '../../topology/migration.js';
-import type { Keyspace } from '../../topology/topology.js';
+import type { MigrationControls } from '../../topology/migration-controls.js';
+import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import type { Plan } from './kinds.js';
-import { KEYSPACE, SEPARATE, SEPARATE_TABLES } from './world.js';
+
+/** What is done to the map at once. */
+type Regrouping = Extract<Plan, { as: 'separate' | 'join' }>;
 
 const RETRY_MS = 200;
 /** The catalog, or a shard that has to be asked, is not there for the moment. */
@@ -48,30 +51,35 @@ export class Entry {
     this.#catalog = catalog;
   }
 
-  /** Separates the tables, or joins them again. */
-  async regroup(as: 'separate' | 'join'): Promise<void> {
+  /** Separates tables, or joins them again. */
+  async regroup(plan: Regrouping): Promise<void> {
     const catalog = this.#catalog;
     await persist(async () => {
       const { keyspaces } = await catalog.loadTopology();
-      if (keyspaces.has(SEPARATE) === (as === 'separate')) return; // a try before this one came through
-      if (as === 'join') await joinKeyspaces(catalog, 'chaos', SEPARATE, KEYSPACE);
-      else await separateTables(catalog, 'chaos', { keyspace: KEYSPACE, tables: [...SEPARATE_TABLES], as: SEPARATE });
+      const name = (plan.as === 'join' ? plan.keyspace : plan.separation.as) as KeyspaceName;
+      if (keyspaces.has(name) === (plan.as === 'separate')) return; // a try before this one came through
+      if (plan.as === 'separate') await separateTables(catalog, 'chaos', plan.separation);
+      else if (plan.into === null) await releaseTables(catalog, 'chaos', name);
+      else await joinKeyspaces(catalog, 'chaos', name, plan.into);
     });
   }
 
   /**
-   * @param auto whether it goes to its flip by itself
+   * @param controls whether it goes to its flip by itself, and what becomes of transactions that are in its way
    * @returns the migrations; null when the map has changed since it was planned
    */
-  async enter(plan: Exclude<Plan, { as: 'separate' | 'join' }>, auto: boolean): Promise<readonly bigint[] | null> {
-    if (plan.as === 'change') return this.#enterChange(plan, auto);
-    if (plan.as === 'replica') return [await this.#enterMigration(plan.spec, auto, plan.terms)];
+  async enter(
+    plan: Exclude<Plan, Regrouping>,
+    controls: Partial<MigrationControls>,
+  ): Promise<readonly bigint[] | null> {
+    if (plan.as === 'change') return this.#enterChange(plan, controls);
+    if (plan.as === 'replica') return [await this.#enterMigration(plan.spec, controls, plan.terms)];
     const ids: bigint[] = [];
-    for (const spec of plan.specs) ids.push(await this.#enterMigration(spec, auto));
+    for (const spec of plan.specs) ids.push(await this.#enterMigration(spec, controls));
     return ids;
   }
 
-  #enterMigration(spec: RangeSpec, auto: boolean, replica?: ReplicaTerms): Promise<bigint> {
+  #enterMigration(spec: RangeSpec, controls: Partial<MigrationControls>, replica?: ReplicaTerms): Promise<bigint> {
     const { pool } = this.#catalog;
     const actor = this.#name();
     return persist(async () => {
@@ -81,12 +89,15 @@ export class Entry {
       );
       if (known !== null) return known;
       const { keyspaces } = await this.#catalog.loadTopology();
-      const terms = { actor, controls: { auto }, ...(replica === undefined ? {} : { replica }) };
+      const terms = { actor, controls, ...(replica === undefined ? {} : { replica }) };
       return createMigration(pool, keyspaces.get(spec.keyspace) as Keyspace, spec, terms);
     });
   }
 
-  async #enterChange({ kind, members }: Plan & { as: 'change' }, auto: boolean): Promise<readonly bigint[] | null> {
+  async #enterChange(
+    { kind, members }: Plan & { as: 'change' },
+    controls: Partial<MigrationControls>,
+  ): Promise<readonly bigint[] | null> {
     const { pool } = this.#catalog;
     const actor = this.#name();
     const id = await persist(async () => {
@@ -98,7 +109,7 @@ export class Entry {
     });
     const change = await persist(async () => {
       try {
-        return await approveChange(pool, id, { actor, controls: { auto } });
+        return await approveChange(pool, id, { actor, controls });
       } catch (error) {
         if (!(error instanceof ConflictError)) throw error;
         return loadChange(pool, id);

@@ -4,6 +4,7 @@ import {
   requestComparison,
   requestEnd,
   requestFlip,
+  setEndTransactions,
   setPaused,
 } from '../../migrator/migration-requests.js';
 import { loadMigration, type MigrationRow, RESTING_STATES } from '../../migrator/migration-row.js';
@@ -20,10 +21,23 @@ const SLOW_MS = 10_000;
 const ASK_MS = 2000;
 
 /** What becomes of a migration on its way. */
-type Turn = 'none' | 'abort' | 'pause' | 'rollback' | 'finish';
-const TURNS: readonly Turn[] = ['none', 'none', 'abort', 'pause', 'rollback', 'rollback', 'rollback', 'finish'];
+type Turn = 'none' | 'abort' | 'pause' | 'hurry' | 'rollback' | 'finish';
+const TURNS: readonly Turn[] = [
+  'none',
+  'none',
+  'abort',
+  'pause',
+  'hurry',
+  'rollback',
+  'rollback',
+  'rollback',
+  'finish',
+];
 /** One of the others ends all of a change. */
 const TURNS_OF_MEMBERS: readonly Turn[] = ['none', 'none', 'none', 'finish', 'finish', 'pause', 'abort', 'rollback'];
+
+/** From now on transactions in the way of the flip are ended after so long, ms; null: never. */
+const HURRY_MS = [null, 0, 500] as const;
 
 /** Who is told what. */
 export interface Told {
@@ -161,7 +175,7 @@ export class Follower {
       await ask(() => requestFlip(pool, id, 'chaos'));
     }
     const ends = row.state === 'reversing' && !one.done;
-    const asks = (turn === 'abort' || turn === 'pause') && row.state !== 'approved' && !one.done;
+    const asks = (turn === 'abort' || turn === 'pause' || turn === 'hurry') && row.state !== 'approved' && !one.done;
     if (!ends && !asks) return;
     one.reachedAt ??= performance.now() + random(ASK_MS);
     if (performance.now() < one.reachedAt) return;
@@ -173,6 +187,8 @@ export class Follower {
     } else if (turn === 'abort') {
       this.#asked.add(id);
       await ask(() => requestAbort(pool, id, 'chaos'));
+    } else if (turn === 'hurry') {
+      await ask(() => setEndTransactions(pool, id, oneOf(random, HURRY_MS), 'chaos'));
     } else {
       await ask(() => setPaused(pool, id, true, 'chaos'));
       await delay(random(ASK_MS));

@@ -5,6 +5,8 @@ export type Phase = 'login' | 'read' | 'in a transaction' | 'autocommit' | 'comm
 
 /** What a client may be told at any time, whatever happens to be going on. */
 const ALWAYS = new Set(['40001']);
+/** Of a transaction that a flip did not wait for, in the proxy's words. */
+const ENDED = /^the transaction was ended/;
 /** What is told of keys on several shards. */
 const CROSSING = new Set(['0A000']);
 /** What may be told while something is down, stopped, cut or slow, or has just been. */
@@ -33,6 +35,11 @@ export interface Verdict {
   readonly allowed: boolean;
 }
 
+/** Whether a flip has ended its transaction. */
+export function isEnded({ code, message }: StatementError): boolean {
+  return code === '40001' && ENDED.test(message);
+}
+
 /**
  * What an error means.
  * @param crossing whether the operation may have had to do with several shards
@@ -49,7 +56,8 @@ export function judge(
 ): Verdict {
   const { code } = error;
   const allowed =
-    ALWAYS.has(code) ||
+    // A write that commits by itself is waited for.
+    (ALWAYS.has(code) && !(phase === 'autocommit' && isEnded(error))) ||
     (crossing && CROSSING.has(code)) ||
     (DISTURBED.some((pattern) => pattern.test(code)) && disturbed()) ||
     (phase === 'login' && LATE_LOGIN.test(code) && disturbed()) ||

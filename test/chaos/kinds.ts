@@ -5,10 +5,20 @@ import { UsageError } from '../../topology/errors.js';
 import { contains, type Interval, overlaps, type Position, sameBound } from '../../topology/key.js';
 import { sameLayout } from '../../topology/layout.js';
 import type { MigrationSpec, MoveSpec, RangeSpec, RecutSpec, ReplicaTerms } from '../../topology/migration.js';
+import type { Separation } from '../../topology/separation.js';
 import { intervalOf } from '../../topology/successor.js';
-import { type Keyspace, type Range, rangesIn, type ShardName, type Topology } from '../../topology/topology.js';
+import {
+  isKeyless,
+  type Keyspace,
+  type KeyspaceName,
+  type Range,
+  rangesIn,
+  type ShardName,
+  type Topology,
+} from '../../topology/topology.js';
 import { oneOf, type Random } from '../support/random.js';
-import { KEYSPACE, SEPARATE, SEPARATE_TABLES, STALENESS_MS, TENANTS } from './world.js';
+import { HOUSE } from './tables.js';
+import { HOUSE_KEYSPACE, HOUSE_TABLES, KEYSPACE, SEPARATE, SEPARATE_TABLES, STALENESS_MS, TENANTS } from './world.js';
 
 // What can be done to a map; pure.
 
@@ -19,9 +29,9 @@ export type Plan =
   | { readonly as: 'change'; readonly kind: ChangeKind; readonly members: readonly MigrationSpec[] }
   | { readonly as: 'replica'; readonly spec: MoveSpec; readonly terms: ReplicaTerms }
   /** Some tables get a keyspace of their own. */
-  | { readonly as: 'separate' }
-  /** And come back. */
-  | { readonly as: 'join' };
+  | { readonly as: 'separate'; readonly separation: Separation }
+  /** And come back. Null: they belong to none again. */
+  | { readonly as: 'join'; readonly keyspace: KeyspaceName; readonly into: KeyspaceName | null };
 
 /** A way in which the map changes. */
 export interface Kind {
@@ -39,13 +49,18 @@ const RANGES = 9;
 /** What is asked of a map before it is said to offer nothing. */
 const TRIES = 500;
 
-/** The tenants of an interval, as a half-open interval of numbers. */
-function tenantsOf({ lo, hi }: Interval): readonly [from: number, to: number] {
+/** The tenants of an interval of a keyspace, as a half-open interval of numbers. */
+export function tenantsOf(keyspace: KeyspaceName, { lo, hi }: Interval): readonly [from: number, to: number] {
+  if (keyspace === HOUSE_KEYSPACE) return [HOUSE, HOUSE + 1];
   return [lo === null ? 1 : Number(lo[0]), hi === null ? TENANTS + 1 : Number(hi[0])];
 }
 
+/** One that can be cut. */
 function someKeyspace(topology: Topology, random: Random): Keyspace {
-  return oneOf(random, [...topology.keyspaces.values()]);
+  return oneOf(
+    random,
+    [...topology.keyspaces.values()].filter((keyspace) => !isKeyless(keyspace)),
+  );
 }
 
 function otherShard(topology: Topology, random: Random, shard: ShardName): ShardName {
@@ -63,7 +78,7 @@ function at(tenant: number): Position {
 function someMove(topology: Topology, random: Random): MoveSpec | null {
   const keyspace = someKeyspace(topology, random);
   const range = oneOf(random, keyspace.ranges);
-  const [low, high] = tenantsOf(range);
+  const [low, high] = tenantsOf(keyspace.name, range);
   const cut = () => low + random(Math.max(1, high - low + 1));
   const [a, b] = [cut(), cut()].toSorted((x, y) => x - y) as [number, number];
   const lo = random(3) === 0 || a <= low ? range.lo : at(a);
@@ -77,6 +92,13 @@ function someMove(topology: Topology, random: Random): MoveSpec | null {
     from: range.shard,
     to: otherShard(topology, random, range.shard),
   };
+}
+
+/** The house to another shard. */
+function houseMove(topology: Topology, to: (now: ShardName) => ShardName): MoveSpec | null {
+  const [range] = topology.keyspaces.get(HOUSE_KEYSPACE)?.ranges ?? [];
+  if (range === undefined || to(range.shard) === range.shard) return null;
+  return { kind: 'move', keyspace: HOUSE_KEYSPACE, lo: null, hi: null, from: range.shard, to: to(range.shard) };
 }
 
 /** A position in the middle of a range. */
@@ -118,7 +140,7 @@ function change(kind: ChangeKind, members: readonly MigrationSpec[]): Plan | nul
 function piecesOf(topology: Topology): Piece[] {
   return [...topology.keyspaces.values()].flatMap((keyspace) =>
     keyspace.ranges.map((range) => {
-      const [from, to] = tenantsOf(range);
+      const [from, to] = tenantsOf(keyspace.name, range);
       return {
         keyspace: keyspace.name,
         shard: range.shard,
@@ -237,9 +259,10 @@ export const KINDS: readonly Kind[] = [
   },
   {
     name: 'replica',
-    weight: 12,
+    weight: 20,
     plan(topology, random) {
-      const spec = someMove(topology, random);
+      const house = random(4) === 0 ? houseMove(topology, (now) => otherShard(topology, random, now)) : null;
+      const spec = house ?? someMove(topology, random);
       const terms = {
         maxStalenessMs: oneOf(random, [STALENESS_MS / 4, STALENESS_MS / 2, STALENESS_MS]),
         readPercent: oneOf(random, [0, 30, 100]),
@@ -259,7 +282,10 @@ export const KINDS: readonly Kind[] = [
   {
     name: 'separate',
     weight: 5,
-    plan: (topology) => (topology.keyspaces.has(SEPARATE) ? null : { as: 'separate' }),
+    plan: (topology) =>
+      topology.keyspaces.has(SEPARATE)
+        ? null
+        : { as: 'separate', separation: { keyspace: KEYSPACE, tables: SEPARATE_TABLES, as: SEPARATE } },
   },
   {
     name: 'join',
@@ -267,7 +293,37 @@ export const KINDS: readonly Kind[] = [
     plan(topology) {
       const [there, here] = [topology.keyspaces.get(KEYSPACE), topology.keyspaces.get(SEPARATE)];
       if (there === undefined || here === undefined) return null;
-      return sameLayout(there, here) ? { as: 'join' } : change('move', rejoin(topology));
+      return sameLayout(there, here)
+        ? { as: 'join', keyspace: SEPARATE, into: KEYSPACE }
+        : change('move', rejoin(topology));
+    },
+  },
+  {
+    // Tables of no keyspace get one, and go.
+    name: 'house out',
+    weight: 20,
+    plan(topology, random) {
+      if (topology.keyspaces.has(HOUSE_KEYSPACE)) return null;
+      const to = otherShard(topology, random, topology.home);
+      return change('vertical', verticalMembers(topology, null, HOUSE_TABLES, HOUSE_KEYSPACE, to));
+    },
+  },
+  {
+    name: 'house',
+    weight: 10,
+    plan(topology, random) {
+      const spec = houseMove(topology, (now) => otherShard(topology, random, now));
+      return spec === null ? null : { as: 'migrations', specs: [spec] };
+    },
+  },
+  {
+    name: 'house home',
+    weight: 8,
+    plan(topology) {
+      const keyspace = topology.keyspaces.get(HOUSE_KEYSPACE);
+      if (keyspace === undefined) return null;
+      const spec = houseMove(topology, () => topology.home);
+      return spec === null ? { as: 'join', keyspace: HOUSE_KEYSPACE, into: null } : change('move', [spec]);
     },
   },
 ];

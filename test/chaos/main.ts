@@ -1,7 +1,7 @@
 /**
  * Lets faults loose on shards, catalog, proxies and migrators while clients read and write and ranges move, and proves in the end that nothing is
  * lost, doubled or stale. Exit code 1 when something is.
- * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N] [--rest MS]
+ * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N] [--rest MS] [--pg-bin DIR]
  */
 import { parseArgs } from 'node:util';
 import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
@@ -19,6 +19,7 @@ const { values } = parseArgs({
     faults: { type: 'string', default: FAULTS.map(({ name }) => name).join(',') },
     hands: { type: 'string', default: '2' },
     rest: { type: 'string', default: '6000' },
+    'pg-bin': { type: 'string', default: process.env.FORESHARD_TEST_PG_BIN ?? '' },
   },
 });
 
@@ -62,7 +63,7 @@ async function main(): Promise<void> {
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => stop.abort());
   console.log(
-    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands} --rest ${values.rest}`,
+    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands} --rest ${values.rest}${values['pg-bin'] === '' ? '' : ` --pg-bin ${values['pg-bin']}`}`,
   );
   const from = performance.now();
   const log = (text: string) => console.log(`${((performance.now() - from) / 1000).toFixed(1).padStart(7)} s  ${text}`);
@@ -76,6 +77,7 @@ async function main(): Promise<void> {
     hands: Number(values.hands),
     restMs: Number(values.rest),
     kinds: KINDS,
+    binDir: values['pg-bin'] === '' ? undefined : values['pg-bin'],
     enough: ({ flips, elapsedMs }) => elapsedMs > Number(values.minutes) * MINUTE && flips >= leastFlips,
     signal: stop.signal,
     log,

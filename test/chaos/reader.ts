@@ -1,11 +1,13 @@
 import { Client } from './client.js';
 import { type AccountRow, accountKey } from './history.js';
+import { allAccountKeys, HOUSE, READ_ALL_ACCOUNTS, readAccount, readAccounts, readEntry } from './tables.js';
 import { ACCOUNTS, COUNTRIES, OPENING_BALANCE, TENANTS } from './world.js';
 
-const COLUMNS = 'tenant::int, id::int, version::int, balance::int, op';
 const ALL = TENANTS * ACCOUNTS;
 /** The longest time that a transaction is left open between its reads, ms. */
 const LINGER_MS = 200;
+/** Between two reads of who may read what a replica shows, at most, ms. */
+const BUSY_MS = 40;
 
 /** Reads in every way, and compares with what anybody was told before. */
 export class Reader extends Client {
@@ -16,6 +18,20 @@ export class Reader extends Client {
       this.failed(error, 'read');
       await this.giveUp();
     }
+  }
+
+  /** Of those that a replica shows, mostly, while there is one that may be asked. */
+  #someTenant(): number {
+    const { shown } = this.around;
+    if (this.stalenessMs > 0 && shown.tenants !== null && this.random(4) > 0) {
+      const [from, to] = shown.tenants;
+      return from + this.random(to - from);
+    }
+    return HOUSE + this.random(TENANTS + 1 - HOUSE);
+  }
+
+  protected override get thinkMs(): number {
+    return this.stalenessMs > 0 && this.around.shown.tenants !== null ? BUSY_MS : super.thinkMs;
   }
 
   #read(): Promise<void> {
@@ -30,18 +46,17 @@ export class Reader extends Client {
 
   async #account(): Promise<void> {
     const { history } = this.around;
-    const tenant = 1 + this.random(TENANTS);
+    const tenant = this.#someTenant();
     const id = 1 + this.random(ACCOUNTS);
     const key = accountKey({ tenant, id });
     const floor = this.floor(key);
-    const text = `SELECT ${COLUMNS} FROM accounts WHERE tenant = $1 AND id = $2`;
-    const { rows } = await this.query<AccountRow & Record<string, unknown>>(text, [tenant, id]);
+    const { rows } = await this.send<AccountRow & Record<string, unknown>>(readAccount(tenant, id));
     if (rows.length === 1) this.#shown(rows[0] as AccountRow, floor, this.name);
     else history.violate(`${this.name} was shown ${rows.length} rows of account ${key}`);
   }
 
   async #tenant(): Promise<void> {
-    const tenant = 1 + this.random(TENANTS);
+    const tenant = this.#someTenant();
     const floors = this.#floors();
     const rows = await this.#accountsOf(tenant);
     this.#check(rows, floors, ACCOUNTS, `tenant ${tenant}`);
@@ -50,7 +65,7 @@ export class Reader extends Client {
   /** Each account once, wherever it is and whatever is under way. */
   async #everything(): Promise<void> {
     const floors = this.#floors();
-    const { rows } = await this.query<AccountRow & Record<string, unknown>>(`SELECT ${COLUMNS} FROM accounts`);
+    const { rows } = await this.query<AccountRow & Record<string, unknown>>(READ_ALL_ACCOUNTS);
     this.#check(rows, floors, ALL, 'everything');
   }
 
@@ -58,7 +73,7 @@ export class Reader extends Client {
   async #ledger(): Promise<void> {
     const row = this.around.history.acknowledgedRow(this.random, performance.now() - this.stalenessMs);
     if (row === undefined) return;
-    const { rows } = await this.query('SELECT id FROM ledger WHERE tenant = $1 AND id = $2', [row.tenant, row.id]);
+    const { rows } = await this.send(readEntry(row.tenant, row.id));
     if (rows.length !== 1)
       this.around.history.violate(
         `${this.name} was shown ${rows.length} rows of ledger row ${row.tenant} ${row.id}, which was acknowledged`,
@@ -72,7 +87,7 @@ export class Reader extends Client {
 
   /** One snapshot stays one. */
   async #twice(): Promise<void> {
-    const tenant = 1 + this.random(TENANTS);
+    const tenant = this.#someTenant();
     const floors = this.#floors();
     await this.query('BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY');
     const before = await this.#accountsOf(tenant);
@@ -87,8 +102,7 @@ export class Reader extends Client {
   }
 
   async #accountsOf(tenant: number): Promise<AccountRow[]> {
-    const text = `SELECT ${COLUMNS} FROM accounts WHERE tenant = $1 ORDER BY id`;
-    return (await this.query<AccountRow & Record<string, unknown>>(text, [tenant])).rows;
+    return (await this.send<AccountRow & Record<string, unknown>>(readAccounts(tenant))).rows;
   }
 
   #shown(row: AccountRow, floor: number, who: string): void {
@@ -97,12 +111,7 @@ export class Reader extends Client {
   }
 
   #floors(): (key: string) => number {
-    const floors = new Map<string, number>();
-    for (let tenant = 1; tenant <= TENANTS; tenant++)
-      for (let id = 1; id <= ACCOUNTS; id++) {
-        const key = accountKey({ tenant, id });
-        floors.set(key, this.floor(key));
-      }
+    const floors = new Map(allAccountKeys().map((key) => [key, this.floor(key)]));
     return (key) => floors.get(key) ?? 0;
   }
 

@@ -1,18 +1,21 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { audit } from '../../migrator/audit/audit.js';
 import { intervalPredicate } from '../../topology/interval-sql.js';
+import { isKeyless } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { generator } from '../support/random.js';
 import { waitFor } from '../support/wait-for.js';
 import { Calm } from './calm.js';
-import type { Client, Freshness, Surroundings } from './client.js';
+import type { Client, Freshness, Shown, Surroundings } from './client.js';
 import { InFlight } from './connection.js';
 import { Director } from './director.js';
 import { type Fault, Mischief } from './faults.js';
 import { type AccountRow, type Contents, History, type Note } from './history.js';
 import type { Kind } from './kinds.js';
 import { Reader } from './reader.js';
-import { STALENESS_MS, World } from './world.js';
+import { ReplicaReads } from './replica-reads.js';
+import { HOUSE } from './tables.js';
+import { HOUSE_KEYSPACE, HOUSE_TABLES, STALENESS_MS, World } from './world.js';
 import { Writer } from './writer.js';
 
 export interface ChaosOptions {
@@ -26,6 +29,8 @@ export interface ChaosOptions {
   /** Between two faults, at most, ms. */
   readonly restMs: number;
   readonly kinds: readonly Kind[];
+  /** The servers' programs, of another version than the one from npm. */
+  readonly binDir?: string | undefined;
   /** Whether it has gone on for long enough. */
   readonly enough: (so: { readonly flips: number; readonly faults: number; readonly elapsedMs: number }) => boolean;
   /** Fires when somebody wants it to end now. */
@@ -73,6 +78,7 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     proxies: options.proxies,
     wayBacksMs: WAY_BACKS_MS[seed % WAY_BACKS_MS.length] as readonly number[],
     smallDisk,
+    binDir: options.binDir,
     log,
   });
   let wrong = true;
@@ -81,11 +87,13 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
   const inFlight = new InFlight(calm, (text) => history.violate(text));
   try {
     const errors = new Map<string, number>();
+    const shown: Shown = { tenants: null };
     const around: Surroundings = {
       history,
       inFlight,
       disturbances: calm,
       urls: world.proxies.map((p) => world.url(p)),
+      shown,
       errors,
     };
     const clients: Client[] = [
@@ -98,11 +106,12 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
         (_, n) => new Reader(`r${n}`, generator(seed * 1000 + 500 + n), around, freshness(n)),
       ),
     ];
+    const replicaReads = new ReplicaReads(world);
     const director = new Director({
       catalog: world.catalog,
       random: generator(seed * 1000 + 998),
       kinds: options.kinds,
-      replicaReads: () => replicaReads(world),
+      shown,
       calmMs: () => calm.calmMs,
       disturbedSince: (moment) => calm.since(moment),
       log,
@@ -129,6 +138,7 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
     await mischief.stop();
     for (const relay of world.relays) relay.heal();
     await within(director.stop(), 'the last migration to come to rest');
+    await within(replicaReads.stop(), 'the proxies to say what replicas have answered');
     for (const client of clients) client.stop();
     await within(Promise.all(clients.map((c) => c.done)), 'every client to have its last answer');
     for (const death of world.programs.flatMap((program) => program.deaths)) history.violate(death);
@@ -143,7 +153,7 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
       for (const [text, n] of program.complaints(ERROR)) complaints.set(text, (complaints.get(text) ?? 0) + n);
     return {
       flips: director.follower.flips,
-      replicaReads: director.replicaReads,
+      replicaReads: replicaReads.total,
       latestMs: Object.fromEntries(calm.latestMs),
       statements: inFlight.statements,
       operations: outcomes,
@@ -165,21 +175,6 @@ export async function chaos(options: ChaosOptions): Promise<ChaosResult> {
 /** Some clients read what is a little old, where a replica has it; some leave that to the replica's terms. */
 function freshness(n: number): Freshness {
   return n % 4 === 0 ? STALENESS_MS / 2 ** (n % 3) : n % 4 === 1 ? 'unsaid' : 0;
-}
-
-/** What the proxies that can be asked say. */
-async function replicaReads(world: World): Promise<number> {
-  let reads = 0;
-  for (const proxy of world.proxies)
-    try {
-      await withClient(world.consoleUrl(proxy), async (c) => {
-        const { rows } = await c.query<{ reads: string }>('SHOW REPLICAS');
-        for (const row of rows) reads += Number(row.reads);
-      });
-    } catch {
-      // It is disturbed just now.
-    }
-  return reads;
 }
 
 async function within(work: Promise<unknown>, what: string): Promise<void> {
@@ -204,7 +199,8 @@ async function contents(world: World, history: History): Promise<Contents> {
   const topology = await world.catalog.loadTopology();
   for (const { name, url } of world.shards)
     await withClient(url, async (c) => {
-      for (const keyspace of topology.keyspaces.values()) {
+      // Without a key each row is where the whole table is.
+      for (const keyspace of [...topology.keyspaces.values()].filter((k) => !isKeyless(k))) {
         const own = keyspace.ranges.filter(({ shard }) => shard === name);
         const here = own.map((range) => `(${intervalPredicate(keyspace, ['tenant'], range)})`).join(' OR ') || 'false';
         for (const { table } of keyspace.tables) {
@@ -223,6 +219,22 @@ async function contents(world: World, history: History): Promise<Contents> {
         ...(await c.query<Contents['ledger'][number]>('SELECT tenant::int, id, version::int FROM ledger')).rows,
       );
       all.notes.push(...(await c.query<Note>('SELECT tenant::int, id, version::int FROM notes')).rows);
+      const owner = topology.keyspaces.get(HOUSE_KEYSPACE)?.ranges[0]?.shard ?? topology.home;
+      for (const { table } of HOUSE_TABLES) {
+        if (name === owner) break;
+        const known = await c.query('SELECT WHERE to_regclass($1) IS NOT NULL', [table]);
+        if (known.rowCount === 1 && (await c.query(`SELECT FROM ${table} LIMIT 1`)).rowCount === 1)
+          history.violate(`rows of ${table} are on ${name}, and belong to ${owner}`);
+      }
+      if (name !== owner) return;
+      all.accounts.push(
+        ...(await c.query<AccountRow>(`SELECT ${HOUSE} AS tenant, id::int, version::int, balance::int, op FROM stock`))
+          .rows,
+      );
+      all.ledger.push(
+        ...(await c.query<Contents['ledger'][number]>(`SELECT ${HOUSE} AS tenant, id, version::int FROM receipts`))
+          .rows,
+      );
     });
   return all;
 }

@@ -23,6 +23,12 @@ export const KEYSPACE = 'shop' as KeyspaceName;
 export const SEPARATE = 'remarks' as KeyspaceName;
 /** No statement and no transaction uses them together with others. */
 export const SEPARATE_TABLES = [{ schema: 'public', table: 'notes' }] as const;
+/** Of the tables in HOUSE_TABLES, at times, which then have no key; else they belong to no keyspace. */
+export const HOUSE_KEYSPACE = 'house' as KeyspaceName;
+export const HOUSE_TABLES = [
+  { schema: 'public', table: 'stock' },
+  { schema: 'public', table: 'receipts' },
+] as const;
 /** The oldest state that any replica shows, ms. */
 export const STALENESS_MS = 2000;
 
@@ -35,13 +41,16 @@ CREATE TABLE notes (tenant bigint NOT NULL, id text NOT NULL, version bigint NOT
 CREATE INDEX notes_version ON notes (version);
 CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app;`;
+/** Only the home shard has these, to begin with. */
+const HOUSE_SCHEMA = `
+CREATE TABLE stock (id bigint PRIMARY KEY, version bigint NOT NULL DEFAULT 0, balance bigint NOT NULL, op text NOT NULL DEFAULT '');
+CREATE TABLE receipts (id text PRIMARY KEY, account bigint, version bigint, body text);
+CREATE INDEX receipts_account ON receipts (account);
+GRANT SELECT, INSERT, UPDATE, DELETE ON stock, receipts TO app;`;
 const SHARDED = ['accounts', 'ledger', 'notes'] as const;
 
 /** Nothing of it has to survive the machine; a kill of the server itself loses nothing without these. */
 const SETTINGS = { fsync: 'off', full_page_writes: 'off', max_wal_size: '256MB', log_min_messages: 'warning' };
-
-/** The servers' programs, of another version than the one from npm. */
-const BIN_DIR = process.env.FORESHARD_TEST_PG_BIN;
 
 /** Short, so that a stop of a few seconds is longer than a lease, and every deadline is met with now and then. */
 export const LEASE_MS = 3000;
@@ -61,6 +70,8 @@ export interface WorldOptions {
   readonly wayBacksMs: readonly number[];
   /** Whether the third shard's disk is one that can be filled. */
   readonly smallDisk: boolean;
+  /** The servers' programs, of another version than the one from npm. */
+  readonly binDir: string | undefined;
   readonly log: (text: string) => void;
 }
 
@@ -158,12 +169,12 @@ export class World {
     if (problems.length > 0) throw new AggregateError(problems, 'not everything could be ended');
   }
 
-  async #startServers({ smallDisk, log }: WorldOptions): Promise<void> {
+  async #startServers({ smallDisk, binDir, log }: WorldOptions): Promise<void> {
     const start = async (options: ClusterOptions = {}): Promise<EmbeddedCluster> => {
       const cluster = await EmbeddedCluster.start({
         ...options,
         settings: SETTINGS,
-        ...(BIN_DIR === undefined ? {} : { binDir: BIN_DIR }),
+        ...(binDir === undefined ? {} : { binDir }),
       });
       this.#toEnd.push(() => cluster.stop());
       return cluster;
@@ -201,6 +212,11 @@ export class World {
       await withClient(cluster.url('shop'), async (c) => {
         await c.query(SCHEMA);
         if (cluster !== this.shards[0]?.cluster) return;
+        await c.query(HOUSE_SCHEMA);
+        await c.query('INSERT INTO stock (id, balance) SELECT a, $1 FROM generate_series(1, $2) a', [
+          OPENING_BALANCE,
+          ACCOUNTS,
+        ]);
         await c.query(
           `INSERT INTO accounts (tenant, id, balance) SELECT t, a, $1 FROM generate_series(1, $2) t, generate_series(1, $3) a`,
           [OPENING_BALANCE, TENANTS, ACCOUNTS],

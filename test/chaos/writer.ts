@@ -8,19 +8,18 @@ import {
   type Note,
   type Operation,
 } from './history.js';
+import { enter, enterVersion, HOUSE, readAccount, writeAccount } from './tables.js';
 import { ACCOUNTS, TENANTS } from './world.js';
 
 /** Accounts whose money stays with the tenant. */
 const AT_HOME = 2;
 /** Notes that a writer has at a time. */
 const NOTES = 12;
-/** The longest time that a transaction is left open between two of its statements, ms. */
+/** The longest time that a transaction is left open between two of its statements, ms; and now and then. */
 const LINGER_MS = 300;
-
-const UPDATE = `UPDATE accounts SET version = version + 1, balance = balance + $3, op = $4 WHERE tenant = $1 AND id = $2 RETURNING version::int`;
-const READ = 'SELECT tenant::int, id::int, version::int, balance::int, op FROM accounts WHERE tenant = $1 AND id = $2';
-const ENTER = 'INSERT INTO ledger (tenant, id, account, version, body) VALUES ($1, $2, $3, $4, $5)';
-const ENTER_PLAIN = 'INSERT INTO ledger (tenant, id, body) VALUES ($1, $2, $3)';
+const DAWDLE_MS = 3000;
+/** One in so many of those that concern any tenant concerns the house. */
+const OF_HOUSE = 8;
 
 /** Writes in every way, and remembers each thing that it was told. */
 export class Writer extends Client {
@@ -51,6 +50,10 @@ export class Writer extends Client {
 
   #tenant(): number {
     return 1 + this.random(TENANTS);
+  }
+
+  #tenantOrHouse(): number {
+    return this.random(OF_HOUSE) === 0 ? HOUSE : this.#tenant();
   }
 
   #operationId(): string {
@@ -95,7 +98,7 @@ export class Writer extends Client {
     const { history } = this.around;
     const floor = history.newest(write.key);
     const [tenant, id] = write.key.split('/').map(Number) as [number, number];
-    const { rows } = await this.query<{ version: number }>(UPDATE, [tenant, id, write.amount, operation.id]);
+    const { rows } = await this.send<{ version: number }>(writeAccount(tenant, id, write.amount, operation.id));
     const [row] = rows;
     if (rows.length !== 1 || row === undefined) {
       history.violate(`${this.name} updated ${rows.length} rows of account ${write.key}`);
@@ -114,32 +117,29 @@ export class Writer extends Client {
 
   async #enter(): Promise<void> {
     const id = this.#operationId();
-    const row = { tenant: this.#tenant(), id: ledgerId(id, 0) };
+    const row = { tenant: this.#tenantOrHouse(), id: ledgerId(id, 0) };
     const operation = this.around.history.begin(id, [], [row]);
     await this.#settle(operation, 'autocommit', false, async () => {
-      await this.query(ENTER_PLAIN, [row.tenant, row.id, 'one']);
+      await this.send(enter(row.tenant, [row.id], 'one'));
     });
   }
 
   /** Several rows by one statement, or by several of one transaction. */
   async #enterSeveral(): Promise<void> {
     const id = this.#operationId();
-    const tenant = this.#tenant();
+    const tenant = this.#tenantOrHouse();
     const rows = Array.from({ length: 2 + this.random(3) }, (_, n) => ({ tenant, id: ledgerId(id, n) }));
     const operation = this.around.history.begin(id, [], rows);
-    if (this.random(2) === 0) {
-      const places = rows.map((_, n) => `($1, $${n + 2}, 'several')`).join(', ');
+    if (this.random(2) === 0)
       await this.#settle(operation, 'autocommit', false, async () => {
-        await this.query(`INSERT INTO ledger (tenant, id, body) VALUES ${places}`, [
-          tenant,
-          ...rows.map((row) => row.id),
-        ]);
+        const ids = rows.map((row) => row.id);
+        await this.send(enter(tenant, ids, 'several'));
       });
-    } else
+    else
       await this.#settle(operation, 'commit', false, async () => {
         await this.#begin();
         for (const row of rows) {
-          await this.query(ENTER_PLAIN, [tenant, row.id, 'each']);
+          await this.send(enter(tenant, [row.id], 'each'));
           await this.#linger();
         }
       });
@@ -161,7 +161,7 @@ export class Writer extends Client {
         await this.#update(write, operation);
         await this.#linger();
       }
-      await this.query(ENTER, [tenant, row.id, account, first.version as unknown as number, 'transfer']);
+      await this.send(enterVersion(tenant, row.id, account, first.version as unknown as number));
     });
   }
 
@@ -177,7 +177,7 @@ export class Writer extends Client {
       await this.#begin();
       await this.#update(write, operation);
       await this.#linger();
-      await this.query(ENTER_PLAIN, [row.tenant, row.id, 'not to be']);
+      await this.send(enter(row.tenant, [row.id], 'not to be'));
     } catch (error) {
       this.failed(error, 'in a transaction', true);
     }
@@ -284,7 +284,8 @@ export class Writer extends Client {
     if (key === null) return;
     const floor = this.floor(key);
     try {
-      const { rows } = await this.query<AccountRow & Record<string, unknown>>(READ, key.split('/').map(Number));
+      const [tenant, id] = key.split('/').map(Number) as [number, number];
+      const { rows } = await this.send<AccountRow & Record<string, unknown>>(readAccount(tenant, id));
       const [row] = rows;
       if (rows.length !== 1 || row === undefined)
         this.around.history.violate(`${this.name} was shown ${rows.length} rows of account ${key}, which it wrote`);
@@ -319,22 +320,22 @@ export class Writer extends Client {
   }
 
   #account(): AccountKey {
-    return accountKey({ tenant: this.#tenant(), id: 1 + this.random(ACCOUNTS) });
+    return accountKey({ tenant: this.#tenantOrHouse(), id: 1 + this.random(ACCOUNTS) });
   }
 
   #twoOfOneTenant(): AccountKey[] {
-    const tenant = this.#tenant();
+    const tenant = this.#tenantOrHouse();
     return Array.from({ length: AT_HOME }, (_, n) => accountKey({ tenant, id: n + 1 }));
   }
 
   /** In one order, so that no two transfers wait for each other. */
   #twoFarAccounts(): AccountKey[] {
-    const tenant = 1 + this.random(TENANTS - 1);
+    const tenant = this.random(OF_HOUSE) === 0 ? HOUSE : 1 + this.random(TENANTS - 1);
     const other = tenant + 1 + this.random(TENANTS - tenant);
     return [tenant, other].map((t) => accountKey({ tenant: t, id: AT_HOME + 1 + this.random(ACCOUNTS - AT_HOME) }));
   }
 
   async #linger(): Promise<void> {
-    if (this.random(6) === 0) await this.pause(LINGER_MS);
+    if (this.random(6) === 0) await this.pause(this.random(40) === 0 ? DAWDLE_MS : LINGER_MS);
   }
 }
