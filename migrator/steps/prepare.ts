@@ -125,13 +125,14 @@ async function forgetCopy(m: Move): Promise<void> {
   const made = m.tables.filter((t) => isOurs(own, t));
   if (made.length > 0)
     await m.exec.perform({
-      name: 'forget-copy',
+      name: 'empty-tables',
       on: 'destination',
       text: 'empty the tables whose copy was lost',
       mode: 'locking',
       // As replica: the guards refuse it.
       sql: ['SET LOCAL session_replication_role = replica', `TRUNCATE ${made.map((t) => t.sql).join(', ')}`],
     });
+  m.exec.at('after:forget-copy');
   m.row = await m.exec.noteFacts(m.row, { forgetCopy: false });
 }
 

@@ -83,7 +83,7 @@ export class ServerConnection {
   /** Why it will close or has closed, as far as known. */
   #reason: Error | null = null;
 
-  /** Connects and logs in. Throws ForeshardError: 08001 when nobody can be reached, otherwise the server's own SQLSTATE. */
+  /** Connects and logs in. Throws ForeshardError: 08001 when nobody can be reached, or the server has an internal error, otherwise the server's own SQLSTATE. */
   static async connect(options: ServerConnectionOptions): Promise<ServerConnection> {
     const timeoutMs = options.connectTimeoutMs ?? 10_000;
     try {
@@ -347,8 +347,10 @@ const ALLOWED_WHEN_IDLE: ReadonlySet<number> = new Set([
 /** Tells which shard it was about. */
 function handshakeError(address: ServerAddress, error: unknown): unknown {
   if (!(error instanceof ForeshardError) || error.sqlstate === '08001') return error;
+  // A server whose disk is full says so, before PostgreSQL 16, as an internal error, which is none of ours, nor of the statement that wanted to go there.
+  const isOfServer = error instanceof ServerError && error.sqlstate === 'XX000';
   return new ForeshardError(
-    error.sqlstate,
+    isOfServer ? '08001' : error.sqlstate,
     `could not log in to shard "${address.shard}" at ${describeAddress(address)}: ${error.message}`,
     {
       cause: error,

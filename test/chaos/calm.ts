@@ -1,7 +1,7 @@
 import type { Disturbances } from './connection.js';
 
 /** What was disturbed may still be felt for so long after it has been put right, ms. */
-const FELT_MS = 2000;
+const FELT_MS = 3000;
 
 /** What ended longer ago than this is forgotten, ms. */
 const MEMORY_MS = 600_000;

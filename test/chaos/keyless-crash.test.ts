@@ -61,8 +61,7 @@ async function moveUnderLoad(
     const spec = { kind: 'move', keyspace: OWN, lo: null, hi: null } as const;
     const ends = { from: 'one' as ShardName, to: 'two' as ShardName };
     const id = await createMigration(s.catalog.pool, keyspace, { ...spec, ...ends }, { actor: 'test' });
-    for (const point of points)
-      expect([point, await lives.untilCrash(point, wayBack)]).toEqual([point, 'SIGKILL']);
+    for (const point of points) expect([point, await lives.untilCrash(point, wayBack)]).toEqual([point, 'SIGKILL']);
     const end = await lives.toTheEnd(id);
     const before = changes[0] as number;
     await waitFor(() => (changes[0] as number) > before + 1, { what: 'writes after the migration' });

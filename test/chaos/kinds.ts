@@ -261,8 +261,7 @@ export const KINDS: readonly Kind[] = [
     name: 'replica',
     weight: 20,
     plan(topology, random) {
-      const house = random(4) === 0 ? houseMove(topology, (now) => otherShard(topology, random, now)) : null;
-      const spec = house ?? someMove(topology, random);
+      const spec = someMove(topology, random);
       const terms = {
         maxStalenessMs: oneOf(random, [STALENESS_MS / 4, STALENESS_MS / 2, STALENESS_MS]),
         readPercent: oneOf(random, [0, 30, 100]),

@@ -13,9 +13,9 @@ import { startMoves } from '../migrator/moves.js';
 import {
   abortOnEntering,
   addNotes,
-  askOnChange,
   approveMove,
   approveReplica,
+  askOnChange,
   entering,
   keyspaceOf,
   leftovers,
@@ -190,7 +190,7 @@ describe('a migrator killed as it repairs rows', () => {
     try {
       const id = await approveMove(s, [BigInt(CUT)], null);
       await pauseOnEntering(s, 'verifying');
-      let life = run(REPAIRING[0] as CrashPoint, false);
+      let life = lives.until(REPAIRING[0] as CrashPoint, false);
       await moves.noted(id, /^paused$/);
       await pauseOnEntering(s, null);
       await withClient(s.urlTwo, async (c) => {
@@ -202,7 +202,7 @@ describe('a migrator killed as it repairs rows', () => {
       await waitFor(async () => lastComparison(await moves.load(id)) !== null, { what: 'the difference' });
       const request = await requestRepair(s.catalog.pool, id, 'test');
       for (const [i, point] of REPAIRING.entries()) {
-        if (i > 0) life = run(point, false);
+        if (i > 0) life = lives.until(point, false);
         expect([point, await life.ended]).toEqual([point, 'SIGKILL']);
       }
       expect(await lives.toTheEnd(id)).toBe('done');

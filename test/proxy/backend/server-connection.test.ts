@@ -242,6 +242,19 @@ describe('what is wrong is said, with the shard, the address and the remedy', ()
     });
   });
 
+  test('an internal error of the server, as of one that cannot be reached', async () => {
+    await withClient(cluster.url(), (c) => c.query('CREATE DATABASE broken'));
+    await withClient(cluster.url('broken'), (c) =>
+      c.query(`CREATE FUNCTION fail() RETURNS event_trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE 'could not write init file' USING ERRCODE = 'XX000'; END $$;
+               CREATE EVENT TRIGGER fail ON login EXECUTE FUNCTION fail()`),
+    );
+    expect(await failure({ database: 'broken' })).toMatchObject({
+      sqlstate: '08001',
+      message: login('could not write init file'),
+    });
+  });
+
   test('nobody listens', async () => {
     const port = await findFreePort();
     expect(await failure({ port })).toMatchObject({
