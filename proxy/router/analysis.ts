@@ -8,7 +8,7 @@ import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
-import { fired, type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.js';
+import { type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.js';
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -161,8 +161,7 @@ export class Analysis {
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
-    if (relation) for (const f of relation.calls) this.#runs(f);
-    if (relation) for (const f of fired(relation, use)) this.#runs(f);
+    if (relation) for (const f of reachOf(metadata, registry).functionsRun(relation, use)) this.#runs(f);
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
       if (relation) this.#checkBehind(relation, sharded, use);

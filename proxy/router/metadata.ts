@@ -59,7 +59,7 @@ export interface Relation extends TableName {
   readonly asksSequences?: true;
   /** What reading it reads too: tables below it, those of its view or rules and policies; for an index its table. */
   readonly reads: readonly TableName[];
-  /** What changing it may change too: tables whose foreign keys point to it. */
+  /** What changing it may change too: tables whose foreign keys point to it; itself, when a DELETE changes rows of it that way (ON DELETE SET NULL or DEFAULT). */
   readonly writes: readonly TableName[];
   /** What changing it looks at: tables that its foreign keys point to; the table that owns a sequence. */
   readonly checks: readonly TableName[];
@@ -394,7 +394,8 @@ about AS (
   SELECT n.nspname AS schema, c.relname AS name, d.kind, d.refclassid, d.refobjid
   FROM depends d JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)'
-    AND NOT (d.refclassid = 'pg_class'::regclass AND d.refobjid = d.rel))
+    AND NOT (d.refclassid = 'pg_class'::regclass AND d.refobjid = d.rel AND NOT (d.kind = 'writes' AND EXISTS (
+      SELECT FROM pg_constraint c WHERE c.contype = 'f' AND c.conrelid = d.rel AND c.confrelid = d.rel AND c.confdeltype IN ('n', 'd')))))
 SELECT jsonb_build_object(
   'relations', (SELECT coalesce(jsonb_agg(jsonb_build_object(
       'schema', n.nspname, 'table', c.relname, 'kind', c.relkind,

@@ -25,11 +25,6 @@ const EVENTS: Readonly<Record<Use, number>> = {
   change: ANY,
 };
 
-/** Functions that using the relation so runs: of its triggers for that, its defaults, constraints and indexes. */
-export function fired(relation: Relation, use: Use): readonly string[] {
-  return firedAt(relation, EVENTS[use]);
-}
-
 function firedAt(relation: Relation, events: number): readonly string[] {
   if (events === 0) return [];
   const { fires, firesAt } = relation;
@@ -64,6 +59,14 @@ const READS_RELATIONS = /\b(from|table|rowtype|type|nextval|setval)\b/;
 
 /** SET as a statement: how a session's settings are would not be known any more. */
 const SETS = /(^|;|\$|'|\b(begin|then|else|loop|atomic)\b)\s*set\b/i;
+
+/** Something that is used while a statement runs. */
+interface Happening {
+  readonly name: TableName;
+  readonly relation: Relation | null;
+  /** As `tgtype` of pg_trigger has them. */
+  readonly events: number;
+}
 
 const reaches = new WeakMap<Metadata, WeakMap<Registry, Reach>>();
 
@@ -152,18 +155,35 @@ export class Reach {
   }
 
   #search(start: Relation, use: Use): boolean {
-    // What happens to each; again, as soon as more may.
+    for (const { name, relation: r, events } of this.#happenings(start, use)) {
+      if (this.declared(name)) return true;
+      if (r === null) continue;
+      if (r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
+      if (r.calls.some((f) => this.function(f)) || firedAt(r, events).some((f) => this.function(f))) return true;
+      if (events !== 0 && this.#isHomes === null && r.checks.some((t) => this.declared(t))) return true;
+    }
+    return false;
+  }
+
+  /** Functions that using the relation so runs, or may run behind it: of views, rules and policies, triggers for what happens, defaults, constraints and indexes. */
+  functionsRun(start: Relation, use: Use): ReadonlySet<string> {
+    const functions = new Set<string>();
+    for (const { relation, events } of this.#happenings(start, use))
+      if (relation !== null) for (const f of [...relation.calls, ...firedAt(relation, events)]) functions.add(f);
+    return functions;
+  }
+
+  /** All that is used behind the relation's back, and what happens to each, as events of triggers; again, as soon as more may. `relation`: null when it is not known. */
+  *#happenings(start: Relation, use: Use): Iterable<Happening> {
     const happens = new Map<Relation, number>([[start, EVENTS[use]]]);
     for (const queue = [start]; queue.length > 0; ) {
       const r = queue.shift() as Relation;
       const events = happens.get(r) as number;
-      if (this.declared(r) || r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
-      if (r.calls.some((f) => this.function(f)) || firedAt(r, events).some((f) => this.function(f))) return true;
-      if (events !== 0 && this.#isHomes === null && r.checks.some((t) => this.declared(t))) return true;
+      yield { name: r, relation: r, events };
       for (const [next, then] of this.#behind(r, events)) {
         const found = this.#metadata.relations.get(tableId(next));
         if (found === undefined) {
-          if (this.declared(next)) return true;
+          yield { name: next, relation: null, events: then };
           continue;
         }
         const before = happens.get(found);
@@ -172,7 +192,6 @@ export class Reach {
         queue.push(found);
       }
     }
-    return false;
   }
 
   /** What else is used, and for what, when this happens to the relation. */

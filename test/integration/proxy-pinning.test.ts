@@ -47,6 +47,15 @@ CREATE TABLE marked (a int);
 CREATE FUNCTION marks() RETURNS trigger LANGUAGE plpgsql AS $$
   BEGIN PERFORM set_config('my.mark', NEW.a::text, false); RETURN NEW; END $$;
 CREATE TRIGGER marking BEFORE INSERT ON marked FOR EACH ROW EXECUTE FUNCTION marks();
+CREATE FUNCTION notes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.mark', 'x', false); RETURN NULL; END $$;
+CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree ON DELETE SET NULL);
+CREATE TRIGGER marking AFTER UPDATE ON tree FOR EACH ROW EXECUTE FUNCTION notes();
+CREATE TABLE boughs (id int PRIMARY KEY);
+CREATE TABLE leaves (bough int REFERENCES boughs ON DELETE CASCADE);
+CREATE TRIGGER marking AFTER DELETE ON leaves FOR EACH ROW EXECUTE FUNCTION notes();
+INSERT INTO tree VALUES (1, NULL), (2, 1);
+INSERT INTO boughs VALUES (1);
+INSERT INTO leaves VALUES (1);
 CREATE FUNCTION clean() RETURNS int LANGUAGE sql VOLATILE AS $$ SELECT 1 $$`;
 
 describe('one shard, a pool of two', () => {
@@ -93,6 +102,8 @@ describe('one shard, a pool of two', () => {
     ['SELECT hears()', 'LISTEN in a function', 'DISCARD ALL'],
     [`SELECT runs('SET my.x = 1')`, 'settings of a function', 'DISCARD ALL'],
     ['INSERT INTO marked VALUES (1)', 'settings of a function', 'DISCARD ALL'],
+    ['DELETE FROM tree WHERE id = 1', 'settings of a function', 'DISCARD ALL'],
+    ['DELETE FROM boughs', 'settings of a function', 'DISCARD ALL'],
   ])('%s pins (%s) until %s', async (begin, reason, end) => {
     const c = await connect();
     const before = s.proxy.pins.all.get(reason) ?? 0;

@@ -1,7 +1,8 @@
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadMetadata, type Relation, schemaSignature } from '../../../proxy/router/metadata.js';
-import { fired } from '../../../proxy/router/reach.js';
+import { reachOf, type Use } from '../../../proxy/router/reach.js';
+import { registryOf } from '../../../proxy/router/registry.js';
 import { startTestCluster } from '../../support/cluster.js';
 import { waitFor } from '../../support/wait-for.js';
 
@@ -78,9 +79,19 @@ describe('what changing a table runs', () => {
       CREATE TRIGGER i AFTER INSERT ON fired FOR EACH ROW WHEN (is_due(NEW.a)) EXECUTE FUNCTION one();
       CREATE TRIGGER d AFTER DELETE ON fired FOR EACH STATEMENT EXECUTE FUNCTION one();
       CREATE TRIGGER u BEFORE UPDATE OF a OR TRUNCATE ON fired EXECUTE FUNCTION two();
-      CREATE TRIGGER t BEFORE UPDATE ON fired FOR EACH ROW WHEN (mixed(NEW.a) = 1 AND upper(NEW.b) = 'A') EXECUTE FUNCTION suppress_redundant_updates_trigger()`),
+      CREATE TRIGGER t BEFORE UPDATE ON fired FOR EACH ROW WHEN (mixed(NEW.a) = 1 AND upper(NEW.b) = 'A') EXECUTE FUNCTION suppress_redundant_updates_trigger();
+      CREATE TABLE boughs (id int PRIMARY KEY, parent int REFERENCES boughs ON DELETE SET NULL);
+      CREATE TABLE leaves (bough int REFERENCES boughs ON DELETE CASCADE);
+      CREATE TRIGGER u AFTER UPDATE ON boughs FOR EACH ROW EXECUTE FUNCTION one();
+      CREATE TRIGGER d AFTER DELETE ON leaves FOR EACH ROW EXECUTE FUNCTION two()`),
   );
-  afterAll(() => pool.query('DROP TABLE fired'));
+  afterAll(() => pool.query('DROP TABLE fired, boughs, leaves'));
+
+  const NOBODYS = registryOf({ keyspaces: new Map(), shardedTables: new Map(), referenceTables: new Map() });
+  const run = async (table: string, use: Use): Promise<string[]> => {
+    const m = await loadMetadata(pool);
+    return [...reachOf(m, NOBODYS).functionsRun(m.resolveRelation(null, table, ['public']) as Relation, use)].sort();
+  };
 
   const ALWAYS = ['lower', 'mixed'];
   it.each([
@@ -91,9 +102,17 @@ describe('what changing a table runs', () => {
     ['delete', [...ALWAYS, 'one']],
     ['change', [...ALWAYS, 'is_due', 'one', 'suppress_redundant_updates_trigger', 'two', 'upper']],
   ] as const)('to %s', async (use, expected) => {
-    const relation = (await loadMetadata(pool)).resolveRelation(null, 'fired', ['public']);
-    const own = fired(relation as Relation, use).filter((f) => !['text', 'int4eq', 'texteq', 'textne'].includes(f));
+    const own = (await run('fired', use)).filter((f) => !['text', 'int4eq', 'texteq', 'textne'].includes(f));
     expect(own).toEqual([...expected].sort());
+  });
+
+  it.each([
+    ['boughs', 'insert', []],
+    ['boughs', 'update', ['one']],
+    ['boughs', 'delete', ['one', 'two']],
+    ['leaves', 'delete', ['two']],
+  ] as const)('behind foreign keys: %s, to %s', async (table, use, expected) => {
+    expect(await run(table, use)).toEqual(expected);
   });
 });
 
