@@ -47,13 +47,17 @@ function sought({ info }: RowsOf, keys: string): { readonly from: string; readon
   return { from: `unnest(${keys}::text[]) AS foreshard_sought (foreshard_key)`, on: columns.join(' AND ') };
 }
 
+/** `foreshard_row`s that have the keys of an array of text, and are meant, as what stands behind FROM; more conditions may follow. */
+export function byKey(rows: RowsOf, keys: string): string {
+  const { from, on } = sought(rows, keys);
+  return `${from} JOIN ${rows.sql} AS foreshard_row ON ${on} WHERE (${rows.where})`;
+}
+
 /** The rows that have these keys. */
 export function rowsByKey(session: ShardSession, rows: RowsOf, keys: readonly string[]): Promise<RowVersion[]> {
   const { row } = hashing(rows.info);
-  const { from, on } = sought(rows, '$1');
   return session.query<RowVersion & Record<string, string>>(
-    `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version
-       FROM ${from} JOIN ${rows.sql} AS foreshard_row ON ${on} WHERE ${rows.where}`,
+    `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version FROM ${byKey(rows, '$1')}`,
     [keys],
   );
 }
@@ -73,10 +77,10 @@ export async function copyByKey(
   signal: AbortSignal,
 ): Promise<void> {
   const columns = rows.info.columns.filter((c) => c.generated === '').map((c) => quoteIdent(c.name));
-  const wanted = sought(rows, `ARRAY[${keys.map(quoteLiteral).join(', ')}]`);
+  const wanted = byKey(rows, `ARRAY[${keys.map(quoteLiteral).join(', ')}]`);
   await to.copyFrom(
     from,
-    `SELECT ${columns.map((c) => `foreshard_row.${c}`).join(', ')} FROM ${wanted.from} JOIN ${rows.sql} AS foreshard_row ON ${wanted.on} WHERE ${rows.where}`,
+    `SELECT ${columns.map((c) => `foreshard_row.${c}`).join(', ')} FROM ${wanted}`,
     `${rows.sql} (${columns.join(', ')})`,
     signal,
   );

@@ -3,9 +3,10 @@ import { errorCode } from '../topology/connection.js';
 import { ForeshardError } from '../topology/errors.js';
 import { tableId } from '../topology/topology.js';
 import { goThroughGateSql, keepWritersWaitingSql } from './guards.js';
-import { copyByKey, deleteByKey, differing, type RowsOf, rowsByKey } from './keyed-rows.js';
+import { type RowsOf, rowsByKey } from './keyed-rows.js';
 import type { MigrationRow } from './migration-row.js';
 import type { Move, MovingTable } from './move.js';
+import { countOf, replaceRows, type WrongRows, wrongRows } from './replace-rows.js';
 import { hasAllWithin } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
@@ -21,15 +22,9 @@ const COPY_MS = 5000;
 /** How much longer than for all that they wait for somebody who says nothing any more, ms. */
 const SILENCE_MS = 1000;
 
-/** What has become of rows of one table that differed: keys, as text. */
-export interface RepairedTable {
+/** What has become of rows of one table that differed. */
+export interface RepairedTable extends WrongRows {
   readonly table: string;
-  /** They were missing. */
-  readonly added: readonly string[];
-  /** They had other values. */
-  readonly replaced: readonly string[];
-  /** The owner has no such rows. */
-  readonly removed: readonly string[];
 }
 
 /** A repair that somebody has asked for. */
@@ -77,19 +72,9 @@ export async function repairRows(
         );
       const here = await rowsByKey(reader, rows, keys);
       const there = await rowsByKey(m.destination, rows, keys);
-      const wrong = differing(keys, here, there);
-      const [ours, theirs] = [new Set(here.map((r) => r.key)), new Set(there.map((r) => r.key))];
-      if (wrong.length > 0)
-        await replaceRows(m, rows, reader, {
-          gone: wrong.filter((key) => theirs.has(key)),
-          come: wrong.filter((key) => ours.has(key)),
-        });
-      return {
-        table: tableId(t),
-        added: wrong.filter((key) => !theirs.has(key)),
-        replaced: wrong.filter((key) => ours.has(key) && theirs.has(key)),
-        removed: wrong.filter((key) => !ours.has(key)),
-      };
+      const wrong = wrongRows(keys, here, there);
+      if (countOf(wrong) > 0) await replaceAtDestination(m, rows, reader, wrong);
+      return { table: tableId(t), ...wrong };
     });
   } finally {
     await reader.close();
@@ -125,20 +110,14 @@ async function whileNobodyWrites<T>(m: Move, work: () => Promise<T>): Promise<T>
 }
 
 /** In one transaction of the destination. */
-async function replaceRows(
-  m: Move,
-  rows: RowsOf,
-  reader: ShardSession,
-  { gone, come }: { readonly gone: readonly string[]; readonly come: readonly string[] },
-): Promise<void> {
+async function replaceAtDestination(m: Move, rows: RowsOf, reader: ShardSession, wrong: WrongRows): Promise<void> {
   const { destination } = m;
   const signal = AbortSignal.timeout(COPY_MS);
   await destination.query(
     `BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = ${LOCK_MS}; SET LOCAL statement_timeout = ${COPY_MS}`,
   );
   try {
-    await deleteByKey(destination, rows, gone);
-    if (come.length > 0) await copyByKey(reader, destination, rows, come, signal);
+    await replaceRows(reader, destination, rows, wrong, signal);
     m.exec.check();
     // A session that has been ended for its silence keeps nobody waiting any more: what was read may be old.
     await m.source.query('SELECT');

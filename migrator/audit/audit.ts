@@ -10,6 +10,7 @@ import { AtWork } from './migrations.js';
 import { judgeObjects, judgeRemains, ORDER, readObjects } from './objects.js';
 import { Portions, STATEMENT_MS } from './portions.js';
 import { auditReference } from './reference.js';
+import type { Truth } from './repair-reference.js';
 import { auditRows } from './rows.js';
 
 /** What an audit has found, and what has become of it. */
@@ -27,9 +28,15 @@ const LOCK_MS = 500;
  * Looks at every shard for what migrations that are over may have left there, for rows on shards that do not own them, and for copies that
  * differ; and at the catalog. Reads only, unless `repair`: then what nobody can need any more is taken away, and it is looked once more.
  * @param portions how tables are gone through
+ * @param truth null: nothing is repaired of reference tables
  * @throws AuditInterrupted
  */
-export async function audit(catalog: Catalog, repair: boolean, portions = new Portions(false)): Promise<Audited[]> {
+export async function audit(
+  catalog: Catalog,
+  repair: boolean,
+  portions = new Portions(false),
+  truth: Truth | null = null,
+): Promise<Audited[]> {
   const topology = await catalog.loadTopology();
   const sessions = new Map<ShardName, ShardSession>();
   const unreachable: AuditFinding[] = [];
@@ -50,21 +57,26 @@ export async function audit(catalog: Catalog, repair: boolean, portions = new Po
           repair: null,
         });
       }
-    const look = async (how: Portions) => [...unreachable, ...(await lookAround(catalog, sessions, how))];
+    const look = async (how: Portions) => [...unreachable, ...(await lookAround(catalog, sessions, how, truth))];
     const found = await look(portions);
     if (!repair || found.every((finding) => finding.repair === null)) return found.map((f) => outcome(f, 'open'));
     const rank = ({ kind }: AuditFinding) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
+    const why = new Map<AuditFinding, string>();
     for (const finding of found.toSorted((a, b) => rank(a) - rank(b)))
       try {
         await finding.repair?.();
       } catch (error) {
         // What is in use, or has begun to move, is found again.
-        if (!NOT_NOW.has(errorCode(error))) throw error;
+        if (!NOT_NOW.has(error instanceof ForeshardError ? error.sqlstate : errorCode(error))) throw error;
+        why.set(finding, (error as Error).message);
       }
     const left = new Set((await look(new Portions(false))).map(identity));
-    return found.map((f) =>
-      outcome(f, left.has(identity(f)) ? (f.repair === null ? 'open' : 'not repaired') : 'repaired'),
-    );
+    return found.map((f) => {
+      if (!left.has(identity(f))) return outcome(f, 'repaired');
+      const reason = why.get(f);
+      const text = reason === undefined ? f.text : `${f.text} (not repaired: ${reason})`;
+      return outcome({ ...f, text }, f.repair === null ? 'open' : 'not repaired');
+    });
   } finally {
     await Promise.all([...sessions.values()].map((session) => session.close()));
   }
@@ -74,6 +86,7 @@ async function lookAround(
   catalog: Catalog,
   sessions: ReadonlyMap<ShardName, ShardSession>,
   portions: Portions,
+  truth: Truth | null,
 ): Promise<AuditFinding[]> {
   const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const cluster = clusterPart(meta.rows[0]?.cluster_id ?? '');
@@ -85,7 +98,7 @@ async function lookAround(
   for (const keyspace of topology.keyspaces.values())
     findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, portions })));
   for (const table of topology.referenceTables.values())
-    findings.push(...(await auditReference(table, sessions, portions)));
+    findings.push(...(await auditReference(table, { catalog, sessions, portions, truth })));
   findings.push(...(await auditCatalog(catalog, atWork)));
   return findings;
 }

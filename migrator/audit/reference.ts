@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Catalog } from '../../topology/catalog/catalog.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type ReferenceTable, type ShardName, tableId } from '../../topology/topology.js';
 import { tableSum } from '../compare.js';
@@ -8,6 +9,7 @@ import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import type { Portions } from './portions.js';
+import { repairReference, type Truth } from './repair-reference.js';
 
 /** Copies that are being written to may differ for a moment: what does is looked at again after this. */
 const PAUSE_MS = 500;
@@ -19,24 +21,37 @@ const ENOUGH = 1000;
 /** Keys that are named. */
 const KEYS_NAMED = 20;
 
-/** Whether all copies of a reference table have the same rows: each is compared with the first one, by key, a few pages at a time. */
+/** How the copies of reference tables are looked at. */
+export interface ReferenceAudit {
+  readonly catalog: Catalog;
+  readonly sessions: ReadonlyMap<ShardName, ShardSession>;
+  readonly portions: Portions;
+  /** Null: nobody has said. */
+  readonly truth: Truth | null;
+}
+
+/**
+ * Whether all copies of a reference table have the same rows: each is compared with the first one, by key, a few pages at a time; with the one that somebody has called right, that is the
+ * first, and the others can be repaired from it.
+ */
 export async function auditReference(
   table: ReferenceTable,
-  sessions: ReadonlyMap<ShardName, ShardSession>,
-  portions: Portions,
+  { catalog, sessions, portions, truth }: ReferenceAudit,
 ): Promise<AuditFinding[]> {
   const copies = table.shards.flatMap((shard) => sessions.get(shard) ?? []);
-  const [first, ...others] = copies;
+  const [first, ...others] = copies.toSorted(
+    (a, b) => Number(b.shard.name === truth?.shard) - Number(a.shard.name === truth?.shard),
+  );
   if (first === undefined) return [];
   const findings: AuditFinding[] = [];
-  const found = (text: string) =>
+  const found = (text: string, shard = '', repair: AuditFinding['repair'] = null) =>
     findings.push({
       kind: 'reference table',
-      shard: '',
+      shard,
       object: tableId(table),
       text,
-      remedy: 'Find out which copy is right, and make the others the same.',
-      repair: null,
+      remedy: `Find out which copy is right, and make the others the same: "foreshard migrate audit --repair --from SHARD".`,
+      repair,
     });
   const sql = quoteTable(table);
   const info = await readTable(first.reader, sql);
@@ -55,6 +70,7 @@ export async function auditReference(
         if (ours !== theirs)
           found(
             `${between} differ: the first has ${ours}, the other ${theirs}. There is no primary key by which rows could be named`,
+            name,
           );
         continue;
       }
@@ -63,10 +79,16 @@ export async function auditReference(
         ...(await differingFrom(other, first, rows, portions)),
       ]);
       const standing = await thatStay([...suspects], first, other, rows);
-      if (standing.length > 0)
-        found(
-          `${between} differ in ${suspects.size >= ENOUGH ? 'at least ' : ''}${standing.length} rows: ${standing.slice(0, KEYS_NAMED).join(', ')}${standing.length > KEYS_NAMED ? ', …' : ''}`,
-        );
+      if (standing.length === 0) continue;
+      const areAll = suspects.size < ENOUGH;
+      found(
+        `${between} differ in ${areAll ? '' : 'at least '}${standing.length} rows: ${standing.slice(0, KEYS_NAMED).join(', ')}${standing.length > KEYS_NAMED ? ', …' : ''}`,
+        name,
+        areAll && truth?.shard === first.shard.name
+          ? () =>
+              repairReference({ catalog, actor: truth.actor, info, from: first.shard, to: other.shard, keys: standing })
+          : null,
+      );
     }
   return findings;
 }

@@ -11,6 +11,7 @@ import {
 import type { Move } from '../move.js';
 import { backNames } from '../names.js';
 import { lastRepair, type Repair, RepairRefusal, repairRows } from '../repair.js';
+import { countOf } from '../replace-rows.js';
 import { advanceSlot } from '../replication.js';
 import { type SampledDifference, sampledDifference } from '../sampled.js';
 import { readSourceTables } from './prepare.js';
@@ -38,7 +39,7 @@ export async function repairOnRequest(m: Move, view: Move): Promise<void> {
       await m.exec.progress({ note: `repairing ${keys.length} rows of ${tableId(t)}` });
       const repaired = await repairRows(view, t, info, keys);
       m.exec.at('after:repair-rows');
-      if (repaired.added.length + repaired.replaced.length + repaired.removed.length === 0) continue;
+      if (countOf(repaired) === 0) continue;
       m.log.warn({ migration: m.row.id.toString(), ...repaired }, 'rows that differed have been repaired');
       repair = { ...repair, tables: [...repair.tables, repaired] };
       m.row = await m.exec.noteFacts(m.row, { repair }, { repaired });

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
 import { requestEnd } from '../../migrator/migration-requests.js';
+import type { ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { shopMoves } from './moves.js';
 import { approveMove, leftovers } from './setting.js';
@@ -138,6 +139,67 @@ describe('an audit', () => {
     expect(found.map(({ kind, outcome }) => [kind, outcome])).toEqual([['reference table', 'open']]);
     expect(found[0]?.text).toMatch(/on shards "one" and "two" differ in 3 rows: /);
     for (const key of [codes.min, codes.max, 'ZZ']) expect(found[0]?.text).toContain(`["${key}"]`);
+  });
+
+  test('makes copies the same as the one that is right, while others write; or says why not', async () => {
+    await moved();
+    const at = <T>(url: string, sql: string): Promise<T[]> =>
+      withClient(url, async (c) => {
+        await c.query('SET session_replication_role = replica');
+        return (await c.query({ text: sql, rowMode: 'array' })).rows.map(([value]) => value as T);
+      });
+    const [used, changed, missing, busy] = await at<string>(
+      s.urlOne,
+      'SELECT code FROM countries ORDER BY code IN (SELECT country FROM tenants) DESC, code LIMIT 4',
+    );
+    await at(s.urlTwo, `UPDATE countries SET name = 'elsewhere' WHERE code = '${changed}'`);
+    await at(s.urlTwo, `DELETE FROM countries WHERE code = '${missing}'`);
+    await at(s.urlTwo, `INSERT INTO countries VALUES ('ZZ', 'nowhere')`);
+    let on = true;
+    const writing = (async () => {
+      for (let n = 0; on; n++)
+        for (const url of [s.urlOne, s.urlTwo])
+          await at(url, `UPDATE countries SET name = 'n${n}' WHERE code = '${busy}'`);
+    })();
+    moves.atStop(async () => {
+      on = false;
+      await writing;
+    });
+    const from = (shard: string) => audit(s.catalog, true, undefined, { shard: shard as ShardName, actor: 'test' });
+    expect((await from('one')).map(({ kind, shard, outcome }) => [kind, shard, outcome])).toEqual([
+      ['reference table', 'two', 'repaired'],
+    ]);
+    on = false;
+    await writing;
+    const all = (url: string) => at<string>(url, 'SELECT c::text FROM countries c ORDER BY code');
+    const right = await all(s.urlOne);
+    expect(await all(s.urlTwo)).toEqual(right);
+    const { rows } = await s.catalog.pool.query(
+      "SELECT actor, object, detail FROM foreshard.audit WHERE action = 'reference.repair'",
+    );
+    expect(rows).toEqual([
+      {
+        actor: 'test',
+        object: 'public.countries',
+        detail: {
+          from: 'one',
+          to: 'two',
+          added: [`["${missing}"]`],
+          replaced: [`["${changed}"]`],
+          removed: ['["ZZ"]'],
+        },
+      },
+    ]);
+    // Tenants refer to it.
+    await at(s.urlTwo, `DELETE FROM countries WHERE code = '${used}'`);
+    const [refused] = await from('two');
+    expect(refused).toMatchObject({
+      outcome: 'not repaired',
+      text: expect.stringMatching(/\(not repaired: rows of "public"\."tenants" refer to rows of .* that would be gone/),
+    });
+    expect(await all(s.urlOne)).toEqual(right);
+    expect((await from('one')).map(({ outcome }) => outcome)).toEqual(['repaired']);
+    expect(await all(s.urlTwo)).toEqual(right);
   });
 
   test('takes a row that is being written for no difference, and a table without a key as a whole', async () => {
