@@ -3,8 +3,11 @@
 -- The shared lock comes first: once the fence holds it exclusively, every writer that went before has ended and every later
 -- one sees the closed gate. The gate is a sequence because last_value is seen by every snapshot, also by that of a
 -- REPEATABLE READ transaction that began before the fence; a table is not.
+--
+-- The lock is none of the application's: its lock_timeout, meant for its own locks, would end writes (55P03) that only have to wait for the short
+-- while in which a flip holds it. How long that is the migrator bounds; statement_timeout counts as ever.
 CREATE OR REPLACE FUNCTION :function() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $guard$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0 AS $guard$
 DECLARE
   gate bigint;
 BEGIN

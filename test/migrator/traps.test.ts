@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
+import { GUARD_LOCK_CLASS } from '../../migrator/names.js';
 import type { MigrationControls } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
@@ -97,6 +98,27 @@ test('a prepared transaction is waited for, and what it wrote arrives', async ()
   await writer.query("COMMIT PREPARED 'trap'");
   expect(await moves.atRest(id)).toBe('done');
   expect(await raised(s.urlTwo)).toBe(50);
+});
+
+test('a write that waits for a flip is not ended by a lock_timeout that is meant for the application’s own locks', async () => {
+  const id = await ready();
+  // As the fence holds it, and whoever opens the gate.
+  const gate = await moves.session(s.urlOne);
+  await gate.query('SELECT pg_advisory_lock($1, $2)', [GUARD_LOCK_CLASS, id.toString()]);
+  const writer = await moves.session(s.urlOne);
+  await writer.query("SET lock_timeout = '20ms'");
+  const written = writer.query(RAISE);
+  const waits = `SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND NOT l.granted
+    AND a.query_start < clock_timestamp() - interval '100 ms'`;
+  await Promise.race([
+    waitFor(async () => (await gate.query(waits)).rowCount === 1, { what: 'the write to wait' }),
+    written,
+  ]);
+  await gate.query('SELECT pg_advisory_unlock_all()');
+  await written;
+  expect((await writer.query('SHOW lock_timeout')).rows).toEqual([{ lock_timeout: '20ms' }]);
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
 });
 
 test('TRUNCATE is refused on both sides: it would empty the destination’s table, or leave rows behind there', async () => {
