@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import type pg from 'pg';
 import { from } from 'pg-copy-streams';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -217,6 +218,34 @@ describe('a hold that ends transactions', () => {
     await expect(c.query('ROLLBACK TO a')).rejects.toMatchObject(ERROR);
     expect(await code(c.query('ROLLBACK TO a'))).toBe('3B001');
     expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
+    await lives(c);
+  });
+
+  it('that cannot be ended before the flip backs off is ended as soon as it can be', async () => {
+    const c = await begun();
+    const beside = await s.connect();
+    await beside.query('BEGIN');
+    await beside.query(`INSERT INTO tenants VALUES (171, 'beside')`);
+    const { stream } = (c as unknown as { connection: { stream: Duplex } }).connection;
+    // Its server waits for it to read, and hears nothing meanwhile.
+    const failed = expect(
+      c.query(`SELECT repeat('x', 1000) FROM tenants, generate_series(1, 100000) WHERE tenant_id = 170`),
+    ).rejects.toMatchObject(ERROR);
+    stream.pause();
+    const waits =
+      "SELECT FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND query LIKE '%generate_series(1, 100000)%'";
+    await waitFor(async () => (await s.onShard(0, waits)).length > 0, { what: 'the server to wait for its client' });
+    const id = await ending();
+    const open =
+      "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE 'INSERT INTO tenants VALUES (171%'";
+    await waitFor(async () => (await s.onShard(0, open)).length === 0, { what: 'the other one to be ended' });
+    expect(await acked(id)).toBe(false);
+    await letGo();
+    stream.resume();
+    await failed;
+    expect((await c.query('COMMIT')).command).toBe('ROLLBACK');
+    expect(await name()).toBe('before');
+    await expect(beside.query('COMMIT')).rejects.toMatchObject(ERROR);
     await lives(c);
   });
 

@@ -3,6 +3,8 @@ import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { Lane } from '../../proxy/backend/lane.js';
 import type { LaneTotals } from '../../proxy/backend/lanes.js';
+import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
+import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
@@ -196,6 +198,40 @@ describe('reads of several clients on one server connection', () => {
       await holder.query('COMMIT');
     });
     for (const client of clients) expect((await client.query(onFree(6))).rows[0]?.n).toBe(6);
+  });
+
+  it('are ended when a flip does not wait for them any longer, and their neighbours are not', async () => {
+    await pool({ lanesMax: 1 });
+    const [reader, neighbour] = [await s.connect(), await s.connect()];
+    const name = (tenant: number) => `SELECT name FROM tenants WHERE tenant_id = ${tenant}`;
+    await untilInLane(() => neighbour.query(onFree(0)));
+    await untilInLane(() => reader.query(name(1)));
+    const keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
+    const { pool: catalog } = s.catalog;
+    await withClient(s.clusters[0].url('shop'), async (holder) => {
+      await holder.query('BEGIN; LOCK TABLE tenants');
+      const ended = expect(reader.query(name(2))).rejects.toMatchObject({ code: '40001' });
+      await waitFor(() => lanes().some((l) => l.depth === 1), { what: 'the read to be in its lane' });
+      const behind = neighbour.query(onFree(1));
+      await waitFor(() => lanes().some((l) => l.depth === 2), { what: 'the other behind it' });
+      const id = await createHold(catalog, {
+        migrationId: 1n,
+        keyspace,
+        lo: [0n],
+        hi: [10n],
+        referenceTables: false,
+        deadlineMs: 20_000,
+      });
+      const waitingFor = async () => (await holdStatus(catalog, id)).waitingFor.length;
+      expect(await waitingFor()).toBe(1);
+      await endTransactions(catalog, id);
+      await ended;
+      expect((await behind).rows[0]?.n).toBe(1);
+      await waitFor(async () => (await waitingFor()) === 0, { what: 'the acknowledgement' });
+      await dropHold(catalog, id);
+      await holder.query('COMMIT');
+    });
+    expect((await reader.query(name(3))).rows).toEqual([{ name: 'tenant 3' }]);
   });
 
   it('outlive the server process that they were on', async () => {

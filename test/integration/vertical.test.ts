@@ -408,9 +408,11 @@ const WHOLE = [
 
 it('of no keyspace are moved and moved back under load: nothing is lost, and nothing fails but what also uses the home shard', async () => {
   const tables = ['settings', 'numbers'].map((table) => ({ schema: 'public', table }));
+  const word = `CREATE FUNCTION word() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'w' || length(current_user); END $$`;
+  await s.onShard(1, word);
   await s.onShard(
     0,
-    `CREATE TABLE numbers (id bigserial PRIMARY KEY, note text); GRANT ALL ON numbers TO app; GRANT ALL ON SEQUENCE numbers_id_seq TO app;
+    `${word}; CREATE TABLE numbers (id bigserial PRIMARY KEY, note text, word text DEFAULT word()); GRANT ALL ON numbers TO app; GRANT ALL ON SEQUENCE numbers_id_seq TO app;
      CREATE VIEW named AS SELECT name FROM settings; GRANT SELECT ON named TO app`,
   );
   const journal = new Map<string, string>();
@@ -492,5 +494,6 @@ it('of no keyspace are moved and moved back under load: nothing is lost, and not
   check();
   expect(await rows(0, 'SELECT name AS key, value FROM settings')).toEqual(journal);
   expect(await rows(0, 'SELECT id::text AS key, note AS value FROM numbers')).toEqual(numbers);
+  expect(await s.onShard(0, "SELECT id FROM numbers WHERE word IS DISTINCT FROM 'w3'")).toEqual([]);
   expect(await s.onShard(1, 'SELECT FROM settings UNION ALL SELECT FROM numbers')).toEqual([]);
 }, 240_000);
