@@ -338,15 +338,21 @@ async function measure(bench: Bench, idle: number, megabytes: number, parts: rea
   const sockets = await logins(port, WARM);
   await run(sockets[0] as Socket, 'SELECT 1');
   const empty = await look(child);
-  console.log(
-    `${WARM} clients:           RSS ${mb(empty.rss)}, heap ${mb(empty.heap)}, external ${mb(empty.external)}`,
-  );
   sockets.push(...(await logins(port, idle)));
   const full = await look(child);
-  const each = (bytes: number) => `${(bytes / idle / 1024).toFixed(1)} KiB`;
-  console.log(
-    `${idle} more, idle:       RSS ${mb(full.rss)}, heap ${mb(full.heap)}, external ${mb(full.external)}: each ${each(full.rss - empty.rss)} of RSS, ${each(full.heap - empty.heap)} of heap, ${each(full.external - empty.external)} external`,
-  );
+  const each = (more: Memory, less: Memory) => {
+    const kib = (bytes: number) => `${(bytes / idle / 1024).toFixed(1)} KiB`;
+    return `each ${kib(more.rss - less.rss)} of RSS, ${kib(more.heap - less.heap)} of heap, ${kib(more.external - less.external)} external`;
+  };
+  const sum = ({ rss, heap, external }: Memory) => `RSS ${mb(rss)}, heap ${mb(heap)}, external ${mb(external)}`;
+  console.log(`${WARM} clients:           ${sum(empty)}`);
+  console.log(`${idle} more, idle:       ${sum(full)}: ${each(full, empty)}`);
+  // Its answer is another on every connection: it never goes in a lane.
+  const asking = sockets.slice(WARM);
+  for (let i = 0; i < asking.length; i += 50)
+    await Promise.all(asking.slice(i, i + 50).map((socket) => run(socket, 'SELECT pg_backend_pid()')));
+  const asked = await look(child);
+  console.log(`they have asked once:  ${sum(asked)}: ${each(asked, full)} more`);
   const busy = keepBusy(sockets.slice(0, BUSY));
   if (parts.includes('busy')) await watch(bench, `${BUSY} of them busy, for 20 s`, () => pause(20_000));
   console.log(`  ${busy.answered()} statements so far`);
@@ -373,7 +379,7 @@ async function measure(bench: Bench, idle: number, megabytes: number, parts: rea
   busy.stop();
   await pause(15_000);
   const after = await look(child);
-  console.log(`15 s later:            RSS ${mb(after.rss)}, heap ${mb(after.heap)}, external ${mb(after.external)}`);
+  console.log(`15 s later:            ${sum(after)}`);
   for (const socket of [...sockets, large]) socket.destroy();
 }
 

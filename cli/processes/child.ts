@@ -226,7 +226,7 @@ export class Child implements Receiver {
         this.#fail(new ReportedFailure(message.failure));
         return;
       case 'gone':
-        this.clients -= 1;
+        this.clients -= message.clients;
         return;
       case 'answer':
         this.#answers.get(message.id)?.(message.answer);

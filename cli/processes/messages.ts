@@ -9,7 +9,7 @@ import type { Part } from '../parts.js';
  * A parent may have to do with children of newer code, and refuses those whose messages it would not understand. Raised with every
  * change of the messages.
  */
-export const PROTOCOL = 3;
+export const PROTOCOL = 4;
 
 /** The hidden command that such a child runs. */
 export const CHILD_COMMAND = 'serve-process';
@@ -68,8 +68,8 @@ export type FromChild =
   | { readonly kind: 'plan'; readonly protocol: number; readonly plan: Plan }
   | { readonly kind: 'ready' }
   | { readonly kind: 'failed'; readonly failure: Failure }
-  /** A socket that it was given is closed. */
-  | { readonly kind: 'gone' }
+  /** So many of the sockets that it was given are closed. */
+  | { readonly kind: 'gone'; readonly clients: number }
   | { readonly kind: 'reloaded'; readonly id: number; readonly outcome: ReloadOutcome }
   | { readonly kind: 'answer'; readonly id: number; readonly answer: AdminAnswer }
   | FromProxy;

@@ -48,6 +48,8 @@ class ServeProcess {
   /** What is to be paused and disabled from the start. */
   #holds: Holds | null = null;
   #stopping = false;
+  /** Clients whose going has yet to be told. */
+  #gone = 0;
 
   constructor(tell: (message: FromChild) => void, over: () => void) {
     this.#tell = tell;
@@ -157,11 +159,21 @@ class ServeProcess {
     // Without a socket: it was closed on its way.
     if (proxy === undefined || socket === undefined) {
       socket?.destroy();
-      this.#tell({ kind: 'gone' });
+      this.#goneOne();
       return;
     }
-    socket.on('close', () => this.#tell({ kind: 'gone' }));
+    socket.on('close', () => this.#goneOne());
     proxy.accept(socket);
+  }
+
+  /** A message costs as much as a tenth of a login does: those that leave in one turn are told together. */
+  #goneOne(): void {
+    if (this.#gone++ > 0) return;
+    setImmediate(() => {
+      const clients = this.#gone;
+      this.#gone = 0;
+      this.#tell({ kind: 'gone', clients });
+    });
   }
 
   /** Never rejects. */

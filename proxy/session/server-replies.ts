@@ -101,6 +101,7 @@ export class ServerReplies implements BackendOwner {
     this.#session.activity.answeredAt = Date.now();
     this.answers += 1;
     this.#unseen = null;
+    this.#ifStale = null; // it holds on to what the client has sent
     this.#inbox.large.done();
     if (status === IDLE) this.transactions += 1;
     this.overdue = false;
