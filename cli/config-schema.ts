@@ -193,7 +193,7 @@ const proxy = z.strictObject({
       maxConnecting: count(8, 1_000),
       queueTimeoutMs: milliseconds(30_000),
       queueNoticeMs: milliseconds(5_000, 0),
-      lanes: z.enum(['auto', 'off']).default('auto'),
+      lanes: z.enum(['auto', 'single', 'off']).default('auto'),
       lanesMax: count(4, 1_000),
       laneDepth: count(512, 10_000),
       laneLateMs: milliseconds(5),

@@ -71,7 +71,7 @@ export const resultsSchema = z.strictObject({
     scale: z.number(),
     poolSize: z.number(),
     workers: z.number(),
-    lanes: z.enum(['auto', 'off']).default('off'),
+    lanes: z.enum(['auto', 'single', 'off']).default('off'),
   }),
   machine: z.strictObject({
     processor: z.string(),

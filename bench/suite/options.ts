@@ -23,7 +23,7 @@ export interface Options {
   /** Processes of one more `foreshard serve` beside that with one; 1: there is none. */
   readonly workers: number;
   /** proxy.pool.lanes of Foreshard. */
-  readonly lanes: 'auto' | 'off';
+  readonly lanes: 'auto' | 'single' | 'off';
   readonly idleClients: number;
   /** Make all load with our own generator, also where pgbench would do. */
   readonly generator: boolean;
@@ -58,7 +58,11 @@ export async function parseOptions(args: readonly string[]): Promise<Options> {
       default: 1,
       describe: 'More than 1: foreshard serve --workers N takes part, too',
     })
-    .option('lanes', { choices: ['auto', 'off'] as const, default: 'auto' as const, describe: 'proxy.pool.lanes' })
+    .option('lanes', {
+      choices: ['auto', 'single', 'off'] as const,
+      default: 'auto' as const,
+      describe: 'proxy.pool.lanes',
+    })
     .option('idle', { type: 'number', describe: 'Idle clients of the memory part. Default: 5000' })
     .option('generator', { type: 'boolean', default: false, describe: 'Make all load without pgbench' })
     .option('join', {

@@ -31,7 +31,7 @@ export interface Behind {
   readonly password: string;
   readonly poolSize: number;
   /** Of Foreshard. */
-  readonly lanes: 'auto' | 'off';
+  readonly lanes: 'auto' | 'single' | 'off';
 }
 
 /** More than any part connects. */

@@ -2,6 +2,7 @@ import type { ErrorFields } from '../wire/error-response.js';
 import { READ_MEMORY } from '../wire/read-memory.js';
 import type { Backend } from './backend.js';
 import type { Lane } from './lane.js';
+import type { LaneBundle } from './lane-bundle.js';
 
 /** So much of an answer is held back until it is complete: until then it can be had from elsewhere. */
 const HELD_BYTES = 16 * 1024;
@@ -12,6 +13,10 @@ export interface LanePace {
   served(ms: number, bytes: number, lateMs: number): void;
   /** It keeps others waiting, for so long until now. @returns whether that counts: it is not to be told of the same run again */
   late(ms: number, lateMs: number): boolean;
+  /** Whether it may be said in one with others. */
+  readonly joins: boolean;
+  /** It has failed, and so have all that were said in one with it. */
+  broke(): void;
 }
 
 /** Why a read is to be run elsewhere: what is ahead of it is late, the connection is lost, or the server would have it said again. */
@@ -36,6 +41,10 @@ export abstract class LaneRead {
   told = false;
   /** A cancel request was sent for it. */
   canceled = false;
+  /** It was put on the connection. */
+  sent = false;
+  /** With which others it was said in one; null: it is by itself. */
+  bundle: LaneBundle | null = null;
   pace: LanePace;
   #lane: Lane | null = null;
   /** What is held back: whole buffers, then a stretch of one that may still grow. */
@@ -66,14 +75,26 @@ export abstract class LaneRead {
 
   /** Puts its messages on the connection, ending with a Query or a Sync. */
   abstract send(backend: Backend): void;
+  /** As what it may be said in one with others on this connection now; null: it is said by itself. */
+  joins(_backend: Backend): 'query' | 'batch' | null {
+    return null;
+  }
+  /** How many bytes `put` takes at most. */
+  get mostBytes(): number {
+    return 0;
+  }
+  /** Puts what is to be said of it there: its text, or its messages without the Sync. @returns bytes */
+  put(_backend: Backend, _into: Buffer, _at: number): number {
+    throw new Error('it is said by itself');
+  }
   /** It was described, by a message of this type. */
   protected described(_type: number, _frame: Buffer): void {}
   /** Whether what the server has read is still what it should be read from. */
   protected abstract get isCertain(): boolean;
   /** Part of an answer that is not complete. */
   protected abstract deliver(bytes: Buffer): void;
-  /** The rest of the answer, ReadyForQuery included. @param ms the server's time for it */
-  protected abstract answered(bytes: Buffer, ms: number): void;
+  /** The rest of the answer. @param ms the server's time for it @param ready the ReadyForQuery, if it is not in `bytes` */
+  protected abstract answered(bytes: Buffer, ms: number, ready: Buffer | null): void;
   /** Has it run elsewhere, from its start. */
   abstract again(why: AgainReason): void;
   /** The connection is lost in the middle of an answer that the client knows part of. */
@@ -88,9 +109,11 @@ export abstract class LaneRead {
   joined(lane: Lane, now: number): void {
     this.#lane = lane;
     this.submittedAt = now;
+    this.sent = false;
+    this.bundle = null;
   }
 
-  /** Whether the server can have begun with it. */
+  /** Whether the server can have begun with it, and with nothing else. */
   get isHead(): boolean {
     return this.lane.isHead(this);
   }
@@ -132,10 +155,11 @@ export abstract class LaneRead {
   }
 
   /**
-   * All of its answer has come at once, ReadyForQuery included.
+   * All of its answer has come at once.
    * @param described where in it the RowDescription or NoData begins; -1: there is none
+   * @param ready the ReadyForQuery, if it is not in `answer`
    */
-  whole(answer: Buffer, rows: number, described: number, ms: number): void {
+  whole(answer: Buffer, rows: number, described: number, ms: number, ready: Buffer | null): void {
     this.size = answer.length;
     this.rowCount = rows;
     this.pace.served(ms, answer.length, this.lane.lateMs);
@@ -143,7 +167,7 @@ export abstract class LaneRead {
       const end = described + 1 + answer.readInt32BE(described + 1);
       this.described(answer[described] as number, answer.subarray(described, end));
     }
-    if (this.isCertain) this.answered(answer, ms);
+    if (this.isCertain) this.answered(answer, ms, ready);
     else this.again('refused');
   }
 
@@ -154,7 +178,7 @@ export abstract class LaneRead {
       return;
     }
     this.#hold(ready);
-    this.answered(this.#release() as Buffer, ms);
+    this.answered(this.#release() as Buffer, ms, null);
   }
 
   /** What is held back may be overwritten from now on. */

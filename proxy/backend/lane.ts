@@ -3,6 +3,7 @@ import { decodeErrorFields } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
 import type { Backend } from './backend.js';
 import type { BackendOwner, Expectation } from './expectation.js';
+import { LaneBundle } from './lane-bundle.js';
 import type { LaneRead } from './lane-read.js';
 import { WholeAnswer } from './whole-answer.js';
 
@@ -10,6 +11,10 @@ import { WholeAnswer } from './whole-answer.js';
 export interface LaneOwner {
   /** A read is late when the server has had it in hand for so long. */
   readonly lateMs: number;
+  /** Whether several reads may be said in one. */
+  readonly joins: boolean;
+  /** Reads were said in one. */
+  joined(reads: number): void;
   /** One has something to do, after it had nothing. */
   begins(): void;
   /** A read is answered. @param waitedMs until the server could begin with it */
@@ -34,7 +39,7 @@ const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 /** The answer that is looked at; nothing of it is kept. */
 const answer = new WholeAnswer();
 
-/** A server connection on which reads of several clients stand in line, each with its own Query or Sync. */
+/** A server connection on which reads of several clients stand in line. Those that come in one turn of the event loop, behind others, are said in one. */
 export class Lane implements BackendOwner {
   readonly rowsAtStake = true;
   readonly backend: Backend;
@@ -51,6 +56,8 @@ export class Lane implements BackendOwner {
   readonly #owner: LaneOwner;
   #head: LaneRead | null = null;
   #tail: LaneRead | null = null;
+  /** What has come in this turn, and is to be sent at its end, from this one on. */
+  #unsent: LaneRead | null = null;
   #retired: RetireReason | null = null;
   #paused = false;
   #late = false;
@@ -89,8 +96,9 @@ export class Lane implements BackendOwner {
     return this.#owner.lateMs;
   }
 
+  /** Whether it is the one, and the only one, with which the server can have begun. */
   isHead(read: LaneRead): boolean {
-    return this.#head === read;
+    return this.#head === read && read.bundle === null;
   }
 
   join(read: LaneRead, now: number): void {
@@ -106,9 +114,64 @@ export class Lane implements BackendOwner {
       this.backend.clock.since = now;
       this.#owner.begins();
     }
+    if (alone) {
+      this.#send(read);
+      // Whoever comes while it is answered is gathered; nobody waits for others to come.
+      this.backend.connection.flush();
+    } else if (!this.#owner.joins) this.#send(read);
+    else if (this.#unsent === null) {
+      this.#unsent = read;
+      setImmediate(this.#sendUnsent);
+    }
+  }
+
+  #send(read: LaneRead): void {
+    read.sent = true;
     read.send(this.backend);
-    // Whoever comes while it is answered is gathered; nobody waits for others to come.
-    if (alone) this.backend.connection.flush();
+  }
+
+  readonly #sendUnsent = (): void => {
+    const first = this.#unsent;
+    if (first === null) return;
+    this.#unsent = null;
+    for (let read: LaneRead | null = first; read !== null; read = read.next) {
+      if (!read.dropped) continue;
+      this.#leaveOut();
+      break;
+    }
+    let read = this.#head;
+    while (read?.sent === true) read = read.next;
+    while (read !== null) {
+      const bundle = LaneBundle.from(read, this.backend);
+      if (bundle === null) {
+        this.#send(read);
+        read = read.next;
+        continue;
+      }
+      bundle.send();
+      this.#owner.joined(bundle.reads.length);
+      read = (bundle.reads.at(-1) as LaneRead).next;
+    }
+    this.backend.connection.flush();
+    if (this.#head === null) this.settle();
+  };
+
+  /** Nobody waits for some that were not sent. */
+  #leaveOut(): void {
+    let last: LaneRead | null = null;
+    for (let read = this.#head; read !== null; read = read.next) {
+      if (read.sent || !read.dropped) {
+        if (last === null) this.#head = read;
+        else last.next = read;
+        last = read;
+        continue;
+      }
+      this.depth -= 1;
+      this.workMs -= read.expectedMs;
+    }
+    if (last === null) this.#head = null;
+    else last.next = null;
+    this.#tail = last;
   }
 
   /** Takes no more reads; is given back when those in it are answered. */
@@ -121,7 +184,7 @@ export class Lane implements BackendOwner {
 
   /** The client of the read does not read what it is told: nobody else is to wait for that. */
   clogged(read: LaneRead): void {
-    if (this.#head !== read) return;
+    if (!this.isHead(read)) return;
     this.#paused = true;
     this.backend.connection.pause();
     this.retire('slow reader');
@@ -162,8 +225,8 @@ export class Lane implements BackendOwner {
     return true;
   }
 
-  #lateAfter({ expectedMs }: LaneRead): number {
-    return Math.max(this.#owner.lateMs, LATE_TIMES * expectedMs);
+  #lateAfter({ bundle, expectedMs }: LaneRead): number {
+    return Math.max(this.#owner.lateMs, LATE_TIMES * (bundle ?? { expectedMs }).expectedMs);
   }
 
   /** The server does take too long if it has not answered what it seemed to take too long for. */
@@ -178,10 +241,13 @@ export class Lane implements BackendOwner {
       this.#owner.late(this);
       this.retire('late');
       // The client may be one that shows rows as they come.
-      head.show();
+      if (head.bundle === null) head.show();
     }
-    if (this.#blamed !== head && head.pace.late(ms, this.#owner.lateMs)) this.#blamed = head;
-    this.#rescueBehind();
+    if (head.bundle !== null) this.#rescueFrom(head);
+    else {
+      if (this.#blamed !== head && head.pace.late(ms, this.#owner.lateMs)) this.#blamed = head;
+      this.#rescueBehind();
+    }
     if (head.dropped && !this.#canceled) this.#cancelForNobody();
   }
 
@@ -201,14 +267,27 @@ export class Lane implements BackendOwner {
     const { backend } = this;
     let now = 0;
     let start = 0;
-    while (start < chunk.length && answer.read(chunk, start)) {
+    while (start < chunk.length) {
       const read = this.#head;
-      if (read === null || !read.isFresh || !backend.expects(read) || answer.status !== IDLE) return start;
-      const { end, rows, described } = answer;
-      if (now === 0) now = performance.now();
-      backend.wholeAnswer();
-      const ms = this.#ended(read, now);
-      read.whole(chunk.subarray(start, end), rows, described, ms);
+      if (read === null) return start;
+      const { bundle } = read;
+      let end: number;
+      if (bundle !== null) {
+        if (!bundle.isFresh || !backend.expects(bundle)) return start;
+        end = bundle.read(chunk, start);
+        if (end < 0) return start;
+        if (now === 0) now = performance.now();
+        backend.wholeAnswer();
+        bundle.deliver(chunk, end, this.#bundleEnded(bundle, now));
+      } else {
+        if (!answer.read(chunk, start) || !read.isFresh || !backend.expects(read) || answer.status !== IDLE)
+          return start;
+        const { rows, described } = answer;
+        end = answer.end;
+        if (now === 0) now = performance.now();
+        backend.wholeAnswer();
+        read.whole(chunk.subarray(start, end), rows, described, this.#ended(read, now), null);
+      }
       if (this.#head === null) this.settle();
       if (backend.connection.isClosed) return chunk.length;
       start = end;
@@ -222,11 +301,16 @@ export class Lane implements BackendOwner {
       // A safe read changes none: somebody has reloaded the server's configuration.
       this.retire('parameters');
     } else if (type === BACKEND.NotificationResponse) backend.connection.destroy();
-    else if (expectation !== null || type === BACKEND.NoticeResponse) this.#head?.take(frame);
+    else {
+      const bundle = this.#head?.bundle ?? null;
+      // Whose notice it is would have to be told from where it stands.
+      if (bundle !== null && type === BACKEND.NoticeResponse) bundle.refuse();
+      else if (expectation !== null || type === BACKEND.NoticeResponse) (bundle ?? this.#head)?.take(frame);
+    }
   }
 
   onData(_backend: Backend, slice: Buffer): void {
-    this.#head?.take(slice);
+    (this.#head?.bundle ?? this.#head)?.take(slice);
   }
 
   onRead(): void {
@@ -240,12 +324,29 @@ export class Lane implements BackendOwner {
   onReady(_backend: Backend, status: number, internal: boolean, frame: Buffer): void {
     const read = this.#head;
     if (internal || read === null) return;
-    const ms = this.#ended(read, performance.now());
-    read.pace.served(ms, read.size, this.#owner.lateMs);
+    const { bundle } = read;
+    const now = performance.now();
+    const ms = bundle === null ? this.#ended(read, now) : this.#bundleEnded(bundle, now);
     // Nothing else can come of a read; nobody else is to have such a connection.
     if (status !== IDLE) this.retire('parameters');
-    if (!read.dropped) read.end(frame, ms);
+    if (bundle !== null) bundle.end(frame, ms);
+    else {
+      read.pace.served(ms, read.size, this.#owner.lateMs);
+      if (!read.dropped) read.end(frame, ms);
+    }
     if (this.#head === null) this.settle();
+  }
+
+  /** The server is done with all of its reads. @returns how long it took for each */
+  #bundleEnded({ reads }: LaneBundle, now: number): number {
+    const since = (reads[0] as LaneRead).headAt;
+    const ms = (now - since) / reads.length;
+    for (const [i, read] of reads.entries()) {
+      read.headAt = since + i * ms;
+      this.#ended(read, since + (i + 1) * ms);
+    }
+    if (this.#head !== null) this.#head.headAt = now;
+    return ms;
   }
 
   /** The server is done with the head. @returns how long it took */
@@ -276,6 +377,7 @@ export class Lane implements BackendOwner {
     const first = this.#head;
     this.#head = null;
     this.#tail = null;
+    this.#unsent = null;
     this.#owner.lost(this, error);
     this.depth = 0;
     let reads = 0;
@@ -295,21 +397,27 @@ export class Lane implements BackendOwner {
 
   #onError(frame: Buffer): void {
     const read = this.#head;
-    if (read === null || read.dropped) return;
+    if (read === null || (read.dropped && read.bundle === null)) return;
     const fields = decodeErrorFields(frame);
     // The loss of the connection follows.
     if (FATAL.has(fields.severity)) return;
-    read.onError(fields, frame, this.#canceled && !read.canceled);
+    (read.bundle ?? read).onError(fields, frame, this.#canceled && !read.canceled);
   }
 
   /** What stands behind the head has had no byte of an answer: it is read elsewhere. */
   #rescueBehind(): void {
+    this.#rescueFrom(this.#head?.next ?? null);
+  }
+
+  #rescueFrom(first: LaneRead | null): void {
+    const suspected = this.#head?.bundle ?? null;
     let reads = 0;
-    for (let read = this.#head?.next ?? null; read !== null; read = read.next) {
+    for (let read = first; read !== null; read = read.next) {
       if (read.dropped) continue;
       read.dropped = true;
       reads += 1;
-      read.again('late');
+      // Which of those that were said in one is late is found out by each being said by itself.
+      read.again(suspected !== null && read.bundle === suspected ? 'refused' : 'late');
     }
     if (reads > 0) this.#owner.rescued(reads);
   }

@@ -12,7 +12,7 @@ import type { Pool } from './pool.js';
  * A second lane is opened when a read would wait for longer than this; the third when it would for 2⁴ times as long in each of the two, the
  * fourth for 3⁴ times: each further one leaves fewer reads to be sent and answered together.
  */
-const OPEN_MS = 0.2;
+const OPEN_MS = 0.6;
 /** A server that takes less for a read is not what it waits for. */
 const BRIEF_MS = 0.5;
 /** An empty lane gives its connection back after this time. */
@@ -29,6 +29,8 @@ const RETRY_MS = 100;
 export interface LaneTotals {
   /** Reads answered. */
   reads: number;
+  /** Reads that were said in one with others. */
+  joined: number;
   /** Statements that kept those behind them waiting. */
   late: number;
   /** Reads that were taken from behind such a one, or from a lane that was lost, and run elsewhere. */
@@ -90,7 +92,7 @@ export class LaneGroup {
 
 /** The lanes of one pool: opens them as the load needs, and gives their connections back. */
 export class Lanes implements LaneOwner {
-  readonly totals: LaneTotals = { reads: 0, late: 0, rescued: 0, lost: 0 };
+  readonly totals: LaneTotals = { reads: 0, joined: 0, late: 0, rescued: 0, lost: 0 };
   /** How long reads waited until the server could begin with them. */
   readonly waits = new LatencySketch();
   readonly #pool: Pool;
@@ -134,6 +136,14 @@ export class Lanes implements LaneOwner {
 
   get lateMs(): number {
     return this.#pool.options.laneLateMs;
+  }
+
+  get joins(): boolean {
+    return this.#pool.options.lanes === 'auto';
+  }
+
+  joined(reads: number): void {
+    this.totals.joined += reads;
   }
 
   /**

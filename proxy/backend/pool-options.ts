@@ -23,8 +23,8 @@ export interface PoolOptions {
   readonly connectRetryMs?: number;
   /** Connections to one shard being opened at the same time, at most. Default 8. */
   readonly maxConnecting?: number;
-  /** Whether safe reads of several clients may share connections. Default: `auto`. */
-  readonly lanes?: 'auto' | 'off';
+  /** Whether safe reads of several clients may share connections, and be said in one. `single`: only the first. Default: `auto`. */
+  readonly lanes?: 'auto' | 'single' | 'off';
   /** Connections so shared at most, per shard and user; never more than half of `size`. Default: 4. */
   readonly lanesMax?: number;
   /** Reads in line on one of them at most. Default: 512. */

@@ -13,6 +13,11 @@ for (const type of [
 ])
   PLAIN[type] = 1;
 
+/** Whether a message of this type is nothing out of the ordinary in an answer. */
+export function isPlain(type: number): boolean {
+  return PLAIN[type] === 1;
+}
+
 /** The answer to one Query or batch, ReadyForQuery included, found by its headers in what has come from a server. */
 export class WholeAnswer {
   /** Where in the chunk it ends. */

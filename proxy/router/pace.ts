@@ -12,6 +12,11 @@ const BACK_OFF = 4;
 const FORGIVEN_AFTER = 500;
 /** Once in so many runs in lanes anything is late: the server's machine was busy with something else. */
 const RARELY = 2_000;
+/** A larger result, or what takes longer, is said by itself: ms, and bytes. */
+const JOINED_MS = 1;
+const JOINED_BYTES = 1024;
+/** So many runs in lanes are said by themselves after one that failed. */
+const APART = 1_000;
 /** What one run weighs in the expectation. */
 const WEIGHT = 1 / 16;
 
@@ -26,6 +31,9 @@ export class Pace {
   /** Runs in lanes since it was late. */
   #streak = 0;
   #expectedMs = 0;
+  #expectedBytes = 0;
+  /** Runs that are yet to be said by themselves. */
+  #apart = 0;
 
   /** Whether it has its place in lanes. */
   get isFit(): boolean {
@@ -37,6 +45,16 @@ export class Pace {
     return this.#expectedMs;
   }
 
+  /** Whether it may be said in one with others. */
+  get joins(): boolean {
+    return this.#apart === 0 && this.#expectedMs <= JOINED_MS && this.#expectedBytes <= JOINED_BYTES;
+  }
+
+  /** It has failed, and so have all that were said in one with it. */
+  broke(): void {
+    this.#apart = APART;
+  }
+
   /** It ran on a lease, while `busy` connections of the pool were at work. `lateMs`: what takes longer has no place in a lane. */
   ran(ms: number, bytes: number, busy: number, lateMs: number): void {
     const share = ms / Math.max(1, busy / UNHURRIED);
@@ -44,7 +62,7 @@ export class Pace {
     else if (share >= lateMs) this.#good = Math.max(0, this.#good - 1);
     else this.#good += 1;
     if (share >= lateMs) return;
-    this.#learn(share);
+    this.#learn(share, bytes);
   }
 
   /** It ran in a lane: the server needed this long for it. */
@@ -54,7 +72,8 @@ export class Pace {
       return;
     }
     // What came late has been told already; a pause of this process is nobody's fault.
-    this.#learn(Math.min(ms, lateMs));
+    this.#learn(Math.min(ms, lateMs), bytes);
+    if (this.#apart > 0) this.#apart -= 1;
     if (this.#expectedMs > lateMs / 2) this.#good = 0;
     this.#streak += 1;
     if (this.#streak % FORGIVEN_AFTER !== 0) return;
@@ -78,7 +97,9 @@ export class Pace {
     this.#needed = Math.min(MOST_RUNS, this.#needed * BACK_OFF);
   }
 
-  #learn(ms: number): void {
-    this.#expectedMs = this.#expectedMs === 0 ? ms : this.#expectedMs + (ms - this.#expectedMs) * WEIGHT;
+  #learn(ms: number, bytes: number): void {
+    const first = this.#expectedMs === 0;
+    this.#expectedMs = first ? ms : this.#expectedMs + (ms - this.#expectedMs) * WEIGHT;
+    this.#expectedBytes = first ? bytes : this.#expectedBytes + (bytes - this.#expectedBytes) * WEIGHT;
   }
 }

@@ -56,9 +56,10 @@ export class ClientOutput {
     this.#write(frame, false);
   }
 
-  /** Sends the end of an answer, for which the client waits. */
-  answer(bytes: Buffer): void {
-    this.#write(bytes, true);
+  /** Sends the end of an answer, for which the client waits, in one or two pieces. */
+  answer(bytes: Buffer, rest: Buffer | null = null): void {
+    if (rest !== null) this.#write(bytes, false);
+    this.#write(rest ?? bytes, true);
   }
 
   #write(frame: Buffer, now: boolean): void {

@@ -42,8 +42,8 @@ export abstract class ClientRead extends LaneRead {
     this.reads.deliver(this, bytes);
   }
 
-  protected answered(bytes: Buffer, ms: number): void {
-    this.reads.answered(this, bytes, ms);
+  protected answered(bytes: Buffer, ms: number, ready: Buffer | null): void {
+    this.reads.answered(this, bytes, ms, ready);
   }
 
   again(why: AgainReason): void {

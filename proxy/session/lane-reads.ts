@@ -325,7 +325,8 @@ export class LaneReads {
     else this.#session.close(mayNotSay());
   }
 
-  answered(read: ClientRead, bytes: Buffer, ms: number): void {
+  /** @param ready the ReadyForQuery, if it is not in `bytes` */
+  answered(read: ClientRead, bytes: Buffer, ms: number, ready: Buffer | null): void {
     const session = this.#session;
     const { route } = read;
     this.#current = null;
@@ -343,7 +344,7 @@ export class LaneReads {
       lane: true,
     });
     if (read.hasPortal) this.#extended.ready(IDLE);
-    this.#output.answer(bytes);
+    this.#output.answer(bytes, ready);
     this.#replies.answered(IDLE, this.#choice.seenBy(route));
     session.services.live.released();
     this.#loop.awaitingReady = false;

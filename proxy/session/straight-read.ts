@@ -1,8 +1,8 @@
 import type { Backend } from '../backend/backend.js';
 import type { Expectation } from '../backend/expectation.js';
 import type { LaneRoute } from '../router/route.js';
-import { rewriteBindStatement } from '../wire/frontend.js';
-import { BACKEND } from '../wire/message-types.js';
+import { rewriteBindStatement, SYNC } from '../wire/frontend.js';
+import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
 import { ClientRead } from './client-read.js';
 import type { ClientSession } from './client-session.js';
 import type { LaneReads } from './lane-reads.js';
@@ -12,6 +12,9 @@ import type { ClientStatements } from './statements.js';
 import type { StraightBatch } from './straight-batch.js';
 
 const NO_BYTES = Buffer.alloc(0);
+const BACKSLASH = 0x5c;
+/** By so much a name of ours is longer than the client's at most. */
+const NAME_BYTES = 24;
 
 /**
  * A read that came in one piece, and goes to the server and comes back in one: a Query, or the messages from a Parse or Bind to the
@@ -94,10 +97,44 @@ export class StraightRead extends ClientRead implements Expectation {
     backend.send(bind, this);
   }
 
-  protected override answered(bytes: Buffer, ms: number): void {
+  override joins(backend: Backend): 'query' | 'batch' | null {
+    if (!this.pace.joins) return null;
+    const statement = this.#statement;
+    // Where it ends is not to depend on how anybody reads a backslash.
+    if (statement === null) return this.#messages.includes(BACKSLASH, HEADER_BYTES) ? null : 'query';
+    // What is to be closed or prepared before it is said by itself; the unnamed statement may be another's there.
+    if (backend.toClose.length > 0) return null;
+    return this.#parses || (this.#name !== '' && backend.prepared.has(statement.content)) ? 'batch' : null;
+  }
+
+  override get mostBytes(): number {
+    return this.#messages.length + NAME_BYTES;
+  }
+
+  override put(backend: Backend, into: Buffer, at: number): number {
+    const messages = this.#messages;
+    const statement = this.#statement;
+    if (statement === null) return messages.copy(into, at, HEADER_BYTES, messages.length - 1);
+    const end = messages.length - SYNC.length;
+    if (this.#parses) {
+      backend.unnamed = statement.content;
+      this.#session.activity.serverParses += 1;
+      return messages.copy(into, at, 0, end);
+    }
+    const name = this.#names.nameOf(backend, statement, false);
+    if (name === this.#name) return messages.copy(into, at, 0, end);
+    let to = at;
+    const bindEnd = this.#bindAt + 1 + messages.readInt32BE(this.#bindAt + 1);
+    for (const piece of rewriteBindStatement(messages.subarray(this.#bindAt, bindEnd), name))
+      to += piece.copy(into, to);
+    to += messages.copy(into, to, bindEnd, end);
+    return to - at;
+  }
+
+  protected override answered(bytes: Buffer, ms: number, ready: Buffer | null): void {
     // An idle client keeps nothing of what it sent.
     this.#messages = NO_BYTES;
-    super.answered(bytes, ms);
+    super.answered(bytes, ms, ready);
   }
 
   repeat(alone: boolean): void {

@@ -20,7 +20,7 @@ async function pool(options: object): Promise<void> {
 }
 
 function totals(): LaneTotals {
-  const sum = { reads: 0, late: 0, rescued: 0, lost: 0 };
+  const sum = { reads: 0, joined: 0, late: 0, rescued: 0, lost: 0 };
   for (const p of s.proxy.pools.all) {
     const t = s.proxy.pools.lanesOf(p).totals;
     for (const key of Object.keys(sum) as (keyof LaneTotals)[]) sum[key] += t[key];
@@ -128,6 +128,57 @@ describe('reads of several clients on one server connection', () => {
       }),
     );
     expect(totals().reads - before).toBeGreaterThan(500);
+  });
+
+  it.each<[string, (id: number, i: number) => pg.QueryConfig]>([
+    [
+      'simple',
+      (id, i) => ({ text: `SELECT name, '${id}:${i}' AS token FROM tenants WHERE tenant_id = ${id} -- mine` }),
+    ],
+    [
+      'extended',
+      (id, i) => ({
+        text: 'SELECT name, $2::text AS token FROM tenants WHERE tenant_id = $1',
+        values: [id, `${id}:${i}`],
+      }),
+    ],
+    [
+      'prepared',
+      (id, i) => ({
+        name: `token${id % 5}`,
+        text: `SELECT name, $2::text AS token, ${id % 5} AS kind FROM tenants WHERE tenant_id = $1`,
+        values: [id, `${id}:${i}`],
+      }),
+    ],
+  ])('are said in one when they come at once: %s', async (_protocol, query) => {
+    await pool({ lanesMax: 1 });
+    const clients = await Promise.all(Array.from({ length: 24 }, () => s.connect()));
+    const before = totals().joined;
+    let i = 0;
+    await waitFor(
+      async () => {
+        i += 1;
+        const answers = await Promise.all(clients.map((client, id) => client.query(query(id, i))));
+        expect(answers.map(({ rows }) => rows[0])).toEqual(
+          clients.map((_, id) => expect.objectContaining({ name: `tenant ${id}`, token: `${id}:${i}` })),
+        );
+        return totals().joined - before > 200;
+      },
+      { what: 'reads that are said in one' },
+    );
+  });
+
+  it('are said by themselves when there is a backslash in the text', async () => {
+    await pool({ lanesMax: 1 });
+    const clients = await Promise.all(Array.from({ length: 24 }, () => s.connect()));
+    const token = (id: number) => String.raw`${id}\n`;
+    const ask = () => Promise.all(clients.map((client, id) => client.query(`SELECT '${token(id)}' AS token`)));
+    await untilInLane(ask);
+    const before = totals();
+    for (let i = 0; i < 20; i++)
+      expect((await ask()).map(({ rows }) => rows[0])).toEqual(clients.map((_, id) => ({ token: token(id) })));
+    expect(totals().reads).toBeGreaterThan(before.reads + 100);
+    expect(totals().joined).toBe(before.joined);
   });
 
   it('use their own settings', async () => {

@@ -152,7 +152,7 @@ export class Sharded {
   }
 
   /** Whether safe reads share server connections from now on. */
-  async useLanes(lanes: 'auto' | 'off'): Promise<void> {
+  async useLanes(lanes: 'auto' | 'single' | 'off'): Promise<void> {
     await this.proxy.reload({ pool: { ...poolOf(this.options), lanes } });
   }
 

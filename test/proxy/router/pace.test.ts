@@ -92,4 +92,22 @@ describe('the pace of a template', () => {
     for (let i = 0; i < 40; i++) pace.served(LATE, 100, LATE);
     expect(pace.isFit).toBe(false);
   });
+
+  it('is said in one with others while it is fast and small, and not for a while after it has failed', () => {
+    const pace = new Pace();
+    runsUntilFit(pace);
+    expect(pace.joins).toBe(true);
+    for (let i = 0; i < 100; i++) pace.served(0.1, 2000, LATE);
+    expect([pace.isFit, pace.joins]).toEqual([true, false]);
+    for (let i = 0; i < 100; i++) pace.served(0.1, 100, LATE);
+    expect(pace.joins).toBe(true);
+    for (let i = 0; i < 100; i++) pace.served(1.5, 100, LATE);
+    expect([pace.isFit, pace.joins]).toEqual([true, false]);
+    for (let i = 0; i < 100; i++) pace.served(0.1, 100, LATE);
+    pace.broke();
+    for (let i = 0; i < 999; i++) pace.served(0.1, 100, LATE);
+    expect(pace.joins).toBe(false);
+    pace.served(0.1, 100, LATE);
+    expect(pace.joins).toBe(true);
+  });
 });
