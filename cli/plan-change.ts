@@ -7,6 +7,7 @@ import type { Keyspace, KeyspaceName, ShardName, Topology } from '../topology/to
 import { dryRunText, findingLines } from './change-text.js';
 import { actor, withCatalog } from './command.js';
 import { EXIT } from './failure.js';
+import { judgeReach } from './judge-reach.js';
 import type { JsonArgs } from './options.js';
 import { printJson, printLine } from './output.js';
 import type { SeparationEffects } from './separation-effects.js';
@@ -37,7 +38,7 @@ export function planChange(
   return withCatalog(args, async (catalog, config) => {
     const topology = await catalog.loadTopology();
     const { findings = [], summary = [], effects, ...change } = await plan(catalog, topology);
-    const members = await dryRunChange(catalog, topology, change.members, config.migrator);
+    const members = await dryRunChange(catalog, topology, change.members, { ...config.migrator, judgeReach });
     const all = [...findings, ...members.flatMap((m) => m.findings)];
     const isBlocked = all.some((finding) => finding.severity === 'blocker');
     const isSaved = args.save && !isBlocked && members.length > 0;

@@ -99,9 +99,10 @@ export async function startServices(started: Config, options: ServeOptions): Pro
     // Imported where they are started: a process that runs some parts does not load the others.
     if (parts.includes('migrator')) {
       const { Migrator } = await import('../migrator/migrator.js');
+      const { judgeReach } = await import('./judge-reach.js');
       const { auditMs, ...options } = config.migrator;
       const [catalog, log] = [await open(), logOf('migrator')];
-      const migrator = new Migrator({ catalog, logger: log, ...options });
+      const migrator = new Migrator({ catalog, logger: log, judgeReach, ...options });
       background('migrator', (signal) => migrator.run(signal));
       if (auditMs > 0) {
         const { auditStandingly } = await import('../migrator/audit/standing-audit.js');

@@ -2,7 +2,7 @@ import { loadSql } from '../sql/load.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import type { MovingTable } from './move.js';
-import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS, type ObjectNames, SHARD_SCHEMA } from './names.js';
+import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS, guardTriggers, type ObjectNames, SHARD_SCHEMA } from './names.js';
 import type { TableInfo } from './schema-read.js';
 
 type Side = 'source' | 'destination';
@@ -80,14 +80,21 @@ function truncateFunction(names: ObjectNames) {
  * the table for a moment.
  */
 export function guardTableAction(names: ObjectNames, on: Side, table: MovingTable, info: TableInfo): Action {
-  const execute = `FOR EACH ROW WHEN (%) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}()`;
-  const row = (suffix: string, event: string, when: string) =>
-    `CREATE TRIGGER ${quoteIdent(names.trigger + suffix)} BEFORE ${event} ON ${table.sql} ${execute.replace('%', () => when)}`;
+  const { insert, update, delete: remove, truncate, storedInsert, storedUpdate } = guardTriggers(names);
+  const trigger = (name: string, event: string, how: string) =>
+    `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${table.sql} FOR EACH ${how}()`;
+  const row = (name: string, event: string, when: string) =>
+    trigger(name, event, `ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}`);
+  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
   const sql = [
-    row('_i', 'INSERT', table.predicate('NEW')),
-    row('_u', 'UPDATE', `${table.predicate('OLD')} OR ${table.predicate('NEW')}`),
-    row('_d', 'DELETE', table.predicate('OLD')),
-    `CREATE TRIGGER ${quoteIdent(`${names.trigger}_t`)} BEFORE TRUNCATE ON ${table.sql} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}()`,
+    row(insert, 'INSERT', after),
+    row(update, 'UPDATE', `${before} OR ${after}`),
+    row(remove, 'DELETE', before),
+    trigger(truncate, 'TRUNCATE', `STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}`),
+    // What triggers of the user's have brought into the interval.
+    ...(table.keyColumns.length > 0 && info.triggers.some((t) => t.shapesRows)
+      ? [row(storedInsert, 'INSERT', after), row(storedUpdate, 'UPDATE', `NOT ${before} AND ${after}`)]
+      : []),
   ];
   const arrival = on === 'source' ? arrivalSql(names, table, info) : [];
   return {
@@ -95,10 +102,14 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     on,
     text: `guard ${table.schema}.${table.table}`,
     mode: 'locking',
-    present: `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
-                AND tgname = ${quoteLiteral(`${names.trigger}_t`)}) AS present`,
+    present: hasTrigger(table, truncate),
     sql: [...sql, ...arrival],
   };
+}
+
+function hasTrigger(table: MovingTable, name: string): string {
+  return `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
+            AND tgname = ${quoteLiteral(name)}) AS present`;
 }
 
 /** Of a table on the side that publishes it on the way back; null: it needs none. See sql/shard/arrival.sql. */
@@ -110,8 +121,7 @@ export function arrivalAction(names: ObjectNames, table: MovingTable, info: Tabl
     on: 'source',
     text: `have updates that bring rows of ${table.schema}.${table.table} into the interval carry all values`,
     mode: 'locking',
-    present: `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
-                AND tgname = ${quoteLiteral(`${names.trigger}_a`)}) AS present`,
+    present: hasTrigger(table, guardTriggers(names).arrival),
     sql,
   };
 }
@@ -129,7 +139,7 @@ function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): st
     loadSql('shard/arrival.sql').replace(/:(function|assignments)\b/g, (word) =>
       word === ':function' ? fn : assignments,
     ),
-    `CREATE TRIGGER ${quoteIdent(`${names.trigger}_a`)} BEFORE UPDATE ON ${table.sql} FOR EACH ROW
+    `CREATE TRIGGER ${quoteIdent(guardTriggers(names).arrival)} BEFORE UPDATE ON ${table.sql} FOR EACH ROW
        WHEN (NOT ${table.predicate('OLD')} AND ${table.predicate('NEW')}) EXECUTE FUNCTION ${fn}()`,
   ];
 }

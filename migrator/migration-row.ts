@@ -12,7 +12,7 @@ import type {
   SeparateSpec,
 } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
-import type { Keyspace, KeyspaceName, ShardName } from '../topology/topology.js';
+import type { Keyspace, KeyspaceName, ShardName, TableName } from '../topology/topology.js';
 
 /** A spec as the catalog keeps it: positions in their text form. */
 export type StoredSpec = StoredMove | StoredRecut | SeparateSpec;
@@ -69,6 +69,8 @@ export interface MigrationRow {
 export interface CleanupSpec {
   readonly kind:
     | 'guards'
+    | 'triggers'
+    | 'function'
     | 'table'
     | 'schema'
     | 'sequence'
@@ -88,6 +90,11 @@ export interface CleanupSpec {
 export interface CleanupRecord extends CleanupSpec {
   readonly id: bigint;
   readonly done: boolean;
+}
+
+/** The table that a record names. */
+export function tableOf({ object }: Pick<CleanupSpec, 'object'>): TableName {
+  return { schema: object.schema as string, table: object.table as string };
 }
 
 export interface MigrationEvent {

@@ -21,10 +21,32 @@ export interface ObjectNames {
   /** Sequence that holds the limit of the copy. */
   readonly pace: TableName;
   readonly guardFunction: TableName;
-  /** Prefix of the guard triggers' names. */
+  /** What the guard triggers' names have in common; see `guardTriggers`. */
   readonly trigger: string;
   /** Second half of the advisory lock. */
   readonly operation: number;
+}
+
+/** Names of triggers that are ours, in SQL's regular expressions. */
+export const OURS = '^[!~]?foreshard_guard_';
+
+/**
+ * PostgreSQL fires the triggers of an event in the order of their names, byte by byte. Our first ones refuse a statement before any trigger of a user's has
+ * run for it; our last ones see the row as it will be stored, whatever triggers of users' have made of it.
+ */
+export function guardTriggers({ trigger }: Pick<ObjectNames, 'trigger'>) {
+  const first = (part: string) => `!${trigger}_${part}`;
+  const last = (part: string) => `~${trigger}_${part}`;
+  return {
+    insert: first('i'),
+    update: first('u'),
+    delete: first('d'),
+    truncate: first('t'),
+    storedInsert: last('i'),
+    storedUpdate: last('u'),
+    arrival: last('a'),
+    pace: last('p'),
+  };
 }
 
 /** The same for the way back, after the flip. */

@@ -1,10 +1,21 @@
+import type pg from 'pg';
 import type { ThrottleLimits } from '../topology/migration-controls.js';
+import type { TableName, Topology } from '../topology/topology.js';
 
 /**
  * Rows are copied, and looked through to be removed, at the rate, and compared at twice that; while there is one, an index is built by one process. A load that used all of two processors, shared with both servers, lost 9 to 16 % of its throughput while 2.5 MB/s were copied, 14 and 31 % at 4.6 and 3.3 MB/s (two series, which differ that much), and 50 % without
  * a limit.
  */
 const DEFAULT_THROTTLE: ThrottleLimits = { maxRate: 2_000_000, maxLagMs: 10_000, maxLatencyMs: 100 };
+
+/**
+ * Judges what the triggers, defaults, checks, indexes and policies of sharded tables may use besides their keyspace: tables that only the home shard has,
+ * or anything beyond the keyspace. The proxies have to agree, so it is for whoever knows them. @param home a session of the home shard
+ */
+export type JudgeReach = (
+  home: Pick<pg.ClientBase, 'query'>,
+  topology: Topology,
+) => Promise<(table: TableName) => 'home' | 'beyond' | null>;
 
 /** Tunables of the migrator. Every one may be left out. */
 export interface MigratorOptions {
@@ -34,6 +45,8 @@ export interface MigratorOptions {
   readonly compareRows: number;
   /** What a migration may do to the servers. Default: DEFAULT_THROTTLE. */
   readonly throttle: ThrottleLimits;
+  /** Asked before a migration. Default: null, it goes unasked. */
+  readonly judgeReach: JudgeReach | null;
 }
 
 export const DEFAULT_OPTIONS: MigratorOptions = {
@@ -50,6 +63,7 @@ export const DEFAULT_OPTIONS: MigratorOptions = {
   removePages: 128,
   compareRows: 65_536,
   throttle: DEFAULT_THROTTLE,
+  judgeReach: null,
 };
 
 /** How much longer than all deadlines of the fence a hold lasts, so that the flip never races its end, ms. */

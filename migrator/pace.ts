@@ -3,7 +3,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { MovingTable } from './move.js';
-import type { ObjectNames } from './names.js';
+import { guardTriggers, type ObjectNames } from './names.js';
 
 /** What is copied between two looks at the limit, bytes. */
 const SAMPLE_BYTES = 65_536;
@@ -68,7 +68,7 @@ export function paceAction(names: ObjectNames, on: 'source' | 'destination', sha
  * @param rowBytes of a row, about
  */
 export function paceTableAction(names: ObjectNames, table: MovingTable, rowBytes: number): Action {
-  const name = `${names.trigger}_p`;
+  const name = guardTriggers(names).pace;
   const rows = 2 ** Math.floor(Math.log2(Math.min(MAX_SAMPLE_ROWS, Math.max(1, SAMPLE_BYTES / rowBytes))));
   const fn = paceFunction(names);
   return {

@@ -7,8 +7,10 @@ import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
 import { type Block, checkPublisher, checkSubscriber } from './preflight-servers.js';
+import { checkBehaviour, checkReach } from './preflight-triggers.js';
 import { checkWayBack } from './preflight-way-back.js';
 import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
+import { asMeant } from './schema-triggers.js';
 import { shardsSql } from './turn.js';
 
 /** What preflight read on the way; later steps build on it. */
@@ -31,7 +33,6 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
   checkOwnership(m, report);
   await checkServers(m, own, report);
   await checkWayBack(m, report);
-  await checkFunctions(m, report);
 
   const source = new Map<string, TableInfo>();
   const destination = new Map<string, TableInfo>();
@@ -49,10 +50,13 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
     }
     source.set(tableId(table), info);
     checkTable(table, info, report);
+    await checkBehaviour(m, table, info, report);
     await checkForeignKeys(m, table, info, report);
     await checkDependencies(m, info, report);
     if (there !== null) await checkDestinationTable(m, table, info, there, own, report);
   }
+  await checkFunctions(m, [...source.values()], report);
+  await checkReach(m, report);
   return { findings, source, destination };
 }
 
@@ -216,14 +220,6 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
   if (info.inherits)
     block('has parents or children (inheritance)', 'Take it out of the hierarchy: ALTER TABLE … NO INHERIT.');
   if (info.persistence !== 'p') block('is unlogged or temporary and is not replicated', 'ALTER TABLE … SET LOGGED.');
-  if (info.rowSecurity)
-    block('has row-level security', 'Policies are not copied yet: drop them and DISABLE ROW LEVEL SECURITY.');
-  if (info.triggers.length > 0)
-    block(
-      `has triggers (${info.triggers.join(', ')})`,
-      'Triggers are not copied yet: drop them for the move, or keep the table on one shard.',
-    );
-  if (info.rules.length > 0) block(`has rules (${info.rules.join(', ')})`, 'Rules are not copied: drop them.');
 
   const missing = table.keyColumns.filter((k) => !info.columns.some((c) => c.name === k));
   if (missing.length > 0)
@@ -332,7 +328,7 @@ async function checkDestinationTable(
         c.object.table === table.table,
     );
   if (object('table')) return; // our own, maybe unfinished
-  const differences = shapeDifferences(source, there);
+  const differences = shapeDifferences(source, asMeant(there, own, m.spec.to));
   if (differences.length > 0)
     report(
       'blocker',

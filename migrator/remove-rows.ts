@@ -1,4 +1,6 @@
 import type { Move, MovingTable } from './move.js';
+import type { TableInfo } from './schema-read.js';
+import { loudSql, quietSql } from './schema-triggers.js';
 import type { ShardSession } from './shard-session.js';
 import type { Throttle } from './throttle.js';
 
@@ -41,21 +43,25 @@ export async function removeRows(
 }
 
 /**
- * Deletes rows in a transaction of their own, as `replica`: neither a guard of ours fires, nor a cascade, which would follow rows that are another
- * shard's. @param fromWhere what stands behind DELETE FROM @returns how many they were
+ * Deletes rows in a transaction of their own, as `replica`: neither a guard of ours fires, nor a user's trigger, nor a cascade, which would follow rows that
+ * are another shard's. @param fromWhere what stands behind DELETE FROM @param from has triggers that would fire all the same: for this transaction they do
+ * not @returns how many they were
  */
 export async function deleteAsReplica(
   session: ShardSession,
   fromWhere: string,
   values: readonly unknown[] = [],
+  from: TableInfo | null = null,
 ): Promise<number> {
   await session.query('BEGIN');
   try {
+    for (const sql of from === null ? [] : quietSql(from)) await session.query(sql);
     await session.query('SET LOCAL session_replication_role = replica');
     const deleted = await session.query<{ n: number }>(
       `WITH gone AS (DELETE FROM ${fromWhere} RETURNING 1) SELECT count(*)::int AS n FROM gone`,
       values,
     );
+    for (const sql of from === null ? [] : loudSql(from)) await session.query(sql);
     await session.query('COMMIT');
     return deleted[0]?.n ?? 0;
   } catch (error) {

@@ -5,6 +5,7 @@ import type { Action } from './action.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
+import type { TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
 
@@ -80,14 +81,24 @@ function subscribeAction(m: Move, text: string, how: string): Action {
   };
 }
 
-export function subscriptionAction(m: Move): Action {
-  return subscribeAction(m, 'subscribe: copies the rows, then follows', 'copy_data = true');
+/** @param tables as they are at either end */
+export function subscriptionAction(m: Move, tables: readonly TableInfo[]): Action {
+  return subscribeAction(m, 'subscribe: copies the rows, then follows', `copy_data = true${rights(m, tables)}`);
+}
+
+/**
+ * The workers write as the tables' owners do (PostgreSQL 16), and those whom policies hold for may not. Then they have the rights of the subscription's
+ * owner, as they always have before.
+ */
+function rights(m: Move, tables: readonly TableInfo[]): string {
+  const isForced = tables.some(({ rowSecurity }) => rowSecurity.enabled && rowSecurity.forced);
+  return isForced && m.destination.version >= 160_000 ? ', run_as_owner = true' : '';
 }
 
 /** Of a move that is turned: what clients have written since the slot was made, and nothing that came from there. */
-export function followAction(m: Move): Action {
+export function followAction(m: Move, tables: readonly TableInfo[]): Action {
   const how = knowsOrigin(m) ? 'copy_data = false, origin = none' : 'copy_data = false';
-  return subscribeAction(m, 'subscribe: follows the new owner', how);
+  return subscribeAction(m, 'subscribe: follows the new owner', how + rights(m, tables));
 }
 
 /** Has the slot begin with what is written from now on; where there is none, nothing happens. */

@@ -1,6 +1,8 @@
 import type pg from 'pg';
 import type { TableName } from '../topology/topology.js';
-import { SHARD_SCHEMA } from './names.js';
+import { OURS, SHARD_SCHEMA } from './names.js';
+import { FUNCTION_JSON, type FunctionInfo } from './schema-functions.js';
+import { behaviourOf, READ_TRIGGERS, type RowSecurityInfo, type TriggerInfo } from './schema-triggers.js';
 
 /** A column, in the order of the table. All SQL fragments are fully qualified. */
 export interface ColumnInfo {
@@ -77,7 +79,7 @@ export interface TableInfo extends TableName {
   readonly oid: string;
   readonly kind: string;
   readonly persistence: string;
-  readonly rowSecurity: boolean;
+  readonly rowSecurity: RowSecurityInfo;
   readonly inherits: boolean;
   readonly replicaIdentity: 'd' | 'n' | 'f' | 'i';
   readonly owner: string;
@@ -87,14 +89,16 @@ export interface TableInfo extends TableName {
   readonly constraints: readonly ConstraintInfo[];
   readonly indexes: readonly IndexInfo[];
   readonly sequences: readonly SequenceInfo[];
-  readonly triggers: readonly string[];
+  readonly triggers: readonly TriggerInfo[];
+  /** Somebody has switched off, or on for replicas, what checks its foreign keys. */
+  readonly foreignKeysSwitched: boolean;
   readonly rules: readonly string[];
   readonly grants: readonly Grant[];
   readonly types: readonly TypeInfo[];
   /** Extensions that its types, operator classes and functions come from. */
   readonly extensions: readonly string[];
-  /** User functions in its defaults, checks, indexes: signatures. */
-  readonly functions: readonly string[];
+  /** User functions of its defaults, checks, indexes, triggers, policies. */
+  readonly functions: readonly FunctionInfo[];
   /** User collations it uses, quoted. */
   readonly collations: readonly string[];
 }
@@ -112,6 +116,8 @@ parts AS ( -- everything that belongs to the table and may depend on something o
   UNION ALL SELECT 'pg_attrdef'::regclass, d.oid FROM pg_attrdef d JOIN t ON d.adrelid = t.oid
   UNION ALL SELECT 'pg_constraint'::regclass, k.oid FROM pg_constraint k JOIN t ON k.conrelid = t.oid
   UNION ALL SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index i JOIN t ON i.indrelid = t.oid
+  UNION ALL SELECT 'pg_trigger'::regclass, g.oid FROM pg_trigger g JOIN t ON g.tgrelid = t.oid WHERE g.tgname !~ '${OURS}'
+  UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM pg_policy p JOIN t ON p.polrelid = t.oid
 ),
 deps AS (
   SELECT DISTINCT d.refclassid, d.refobjid FROM pg_depend d JOIN parts p ON p.classid = d.classid AND p.objid = d.objid
@@ -125,7 +131,6 @@ bases AS ( -- array elements and the base types of domains, all the way down
   ) SELECT oid FROM b
 )
 SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind, t.relpersistence AS persistence,
-  t.relrowsecurity OR EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid) AS "rowSecurity",
   EXISTS (SELECT FROM pg_inherits h WHERE t.oid IN (h.inhrelid, h.inhparent)) AS inherits,
   t.relreplident AS "replicaIdentity", pg_get_userbyid(t.relowner) AS owner, array_to_string(t.reloptions, ', ') AS options,
   obj_description(t.oid, 'pg_class') AS comment,
@@ -163,7 +168,7 @@ SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind
      LEFT JOIN LATERAL (SELECT a.attname, d.deptype FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                          WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.deptype IN ('a', 'i')) own ON true
     WHERE s.relkind = 'S' AND (own.attname IS NOT NULL OR EXISTS (SELECT FROM deps WHERE refclassid = 'pg_class'::regclass AND refobjid = s.oid))) AS sequences,
-  (SELECT coalesce(json_agg(g.tgname ORDER BY g.tgname), '[]') FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgname !~ '^foreshard_guard_') AS triggers,
+${READ_TRIGGERS},
   (SELECT coalesce(json_agg(r.rulename), '[]') FROM pg_rewrite r WHERE r.ev_class = t.oid) AS rules,
   (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END, 'privilege', g.privilege_type, 'grantable', g.is_grantable, 'column', g.col)), '[]')
      FROM (SELECT x.*, NULL::name AS col FROM aclexplode(t.relacl) x
@@ -182,7 +187,7 @@ SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind
       AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = y.oid AND e.deptype = 'e')) AS types,
   (SELECT coalesce(json_agg(DISTINCT x.extname), '[]') FROM pg_extension x JOIN pg_depend e ON e.refclassid = 'pg_extension'::regclass AND e.refobjid = x.oid AND e.deptype = 'e'
     WHERE (e.classid, e.objid) IN (SELECT refclassid, refobjid FROM deps UNION SELECT 'pg_type'::regclass, oid FROM bases)) AS extensions,
-  (SELECT coalesce(json_agg(DISTINCT f.oid::regprocedure::text), '[]') FROM pg_proc f JOIN deps ON refclassid = 'pg_proc'::regclass AND refobjid = f.oid
+  (SELECT coalesce(json_agg(${FUNCTION_JSON} ORDER BY f.oid::regprocedure::text), '[]') FROM pg_proc f JOIN deps ON refclassid = 'pg_proc'::regclass AND refobjid = f.oid
     WHERE f.pronamespace <> 'pg_catalog'::regnamespace AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')) AS functions,
   (SELECT coalesce(json_agg(DISTINCT format('%I.%I', cn.nspname, co.collname)), '[]') FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace JOIN deps ON refclassid = 'pg_collation'::regclass AND refobjid = co.oid
     WHERE cn.nspname <> 'pg_catalog') AS collations
@@ -208,8 +213,8 @@ export async function readInboundForeignKeys(
 }
 
 /**
- * What two tables must have in common to hold the same rows: columns by name, constraints and indexes. Column order, storage
- * and comments may differ. One line each, so that a difference can be shown.
+ * What two tables must have in common to hold the same rows and do the same with them: columns by name, constraints, indexes, triggers and
+ * policies. Column order, storage and comments may differ. One line each, so that a difference can be shown.
  */
 export function tableShape(table: TableInfo): string[] {
   const lines = [
@@ -221,6 +226,7 @@ export function tableShape(table: TableInfo): string[] {
     ),
     ...table.constraints.map((c) => `constraint ${c.name} ${c.definition}`),
     ...table.indexes.map((i) => `index ${i.definition}`),
+    ...behaviourOf(table),
   ];
   return lines.sort();
 }

@@ -1,14 +1,15 @@
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import type { CrashPoint } from './crash-points.js';
-import type { CleanupRecord } from './migration-row.js';
+import { type CleanupRecord, tableOf } from './migration-row.js';
 import type { Move } from './move.js';
-import { SHARD_SCHEMA } from './names.js';
+import { guardTriggers, SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';
 import { takeOutOfService } from './replica.js';
 import { DROP_SHARD_SCHEMA } from './replication.js';
 import { dropSlots } from './slots.js';
 import { Throttle } from './throttle.js';
+import { restoreAction } from './trigger-actions.js';
 
 /** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
 export async function undo(m: Move, record: CleanupRecord): Promise<void> {
@@ -16,7 +17,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
   const publisher = on === 'source' ? 'destination' : 'source';
   const session = on === 'source' ? m.source : m.destination;
   const { object } = record;
-  const named = (): string => quoteTable({ schema: object.schema as string, table: object.table as string });
+  const named = (): string => quoteTable(tableOf(record));
   const act = (text: string, sql: readonly string[], mode: Action['mode'] = 'single') =>
     m.exec.perform({ name: `undo-${record.kind}`, on, text, sql, mode });
 
@@ -71,6 +72,21 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       await dropGuards(m, on, object.trigger as string);
       return;
 
+    case 'triggers': {
+      const there = await session.query<{ name: string }>(
+        'SELECT tgname AS name FROM pg_trigger WHERE tgrelid = to_regclass($1)',
+        [named()],
+      );
+      await m.exec.perform(
+        restoreAction(
+          record,
+          on,
+          there.map((t) => t.name),
+        ),
+      );
+      return;
+    }
+
     case 'rows': {
       const table = m.tables.find((t) => t.schema === object.schema && t.table === object.table);
       if (table !== undefined) await removeRows(m, on, table, new Throttle(m));
@@ -80,7 +96,10 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
     case 'table': {
       const keys = await session.query<{ sql: string }>(
         `SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) AS sql FROM pg_constraint
-          WHERE contype = 'f' AND confrelid = to_regclass($1) AND conrelid <> confrelid`,
+          WHERE contype = 'f' AND confrelid = to_regclass($1) AND conrelid <> confrelid
+         UNION ALL SELECT DISTINCT format('DROP POLICY %I ON %s', polname, polrelid::regclass) FROM pg_policy p
+           JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
+          WHERE d.refobjid = to_regclass($1) AND polrelid <> d.refobjid`,
         [named()],
       );
       await act(
@@ -91,6 +110,9 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       return;
     }
 
+    case 'function':
+      await act(`drop function ${object.signature}`, [dropUnlessUsed(`FUNCTION IF EXISTS ${object.signature}`)]);
+      return;
     case 'sequence':
       await act(`drop sequence ${object.schema}.${object.table}`, [dropUnlessUsed(`SEQUENCE IF EXISTS ${named()}`)]);
       return;
@@ -134,7 +156,7 @@ async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string
   const tables = await session.query<{ name: string; triggers: string[] }>(
     `SELECT tgrelid::regclass::text AS name, array_agg(quote_ident(tgname)) AS triggers FROM pg_trigger
       WHERE NOT tgisinternal AND tgname = ANY ($1) GROUP BY tgrelid`,
-    [['_i', '_u', '_d', '_t', '_a', '_p'].map((suffix) => trigger + suffix)],
+    [Object.values(guardTriggers({ trigger }))],
   );
   for (const t of tables)
     await m.exec.perform({

@@ -102,7 +102,8 @@ SELECT n.nspname AS schema, c.relname AS table, c.relkind AS kind, c.relpersiste
       SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END))) AS "identityColumns",
   (SELECT coalesce(json_agg(json_build_object('name', t.tgname, 'mode', t.tgenabled) ORDER BY t.tgname), '[]')
-     FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal) AS triggers,
+     FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
+      AND t.tgfoid NOT IN (SELECT oid FROM pg_catalog.pg_proc WHERE pronamespace = to_regnamespace('foreshard_shard'))) AS triggers,
   (SELECT coalesce(json_agg(r.rulename ORDER BY r.rulename), '[]')
      FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN') AS rules
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

@@ -12,6 +12,7 @@ import type { KeyspaceName } from '../../topology/topology.js';
 import { actor, parseId, withCatalog } from '../command.js';
 import type { Config } from '../config.js';
 import { type ControlsArgs, controlsOf, controlsOptions } from '../controls-options.js';
+import { judgeReach } from '../judge-reach.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { specText } from '../progress-line.js';
@@ -67,7 +68,7 @@ async function stepsOf(catalog: Catalog, config: Config, report: SavedReport): P
       `the plan was made at epoch ${report.epoch}, the topology is at epoch ${topology.epoch}`,
       'Make a new one with "foreshard plan".',
     );
-  return dryRun(catalog, decodeSpec(keyspace, spec), config.migrator);
+  return dryRun(catalog, decodeSpec(keyspace, spec), { ...config.migrator, judgeReach });
 }
 
 function stepsText({ findings, steps }: DryRun): string {

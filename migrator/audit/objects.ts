@@ -139,7 +139,7 @@ async function ourObjects(session: ShardSession, cluster: string): Promise<Found
      WHERE ${is('slot_name::text', 'foreshard')} AND database = current_database()
     UNION ALL SELECT 'publication', pubname::text, ${id('pubname')}, NULL FROM pg_publication WHERE ${is('pubname', 'foreshard')}
     UNION ALL SELECT 'trigger', tgname::text, ${id('tgname')}, tgrelid::regclass::text FROM pg_trigger
-     WHERE NOT tgisinternal AND tgparentid = 0 AND ${is('tgname', 'foreshard_guard')}
+     WHERE NOT tgisinternal AND tgparentid = 0 AND ${is('tgname', '[!~]?foreshard_guard')}
     UNION ALL SELECT 'function', proname::text, ${id('proname')}, p.oid::regprocedure::text FROM pg_proc p
      WHERE pronamespace = to_regnamespace(${quoteLiteral(SHARD_SCHEMA)}) AND ${is('proname', 'guard')}
     UNION ALL SELECT CASE relkind WHEN 'S' THEN 'gate' ELSE 'marker' END, relname::text, ${id('relname')}, c.oid::regclass::text FROM pg_class c

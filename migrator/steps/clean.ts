@@ -5,6 +5,7 @@ import { removeRows } from '../remove-rows.js';
 import { Throttle } from '../throttle.js';
 import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
 import { finish } from './open.js';
+import { quietSource } from './prepare.js';
 
 /** cleaning → done: the source forgets the interval once nobody can read it there any more. No way leads back from here. */
 export async function clean(m: Move): Promise<void> {
@@ -28,14 +29,18 @@ export async function clean(m: Move): Promise<void> {
   await finish(m, 'slot');
   await finish(m, 'publication');
 
-  if (m.row.facts.rowsRemoved === undefined) await removeMovedRows(m);
+  if (m.row.facts.rowsRemoved === undefined) {
+    await quietSource(m);
+    await removeMovedRows(m);
+  }
   m.exec.at('after:remove-rows');
 
+  await finish(m, 'triggers');
   await finish(m, 'marker');
   await finish(m, 'guards');
   m.exec.at('after:drop-guards');
   // What the destination got is its own now, and the hold ended with the flip.
-  for (const kind of ['table', 'schema', 'sequence', 'type', 'rows', 'hold', 'replica'] as const)
+  for (const kind of ['table', 'function', 'schema', 'sequence', 'type', 'rows', 'hold', 'replica'] as const)
     for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
   await m.exec.progress({ note: null });
   m.row = await m.exec.transition(m.row, 'done');

@@ -2,6 +2,7 @@ import { setGateSql } from '../guards.js';
 import type { CleanupRecord } from '../migration-row.js';
 import type { Move } from '../move.js';
 import { backNames, GATE_CLOSED, GATE_OPEN } from '../names.js';
+import { restoreAction } from '../trigger-actions.js';
 import { undo } from '../undo.js';
 
 /**
@@ -61,7 +62,11 @@ export async function finish(
     if (!which(record)) continue;
     if (m.exec.dry) {
       const on = record.shard === m.spec.from ? 'source' : 'destination';
-      await m.exec.perform({ name: 'drop', on, text: `drop the ${kind} of this migration`, mode: 'single', sql: [] });
+      await m.exec.perform(
+        kind === 'triggers'
+          ? restoreAction(record, on, null)
+          : { name: 'drop', on, text: `drop the ${kind} of this migration`, mode: 'single', sql: [] },
+      );
     } else await undo(m, record);
     await m.exec.markCleanupDone(record);
   }

@@ -5,7 +5,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
-import { type CleanupRecord, decodeSpec, otherMoves } from '../migration-row.js';
+import { type CleanupRecord, decodeSpec, otherMoves, tableOf } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
@@ -18,9 +18,11 @@ import {
   subscriptionAction,
   subscriptionPresent,
 } from '../replication.js';
+import { createFunctionAction, isMade } from '../schema-functions.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
 import { Throttle } from '../throttle.js';
+import { behaviourActions, quietActions } from '../trigger-actions.js';
 import { beginStatements, sameEpochStatement } from '../turn.js';
 import { finish } from './open.js';
 
@@ -100,6 +102,7 @@ export async function prepare(m: Move): Promise<void> {
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'source', t, info(t)));
 
   await createTables(m, m.tables.map(info), destination);
+  await settleTriggers(m, m.tables.map(info), destination);
   await m.exec.perform(gateAction(m.names, 'destination', m.spec.to));
   await m.exec.perform(paceAction(m.names, 'destination', m.spec.to));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'destination', t, info(t)));
@@ -113,7 +116,7 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(slotAction(m));
   // The copy begins with the subscription: a small table is through before it is looked at for the first time. Until then nobody knows how many workers there are.
   await m.exec.perform(setPaceAction(m.names, new Throttle(m).copyPace(m.tables.length)));
-  await subscribe(m);
+  await subscribe(m, m.tables.map(info));
   m.row = await m.exec.transition(m.row, 'copying');
 }
 
@@ -150,9 +153,9 @@ async function rowBytes(m: Move, t: MovingTable): Promise<number> {
   return table?.bytes ?? ROW_BYTES;
 }
 
-async function subscribe(m: Move): Promise<void> {
+async function subscribe(m: Move, tables: readonly TableInfo[]): Promise<void> {
   try {
-    await m.exec.perform(subscriptionAction(m));
+    await m.exec.perform(subscriptionAction(m, tables));
   } catch (error) {
     if (!errorCode(error).startsWith('08')) throw error;
     throw new MigrationFailure(
@@ -171,9 +174,11 @@ async function createTables(
   const shard = m.spec.to;
   const missing = tables.filter((t) => !there.has(tableId(t)));
 
-  for (const name of new Set(
-    missing.flatMap((t) => [t.schema, ...t.types.map((y) => y.schema), ...t.sequences.map((s) => s.schema)]),
-  ))
+  const functions = tables.flatMap((t) => t.functions.filter(isMade));
+  for (const name of new Set([
+    ...functions.map((f) => f.schema),
+    ...missing.flatMap((t) => [t.schema, ...t.types.map((y) => y.schema), ...t.sequences.map((s) => s.schema)]),
+  ]))
     await m.exec.perform({
       name: 'create-schema',
       on,
@@ -183,6 +188,7 @@ async function createTables(
       present: `SELECT to_regnamespace(${quoteLiteral(quoteIdent(name))}) IS NOT NULL AS present`,
       sql: await schemaSql(m, name),
     });
+  for (const f of functions) await m.exec.perform(createFunctionAction(f, shard));
   for (const t of missing) {
     for (const type of t.types) {
       const name = quoteTable({ schema: type.schema, table: type.name });
@@ -216,6 +222,23 @@ async function createTables(
       sql: createTableSql(t),
     });
   }
+}
+
+/**
+ * When all tables are there, as policies may read any of them: triggers and policies of those that we made. Neither in these nor in those that were there
+ * before do triggers fire for what is copied and replicated.
+ */
+async function settleTriggers(
+  m: Move,
+  tables: readonly TableInfo[],
+  there: ReadonlyMap<string, TableInfo>,
+): Promise<void> {
+  const made = new Set((await m.exec.openCleanup('table')).map((record) => tableId(tableOf(record))));
+  for (const t of tables)
+    for (const action of made.has(tableId(t))
+      ? behaviourActions(t, m.spec.to)
+      : quietActions(there.get(tableId(t)) ?? t, 'destination', m.spec.to))
+      await m.exec.perform(action);
 }
 
 async function schemaSql(m: Move, name: string): Promise<string[]> {
@@ -264,4 +287,10 @@ export async function readSourceTables(m: Move): Promise<TableInfo[]> {
     infos.push(info);
   }
   return infos;
+}
+
+/** From here on rows are written or removed at the source that triggers there have seen, or are not to see. */
+export async function quietSource(m: Move): Promise<void> {
+  for (const t of await readSourceTables(m))
+    for (const action of quietActions(t, 'source', m.spec.from)) await m.exec.perform(action);
 }

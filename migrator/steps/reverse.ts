@@ -8,7 +8,7 @@ import { Sampler } from '../sampler.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
 import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
-import { readSourceTables } from './prepare.js';
+import { quietSource, readSourceTables } from './prepare.js';
 import { answerRequests } from './verify.js';
 
 /** How often the way back is looked at, ms. */
@@ -25,6 +25,7 @@ export async function makeWayBack(m: Move): Promise<void> {
   if (m.row.facts.wayBackMs === undefined) m.row = await m.exec.noteFacts(m.row, { wayBackMs });
   const back = turned(m);
   const infos = m.exec.dry ? [] : await readSourceTables(back);
+  await quietSource(m);
   for (const [i, table] of back.tables.entries()) {
     const info = infos[i];
     if (info === undefined) continue;
@@ -86,7 +87,7 @@ export async function reverse(m: Move): Promise<void> {
 /** @returns why there is no way back; null: there is */
 async function follow(m: Move, back: Move): Promise<string | null> {
   try {
-    await back.exec.perform(followAction(back));
+    await back.exec.perform(followAction(back, await readSourceTables(m)));
     return null;
   } catch (error) {
     // Else somebody who wants to finish the migration would wait for the two servers to reach one another.

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { tableId } from '../../topology/topology.js';
+import { tableOf } from '../migration-row.js';
 import { isReference, type Move } from '../move.js';
 import { turned } from '../turned.js';
 import { undoAll } from '../undo.js';
@@ -66,7 +67,6 @@ async function keepReferenceTables(m: Move): Promise<void> {
   const kept = new Set(m.tables.filter(isReference).map(tableId));
   for (const kind of ['table', 'rows'] as const)
     for (const record of await m.exec.openCleanup(kind)) {
-      const { schema, table } = record.object;
-      if (kept.has(tableId({ schema: schema as string, table: table as string }))) await m.exec.markCleanupDone(record);
+      if (kept.has(tableId(tableOf(record)))) await m.exec.markCleanupDone(record);
     }
 }

@@ -14,6 +14,7 @@ import type { Move } from '../move.js';
 import { shapeDifferences } from '../preflight.js';
 import { doubtText } from '../sampled.js';
 import { readTable } from '../schema-read.js';
+import { asMeant } from '../schema-triggers.js';
 import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
 import { repairOnRequest } from './repair.js';
@@ -156,11 +157,15 @@ export function refuseNewTables(m: Move, now: Topology): void {
 /** Somebody may have changed a table on one side since. @throws MigrationFailure when the two no longer match */
 export async function checkShapes(m: Move): Promise<void> {
   const infos = await readSourceTables(m);
+  const quieted = await m.exec.openCleanup('triggers');
   for (const [i, t] of m.tables.entries()) {
     const there = await readTable(m.destination.reader, t.sql);
     const here = infos[i];
     if (here === undefined) continue;
-    const differences = there === null ? ['the table is gone'] : shapeDifferences(here, there);
+    const differences =
+      there === null
+        ? ['the table is gone']
+        : shapeDifferences(asMeant(here, quieted, m.spec.from), asMeant(there, quieted, m.spec.to));
     if (differences.length > 0)
       throw new MigrationFailure(
         `table "${tableId(t)}" was changed during the move: ${differences.slice(0, 3).join('; ')}`,

@@ -482,7 +482,10 @@ const DROPPED_MEANWHILE = new Set(['XX000', '42P01']);
 const READINGS = 10;
 
 /** Reads a snapshot from a server, in one query. @param last what comes back if nothing is different */
-export async function loadMetadata(pool: pg.Pool, last: Metadata = EMPTY_METADATA): Promise<Metadata> {
+export async function loadMetadata(
+  pool: pg.Pool | Pick<pg.ClientBase, 'query'>,
+  last: Metadata = EMPTY_METADATA,
+): Promise<Metadata> {
   for (let left = READINGS - 1; ; left--) {
     try {
       const { rows } = await pool.query<{ metadata: string }>(QUERY);

@@ -98,7 +98,12 @@ describe('migrate plan', () => {
   });
 
   it('says what is in the way, with remedies, and enters nothing then', async () => {
-    await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders ENABLE ROW LEVEL SECURITY'));
+    await withClient(one.url('shop'), (client) =>
+      client.query(`CREATE TABLE audit_log (at timestamptz);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO audit_log VALUES (now()); RETURN NULL; END $$;
+        CREATE TRIGGER note AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION note();
+        CREATE RULE quiet AS ON DELETE TO orders DO ALSO SELECT 1`),
+    );
     const blocked = await foreshard('migrate', 'plan', 'move', 'shop', '--lo', '90', '--to', 's2', '--json');
     expect(blocked.code).toBe(1);
     const { change, members } = blocked.json<Planned>();
@@ -106,14 +111,21 @@ describe('migrate plan', () => {
     expect(members[0]?.findings.filter((f) => f.severity === 'blocker')).toEqual([
       {
         severity: 'blocker',
-        text: 'table "public.orders" has row-level security',
-        remedy: expect.stringMatching(/DISABLE ROW LEVEL SECURITY/),
+        text: 'table "public.orders" has rules (quiet)',
+        remedy: expect.stringMatching(/Make triggers of them/),
+      },
+      {
+        severity: 'blocker',
+        text: 'triggers, policies, defaults, checks or other parts of "public.orders" may use tables that only shard "s1" has: statements that run them on "public"."orders" would be refused on shard "s2"',
+        remedy: expect.stringMatching(/foreshard table add/),
       },
     ]);
     const text = await foreshard('migrate', 'plan', 'move', 'shop', '--lo', '90', '--to', 's2');
-    expect(text.stdout).toMatch(/blocker: table "public.orders" has row-level security\n +remedy: /);
+    expect(text.stdout).toMatch(/blocker: table "public.orders" has rules \(quiet\)\n +remedy: /);
     expect(text.stdout).toMatch(/Nothing was planned/);
-    await withClient(one.url('shop'), (client) => client.query('ALTER TABLE orders DISABLE ROW LEVEL SECURITY'));
+    await withClient(one.url('shop'), (client) =>
+      client.query('DROP RULE quiet ON orders; DROP TABLE audit_log; DROP FUNCTION note() CASCADE'),
+    );
     expect(await json('migrate', 'list')).toEqual({ changes: [], migrations: [] });
   });
 

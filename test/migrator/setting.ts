@@ -209,7 +209,7 @@ export async function leftovers(s: Setting): Promise<string[]> {
         SELECT 'slot ' || slot_name AS what FROM pg_replication_slots
         UNION ALL SELECT 'publication ' || pubname FROM pg_publication
         UNION ALL SELECT 'subscription ' || subname FROM pg_subscription
-        UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgname LIKE 'foreshard%'
+        UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgname LIKE '%foreshard%'
         UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname LIKE 'foreshard%'
         UNION ALL SELECT 'origin ' || roname FROM pg_replication_origin`);
       found.push(...r.rows.map((row) => `${name}: ${row.what}`));

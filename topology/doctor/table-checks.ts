@@ -149,8 +149,8 @@ function checkTriggers({ object, facts }: TableSubject): Finding[] {
     .map((trigger) =>
       warning(
         object,
-        `trigger "${trigger.name}" is ENABLE ${trigger.mode === 'A' ? 'ALWAYS' : 'REPLICA'}: it fires again for every row that is copied or replicated`,
-        `ALTER TABLE ${quoteTable(facts)} ENABLE TRIGGER ${quoteIdent(trigger.name)}, unless that is wanted`,
+        `trigger "${trigger.name}" is ENABLE ${trigger.mode === 'A' ? 'ALWAYS' : 'REPLICA'}: it fires again for every row that is copied or replicated, but not while rows move from shard to shard`,
+        `fine if that is wanted of it, else ALTER TABLE ${quoteTable(facts)} ENABLE TRIGGER ${quoteIdent(trigger.name)}`,
       ),
     );
 }
@@ -159,8 +159,8 @@ function checkRules({ object, facts }: TableSubject): Finding[] {
   return facts.rules.map((rule) =>
     warning(
       object,
-      `rule "${rule}" does not fire for rows that are copied or replicated`,
-      'use a trigger instead, or see that the rule is not needed for them',
+      `rule "${rule}" keeps the table from moving: what it makes of a statement goes past the keys`,
+      'use a trigger instead',
     ),
   );
 }
@@ -208,7 +208,7 @@ function checkRowSecurity({ object, facts }: TableSubject): Finding[] {
   return [
     warning(
       object,
-      'has row-level security: a user without BYPASSRLS would copy only the rows it may see',
+      'has row-level security: rows can only be moved by a user who sees all of them',
       'let Foreshard use a superuser or a role with BYPASSRLS',
     ),
   ];
