@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
+import { errorCode } from '../topology/connection.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
@@ -11,6 +12,10 @@ import { Supervisor } from './supervisor.js';
 
 /** How often it is looked whether a marker has arrived that others wait for, ms. */
 const MARKER_POLL_MS = 2;
+
+/** How long a server is asked again to follow one to which it cannot connect, and how often, ms. */
+const CONNECT_PATIENCE_MS = 20_000;
+const CONNECT_RETRY_MS = 500;
 
 export function markerAction(m: Move, on: 'source' | 'destination'): Action {
   const marker = quoteTable(m.names.marker);
@@ -79,6 +84,26 @@ function subscribeAction(m: Move, text: string, how: string): Action {
       'RESET log_statement; RESET log_min_duration_statement; RESET log_min_error_statement',
     ],
   };
+}
+
+/**
+ * Carries out one of the actions below. The publisher may be starting, or the network cut, just now: while the server says that it cannot connect
+ * there, it is asked again for a while, and for as long as we cannot reach the publisher either.
+ * @throws what it says in the end
+ */
+export async function subscribe(m: Move, action: Action): Promise<void> {
+  const until = performance.now() + CONNECT_PATIENCE_MS;
+  for (;;) {
+    try {
+      return await m.exec.perform(action);
+    } catch (error) {
+      if (!errorCode(error).startsWith('08') || performance.now() >= until) throw error;
+      await m.exec.progress({ note: `${(error as Error).message}: it is tried again` });
+    }
+    await m.source.query('SELECT');
+    await delay(CONNECT_RETRY_MS);
+    m.exec.check();
+  }
 }
 
 /** @param tables as they are at either end */

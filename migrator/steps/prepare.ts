@@ -15,6 +15,7 @@ import {
   markerAction,
   publicationAction,
   slotAction,
+  subscribe,
   subscriptionAction,
   subscriptionPresent,
 } from '../replication.js';
@@ -116,7 +117,7 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(slotAction(m));
   // The copy begins with the subscription: a small table is through before it is looked at for the first time. Until then nobody knows how many workers there are.
   await m.exec.perform(setPaceAction(m.names, new Throttle(m).copyPace(m.tables.length)));
-  await subscribe(m, m.tables.map(info));
+  await beginCopy(m, m.tables.map(info));
   m.row = await m.exec.transition(m.row, 'copying');
 }
 
@@ -153,9 +154,9 @@ async function rowBytes(m: Move, t: MovingTable): Promise<number> {
   return table?.bytes ?? ROW_BYTES;
 }
 
-async function subscribe(m: Move, tables: readonly TableInfo[]): Promise<void> {
+async function beginCopy(m: Move, tables: readonly TableInfo[]): Promise<void> {
   try {
-    await m.exec.perform(subscriptionAction(m, tables));
+    await subscribe(m, subscriptionAction(m, tables));
   } catch (error) {
     if (!errorCode(error).startsWith('08')) throw error;
     throw new MigrationFailure(

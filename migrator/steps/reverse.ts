@@ -2,7 +2,7 @@ import { MigrationFailure } from '../executor.js';
 import { arrivalAction } from '../guards.js';
 import type { Move } from '../move.js';
 import { isRefusal } from '../preflight-way-back.js';
-import { advanceSlot, followAction, knowsOrigin, publicationAction, slotAction } from '../replication.js';
+import { advanceSlot, followAction, knowsOrigin, publicationAction, slotAction, subscribe } from '../replication.js';
 import { doubtedTables, doubtText } from '../sampled.js';
 import { Sampler } from '../sampler.js';
 import { Supervisor } from '../supervisor.js';
@@ -87,7 +87,7 @@ export async function reverse(m: Move): Promise<void> {
 /** @returns why there is no way back; null: there is */
 async function follow(m: Move, back: Move): Promise<string | null> {
   try {
-    await back.exec.perform(followAction(back, await readSourceTables(m)));
+    await subscribe(back, followAction(back, await readSourceTables(m)));
     return null;
   } catch (error) {
     // Else somebody who wants to finish the migration would wait for the two servers to reach one another.

@@ -25,7 +25,8 @@ export async function persist<T>(work: () => Promise<T>): Promise<T> {
       return await work();
     } catch (error) {
       const said = (error as Error).message;
-      if (!OUTAGE.test(errorCode(error)) && !/^(Connection terminated|timeout|Client )/.test(said)) throw error;
+      const code = error instanceof ForeshardError ? error.sqlstate : errorCode(error);
+      if (!OUTAGE.test(code) && !/^(Connection terminated|timeout|Client )/.test(said)) throw error;
       await delay(RETRY_MS);
     }
   }
