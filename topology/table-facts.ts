@@ -44,9 +44,12 @@ export interface TableFacts extends TableName {
   readonly kind: string;
   /** `pg_class.relpersistence`: p permanent, u unlogged, t temporary. */
   readonly persistence: string;
-  /** Part of a partitioned table or of inheritance, as child. */
-  readonly child: boolean;
-  readonly parent: boolean;
+  /** It has a parent, or children, by INHERITS. */
+  readonly inherits: boolean;
+  /** The table that it is a partition of, at the top; null: it is none. */
+  readonly partitionOf: TableName | null;
+  /** Its partitions that are foreign tables. */
+  readonly foreignPartitions: readonly string[];
   readonly columns: readonly ColumnFacts[];
   readonly unique: readonly UniqueFacts[];
   readonly foreignKeys: readonly ForeignKeyFacts[];
@@ -67,8 +70,12 @@ const NAMES_OF = (keys: string, relation: string): string =>
 
 const READ_FACTS = `
 SELECT n.nspname AS schema, c.relname AS table, c.relkind AS kind, c.relpersistence AS persistence,
-  c.relispartition OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid) AS child,
-  EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS parent,
+  EXISTS (SELECT FROM pg_catalog.pg_inherits i
+    WHERE (i.inhrelid = c.oid AND NOT c.relispartition) OR (i.inhparent = c.oid AND c.relkind <> 'p')) AS inherits,
+  (SELECT json_build_object('schema', rn.nspname, 'table', r.relname) FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+    WHERE c.relispartition AND r.oid = pg_catalog.pg_partition_root(c.oid)) AS "partitionOf",
+  (SELECT coalesce(json_agg(p.relid::text ORDER BY p.relid::text), '[]') FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_class f ON f.oid = p.relid
+    WHERE f.relkind = 'f' AND f.oid <> c.oid) AS "foreignPartitions",
   c.relreplident AS "replicaIdentity", c.relrowsecurity AS "rowSecurity",
   (SELECT coalesce(json_agg(json_build_object('name', a.attname, 'type', t.typname,
             'declared', pg_catalog.format_type(a.atttypid, a.atttypmod), 'notNull', a.attnotnull,
@@ -89,14 +96,14 @@ SELECT n.nspname AS schema, c.relname AS table, c.relkind AS kind, c.relpersiste
             'referencedColumns', ${NAMES_OF('f.confkey', 'f.confrelid')}) ORDER BY f.conname), '[]')
      FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class fc ON fc.oid = f.confrelid
      JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
-    WHERE f.conrelid = c.oid AND f.contype = 'f') AS "foreignKeys",
+    WHERE f.conrelid = c.oid AND f.contype = 'f' AND f.conparentid = 0) AS "foreignKeys",
   (SELECT coalesce(json_agg(json_build_object('name', f.conname,
             'from', json_build_object('schema', fn.nspname, 'table', fc.relname),
             'columns', ${NAMES_OF('f.conkey', 'f.conrelid')},
             'referencedColumns', ${NAMES_OF('f.confkey', 'f.confrelid')}) ORDER BY fn.nspname, fc.relname, f.conname), '[]')
      FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class fc ON fc.oid = f.conrelid
      JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
-    WHERE f.confrelid = c.oid AND f.contype = 'f') AS "referencedBy",
+    WHERE f.confrelid = c.oid AND f.contype = 'f' AND f.conparentid = 0) AS "referencedBy",
   (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (c.relreplident = 'f' OR EXISTS (
       SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])

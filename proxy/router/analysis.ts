@@ -2,7 +2,13 @@ import type { FuncCall, Node, RangeVar } from 'libpg-query';
 import { UsageError } from '../../topology/errors.js';
 import type { KeyType } from '../../topology/key.js';
 import { parseTableName } from '../../topology/table-name.js';
-import type { KeyspaceName, ReferenceTable, ShardedTable, TableName } from '../../topology/topology.js';
+import {
+  type KeyspaceName,
+  type ReferenceTable,
+  type ShardedTable,
+  type TableName,
+  tableId,
+} from '../../topology/topology.js';
 import { type Literals, qualifiedName, walk } from './ast.js';
 import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
@@ -154,7 +160,8 @@ export class Analysis {
       const alias = renamed[i];
       return alias && 'String' in alias ? (alias.String.sval ?? '') : c;
     });
-    const sharded = relation && (registry.sharded(relation) ?? this.#wholeOwner(relation));
+    const sharded =
+      relation && (registry.sharded(relation) ?? this.#partitioned(relation) ?? this.#wholeOwner(relation));
     let occurrence: Occurrence | null = null;
     const keys = new Map<string, Variable>();
     const as = node.alias?.aliasname ?? name;
@@ -254,6 +261,17 @@ export class Analysis {
     for (const name of whole) this.wholeAtHome.add(name);
     if (whole.length > 0) this.home = true;
     return true;
+  }
+
+  /** The sharded table that it is a partition of: it has columns of the same names, and each shard its rows of it. */
+  #partitioned({ kind, parents }: Relation): ShardedTable | null {
+    const { metadata, registry } = this.context;
+    if (kind !== 'r' && kind !== 'p') return null;
+    for (const parent of parents) {
+      const sharded = registry.sharded(parent);
+      if (sharded !== null && metadata.relations.get(tableId(parent))?.kind === 'p') return sharded;
+    }
+    return null;
   }
 
   /** The table without a key that a sequence belongs to, which goes where the table goes. */

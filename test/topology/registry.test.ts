@@ -169,7 +169,13 @@ describe('tables', () => {
       CREATE TABLE narrow (tenant_id int NOT NULL);
       CREATE TABLE generated (a bigint, tenant_id bigint GENERATED ALWAYS AS (a) STORED NOT NULL);
       CREATE TABLE parts (tenant_id bigint NOT NULL) PARTITION BY LIST (tenant_id);
-      CREATE TABLE part PARTITION OF parts DEFAULT;
+      CREATE TABLE part PARTITION OF parts DEFAULT PARTITION BY LIST (tenant_id);
+      CREATE TABLE below PARTITION OF part DEFAULT;
+      CREATE EXTENSION postgres_fdw;
+      CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;
+      CREATE TABLE mixed (tenant_id bigint NOT NULL) PARTITION BY LIST (tenant_id);
+      CREATE FOREIGN TABLE distant PARTITION OF mixed DEFAULT SERVER far;
+      CREATE TABLE heir () INHERITS (nullable);
       CREATE VIEW seen AS SELECT 1::bigint AS tenant_id;
       CREATE TABLE good (tenant_id bigint NOT NULL PRIMARY KEY)`,
     );
@@ -185,8 +191,16 @@ describe('tables', () => {
       message: expect.stringMatching(/is integer, the keyspace's key is int8/),
     });
     expect((await add('generated')).message).toMatch(/is generated/);
-    expect((await add('parts')).message).toMatch(/partitioned table/);
-    expect((await add('part')).message).toMatch(/part of a partitioned table/);
+    for (const partition of ['part', 'below'])
+      expect(await add(partition)).toMatchObject({
+        message: `"public.${partition}" on shard "one" is a partition of "public.parts"`,
+        hint: 'Declare "public.parts": its partitions go with it.',
+      });
+    expect((await add('mixed')).message).toMatch(/whose partition distant is a foreign table/);
+    expect((await add('heir')).message).toMatch(/is part of an inheritance/);
+    expect((await failure(registry.addReferenceTable({ schema: 'public', table: 'parts' }))).message).toMatch(
+      /is a partitioned table/,
+    );
     expect((await add('seen')).message).toMatch(/is not a table/);
     expect(await add('good', ['tenant'])).toMatchObject({ sqlstate: '42703', hint: 'It has: tenant_id.' });
     expect((await add('good', ['tenant_id', 'tenant_id'])).message).toMatch(/has 1 key column/);

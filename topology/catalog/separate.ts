@@ -260,10 +260,15 @@ async function tiesOn(
         text: `"${id}" is not a table`,
         remedy: 'Name tables only: views and sequences do not move by themselves.',
       });
-    if (facts.child || facts.parent)
+    if (facts.partitionOf !== null)
       ties.push({
-        text: `table "${id}" is part of a partitioned table or of inheritance`,
-        remedy: 'Only tables that stand alone can move: ALTER TABLE … NO INHERIT or DETACH PARTITION.',
+        text: `table "${id}" is a partition of "${tableId(facts.partitionOf)}"`,
+        remedy: `Name "${tableId(facts.partitionOf)}", whose partitions go with it, or DETACH PARTITION.`,
+      });
+    if (facts.inherits)
+      ties.push({
+        text: `table "${id}" is part of an inheritance`,
+        remedy: 'Only tables that stand alone can move: ALTER TABLE … NO INHERIT.',
       });
     ties.push(...foreignKeyTies(facts, stays));
   }
@@ -297,7 +302,7 @@ WITH used AS (
 )
 SELECT s.relname AS sequence, json_agg(DISTINCT n.nspname || '.' || t.relname) AS tables
   FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.sequence AND s.relkind = 'S'
-  JOIN pg_catalog.pg_class t ON t.oid = u.relation JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+  JOIN pg_catalog.pg_class t ON t.oid = coalesce(pg_catalog.pg_partition_root(u.relation), u.relation) JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
  GROUP BY s.oid, s.relname
 HAVING bool_or(n.nspname || '.' || t.relname = ANY ($1)) AND NOT bool_and(n.nspname || '.' || t.relname = ANY ($1))
  ORDER BY 1`;

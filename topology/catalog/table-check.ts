@@ -58,6 +58,10 @@ export async function checkReferenceTable(topology: Topology, table: TableName):
   if (topology.shards.size === 0) throw new UsageError('there is no shard yet', 'Add one first: foreshard shard add.');
   const facts = await factsOn(topology, topology.home, table);
   assertPlainTable(topology.home, facts);
+  if (facts.kind === 'p')
+    throw new ForeshardError('0A000', `"${tableId(facts)}" is a partitioned table`, {
+      hint: 'Partitioned tables can be sharded, but not be reference tables.',
+    });
   return moveWarnings(facts, []);
 }
 
@@ -75,11 +79,19 @@ async function factsOn(topology: Topology, shard: ShardName, table: TableName): 
 function assertPlainTable(shard: ShardName, facts: TableFacts): void {
   const refuse = (what: string, hint: string): ForeshardError =>
     new ForeshardError('0A000', `"${tableId(facts)}" on shard "${shard}" is ${what}`, { hint });
-  if (facts.kind === 'p')
-    throw refuse('a partitioned table', 'Partitioned tables cannot be declared yet; leave it on the home shard.');
-  if (facts.kind !== 'r') throw refuse('not a table', 'Only ordinary tables can be declared.');
-  if (facts.child || facts.parent)
-    throw refuse('part of a partitioned table or of inheritance', 'Only tables that stand alone can be declared.');
+  if (facts.kind !== 'r' && facts.kind !== 'p')
+    throw refuse('not a table', 'Only ordinary and partitioned tables can be declared.');
+  if (facts.partitionOf !== null)
+    throw refuse(
+      `a partition of "${tableId(facts.partitionOf)}"`,
+      `Declare "${tableId(facts.partitionOf)}": its partitions go with it.`,
+    );
+  if (facts.foreignPartitions.length > 0)
+    throw refuse(
+      `a partitioned table whose partition ${facts.foreignPartitions[0]} is a foreign table`,
+      'Its rows are not of this shard: DETACH PARTITION it first.',
+    );
+  if (facts.inherits) throw refuse('part of an inheritance', 'Only tables that stand alone can be declared.');
   if (facts.persistence === 't') throw refuse('a temporary table', 'Only permanent tables can be declared.');
 }
 

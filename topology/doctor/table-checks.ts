@@ -31,15 +31,25 @@ export const TABLE_CHECKS: readonly TableCheck[] = [
 ];
 
 function checkKind({ object, facts }: TableSubject): Finding[] {
-  if (facts.kind === 'p' || facts.child || facts.parent)
+  if (facts.inherits)
+    return [error(object, 'is part of an inheritance: its rows cannot be moved', 'ALTER TABLE … NO INHERIT')];
+  if (facts.partitionOf !== null)
     return [
       error(
         object,
-        'is partitioned, or part of inheritance: its rows cannot be moved yet',
-        'keep it on its shard, or make it a plain table',
+        `is a partition of "${tableId(facts.partitionOf)}": its rows cannot be moved by themselves`,
+        `declare "${tableId(facts.partitionOf)}" instead`,
       ),
     ];
-  return facts.kind === 'r' ? [] : [error(object, 'is not a table any more', 'restore the table')];
+  if (facts.foreignPartitions.length > 0)
+    return [
+      error(
+        object,
+        `has partitions that are foreign tables (${facts.foreignPartitions.join(', ')})`,
+        'DETACH PARTITION them: their rows are not of this shard',
+      ),
+    ];
+  return 'rp'.includes(facts.kind) ? [] : [error(object, 'is not a table any more', 'restore the table')];
 }
 
 function checkPersistence({ object, facts }: TableSubject): Finding[] {
