@@ -11,6 +11,7 @@ import {
   nextChunk,
 } from './chunks.js';
 import { type Hashing, hashing } from './hashing.js';
+import { HEAPS } from './heaps.js';
 import type { Move, MovingTable } from './move.js';
 import { hasAllWithin, markerArrived, writeMarkerSql } from './replication.js';
 import type { TableInfo } from './schema-read.js';
@@ -205,9 +206,9 @@ class Comparing {
   /** Rows that a chunk is to have at least, so that a table which is larger than memory is not read anew for each few of them. */
   async #scatteredRows(): Promise<number> {
     const [order] = await this.#m.source.query<{ pages: number; correlation: number | null }>(
-      `SELECT c.relpages AS pages, abs(s.correlation)::float8 AS correlation FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = $2 AND NOT s.inherited
-        WHERE c.oid = to_regclass($1)`,
+      `SELECT coalesce(sum(heap.relpages), 0)::float8 AS pages, min(abs(s.correlation))::float8 AS correlation FROM ${HEAPS}
+         JOIN pg_namespace n ON n.oid = heap.relnamespace
+         LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = heap.relname AND s.attname = $2 AND NOT s.inherited`,
       [this.#t.sql, this.#of.columns[0]?.name],
     );
     const inOrder = (order?.correlation ?? 0) >= SCATTERED_CORRELATION;

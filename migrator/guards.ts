@@ -1,5 +1,6 @@
 import { loadSql } from '../sql/load.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
+import type { TableName } from '../topology/topology.js';
 import type { Action } from './action.js';
 import type { MovingTable } from './move.js';
 import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS, guardTriggers, type ObjectNames, SHARD_SCHEMA } from './names.js';
@@ -80,7 +81,7 @@ function truncateFunction(names: ObjectNames) {
  * the table for a moment.
  */
 export function guardTableAction(names: ObjectNames, on: Side, table: MovingTable, info: TableInfo): Action {
-  const { insert, update, delete: remove, truncate, storedInsert, storedUpdate } = guardTriggers(names);
+  const { insert, update, delete: remove, storedInsert, storedUpdate } = guardTriggers(names);
   const trigger = (name: string, event: string, how: string) =>
     `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${table.sql} FOR EACH ${how}()`;
   const row = (name: string, event: string, when: string) =>
@@ -90,7 +91,8 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     row(insert, 'INSERT', after),
     row(update, 'UPDATE', `${before} OR ${after}`),
     row(remove, 'DELETE', before),
-    trigger(truncate, 'TRUNCATE', `STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}`),
+    // Those on rows are cloned to partitions, also to such as come later.
+    ...[table, ...(info.partitions ?? []).map((p) => p.table)].map((t) => truncateGuardSql(names, t)),
     // What triggers of the user's have brought into the interval.
     ...(table.keyColumns.length > 0 && info.triggers.some((t) => t.shapesRows)
       ? [row(storedInsert, 'INSERT', after), row(storedUpdate, 'UPDATE', `NOT ${before} AND ${after}`)]
@@ -102,7 +104,7 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     on,
     text: `guard ${table.schema}.${table.table}`,
     mode: 'locking',
-    present: hasTrigger(table, truncate),
+    present: hasTrigger(table, guardTriggers(names).truncate),
     sql: [...sql, ...arrival],
   };
 }
@@ -110,6 +112,11 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
 function hasTrigger(table: MovingTable, name: string): string {
   return `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(${quoteLiteral(table.sql)})
             AND tgname = ${quoteLiteral(name)}) AS present`;
+}
+
+/** A table's own guard of TRUNCATE, which partitions do not have from their parent. */
+export function truncateGuardSql(names: ObjectNames, table: TableName): string {
+  return `CREATE TRIGGER ${quoteIdent(guardTriggers(names).truncate)} BEFORE TRUNCATE ON ${quoteTable(table)} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}()`;
 }
 
 /** Of a table on the side that publishes it on the way back; null: it needs none. See sql/shard/arrival.sql. */

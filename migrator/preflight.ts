@@ -6,10 +6,13 @@ import { type CleanupRecord, OUT_OF_THE_WAY, RESTING_STATES } from './migration-
 import { isReference, type Move, type MovingTable } from './move.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
+import { checkPartitions } from './preflight-partitions.js';
 import { type Block, checkPublisher, checkSubscriber } from './preflight-servers.js';
 import { checkBehaviour, checkReach } from './preflight-triggers.js';
+import { replicaIdentity, uniqueProblems } from './preflight-unique.js';
 import { checkWayBack } from './preflight-way-back.js';
-import { readInboundForeignKeys, readTable, type TableInfo, tableShape } from './schema-read.js';
+import { readWholeTable, shapeDifferences } from './schema-partitions.js';
+import { readInboundForeignKeys, type TableInfo } from './schema-read.js';
 import { asMeant } from './schema-triggers.js';
 import { shardsSql } from './turn.js';
 
@@ -37,9 +40,9 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
   const source = new Map<string, TableInfo>();
   const destination = new Map<string, TableInfo>();
   for (const table of m.tables) {
-    const there = await readTable(m.destination.reader, table.sql);
+    const there = await readWholeTable(m.destination.reader, table.sql);
     if (there !== null) destination.set(tableId(table), there);
-    const info = await readTable(m.source.reader, table.sql);
+    const info = await readWholeTable(m.source.reader, table.sql);
     if (info === null) {
       report(
         'blocker',
@@ -51,6 +54,7 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
     source.set(tableId(table), info);
     checkTable(table, info, report);
     await checkBehaviour(m, table, info, report);
+    await checkPartitions(m, table, info, report);
     await checkForeignKeys(m, table, info, report);
     await checkDependencies(m, info, report);
     if (there !== null) await checkDestinationTable(m, table, info, there, own, report);
@@ -199,7 +203,8 @@ async function checkServers(m: Move, own: readonly CleanupRecord[], report: Repo
   if (tables !== '') {
     const fed = await m.source.query<{ subname: string }>(
       `SELECT DISTINCT s.subname FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
-        WHERE r.srrelid = ANY (SELECT to_regclass(x) FROM unnest(ARRAY[${tables}]) x)`,
+        WHERE r.srrelid = ANY (SELECT to_regclass(x) FROM unnest(ARRAY[${tables}]) x
+          UNION SELECT relid FROM unnest(ARRAY[${tables}]) x, pg_partition_tree(to_regclass(x)))`,
     );
     for (const { subname } of fed)
       report(
@@ -215,8 +220,10 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
   const block = (text: string, remedy: string): undefined => {
     report('blocker', `table "${name}" ${text}`, remedy);
   };
-  if (info.kind === 'p') return block('is partitioned', 'Partitioned tables cannot move yet.');
-  if (info.kind !== 'r') return block('is not an ordinary table', 'Only ordinary tables can move.');
+  if (info.kind !== 'r' && info.kind !== 'p')
+    return block('is not an ordinary table', 'Only ordinary tables can move.');
+  if (info.isPartition)
+    block('is a partition', 'Name the partitioned table instead of it: "foreshard table remove", then "table add".');
   if (info.inherits)
     block('has parents or children (inheritance)', 'Take it out of the hierarchy: ALTER TABLE … NO INHERIT.');
   if (info.persistence !== 'p') block('is unlogged or temporary and is not replicated', 'ALTER TABLE … SET LOGGED.');
@@ -233,14 +240,7 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
   }
 
   const primary = info.constraints.find((c) => c.type === 'p');
-  const identity =
-    info.replicaIdentity === 'd'
-      ? primary?.columns
-      : info.replicaIdentity === 'i'
-        ? [...info.constraints, ...info.indexes].find((i) => i.replicaIdentity)?.columns
-        : info.replicaIdentity === 'f' && primary !== undefined
-          ? info.columns.map((c) => c.name)
-          : undefined;
+  const identity = replicaIdentity(info);
   if (identity === undefined && primary !== undefined)
     block('has a primary key, and a replica identity that serves nothing', 'ALTER TABLE … REPLICA IDENTITY DEFAULT.');
   else if (identity === undefined)
@@ -257,19 +257,7 @@ function checkTable(table: MovingTable, info: TableInfo, report: Report): undefi
         'Make the key part of the primary key, or add a UNIQUE index with it and ALTER TABLE … REPLICA IDENTITY USING INDEX.',
       );
   }
-  if (isReference(table)) return;
-  for (const u of [
-    ...info.constraints.filter((c) => c.type === 'p' || c.type === 'u'),
-    ...info.indexes.filter((i) => i.unique),
-  ])
-    if (!table.keyColumns.every((k) => u.columns.includes(k)))
-      block(
-        `has the unique constraint or index "${u.name}" without its key: no shard could enforce it alone`,
-        `Make ${table.keyColumns.join(', ')} part of it, or drop it.`,
-      );
-  for (const x of info.constraints.filter((c) => c.type === 'x'))
-    if (!table.keyColumns.every((k) => x.columns.includes(k)))
-      block(`has the exclusion constraint "${x.name}" without its key`, 'Make the key part of it with =, or drop it.');
+  for (const { text, remedy } of uniqueProblems(table, info)) block(text, remedy);
 }
 
 async function checkForeignKeys(m: Move, table: MovingTable, info: TableInfo, report: Report): Promise<void> {
@@ -347,14 +335,4 @@ async function checkDestinationTable(
       `shard "${m.spec.to}" already has rows of the interval in "${name}"`,
       'They are not from this migration: find out whose they are, then delete them.',
     );
-}
-
-/** How two copies of a table differ, one line each; empty when rows of one fit the other. */
-export function shapeDifferences(source: TableInfo, destination: TableInfo): string[] {
-  const a = tableShape(source);
-  const b = tableShape(destination);
-  return [
-    ...a.filter((x) => !b.includes(x)).map((x) => `only at the source: ${x}`),
-    ...b.filter((x) => !a.includes(x)).map((x) => `only at the destination: ${x}`),
-  ];
 }

@@ -1,3 +1,5 @@
+import { heapsOf } from './heaps.js';
+import { pagesOf } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
 import type { TableInfo } from './schema-read.js';
 import { loudSql, quietSql } from './schema-triggers.js';
@@ -15,30 +17,29 @@ export async function removeRows(
   throttle: Throttle,
 ): Promise<number> {
   const session = on === 'source' ? m.source : m.destination;
-  const size = await session.query<{ pages: number | null; block: number }>(
-    `SELECT (pg_relation_size(to_regclass($1)) / current_setting('block_size')::int)::int AS pages, current_setting('block_size')::int AS block`,
-    [table.sql],
-  );
-  const pages = size[0]?.pages ?? null;
-  const block = size[0]?.block ?? 0;
-  if (pages === null) return 0;
+  const heaps: { sql: string; pages: number }[] = [];
+  for (const sql of await heapsOf(session, table.sql)) heaps.push({ sql, pages: await pagesOf(session, sql) });
+  const [server] = await session.query<{ block: number }>("SELECT current_setting('block_size')::int AS block");
+  const all = heaps.reduce((sum, heap) => sum + heap.pages, 0);
   let removed = 0;
+  let done = 0;
   const began = performance.now();
-  for (let page = 0; page < pages; page += m.options.removePages) {
-    m.exec.at('before:remove-rows');
-    await m.exec.rest();
-    await throttle.pause(m.options.removePages * block);
-    const end = page + m.options.removePages;
-    removed += await deleteAsReplica(
-      session,
-      `${table.sql} WHERE ctid >= '(${page},0)'::tid AND ctid < '(${end},0)'::tid AND ${table.predicate()}`,
-    );
-    const done = Math.min(pages, end);
-    await m.exec.progress({
-      note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / pages)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,
-      etaSeconds: ((performance.now() - began) * (pages - done)) / done / 1000,
-    });
-  }
+  for (const { sql, pages } of heaps)
+    for (let page = 0; page < pages; page += m.options.removePages) {
+      m.exec.at('before:remove-rows');
+      await m.exec.rest();
+      await throttle.pause(m.options.removePages * (server?.block ?? 0));
+      const end = page + m.options.removePages;
+      removed += await deleteAsReplica(
+        session,
+        `${sql} WHERE ctid >= '(${page},0)'::tid AND ctid < '(${end},0)'::tid AND ${table.predicate()}`,
+      );
+      done += Math.min(pages, end) - page;
+      await m.exec.progress({
+        note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / all)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,
+        etaSeconds: ((performance.now() - began) * (all - done)) / done / 1000,
+      });
+    }
   return removed;
 }
 

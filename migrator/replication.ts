@@ -44,9 +44,9 @@ export function publicationAction(m: Move): Action {
     mode: 'single',
     cleanup: [{ kind: 'publication', shard: m.spec.from, object: { name } }],
     present: `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = ${quoteLiteral(name)}) AS present`,
-    // TRUNCATE is not published: it would empty the destination's whole table.
+    // TRUNCATE is not published: it would empty the destination's whole table. What partitions there are is each side's own matter.
     sql: [
-      `CREATE PUBLICATION ${quoteIdent(name)} FOR TABLE ${[...tables, quoteTable(m.names.marker)].join(', ')} WITH (publish = 'insert, update, delete')`,
+      `CREATE PUBLICATION ${quoteIdent(name)} FOR TABLE ${[...tables, quoteTable(m.names.marker)].join(', ')} WITH (publish = 'insert, update, delete', publish_via_partition_root = true)`,
     ],
   };
 }

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { errorCode } from '../topology/connection.js';
 import { tableId } from '../topology/topology.js';
+import { heapsOf } from './heaps.js';
 import { differing, pagesOf, type RowsOf, type RowVersion, rowsByKey, rowsOfPages } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
 import { markerArrived, writeMarkerSql } from './replication.js';
@@ -96,6 +97,18 @@ export class Sampler {
     return this.#tables;
   }
 
+  /** The table, or one of its partitions, the larger the more often. */
+  async #anyHeap(session: ShardSession, sql: string): Promise<{ sql: string; pages: number }> {
+    const heaps: { sql: string; pages: number }[] = [];
+    for (const heap of await heapsOf(session, sql)) heaps.push({ sql: heap, pages: await pagesOf(session, heap) });
+    let at = Math.random() * heaps.reduce((sum, heap) => sum + heap.pages, 0);
+    for (const heap of heaps) {
+      at -= heap.pages;
+      if (at < 0) return heap;
+    }
+    return { sql, pages: 0 };
+  }
+
   /** Rows of random pages of one side, looked up on the other. */
   async #compare(
     rows: RowsOf,
@@ -104,9 +117,9 @@ export class Sampler {
   ): Promise<{ rows: number; differing: string[] }> {
     const id = `${here.shard.name} ${rows.sql}`;
     const pages = this.#pages.get(id) ?? 1;
-    const all = await pagesOf(here, rows.sql);
+    const { sql, pages: all } = await this.#anyHeap(here, rows.sql);
     const first = Math.floor(Math.random() * Math.max(1, all - pages + 1));
-    const read = await rowsOfPages(here, rows, first, first + pages, SAMPLE_ROWS);
+    const read = await rowsOfPages(here, { ...rows, sql }, first, first + pages, SAMPLE_ROWS);
     if (read.length < FEW_ROWS && pages < all) this.#pages.set(id, Math.min(MAX_PAGES, pages * 2));
     if (read.length === SAMPLE_ROWS && pages > 1) this.#pages.set(id, pages / 2);
     // What lies side by side here was copied from, or to, places that do so there.

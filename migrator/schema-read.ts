@@ -80,7 +80,14 @@ export interface TableInfo extends TableName {
   readonly kind: string;
   readonly persistence: string;
   readonly rowSecurity: RowSecurityInfo;
+  /** It has parents or children by INHERITS. */
   readonly inherits: boolean;
+  /** It is a part of a partitioned table. */
+  readonly isPartition: boolean;
+  /** What stands behind PARTITION BY; null: it is not partitioned. */
+  readonly partitionKey: string | null;
+  /** Of a partitioned table, each behind its parent, if they have been read (`readWholeTable`). */
+  readonly partitions?: readonly PartitionInfo[];
   readonly replicaIdentity: 'd' | 'n' | 'f' | 'i';
   readonly owner: string;
   readonly options: string | null;
@@ -101,6 +108,14 @@ export interface TableInfo extends TableName {
   readonly functions: readonly FunctionInfo[];
   /** User collations it uses, quoted. */
   readonly collations: readonly string[];
+}
+
+/** A partition, or one that is itself partitioned. */
+export interface PartitionInfo {
+  readonly table: TableInfo;
+  readonly parent: TableName;
+  /** `FOR VALUES …` or `DEFAULT`. */
+  readonly bound: string;
 }
 
 /** Foreign keys of other tables that point at this one. */
@@ -131,7 +146,8 @@ bases AS ( -- array elements and the base types of domains, all the way down
   ) SELECT oid FROM b
 )
 SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind, t.relpersistence AS persistence,
-  EXISTS (SELECT FROM pg_inherits h WHERE t.oid IN (h.inhrelid, h.inhparent)) AS inherits,
+  EXISTS (SELECT FROM pg_inherits h WHERE (h.inhrelid = t.oid AND NOT t.relispartition) OR (h.inhparent = t.oid AND t.relkind <> 'p')) AS inherits,
+  t.relispartition AS "isPartition", pg_get_partkeydef(t.oid) AS "partitionKey",
   t.relreplident AS "replicaIdentity", pg_get_userbyid(t.relowner) AS owner, array_to_string(t.reloptions, ', ') AS options,
   obj_description(t.oid, 'pg_class') AS comment,
   (SELECT coalesce(json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
@@ -151,8 +167,8 @@ SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind
       'references', (SELECT json_build_object('schema', fn.nspname, 'table', fc.relname) FROM pg_class fc JOIN pg_namespace fn ON fn.oid = fc.relnamespace WHERE fc.oid = k.confrelid),
       'referencedColumns', (SELECT coalesce(json_agg(a.attname ORDER BY o.n), '[]') FROM unnest(k.confkey) WITH ORDINALITY o(num, n) JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = o.num)
       ) ORDER BY k.conname), '[]')
-     FROM pg_constraint k WHERE k.conrelid = t.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')) AS constraints,
-  (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'definition', pg_get_indexdef(x.indexrelid), 'unique', x.indisunique,
+     FROM pg_constraint k WHERE k.conrelid = t.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x') AND (k.contype <> 'f' OR k.conparentid = 0)) AS constraints,
+  (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'definition', regexp_replace(pg_get_indexdef(x.indexrelid), '^(CREATE (UNIQUE )?INDEX ("([^"]|"")*"|[^" ]+) ON) ONLY ', '\\1 '), 'unique', x.indisunique,
       'valid', x.indisvalid, 'replicaIdentity', x.indisreplident, 'partial', x.indpred IS NOT NULL,
       'columns', (SELECT json_agg(a.attname ORDER BY o.n) FROM unnest(x.indkey::int2[]) WITH ORDINALITY o(num, n) LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = o.num AND o.num <> 0
                    WHERE o.n <= x.indnkeyatts)) ORDER BY i.relname), '[]')
@@ -198,6 +214,19 @@ export async function readTable(db: Pick<pg.ClientBase, 'query'>, quotedName: st
   return (await db.query<TableInfo>(READ_TABLE, [quotedName])).rows[0] ?? null;
 }
 
+/** The same of several tables, in this order, in one query. Those that are not there are missing. */
+export async function readTables(
+  db: Pick<pg.ClientBase, 'query'>,
+  quotedNames: readonly string[],
+): Promise<TableInfo[]> {
+  const { rows } = await db.query<TableInfo>(
+    `SELECT one.* FROM unnest($1::text[]) WITH ORDINALITY AS wanted (name, n)
+       CROSS JOIN LATERAL (${READ_TABLE.replace('$1', 'wanted.name')}) AS one ORDER BY wanted.n`,
+    [quotedNames],
+  );
+  return rows;
+}
+
 /** Foreign keys from other tables to this one. */
 export async function readInboundForeignKeys(
   db: Pick<pg.ClientBase, 'query'>,
@@ -206,7 +235,7 @@ export async function readInboundForeignKeys(
   const result = await db.query<{ name: string; schema: string; table: string }>(
     `SELECT k.conname AS name, n.nspname AS schema, c.relname AS "table" FROM pg_constraint k
        JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-      WHERE k.contype = 'f' AND k.confrelid = $1 AND k.conrelid <> $1 AND n.nspname <> $2`,
+      WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confrelid = $1 AND k.conrelid <> $1 AND n.nspname <> $2`,
     [oid, SHARD_SCHEMA],
   );
   return result.rows.map((r) => ({ name: r.name, from: { schema: r.schema, table: r.table } }));

@@ -41,7 +41,7 @@ export function createTableSql(t: TableInfo): string[] {
       .map((c) => `CONSTRAINT ${quoteIdent(c.name)} ${c.definition.replace(/ NOT VALID$/, '')}`),
   ];
   const sql = [
-    `CREATE TABLE ${name} (\n  ${items.join(',\n  ')}\n)${t.options === null ? '' : ` WITH (${t.options})`}`,
+    `CREATE TABLE ${name} (\n  ${items.join(',\n  ')}\n)${t.partitionKey === null ? '' : ` PARTITION BY ${t.partitionKey}`}${t.options === null ? '' : ` WITH (${t.options})`}`,
     ...t.indexes.filter((i) => i.replicaIdentity).map((i) => i.definition),
     ...t.constraints.filter((c) => c.type === 'u' && c.replicaIdentity).map((c) => addConstraint(t, c)),
   ];

@@ -4,6 +4,7 @@ import { tableId } from '../topology/topology.js';
 import { MigrationFailure } from './executor.js';
 import { hashing } from './hashing.js';
 import type { Move } from './move.js';
+import { settlePartitions } from './partitions.js';
 import { readTable } from './schema-read.js';
 
 /** Times that a subscription which stopped is started again before the migration is given up. */
@@ -23,6 +24,8 @@ export interface ReplicationState {
   readonly lagBytes: number;
   /** What keeps it, and what to do about that; null: nothing that can be seen. */
   readonly note: string | null;
+  /** Why the partitions of the two sides are not the same; null: they are. */
+  readonly partitions: string | null;
 }
 
 interface SubscriptionRow {
@@ -47,6 +50,8 @@ export class Supervisor {
   #cause: string | null = null;
   #lookedAt = Number.NEGATIVE_INFINITY;
   #stalled: string | null = null;
+  #settledAt = Number.NEGATIVE_INFINITY;
+  #partitions: string | null = null;
   /** Since when a worker is missing. */
   #missingSince: number | null = null;
 
@@ -76,10 +81,13 @@ export class Supervisor {
         'Somebody dropped it: start the migration again.',
       );
     const lagBytes = Number(slot.lag);
+    const partitions = await this.#settle(!sub.enabled);
     if (sub.enabled) {
       if (performance.now() - this.#lastRestart > FORGET_AFTER_MS) this.#restarts = 0;
-      return { lagBytes, note: await this.#stall(slot) };
+      return { lagBytes, note: partitions ?? (await this.#stall(slot)), partitions };
     }
+    // Started again when there is a place for every row.
+    if (partitions !== null) return { lagBytes, note: partitions, partitions };
     // It also stops when only the connection broke.
     this.#cause = await this.#whyStopped();
     const because = this.#cause === null ? '' : `: ${this.#cause}`;
@@ -96,7 +104,15 @@ export class Supervisor {
     return {
       lagBytes,
       note: `replication stopped with an error and was started again (${this.#restarts} of ${MAX_RESTARTS})${because}`,
+      partitions,
     };
+  }
+
+  async #settle(now: boolean): Promise<string | null> {
+    if (!now && performance.now() - this.#settledAt < LOOK_MS) return this.#partitions;
+    this.#partitions = await settlePartitions(this.#m);
+    this.#settledAt = performance.now();
+    return this.#partitions;
   }
 
   /** Of the migration's slot and those of the workers that copy: the worst of them. */

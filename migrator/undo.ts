@@ -96,7 +96,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
     case 'table': {
       const keys = await session.query<{ sql: string }>(
         `SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) AS sql FROM pg_constraint
-          WHERE contype = 'f' AND confrelid = to_regclass($1) AND conrelid <> confrelid
+          WHERE contype = 'f' AND conparentid = 0 AND confrelid = to_regclass($1) AND conrelid <> confrelid
          UNION ALL SELECT DISTINCT format('DROP POLICY %I ON %s', polname, polrelid::regclass) FROM pg_policy p
            JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
           WHERE d.refobjid = to_regclass($1) AND polrelid <> d.refobjid`,
@@ -155,7 +155,7 @@ async function dropGuards(m: Move, on: 'source' | 'destination', trigger: string
   const session = on === 'source' ? m.source : m.destination;
   const tables = await session.query<{ name: string; triggers: string[] }>(
     `SELECT tgrelid::regclass::text AS name, array_agg(quote_ident(tgname)) AS triggers FROM pg_trigger
-      WHERE NOT tgisinternal AND tgname = ANY ($1) GROUP BY tgrelid`,
+      WHERE NOT tgisinternal AND tgparentid = 0 AND tgname = ANY ($1) GROUP BY tgrelid`,
     [Object.values(guardTriggers({ trigger }))],
   );
   for (const t of tables)

@@ -1,3 +1,4 @@
+import { HEAPS } from './heaps.js';
 import { isReference, type Move } from './move.js';
 
 /** Rows up to which they are counted rather than estimated. */
@@ -15,12 +16,12 @@ export interface Volume {
 export async function measureVolumes(m: Move): Promise<(Volume & { readonly name: string })[]> {
   const volumes: (Volume & { name: string })[] = [];
   for (const t of m.tables) {
-    const [facts] = await m.source.query<{ name: string; tuples: number; bytes: string }>(
-      `SELECT c.oid::regclass::text AS name, greatest(c.reltuples, 0)::float8 AS tuples, pg_table_size(c.oid)::text AS bytes
-         FROM pg_class c WHERE c.oid = to_regclass($1)`,
+    const [facts] = await m.source.query<{ name: string | null; tuples: number; bytes: string }>(
+      `SELECT to_regclass($1)::text AS name, coalesce(sum(greatest(heap.reltuples, 0)), 0)::float8 AS tuples,
+              coalesce(sum(pg_table_size(heap.oid)), 0)::text AS bytes FROM ${HEAPS}`,
       [t.sql],
     );
-    if (facts === undefined) {
+    if (facts?.name == null) {
       volumes.push({ name: t.sql, rows: 0, bytes: 0 });
       continue;
     }

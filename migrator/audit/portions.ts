@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../../topology/connection.js';
+import { heapsOf } from '../heaps.js';
 import { pagesOf } from '../keyed-rows.js';
 import type { ShardSession } from '../shard-session.js';
 
@@ -15,6 +16,19 @@ interface Place {
   readonly page: number;
   readonly found: number;
 }
+
+interface How {
+  /** Pages for one statement. */
+  readonly most: number;
+  /** Whether to go on where an earlier call for the same shard and table was stopped. */
+  readonly resumes: boolean;
+}
+
+/**
+ * What is done with the pages from `first` on, `end` not among them, of the table, or of one of its partitions, with the name `heap`; gives the number
+ * of what it has found.
+ */
+type Look = (heap: string, first: number, end: number) => Promise<number>;
 
 /** How an audit goes through tables: some pages at a time, each by a statement of its own, so that no snapshot is held for long. */
 export class Portions {
@@ -33,27 +47,25 @@ export class Portions {
 
   /**
    * Goes through a table. Rows that are updated meanwhile may be met twice, or not.
-   * @param most pages for one statement
-   * @param resumes whether to go on where an earlier call for the same shard and table was stopped
-   * @param look what is done with the pages from `first` on, `end` not among them; gives the number of what it has found
    * @returns the sum of what was found
    * @throws AuditInterrupted
    */
-  async of(
-    session: ShardSession,
-    sql: string,
-    { most, resumes }: { readonly most: number; readonly resumes: boolean },
-    look: (first: number, end: number) => Promise<number>,
-  ): Promise<number> {
-    const id = `${session.shard.name} ${sql}`;
+  async of(session: ShardSession, sql: string, { most, resumes }: How, look: Look): Promise<number> {
+    let found = 0;
+    for (const heap of await heapsOf(session, sql)) found += await this.#heap(session, heap, { most, resumes }, look);
+    return found;
+  }
+
+  async #heap(session: ShardSession, heap: string, { most, resumes }: How, look: Look): Promise<number> {
+    const id = `${session.shard.name} ${heap}`;
     let { page, found } = (resumes ? this.#places.get(id) : undefined) ?? { page: 0, found: 0 };
     let pages = most;
-    const all = await pagesOf(session, sql);
+    const all = await pagesOf(session, heap);
     while (page < all) {
       if (await this.#interrupted()) throw new AuditInterrupted('the audit was interrupted');
       const began = performance.now();
       try {
-        found += await look(page, page + pages);
+        found += await look(heap, page, page + pages);
         page += pages;
         if (resumes) this.#places.set(id, { page, found });
       } catch (error) {

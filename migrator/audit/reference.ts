@@ -101,9 +101,9 @@ async function differingFrom(
   portions: Portions,
 ): Promise<string[]> {
   const found: string[] = [];
-  await portions.of(here, rows.sql, { most: PAGES, resumes: false }, async (first, end) => {
+  await portions.of(here, rows.sql, { most: PAGES, resumes: false }, async (heap, first, end) => {
     if (found.length >= ENOUGH) return 0;
-    const read = await rowsOfPages(here, rows, first, end, null);
+    const read = await rowsOfPages(here, { ...rows, sql: heap }, first, end, null);
     const keys = read.map((row) => row.key);
     if (keys.length > 0) found.push(...differing(keys, read, await rowsByKey(there, rows, keys)));
     return 0;

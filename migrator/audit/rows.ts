@@ -63,10 +63,9 @@ function strayPredicate(keyspace: Keyspace, table: ShardedTable, shard: ShardNam
 }
 
 function count(session: ShardSession, table: ShardedTable, where: string, portions: Portions): Promise<number> {
-  const name = quoteTable(table);
-  return portions.of(session, name, { most: PORTION_PAGES, resumes: true }, async (first, end) => {
+  return portions.of(session, quoteTable(table), { most: PORTION_PAGES, resumes: true }, async (heap, first, end) => {
     const [row] = await session.query<{ n: string }>(
-      `SELECT count(*) AS n FROM ${name} WHERE ctid >= '(${first},0)' AND ctid < '(${end},0)' AND (${where})`,
+      `SELECT count(*) AS n FROM ${heap} WHERE ctid >= '(${first},0)' AND ctid < '(${end},0)' AND (${where})`,
     );
     return Number(row?.n ?? 0);
   });

@@ -8,9 +8,9 @@ export async function waitUntilCaughtUp(m: Move): Promise<void> {
   const supervisor = new Supervisor(m);
   await m.exec.wait(`a marker reaches the destination within ${m.options.maxLagMs} ms`, async () => {
     const ms = await roundTrip(m, m.options.maxLagMs);
-    const { lagBytes, note } = await supervisor.check();
+    const { lagBytes, note, partitions } = await supervisor.check();
     await m.exec.progress({ lagBytes, note: note ?? (ms === null ? 'catching up' : null) });
-    return ms !== null;
+    return ms !== null && partitions === null;
   });
 }
 

@@ -1,7 +1,9 @@
-import { quoteLiteral } from '../../topology/quote.js';
+import { quoteLiteral, quoteTable } from '../../topology/quote.js';
+import type { TableName } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { type CopiedTable, LostCopies } from '../lost-copy.js';
 import type { Move } from '../move.js';
+import { fromLeaves, readWholeTable } from '../schema-partitions.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
 import { Supervisor } from '../supervisor.js';
 import { Throttle } from '../throttle.js';
@@ -52,9 +54,9 @@ async function copyAgain(m: Move, table: string): Promise<void> {
 
 /** Indexes, then foreign keys, one at a time: when every table has its rows and its indexes. */
 async function buildAll(m: Move): Promise<void> {
-  const infos = await readSourceTables(m);
+  const infos = await readSourceTables(m, readWholeTable);
   const items = [finishIndexes, finishForeignKeys].flatMap((itemsOf) =>
-    infos.flatMap((info) => itemsOf(info).map((item) => ({ info, item }))),
+    infos.flatMap(fromLeaves).flatMap((info) => itemsOf(info).map((item) => ({ info, item }))),
   );
   for (const [i, { info, item }] of items.entries()) {
     await m.exec.progress({ note: `building ${item.kind} ${item.name} (${i + 1} of ${items.length})` });
@@ -63,10 +65,9 @@ async function buildAll(m: Move): Promise<void> {
   await m.exec.progress({ note: null });
 }
 
-async function build(m: Move, table: { schema: string; table: string }, item: FinishItem): Promise<void> {
+async function build(m: Move, table: TableName, item: FinishItem): Promise<void> {
   const name = quoteLiteral(item.name);
-  const relation = m.tables.find((t) => t.schema === table.schema && t.table === table.table)?.sql as string;
-  const regclass = `to_regclass(${quoteLiteral(relation)})`;
+  const regclass = `to_regclass(${quoteLiteral(quoteTable(table))})`;
   // A build cannot be slowed down; it can be kept from taking more than one processor.
   const isThrottled = new Throttle(m).limits.maxRate !== null;
   await m.exec.perform({

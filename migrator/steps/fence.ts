@@ -11,6 +11,7 @@ import { LeaseLostError } from '../lease.js';
 import { isReference, type Move } from '../move.js';
 import { GATE_CLOSED, GUARD_LOCK_CLASS } from '../names.js';
 import { HOLD_MARGIN_MS } from '../options.js';
+import { PartitionLocks } from '../partitions.js';
 import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
@@ -63,8 +64,11 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
   // Connected before anybody is held: a connection takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
   const sessions = [m.source, m.destination, m.snapshot];
+  const partitions = new PartitionLocks();
   let waiting = false;
   try {
+    const why = await partitions.take(m);
+    if (why !== null) throw new FenceMissed(why);
     const plan = await planFlip(m);
     const patienceMs = m.options.ackMs + (m.exec.controls.endTransactionsAfterMs ?? 0);
     const held = await hold(m, patienceMs);
@@ -109,6 +113,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     if (waiting) await m.destination.query(goThroughGateSql(m.names));
   } finally {
     for (const session of sessions) session.answerWithin(null);
+    await partitions.release();
   }
 }
 

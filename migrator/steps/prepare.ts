@@ -5,6 +5,7 @@ import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
+import { HEAPS } from '../heaps.js';
 import { type CleanupRecord, decodeSpec, otherMoves, tableOf } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
@@ -20,6 +21,7 @@ import {
   subscriptionPresent,
 } from '../replication.js';
 import { createFunctionAction, isMade } from '../schema-functions.js';
+import { createPartitionSql } from '../schema-partitions.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
 import { Throttle } from '../throttle.js';
@@ -148,7 +150,7 @@ function isOurs(own: readonly CleanupRecord[], t: MovingTable): boolean {
 /** Bytes of a row, about. */
 async function rowBytes(m: Move, t: MovingTable): Promise<number> {
   const [table] = await m.source.query<{ bytes: number | null }>(
-    'SELECT pg_table_size(oid) / nullif(greatest(reltuples, 0), 0)::float8 AS bytes FROM pg_class WHERE oid = to_regclass($1)',
+    `SELECT sum(pg_table_size(heap.oid)) / nullif(sum(greatest(heap.reltuples, 0)), 0)::float8 AS bytes FROM ${HEAPS}`,
     [t.sql],
   );
   return table?.bytes ?? ROW_BYTES;
@@ -178,7 +180,12 @@ async function createTables(
   const functions = tables.flatMap((t) => t.functions.filter(isMade));
   for (const name of new Set([
     ...functions.map((f) => f.schema),
-    ...missing.flatMap((t) => [t.schema, ...t.types.map((y) => y.schema), ...t.sequences.map((s) => s.schema)]),
+    ...missing.flatMap((t) => [
+      t.schema,
+      ...(t.partitions ?? []).map((p) => p.table.schema),
+      ...t.types.map((y) => y.schema),
+      ...t.sequences.map((s) => s.schema),
+    ]),
   ]))
     await m.exec.perform({
       name: 'create-schema',
@@ -220,7 +227,7 @@ async function createTables(
       mode: 'transaction',
       cleanup: [{ kind: 'table', shard, object: { schema: t.schema, table: t.table } }],
       present: `SELECT to_regclass(${quoteLiteral(quoteTable(t))}) IS NOT NULL AS present`,
-      sql: createTableSql(t),
+      sql: [...createTableSql(t), ...(t.partitions ?? []).flatMap((p) => createPartitionSql(p, false))],
     });
   }
 }
@@ -278,11 +285,11 @@ async function clearEarlierAttempt(m: Move, there: ReadonlyMap<string, TableInfo
   }
 }
 
-/** The tables of the source now. @throws MigrationFailure when one is gone */
-export async function readSourceTables(m: Move): Promise<TableInfo[]> {
+/** The tables of the source now. @param read whether with their partitions @throws MigrationFailure when one is gone */
+export async function readSourceTables(m: Move, read = readTable): Promise<TableInfo[]> {
   const infos: TableInfo[] = [];
   for (const t of m.tables) {
-    const info = await readTable(m.source.reader, t.sql);
+    const info = await read(m.source.reader, t.sql);
     if (info === null)
       throw new MigrationFailure(`table "${tableId(t)}" was dropped at the source`, 'Start the migration again.');
     infos.push(info);

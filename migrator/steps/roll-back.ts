@@ -10,6 +10,7 @@ import { cross } from './fence.js';
 import { letGoOn, missed } from './missed-fence.js';
 import { openGates } from './open.js';
 import { waitForLongWriters } from './ready.js';
+import { compareChangedPartitions } from './verify.js';
 
 /** rolling_back → flipped_back, or reversing when the fence cannot be had: the same flip, the other way. */
 export async function rollBack(m: Move): Promise<void> {
@@ -18,6 +19,13 @@ export async function rollBack(m: Move): Promise<void> {
   await letGoOn(back);
   await waitUntilCaughtUp(back);
   await waitForLongWriters(back);
+  const difference = await compareChangedPartitions(m, back);
+  back.row = m.row;
+  if (difference !== null) {
+    await stay(back, difference, difference);
+    m.row = back.row;
+    return;
+  }
   try {
     await cross(back, {
       to: 'flipped_back',

@@ -11,9 +11,16 @@ import {
 import { ComparisonRun } from '../comparison-run.js';
 import { MigrationFailure } from '../executor.js';
 import type { Move } from '../move.js';
-import { shapeDifferences } from '../preflight.js';
+import {
+  comparedAs,
+  isAsCompared,
+  type PartitionState,
+  partitionState,
+  sameState,
+  withCommonPartitions,
+} from '../partitions.js';
 import { doubtText } from '../sampled.js';
-import { readTable } from '../schema-read.js';
+import { readWholeTable, shapeDifferences } from '../schema-partitions.js';
 import { asMeant } from '../schema-triggers.js';
 import { Throttle } from '../throttle.js';
 import { readSourceTables } from './prepare.js';
@@ -21,7 +28,7 @@ import { repairOnRequest } from './repair.js';
 import { waitWhile } from './wait-while.js';
 
 const WHY_ROWS_DIFFER =
-  'Something else writes to the destination, or a column does not survive replication: compare these rows on both shards. Then start the migration again: it copies all anew.';
+  'Something else writes to the destination, a column does not survive replication, or a partition was attached with rows or detached, which is not replicated: compare these rows on both shards. Then start the migration again: it copies all anew.';
 /** Keys of differing rows in the text of an error, and in an event, per table. */
 const KEYS_TOLD = 3;
 const KEYS_IN_EVENTS = 20;
@@ -63,6 +70,7 @@ export async function answerRequests(m: Move, view: Move): Promise<void> {
 /** Where the comparison of a table was when it was last noted. */
 interface Unfinished extends Place {
   readonly table: string;
+  readonly partitions: PartitionState;
 }
 
 async function verifyTables(m: Move): Promise<void> {
@@ -71,7 +79,8 @@ async function verifyTables(m: Move): Promise<void> {
   for (const { t, info, volume } of run.tables) {
     const id = tableId(t);
     const verified = (m.row.facts.verified ?? {}) as Readonly<Record<string, number>>;
-    if (verified[id] !== undefined) {
+    const partitions = await partitionState(m, t);
+    if (verified[id] !== undefined && isAsCompared(m, t, partitions)) {
       run.skip(verified[id]);
       continue;
     }
@@ -79,17 +88,17 @@ async function verifyTables(m: Move): Promise<void> {
     const began = performance.now();
     let notedAt = began;
     const how = run.how(volume, `comparing ${id}`, {
-      ...(unfinished?.table === id ? { from: unfinished } : {}),
+      ...(unfinished?.table === id && sameState(unfinished.partitions, partitions) ? { from: unfinished } : {}),
       passed: async (place) => {
         if (place.after === null || performance.now() - notedAt < NOTE_MS) return;
-        m.row = await m.exec.noteFacts(m.row, { verifying: { table: id, ...place } satisfies Unfinished });
+        m.row = await m.exec.noteFacts(m.row, { verifying: { table: id, partitions, ...place } satisfies Unfinished });
         notedAt = performance.now();
       },
     });
     const compared = comparedTable(id, await compareLive(m, t, info, how), began);
     if (compared.differing > 0) found.push(compared);
     const passed = compared.differing === 0 ? { verified: { ...verified, [id]: compared.rows } } : {};
-    m.row = await m.exec.noteFacts(m.row, { ...passed, verifying: null });
+    m.row = await m.exec.noteFacts(m.row, { ...passed, ...comparedAs(m, t, partitions), verifying: null });
   }
   await run.end();
   if (found.length > 0) await noteDifference(m, found);
@@ -139,6 +148,31 @@ async function compareOnRequest(m: Move, view: Move): Promise<void> {
   await run.end();
 }
 
+/**
+ * Compares the tables whose partitions have come or gone since they were compared.
+ * @param view the migration with source and destination as they are now @returns what differs, or null
+ */
+export async function compareChangedPartitions(m: Move, view: Move): Promise<string | null> {
+  const changed = new Map<string, PartitionState>();
+  for (const t of m.exec.dry ? [] : view.tables) {
+    const partitions = await partitionState(view, t);
+    if (!isAsCompared(m, t, partitions)) changed.set(tableId(t), partitions);
+  }
+  if (changed.size === 0) return null;
+  const run = await ComparisonRun.begin(view, new Throttle(view));
+  for (const { t, info, volume } of run.tables) {
+    const partitions = changed.get(tableId(t));
+    if (partitions === undefined) continue;
+    const how = run.how(volume, `comparing ${tableId(t)}, whose partitions have changed`);
+    const { differing } = await compareLive(view, t, info, how);
+    if (differing.length > 0)
+      return `${differing.length} rows of "${tableId(t)}", whose partitions have changed, differ between the shards, among them ${differing.slice(0, KEYS_TOLD).join(', ')}: see "foreshard migrate verify ${m.row.id}"`;
+    m.row = await m.exec.noteFacts(m.row, comparedAs(m, t, partitions));
+  }
+  await run.end();
+  return null;
+}
+
 /** @throws MigrationFailure when tables have been declared that the migration did not begin with */
 export function refuseNewTables(m: Move, now: Topology): void {
   const keyspace = now.keyspaces.get(m.keyspace.name);
@@ -156,16 +190,18 @@ export function refuseNewTables(m: Move, now: Topology): void {
 
 /** Somebody may have changed a table on one side since. @throws MigrationFailure when the two no longer match */
 export async function checkShapes(m: Move): Promise<void> {
-  const infos = await readSourceTables(m);
+  const infos = await readSourceTables(m, readWholeTable);
   const quieted = await m.exec.openCleanup('triggers');
   for (const [i, t] of m.tables.entries()) {
-    const there = await readTable(m.destination.reader, t.sql);
+    const there = await readWholeTable(m.destination.reader, t.sql);
     const here = infos[i];
     if (here === undefined) continue;
     const differences =
       there === null
         ? ['the table is gone']
-        : shapeDifferences(asMeant(here, quieted, m.spec.from), asMeant(there, quieted, m.spec.to));
+        : shapeDifferences(
+            ...withCommonPartitions(asMeant(here, quieted, m.spec.from), asMeant(there, quieted, m.spec.to)),
+          );
     if (differences.length > 0)
       throw new MigrationFailure(
         `table "${tableId(t)}" was changed during the move: ${differences.slice(0, 3).join('; ')}`,

@@ -74,7 +74,7 @@ test('a migration that begins interrupts it, and it goes on where it was', async
   const portions = new Portions(false, async () => stop);
   const [session] = [await ShardSession.open({ name: 'one', url: s.urlOne } as never, null)];
   moves.atStop(() => session.close());
-  const look = (first: number) => {
+  const look = (_heap: string, first: number) => {
     looked.push(['tenants', first]);
     stop = first === 1;
     return Promise.resolve(1);
@@ -97,7 +97,7 @@ test('what a statement cannot look through in its time is looked through in smal
     session,
     'public.tenants',
     { most: 8, resumes: false },
-    async (first, end) => {
+    async (_heap, first, end) => {
       tries += 1;
       if (end - first > 2) await session.query('SELECT pg_sleep(60)');
       const rows = await session.query(

@@ -175,7 +175,8 @@ describe('tables', () => {
       CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;
       CREATE TABLE mixed (tenant_id bigint NOT NULL) PARTITION BY LIST (tenant_id);
       CREATE FOREIGN TABLE distant PARTITION OF mixed DEFAULT SERVER far;
-      CREATE TABLE heir () INHERITS (nullable);
+      CREATE TABLE parent (tenant_id bigint NOT NULL);
+      CREATE TABLE heir () INHERITS (parent);
       CREATE VIEW seen AS SELECT 1::bigint AS tenant_id;
       CREATE TABLE good (tenant_id bigint NOT NULL PRIMARY KEY)`,
     );
@@ -196,7 +197,7 @@ describe('tables', () => {
         message: `"public.${partition}" on shard "one" is a partition of "public.parts"`,
         hint: 'Declare "public.parts": its partitions go with it.',
       });
-    expect((await add('mixed')).message).toMatch(/whose partition distant is a foreign table/);
+    expect((await add('mixed')).message).toMatch(/whose partition public.distant is a foreign table/);
     expect((await add('heir')).message).toMatch(/is part of an inheritance/);
     expect((await failure(registry.addReferenceTable({ schema: 'public', table: 'parts' }))).message).toMatch(
       /is a partitioned table/,
