@@ -15,7 +15,7 @@ import { doubtedTables } from '../../migrator/sampled.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { shopMoves } from './moves.js';
-import { approveMove, forgetProxy, leftovers, pauseOnEntering, registerProxy } from './setting.js';
+import { approveMove, approveReplica, forgetProxy, leftovers, pauseOnEntering, registerProxy } from './setting.js';
 import { audit } from './writers.js';
 
 const HOUR = 3_600_000;
@@ -293,4 +293,50 @@ describe('rows of a way back', () => {
     await requestEnd(s.catalog.pool, id, 'finish', 'test');
     expect(await moves.atRest(id)).toBe('done');
   });
+});
+
+test('rows of a replica are repaired before it is read', async () => {
+  const id = await approveReplica(s, [6n], null);
+  moves.startMigrator();
+  await restBeforeComparison(id);
+  await tamper(s.urlTwo, 'DELETE FROM tenants WHERE id = 12');
+  await goOnUntilDifferent(id);
+  expect((await s.catalog.loadTopology()).replicas).toEqual([]);
+  expect(await repair(id)).toMatchObject({ refused: null, tables: [{ added: ['["12"]'] }] });
+  await moves.inState(id, 'following');
+  expect(await oneValue(s.urlTwo, 'SELECT name FROM tenants WHERE id = 12')).toBe('tenant 12');
+  await requestAbort(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('aborted');
+});
+
+test('a comparison that has locked a row for its last look lets it go when the destination is behind', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  moves.startMigrator();
+  await moves.noted(id, /^ready to flip/);
+  await tamper(s.urlTwo, 'DELETE FROM tenants WHERE id = 12');
+  const gate = await moves.session(s.urlTwo);
+  await gate.query('SELECT pg_advisory_lock(42)');
+  // Seven looks behind a marker come after the first one; the next has the row locked.
+  const marker = await oneValue<string>(
+    s.urlTwo,
+    "SELECT oid::regclass FROM pg_class WHERE relname ~ '^marker_' AND relkind = 'r'",
+  );
+  await gate.query(`CREATE SEQUENCE public.markers;
+    CREATE FUNCTION public.late() RETURNS trigger LANGUAGE plpgsql AS $$
+      BEGIN IF nextval('public.markers') > 8 THEN PERFORM pg_advisory_xact_lock_shared(42); END IF; RETURN NEW; END $$;
+    CREATE TRIGGER late BEFORE INSERT OR UPDATE ON ${marker} FOR EACH ROW EXECUTE FUNCTION public.late();
+    ALTER TABLE ${marker} ENABLE ALWAYS TRIGGER late`);
+  await requestComparison(s.catalog.pool, id, 'test');
+  const blocked = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted";
+  await waitFor(async () => (await gate.query(blocked)).rowCount === 1, { what: 'a marker that does not arrive' });
+  await withClient(s.urlOne, async (c) => {
+    await c.query("SET lock_timeout = '20s'");
+    await c.query("UPDATE tenants SET mood = 'hot' WHERE id = 12");
+  });
+  expect((await gate.query(blocked)).rowCount).toBe(1);
+  await gate.query('SELECT pg_advisory_unlock_all()');
+  const found = await waitFor(async () => lastComparison(await moves.load(id)), { what: 'the comparison' });
+  expect(found.tables.map((t) => t.differing)).toEqual([0, 0, 0, 1]);
+  await requestAbort(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('aborted');
 });
