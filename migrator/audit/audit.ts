@@ -12,6 +12,7 @@ import { Portions, STATEMENT_MS } from './portions.js';
 import { auditReference } from './reference.js';
 import type { Truth } from './repair-reference.js';
 import { auditRows } from './rows.js';
+import { auditShapes } from './shapes.js';
 
 /** What an audit has found, and what has become of it. */
 export type Audited = Omit<AuditFinding, 'repair'> & {
@@ -99,6 +100,7 @@ async function lookAround(
     findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, portions })));
   for (const table of topology.referenceTables.values())
     findings.push(...(await auditReference(table, { catalog, sessions, portions, truth })));
+  findings.push(...(await auditShapes(catalog, topology, sessions, atWork)));
   findings.push(...(await auditCatalog(catalog, atWork)));
   return findings;
 }

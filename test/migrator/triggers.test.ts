@@ -292,6 +292,24 @@ test('an audit that removes rows fires none of them', async () => {
   expect([await modes(s.urlOne), await modes(s.urlTwo)]).toEqual(['AR', 'AR']);
 });
 
+test('an audit finds those that are not on all shards, and policies that differ', async () => {
+  await withClient(s.urlOne, (c) => c.query(LOUD + LOUD_TRIGGERS));
+  await withClient(s.urlTwo, (c) => c.query(LOUD));
+  moves.startMigrator();
+  expect(await moves.atRest(await approveMove(s, [20n], null))).toBe('done');
+  expect(await auditShards(s.catalog, false)).toEqual([]);
+  await withClient(s.urlTwo, (c) =>
+    c.query('DROP TRIGGER loud_replica ON orders; CREATE POLICY all_of_them ON tenants USING (true)'),
+  );
+  const found = await auditShards(s.catalog, false);
+  expect(found.map(({ kind, shard, object }) => [kind, shard, object])).toEqual([
+    ['table', 'two', 'public.orders'],
+    ['table', 'two', 'public.tenants'],
+  ]);
+  expect(found[0]?.text).toMatch(/only on "one": CREATE TRIGGER loud_replica .*\(enabled for replicas\)/);
+  expect(found[1]?.text).toMatch(/only on "two": CREATE POLICY all_of_them/);
+});
+
 describe('triggers that change rows', () => {
   /** Orders of version 99 are the seventh tenant's, and what is new in its name comes first to nobody. */
   const CHANGES = `
