@@ -57,12 +57,3 @@ export async function nextChunk(
   );
   return { after, to: bound?.bound ?? null };
 }
-
-/** True for the rows with these identities. @param parameter number of the first of as many parameters as there are columns, each an array of text */
-export function identityPredicate({ columns }: Chunked, parameter: number): string {
-  const names = columns.map((c) => quoteIdent(c.name)).join(', ');
-  const aliases = columns.map((_, i) => `k${i}`);
-  const typed = columns.map((c, i) => `${aliases[i]}::${c.type}`).join(', ');
-  const arrays = columns.map((_, i) => `$${parameter + i}::text[]`).join(', ');
-  return `(${names}) IN (SELECT ${typed} FROM unnest(${arrays}) AS k(${aliases.join(', ')}))`;
-}

@@ -1,22 +1,13 @@
-import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
-import {
-  type Chunk,
-  type Chunked,
-  chunked,
-  chunkPredicate,
-  type Identity,
-  identityPredicate,
-  nextChunk,
-} from './chunks.js';
+import { type Chunk, type Chunked, chunked, chunkPredicate, type Identity, nextChunk } from './chunks.js';
 import { type Hashing, hashing } from './hashing.js';
 import { HEAPS } from './heaps.js';
+import { differing, type RowsOf, type RowVersion, rowsByKey, rowsWhere } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
-import { hasAllWithin, markerArrived, writeMarkerSql } from './replication.js';
+import { followed, hasAllWithin } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
-import { Supervisor } from './supervisor.js';
 import type { Throttle } from './throttle.js';
 import { rowBytes, type Volume } from './volumes.js';
 
@@ -36,10 +27,9 @@ const MAX_BUCKETS = 65_536;
 const FETCH_ROWS = 100_000;
 /** Rows that may differ at one moment before it can no longer be writes on their way. */
 const MAX_SUSPECTS = 20_000;
-/** How often replication is looked after while a marker is waited for, ms. */
-const SUPERVISE_MS = 1000;
 const LIVE_ROUNDS = 8;
 const LOCKED_ROUNDS = 3;
+const TO_FOLLOW = { everyMs: 5 };
 /** How long rows are locked at most while a marker is on its way, ms. */
 const LOCKED_MS = 1000;
 /** Rows that are locked by somebody who says nothing any more are let go after this, ms. */
@@ -103,12 +93,12 @@ export async function compareAgain(
   m: Move,
   t: MovingTable,
   info: TableInfo,
-  { differing, chunks }: Pick<Comparison, 'differing' | 'chunks'>,
+  before: Pick<Comparison, 'differing' | 'chunks'>,
 ): Promise<Pick<Comparison, 'differing' | 'chunks'>> {
   const of = new Comparing(m, t, info, m.destination);
-  const left = new Set(await confirmLive(m, of, differing));
+  const left = new Set(await confirmLive(m, of, before.differing));
   const concerned: Chunk[] = [];
-  for (const chunk of chunks) {
+  for (const chunk of before.chunks) {
     m.exec.at('before:verify');
     await m.exec.rest();
     const { suspects } = await of.compareChunk(chunk);
@@ -123,12 +113,12 @@ async function confirmLive(m: Move, of: Comparing, suspects: readonly string[]):
   let left = suspects;
   for (let round = 1; left.length > 0 && round < LIVE_ROUNDS; round++) {
     m.exec.at('before:verify');
-    left = await of.suspects(of.isOneOf, of.identities(left), () => drainMarker(m));
+    left = await of.stillDiffering(left);
   }
   for (let round = 0; left.length > 0 && round < LOCKED_ROUNDS; ) {
     const locked = await of.lockedSuspects(left);
     // Nobody who writes these rows is to wait for a destination that is behind, or for somebody who has paused the migration.
-    if (locked === null) await drainMarker(m);
+    if (locked === null) await followed(m, TO_FOLLOW);
     else {
       left = locked;
       round++;
@@ -152,6 +142,7 @@ export function compareFrozen(
 class Comparing {
   readonly #m: Move;
   readonly #t: MovingTable;
+  readonly #rows: RowsOf;
   readonly #h: Hashing;
   readonly #of: Chunked;
   readonly #there: ShardSession;
@@ -161,10 +152,13 @@ class Comparing {
   constructor(m: Move, t: MovingTable, info: TableInfo, there: ShardSession) {
     this.#m = m;
     this.#t = t;
+    this.#rows = { sql: t.sql, where: t.predicate(), info };
     this.#h = hashing(info);
     this.#of = chunked(t, info);
     this.#there = there;
-    this.#settle = there === m.destination ? () => drainMarker(m) : async () => undefined;
+    this.#settle = async () => {
+      if (there === m.destination) await followed(m, TO_FOLLOW);
+    };
   }
 
   /** @param confirm which of the rows that seem to differ do so */
@@ -176,7 +170,7 @@ class Comparing {
     const bytes = rowBytes(volume);
     const scattered = await this.#scatteredRows();
     let { after, rows } = from ?? { after: null, rows: 0 };
-    const differing: string[] = [];
+    const found: string[] = [];
     const chunks: Chunk[] = [];
     for (;;) {
       m.exec.at('before:verify');
@@ -186,12 +180,12 @@ class Comparing {
       const { count, suspects } = await this.compareChunk(chunk);
       rows += count;
       const standing = suspects.length > MAX_SUSPECTS ? suspects : await confirm(suspects);
-      differing.push(...standing);
+      found.push(...standing);
       if (standing.length > 0) chunks.push(chunk);
       after = chunk.to;
       await read(rows);
-      if (differing.length === 0) await passed({ after, rows });
-      if (after === null || differing.length > MAX_SUSPECTS) return { rows, differing, chunks };
+      if (found.length === 0) await passed({ after, rows });
+      if (after === null || found.length > MAX_SUSPECTS) return { rows, differing: found, chunks };
       await throttle.pauseAfterRead(count * bytes);
     }
   }
@@ -227,7 +221,7 @@ class Comparing {
 
   /** Keys of rows of a chunk that differ now. */
   async #suspectsIn(where: string, rows: number): Promise<string[]> {
-    if (rows <= FETCH_ROWS) return this.suspects(where, [], this.#settle);
+    if (rows <= FETCH_ROWS) return this.#differing((session) => rowsWhere(session, this.#rows, where));
     const bucket = this.#h.bucket(Math.min(MAX_BUCKETS, 2 ** Math.ceil(Math.log2(rows / BUCKET_ROWS))));
     type Bucket = { bucket: number; rows: string; hash: string };
     const [source, destination] = await this.#both<Bucket>(
@@ -235,50 +229,52 @@ class Comparing {
     );
     const theirs = new Map(destination.map((b) => [b.bucket, `${b.rows} ${b.hash}`]));
     const ours = new Set(source.map((b) => b.bucket));
-    const differing = [
+    const suspected = [
       ...source.filter((b) => theirs.get(b.bucket) !== `${b.rows} ${b.hash}`),
       ...destination.filter((b) => !ours.has(b.bucket)),
     ];
     const suspects: string[] = [];
-    for (let first = 0; first < differing.length && suspects.length <= MAX_SUSPECTS; ) {
+    for (let first = 0; first < suspected.length && suspects.length <= MAX_SUSPECTS; ) {
       const part: number[] = [];
-      for (let n = 0; first < differing.length && (part.length === 0 || n < FETCH_ROWS); first++) {
-        const b = differing[first] as Bucket;
+      for (let n = 0; first < suspected.length && (part.length === 0 || n < FETCH_ROWS); first++) {
+        const b = suspected[first] as Bucket;
         part.push(b.bucket);
         n += Number(b.rows);
       }
-      suspects.push(...(await this.suspects(`${where} AND ${bucket} = ANY ($1::int[])`, [part], this.#settle)));
+      const isPart = `${where} AND ${bucket} = ANY ($1::int[])`;
+      suspects.push(...(await this.#differing((session) => rowsWhere(session, this.#rows, isPart, [part]))));
     }
     return suspects;
+  }
+
+  /** Those of the keys whose rows differ now. */
+  stillDiffering(keys: readonly string[]): Promise<string[]> {
+    return this.#differing((session) => rowsByKey(session, this.#rows, keys));
   }
 
   /**
    * Keys whose rows differ: the source's are read first, then what is under way is waited for, so that a row that has not changed since
    * must be the same at the destination.
    */
-  async suspects(where: string, values: readonly unknown[], settle: () => Promise<void>): Promise<string[]> {
-    const sql = this.#rowsSql(where);
-    const source = await this.#m.source.query<{ key: string; hash: string }>(sql, values);
-    await settle();
-    const destination = await this.#there.query<{ key: string; hash: string }>(sql, values);
-    return differingKeys(source, destination);
+  async #differing(read: (session: ShardSession) => Promise<RowVersion[]>): Promise<string[]> {
+    const source = await read(this.#m.source);
+    await this.#settle();
+    return differing(source, await read(this.#there));
   }
 
-  /** @returns null: the destination is too far behind */
+  /** The same, while the source's are locked. @returns null: the destination is too far behind */
   async lockedSuspects(keys: readonly string[]): Promise<string[] | null> {
-    const values = this.identities(keys);
-    const sql = this.#rowsSql(this.isOneOf);
     const locker = await ShardSession.open(this.#m.source.shard, null);
     try {
       await locker.query('BEGIN');
       await locker.query(
         `SET LOCAL lock_timeout = '300ms'; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`,
       );
-      const source = await locker.query<{ key: string; hash: string }>(`${sql} FOR UPDATE`, values);
+      const source = await rowsByKey(locker, this.#rows, keys, true);
       if (!(await hasAllWithin(this.#m, LOCKED_MS))) return null;
-      const destination = await this.#there.query<{ key: string; hash: string }>(sql, values);
+      const destination = await rowsByKey(this.#there, this.#rows, keys);
       await locker.query('ROLLBACK');
-      return differingKeys(source, destination);
+      return differing(source, destination);
     } catch (error) {
       if (errorCode(error) !== '55P03') throw error;
       await delay(200);
@@ -288,21 +284,6 @@ class Comparing {
     }
   }
 
-  /** True for the rows whose identities are the parameters. */
-  get isOneOf(): string {
-    return `${this.#t.predicate()} AND ${identityPredicate(this.#of, 1)}`;
-  }
-
-  /** Keys as parameters of `isOneOf`: an array for each column. */
-  identities(keys: readonly string[]): string[][] {
-    const rows = keys.map((key) => JSON.parse(key) as string[]);
-    return this.#of.columns.map((c) => rows.map((row) => row[this.#h.keyNames.indexOf(c.name)] as string));
-  }
-
-  #rowsSql(where: string): string {
-    return `SELECT ${this.#h.key} AS key, ${this.#h.row}::text AS hash FROM ${this.#t.sql} WHERE ${where}`;
-  }
-
   #both<T extends Record<string, unknown>>(sql: string): Promise<[T[], T[]]> {
     const check = () => this.#m.exec.check();
     return Promise.all([
@@ -310,35 +291,4 @@ class Comparing {
       this.#there.interruptible<T>(sql, undefined, check),
     ]);
   }
-}
-
-async function drainMarker(m: Move): Promise<void> {
-  const token = randomUUID();
-  await m.source.query(writeMarkerSql(m.names, token));
-  const supervisor = new Supervisor(m);
-  let lookedAt = performance.now();
-  await m.exec.wait(
-    'the marker arrives at the destination',
-    async () => {
-      if (await markerArrived(m, token)) return true;
-      // Else one that can never come would be waited for, whatever else is asked of the migration.
-      if (performance.now() - lookedAt > SUPERVISE_MS) {
-        await supervisor.check();
-        lookedAt = performance.now();
-      }
-      return false;
-    },
-    { everyMs: 5 },
-  );
-}
-
-function differingKeys(
-  a: readonly { key: string; hash: string }[],
-  b: readonly { key: string; hash: string }[],
-): string[] {
-  const left = new Map(a.map((r) => [r.key, r.hash]));
-  const right = new Map(b.map((r) => [r.key, r.hash]));
-  const keys = [...left].filter(([key, hash]) => right.get(key) !== hash).map(([key]) => key);
-  keys.push(...[...right.keys()].filter((key) => !left.has(key)));
-  return keys;
 }

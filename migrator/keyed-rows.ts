@@ -22,19 +22,30 @@ export interface RowsOf {
   readonly info: TableInfo;
 }
 
+/** Rows of a table. @param where condition on them, of which `values` are the parameters */
+export function rowsWhere(
+  session: ShardSession,
+  { sql, info }: Pick<RowsOf, 'sql' | 'info'>,
+  where: string,
+  values: readonly unknown[] = [],
+): Promise<RowVersion[]> {
+  const { key, row } = hashing(info);
+  return session.query<RowVersion & Record<string, string>>(
+    `SELECT ${key} AS key, ${row}::text AS hash, xmin::text AS version FROM ${sql} WHERE ${where}`,
+    values,
+  );
+}
+
 /** Rows of a part of a table, as they lie there: the pages from `first` on, `end` not among them. Reads no other page. @param limit null: all */
 export function rowsOfPages(
   session: ShardSession,
-  { sql, where, info }: RowsOf,
+  rows: RowsOf,
   first: number,
   end: number,
   limit: number | null,
 ): Promise<RowVersion[]> {
-  const { key, row } = hashing(info);
-  return session.query<RowVersion & Record<string, string>>(
-    `SELECT ${key} AS key, ${row}::text AS hash, xmin::text AS version FROM ${sql}
-      WHERE ctid >= '(${first},0)'::tid AND ctid < '(${end},0)'::tid AND (${where}) LIMIT ${limit ?? 'ALL'}`,
-  );
+  const where = `ctid >= '(${first},0)'::tid AND ctid < '(${end},0)'::tid AND (${rows.where}) LIMIT ${limit ?? 'ALL'}`;
+  return rowsWhere(session, rows, where);
 }
 
 /** `foreshard_row`s of a table and the `foreshard_sought` keys that they have, found by the index of their identity. */
@@ -53,19 +64,37 @@ export function byKey(rows: RowsOf, keys: string): string {
   return `${from} JOIN ${rows.sql} AS foreshard_row ON ${on} WHERE (${rows.where})`;
 }
 
-/** The rows that have these keys. */
-export function rowsByKey(session: ShardSession, rows: RowsOf, keys: readonly string[]): Promise<RowVersion[]> {
+/** The rows that have these keys. @param lock whether nobody may change them until the transaction that is open ends */
+export function rowsByKey(
+  session: ShardSession,
+  rows: RowsOf,
+  keys: readonly string[],
+  lock = false,
+): Promise<RowVersion[]> {
   const { row } = hashing(rows.info);
   return session.query<RowVersion & Record<string, string>>(
-    `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version FROM ${byKey(rows, '$1')}`,
+    `SELECT foreshard_key AS key, ${row}::text AS hash, foreshard_row.xmin::text AS version
+       FROM ${byKey(rows, '$1')}${lock ? ' FOR UPDATE OF foreshard_row' : ''}`,
     [keys],
   );
 }
 
 /** Deletes the rows that have these keys, in the transaction that is open. */
 export async function deleteByKey(session: ShardSession, rows: RowsOf, keys: readonly string[]): Promise<void> {
+  await session.query(`DELETE FROM ${usingKeys(rows)}`, [keys]);
+}
+
+/** What stands behind DELETE FROM, and its parameters, for rows that are still as they were read. */
+export function asTheyWere(rows: RowsOf, read: readonly RowVersion[]): [string, string[][]] {
+  // Of their keys, too: no other row has such a hash.
+  const unchanged = `${hashing(rows.info).row}::text = ANY ($2::text[])`;
+  return [`${usingKeys(rows)} AND ${unchanged}`, [read.map((row) => row.key), read.map((row) => row.hash)]];
+}
+
+/** What stands behind DELETE FROM for the rows that have the keys $1. */
+function usingKeys(rows: RowsOf): string {
   const { from, on } = sought(rows, '$1');
-  await session.query(`DELETE FROM ${rows.sql} AS foreshard_row USING ${from} WHERE ${on} AND (${rows.where})`, [keys]);
+  return `${rows.sql} AS foreshard_row USING ${from} WHERE ${on} AND (${rows.where})`;
 }
 
 /** Copies the rows that have these keys from one shard to another, where none has, in the transaction that is open there. @throws when `signal` fires */
@@ -95,14 +124,13 @@ export async function pagesOf(session: ShardSession, sql: string): Promise<numbe
   return size?.pages ?? 0;
 }
 
-/** Keys of `sought` whose rows are not the same in `a` and `b`, or in one of them only. */
+/** Keys of rows that are not the same in `a` and `b`, or in one of them only. */
 export function differing(
-  sought: Iterable<string>,
   a: readonly RowVersion[],
   b: readonly RowVersion[],
   by: 'hash' | 'version' = 'hash',
 ): string[] {
   const left = new Map(a.map((row) => [row.key, row[by]]));
   const right = new Map(b.map((row) => [row.key, row[by]]));
-  return [...new Set(sought)].filter((key) => left.get(key) !== right.get(key));
+  return [...new Set([...left.keys(), ...right.keys()])].filter((key) => left.get(key) !== right.get(key));
 }

@@ -72,7 +72,7 @@ export async function repairRows(
         );
       const here = await rowsByKey(reader, rows, keys);
       const there = await rowsByKey(m.destination, rows, keys);
-      const wrong = wrongRows(keys, here, there);
+      const wrong = wrongRows(here, there);
       if (countOf(wrong) > 0) await replaceAtDestination(m, rows, reader, wrong);
       return { table: tableId(t), ...wrong };
     });

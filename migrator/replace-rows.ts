@@ -12,12 +12,8 @@ export interface WrongRows {
 }
 
 /** @param right the rows with these keys as they should be @param now as they are */
-export function wrongRows(
-  keys: readonly string[],
-  right: readonly RowVersion[],
-  now: readonly RowVersion[],
-): WrongRows {
-  const wrong = differing(keys, right, now);
+export function wrongRows(right: readonly RowVersion[], now: readonly RowVersion[]): WrongRows {
+  const wrong = differing(right, now);
   const [wanted, there] = [new Set(right.map((r) => r.key)), new Set(now.map((r) => r.key))];
   return {
     added: wrong.filter((key) => !there.has(key)),

@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { Action } from './action.js';
+import type { WaitOptions } from './executor.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
@@ -10,6 +11,8 @@ import type { TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
 
+/** How often replication is looked after while a marker is waited for, ms. */
+const SUPERVISE_MS = 1000;
 /** How often it is looked whether a marker has arrived that others wait for, ms. */
 const MARKER_POLL_MS = 2;
 
@@ -158,7 +161,7 @@ export async function markerArrived(m: Move, token: string): Promise<boolean> {
   return rows[0]?.token === token;
 }
 
-/** The same for whoever keeps others waiting meanwhile: the migration is not paused here. @returns whether the destination has everything up to now within `ms` */
+/** As `followed`, for whoever keeps others waiting meanwhile: the migration is not paused here. @returns whether the destination has everything up to now within `ms` */
 export async function hasAllWithin(m: Move, ms: number): Promise<boolean> {
   const token = randomUUID();
   const until = performance.now() + ms;
@@ -171,23 +174,34 @@ export async function hasAllWithin(m: Move, ms: number): Promise<boolean> {
   return true;
 }
 
-/** Sends a marker through and waits for it. @returns ms it took, or null when it did not come in time */
-export async function roundTrip(m: Move, deadlineMs: number): Promise<number | null> {
+/**
+ * Waits until the destination has applied all that the source has committed until now: a marker is sent through. Without a deadline replication is looked
+ * after meanwhile, else a marker that can never come would be waited for, whatever else is asked of the migration.
+ * @returns false when the deadline passed first
+ */
+export async function followed(m: Move, options: WaitOptions): Promise<boolean> {
   const token = randomUUID();
-  const sent = performance.now();
   await m.source.query(writeMarkerSql(m.names, token));
-  const supervise = new Supervisor(m);
-  let polls = 0;
-  const arrived = await m.exec.wait(
+  const supervisor = new Supervisor(m);
+  let supervisedAt = performance.now();
+  return m.exec.wait(
     'the marker arrives at the destination',
     async () => {
       if (await markerArrived(m, token)) return true;
-      if (++polls % 50 === 0) await supervise.check();
+      if (options.deadlineMs === undefined && performance.now() - supervisedAt > SUPERVISE_MS) {
+        await supervisor.check();
+        supervisedAt = performance.now();
+      }
       return false;
     },
-    { everyMs: 10, deadlineMs },
+    options,
   );
-  return arrived ? performance.now() - sent : null;
+}
+
+/** @returns ms that a marker takes to get through, or null when it did not come in time */
+export async function roundTrip(m: Move, deadlineMs: number): Promise<number | null> {
+  const sent = performance.now();
+  return (await followed(m, { everyMs: 10, deadlineMs })) ? performance.now() - sent : null;
 }
 
 /** Schema of our objects, dropped when nothing of another migration is left in it. */

@@ -1,10 +1,9 @@
-import { randomUUID } from 'node:crypto';
 import { errorCode } from '../topology/connection.js';
 import { tableId } from '../topology/topology.js';
 import { heapsOf } from './heaps.js';
 import { differing, pagesOf, type RowsOf, type RowVersion, rowsByKey, rowsOfPages } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
-import { markerArrived, writeMarkerSql } from './replication.js';
+import { followed } from './replication.js';
 import { sampledDifference } from './sampled.js';
 import type { ShardSession } from './shard-session.js';
 import { readSourceTables } from './steps/prepare.js';
@@ -21,7 +20,7 @@ const KEYS_KEPT = 20;
 /** How often a row is looked at that keeps changing; another sample will come across it. */
 const ROUNDS = 5;
 /** How long a sample waits for the follower; one that is further behind says nothing about its rows. */
-const MARKER_MS = 5000;
+const TO_FOLLOW = { everyMs: 5, deadlineMs: 5000 };
 /** How long the shape of the tables is remembered, ms. */
 const SHAPES_MS = 60_000;
 
@@ -126,7 +125,7 @@ export class Sampler {
     this.#throttle.owe(2 * pages * PAGE_BYTES);
     if (read.length === 0) return { rows: 0, differing: [] };
     const keys = read.map((row) => row.key);
-    return { rows: read.length, differing: differing(keys, read, await rowsByKey(there, rows, keys)) };
+    return { rows: read.length, differing: differing(read, await rowsByKey(there, rows, keys)) };
   }
 
   /**
@@ -141,31 +140,21 @@ export class Sampler {
     for (let round = 0; suspects.length > 0 && round < ROUNDS; round++) {
       const [owner, follower] = [[] as RowVersion[], [] as RowVersion[]];
       owner.push(...(await rowsByKey(source, rows, suspects)));
-      if (!(await this.#followed())) break;
+      if (!(await followed(this.#back, TO_FOLLOW))) break;
       follower.push(...(await rowsByKey(destination, rows, suspects)));
-      suspects = differing(suspects, owner, follower);
+      suspects = differing(owner, follower);
       if (suspects.length === 0) break;
       const ownerLater = await rowsByKey(source, rows, suspects);
-      if (!(await this.#followed())) break;
+      if (!(await followed(this.#back, TO_FOLLOW))) break;
       const followerLater = await rowsByKey(destination, rows, suspects);
       const changed = new Set([
-        ...differing(suspects, owner, ownerLater, 'version'),
-        ...differing(suspects, follower, followerLater, 'version'),
+        ...differing(owner, ownerLater, 'version'),
+        ...differing(follower, followerLater, 'version'),
       ]);
       standing.push(...suspects.filter((key) => !changed.has(key)));
       suspects = suspects.filter((key) => changed.has(key));
     }
     return standing;
-  }
-
-  /** The follower has all that the owner has committed until now. @returns false when that takes too long */
-  async #followed(): Promise<boolean> {
-    const token = randomUUID();
-    await this.#back.source.query(writeMarkerSql(this.#back.names, token));
-    return this.#back.exec.wait('the marker arrives', () => markerArrived(this.#back, token), {
-      everyMs: 5,
-      deadlineMs: MARKER_MS,
-    });
   }
 
   async #note(table: string, keys: readonly string[]): Promise<void> {

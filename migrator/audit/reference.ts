@@ -105,7 +105,7 @@ async function differingFrom(
     if (found.length >= ENOUGH) return 0;
     const read = await rowsOfPages(here, { ...rows, sql: heap }, first, end, null);
     const keys = read.map((row) => row.key);
-    if (keys.length > 0) found.push(...differing(keys, read, await rowsByKey(there, rows, keys)));
+    if (keys.length > 0) found.push(...differing(read, await rowsByKey(there, rows, keys)));
     return 0;
   });
   return found;
@@ -117,14 +117,11 @@ async function thatStay(keys: readonly string[], a: ShardSession, b: ShardSessio
   let suspects = [...keys];
   for (let look = 1; look < LOOKS && suspects.length > 0; look++) {
     const before = await read(suspects);
-    suspects = differing(suspects, before[0], before[1]);
+    suspects = differing(before[0], before[1]);
     if (suspects.length === 0) break;
     await delay(PAUSE_MS);
     const now = await read(suspects);
-    const written = new Set([
-      ...differing(suspects, before[0], now[0], 'version'),
-      ...differing(suspects, before[1], now[1], 'version'),
-    ]);
+    const written = new Set([...differing(before[0], now[0], 'version'), ...differing(before[1], now[1], 'version')]);
     suspects = suspects.filter((key) => !written.has(key));
   }
   return suspects;

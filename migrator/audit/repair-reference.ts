@@ -65,7 +65,7 @@ export async function repairReference({ catalog, actor, info, from, to, keys }: 
       const there = await readTable(destination.reader, sql);
       if (there === null || columnsOf(there) !== columnsOf(info)) throw refusal('the columns of the copies differ');
       await refuseTriggers(destination, sql);
-      const wrong = wrongRows(keys, await rowsByKey(source, rows, keys), await rowsByKey(destination, rows, keys));
+      const wrong = wrongRows(await rowsByKey(source, rows, keys), await rowsByKey(destination, rows, keys));
       if (countOf(wrong) === 0) return;
       const inbound = await inboundKeys(destination, there);
       const gone = [];

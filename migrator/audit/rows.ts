@@ -5,9 +5,10 @@ import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { Interval } from '../../topology/key.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
-import { hashing } from '../hashing.js';
+import { identityColumns } from '../hashing.js';
+import { asTheyWere, differing, type RowsOf, rowsByKey, rowsOfPages } from '../keyed-rows.js';
 import { deleteAsReplica } from '../remove-rows.js';
-import { readTable } from '../schema-read.js';
+import { readTable, type TableInfo } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import { type AtWork, NONE_AT_WORK } from './migrations.js';
@@ -34,11 +35,16 @@ export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
   const findings: AuditFinding[] = [];
   for (const table of keyspace.tables)
     for (const [shard, session] of sessions) {
-      if ((await readTable(session.reader, quoteTable(table))) === null) continue;
+      const info = await readTable(session.reader, quoteTable(table));
+      if (info === null) continue;
       const strays = strayPredicate(keyspace, table, shard, atWork);
       const rows = await count(session, table, strays, a.portions);
       if (rows === 0) continue;
       const moving = atWork.any(keyspace.name);
+      const isKeyed = identityColumns(info).length > 0;
+      const copies = isKeyed
+        ? '"--repair" removes those that the owner has as well, byte for byte.'
+        : 'There is no primary key by which rows could be told apart: "--repair" removes none.';
       findings.push({
         kind: 'rows',
         shard,
@@ -46,8 +52,8 @@ export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
         text: `${rows} rows of ${tableId(table)} belong to other shards`,
         remedy: moving
           ? `Look again when no migration of keyspace "${keyspace.name}" is under way.`
-          : `Compare them with the owner's: SELECT … FROM ${quoteTable(table)} WHERE ${strays}. "--repair" removes those that the owner has as well, byte for byte.`,
-        repair: moving ? null : () => removeCopies(a, table, session),
+          : `Compare them with the owner's: SELECT … FROM ${quoteTable(table)} WHERE ${strays}. ${copies}`,
+        repair: moving || !isKeyed ? null : () => removeCopies(a, table, info, session),
       });
     }
   return findings;
@@ -57,9 +63,13 @@ export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
 function strayPredicate(keyspace: Keyspace, table: ShardedTable, shard: ShardName, atWork: AtWork): string {
   const owned: Interval[] = keyspace.ranges.filter((range) => range.shard === shard);
   const allowed = [...owned, ...atWork.intervals(keyspace.name, shard)];
-  if (allowed.length === 0) return 'true';
-  const within = allowed.map((interval) => `(${intervalPredicate(keyspace, table.keyColumns, interval)})`);
-  return `(${within.join(' OR ')}) IS NOT TRUE`;
+  return `(${within(keyspace, table, allowed)}) IS NOT TRUE`;
+}
+
+/** True for the rows of these intervals. */
+function within(keyspace: Keyspace, table: ShardedTable, intervals: readonly Interval[]): string {
+  const each = intervals.map((interval) => `(${intervalPredicate(keyspace, table.keyColumns, interval)})`);
+  return each.length === 0 ? 'false' : each.join(' OR ');
 }
 
 function count(session: ShardSession, table: ShardedTable, where: string, portions: Portions): Promise<number> {
@@ -75,38 +85,28 @@ function count(session: ShardSession, table: ShardedTable, where: string, portio
  * Removes what another shard has left on this one, or a writer past the proxies has put there, if the owner has the very same row. All
  * other rows are nobody's to remove but a person's.
  */
-async function removeCopies(a: RowsAudit, table: ShardedTable, session: ShardSession): Promise<void> {
-  const info = await readTable(session.reader, quoteTable(table));
+async function removeCopies(a: RowsAudit, table: ShardedTable, info: TableInfo, session: ShardSession): Promise<void> {
+  const { keyspace, sessions, portions } = a;
+  const sql = quoteTable(table);
   // Foreign keys whose cascades run in any session would take rows along that are not looked at here.
-  if (info === null || info.foreignKeysSwitched) return;
-  const { key, row } = hashing(info);
-  for (const range of a.keyspace.ranges) {
-    const owner = a.sessions.get(range.shard);
-    if (owner === undefined || owner === session) continue;
-    const within = intervalPredicate(a.keyspace, table.keyColumns, range);
-    const select = `SELECT ${key} AS key, ${row}::text AS hash FROM ${quoteTable(table)} WHERE ${within}`;
-    for (let after = ''; ; ) {
-      const here = await session.query<{ key: string; hash: string }>(
-        `${select} AND ${key} COLLATE "C" > $1 ORDER BY ${key} COLLATE "C" LIMIT ${BATCH}`,
-        [after],
-      );
-      const last = here.at(-1);
-      if (last === undefined) break;
-      after = last.key;
-      await whileNothingMoves(a, async () => {
-        const there = await owner.query<{ key: string; hash: string }>(`${select} AND ${key} = ANY ($1::text[])`, [
-          here.map((r) => r.key),
-        ]);
-        const owned = new Map(there.map((r) => [r.key, r.hash]));
-        const copies = here.filter((r) => owned.get(r.key) === r.hash).map((r) => r.key + r.hash);
-        await deleteAsReplica(
-          session,
-          `${quoteTable(table)} WHERE ${within} AND ${key} || ${row}::text = ANY ($1::text[])`,
-          [copies],
-          info,
-        );
-      });
-    }
+  if (info.foreignKeysSwitched) return;
+  for (const [shard, owner] of sessions) {
+    const ranges = keyspace.ranges.filter((range) => range.shard === shard);
+    if (owner === session || ranges.length === 0) continue;
+    const rows: RowsOf = { sql, where: within(keyspace, table, ranges), info };
+    await portions.of(session, sql, { most: PORTION_PAGES, resumes: false }, async (heap, first, end) => {
+      const strays = await rowsOfPages(session, { ...rows, sql: heap }, first, end, null);
+      for (let i = 0; i < strays.length; i += BATCH) {
+        const here = strays.slice(i, i + BATCH);
+        await whileNothingMoves(a, async () => {
+          const keys = here.map((row) => row.key);
+          const others = new Set(differing(here, await rowsByKey(owner, rows, keys)));
+          const copies = here.filter((row) => !others.has(row.key));
+          await deleteAsReplica(session, ...asTheyWere(rows, copies), info);
+        });
+      }
+      return 0;
+    });
   }
 }
 

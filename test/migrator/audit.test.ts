@@ -122,6 +122,25 @@ describe('an audit', () => {
     });
   });
 
+  test('removes no row of a table without a key: two of its rows may be the same, and its owner’s one of them', async () => {
+    const twice = "INSERT INTO notes SELECT 7, 1, 'note' FROM generate_series(1, 2)";
+    for (const [url, notes] of [
+      [s.urlOne, twice],
+      [s.urlTwo, "INSERT INTO notes VALUES (7, 1, 'note')"],
+    ] as const)
+      await withClient(url, (c) => c.query(`CREATE TABLE notes (tenant_id int, id int, body text); ${notes}`));
+    const { pool } = s.catalog;
+    await pool.query(`INSERT INTO foreshard.sharded_table VALUES ('public', 'notes', 'tenant', '{tenant_id}');
+      UPDATE foreshard.range SET hi = '["6"]';
+      INSERT INTO foreshard.range (keyspace, lo, shard) VALUES ('tenant', '["6"]', 'two');
+      DELETE FROM foreshard.reference_table`);
+    await withClient(s.urlOne, (c) => c.query('DELETE FROM "Odd Items"; DELETE FROM orders; DELETE FROM tenants'));
+    const found = await audit(s.catalog, true);
+    expect(found.map(({ object, outcome }) => [object, outcome])).toEqual([['public.notes', 'open']]);
+    expect(found[0]?.remedy).toMatch(/no primary key by which rows could be told apart: "--repair" removes none/);
+    await withClient(s.urlOne, async (c) => expect((await c.query('SELECT FROM notes')).rowCount).toBe(2));
+  });
+
   test('finds copies of a reference table that differ', async () => {
     await moved();
     await withClient(s.urlTwo, (c) =>
