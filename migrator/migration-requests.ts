@@ -308,7 +308,7 @@ export async function requestEnd(
   const updated = await (db as pg.Pool).query(
     `WITH asked AS (
        UPDATE foreshard.migration SET requested = $3, updated_at = clock_timestamp()
-        WHERE id = $1 AND state = 'reversing' AND requested IS NULL
+        WHERE id = $1 AND state = 'reversing' AND (requested IS NULL OR (requested = 'rollback' AND facts ? 'wayBackLost'))
           AND ($3 = 'finish' OR (NOT facts ? 'wayBackLost' AND ($4 OR NOT ${IS_DOUBTED}))) RETURNING id
      ), audit AS (
        INSERT INTO foreshard.audit (actor, action, object, detail)
@@ -329,7 +329,8 @@ export async function requestEnd(
         hint: `Put the rows right ("foreshard migrate show ${id}" has their keys) and compare all again: "foreshard migrate verify ${id}". Or "foreshard migrate finish ${id}"; or take it back to rows that differ, with --force.`,
       },
     );
-  if (requested !== null)
+  // One that was asked for while the way back was lost will not be begun.
+  if (requested !== null && !(requested === 'rollback' && facts.wayBackLost !== undefined))
     throw new ForeshardError('55000', `migration ${id} has been asked for "${requested}" already`, {
       hint: `Follow it with "foreshard migrate watch ${id}".`,
     });

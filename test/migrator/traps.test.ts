@@ -1,3 +1,4 @@
+import type pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { requestAbort, requestEnd, requestFlip } from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
@@ -25,6 +26,18 @@ async function ready(options: Record<string, number> = {}, controls: Partial<Mig
 
 const holds = async () => (await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount;
 
+/** Until its transaction is a long one. */
+const untilLong = (writer: pg.Client) =>
+  waitFor(
+    async () =>
+      (
+        await writer.query(
+          "SELECT clock_timestamp() - xact_start > '600 ms' AS is FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )
+      ).rows[0].is,
+    { what: 'the transaction to be long' },
+  );
+
 test('a transaction whose snapshot is older than the fence is refused by the guard', async () => {
   const id = await ready({ wayBackMs: HOUR });
   const old = await moves.session(s.urlOne);
@@ -44,21 +57,29 @@ test('a transaction that has been writing for long is waited for before anybody 
   const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
   await writer.query(RAISE);
-  await waitFor(
-    async () =>
-      (
-        await writer.query(
-          "SELECT clock_timestamp() - xact_start > '600 ms' AS is FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-        )
-      ).rows[0].is,
-    { what: 'the transaction to be long' },
-  );
+  await untilLong(writer);
   await requestFlip(s.catalog.pool, id, 'test');
   await moves.noted(id, /^waiting for pid/);
   expect([await holds(), (await moves.load(id)).state]).toEqual([0, 'ready']);
   await writer.query('COMMIT');
   expect(await moves.atRest(id)).toBe('done');
   expect(await raised(s.urlTwo)).toBe(50);
+});
+
+test('so it is on the way back', async () => {
+  const id = await ready({ wayBackMs: HOUR, sampleMs: 0 });
+  await requestFlip(s.catalog.pool, id, 'test');
+  await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+  const writer = await moves.session(s.urlTwo);
+  await writer.query('BEGIN');
+  await writer.query(RAISE);
+  await untilLong(writer);
+  await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+  await moves.noted(id, /^waiting for pid/);
+  expect([await holds(), (await moves.load(id)).state]).toEqual([0, 'rolling_back']);
+  await writer.query('COMMIT');
+  expect(await moves.atRest(id)).toBe('rolled_back');
+  expect(await raised(s.urlOne)).toBe(50);
 });
 
 test('a transaction past the proxies is left alone, and named, also when transactions are to be ended', async () => {

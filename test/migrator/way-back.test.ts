@@ -160,17 +160,7 @@ describe('the way back', () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
     await moves.inState(id, 'reversing');
-    await withClient(s.urlTwo, async (c) => {
-      const dropped = async () => {
-        await c.query('SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL');
-        const drop = 'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots';
-        return c.query(drop).then(
-          ({ rows }) => rows.length > 0,
-          () => false,
-        );
-      };
-      await waitFor(dropped, { what: 'the slot to be dropped' });
-    });
+    await dropSlots(s.urlTwo);
     await waitFor(async () => (await moves.load(id)).facts.wayBackLost !== undefined, {
       what: 'the loss to be noticed',
     });
@@ -180,6 +170,38 @@ describe('the way back', () => {
     expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
   });
+});
+
+/** Past everybody who needs them. */
+function dropSlots(url: string): Promise<void> {
+  const use = 'SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL';
+  const drop = 'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots';
+  return withClient(url, async (c) => {
+    const dropped = async () => {
+      await c.query(use);
+      await c.query(drop).catch(() => undefined); // taken again
+      return (await c.query('SELECT FROM pg_replication_slots')).rowCount === 0;
+    };
+    await waitFor(dropped, { what: 'the slots to be dropped' });
+  });
+}
+
+test('a rollback that was asked for before the way back was found to be lost is not begun', async () => {
+  await moves.reset(12, 20);
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator({ wayBackMs: HOUR });
+  await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+  await moves.stop();
+  await dropSlots(s.urlTwo);
+  await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+  moves.startMigrator({ wayBackMs: HOUR });
+  await waitFor(async () => (await moves.load(id)).facts.wayBackLost !== undefined, { what: 'the loss to be noticed' });
+  await requestEnd(s.catalog.pool, id, 'finish', 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  const { events } = await showMigration(s.catalog.pool, id);
+  expect(events.map((e) => e.state)).not.toContain('rolling_back');
+  expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
 });
 
 describe('the way back is sampled', () => {

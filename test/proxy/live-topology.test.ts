@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
-import { LiveTopology } from '../../proxy/live-topology.js';
+import { LiveTopology, type LiveTopologyOptions } from '../../proxy/live-topology.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import { startTestCluster } from '../support/cluster.js';
@@ -22,8 +22,10 @@ beforeAll(async () => {
 afterAll(() => catalog.close());
 
 const TTL_MS = 1000;
+/** Of a lease that is not renewed while a test runs, but for a reason. */
+const LONG = { leaseTtlMs: 3_600_000 };
 
-async function start(options: { stale?: () => boolean; schemaHeard?: () => bigint } = {}): Promise<LiveTopology> {
+async function start(options: Partial<LiveTopologyOptions> = {}): Promise<LiveTopology> {
   return LiveTopology.start({
     catalog,
     name: 'one',
@@ -128,6 +130,103 @@ it('acknowledges a hold once more when its lease had ended meanwhile, which void
     // Nobody had waited for what was under way.
     await waitFor(() => live.era > era, { what: 'the end of the lease to be noticed' });
     await waitFor(acknowledged, { what: 'the acknowledgement after that' });
+  } finally {
+    await live.close();
+    await pool.query('DELETE FROM foreshard.hold');
+  }
+});
+
+/** The epoch that the catalog takes the proxy to have got to. */
+const acked = async (live: LiveTopology) =>
+  BigInt(
+    (await catalog.pool.query('SELECT epoch_acked FROM foreshard.proxy WHERE id = $1', [live.id])).rows[0].epoch_acked,
+  );
+const raise = (by: number) => catalog.pool.query('UPDATE foreshard.meta SET epoch = epoch + $1', [by]);
+
+it('serves what has come to be between its first look at the catalog and its registration', async () => {
+  const proxies = await lock('proxy', 'EXCLUSIVE');
+  const started = start(LONG).then((live) => ({ live, epoch: live.current.epoch }));
+  const waiting = async (relation: string) =>
+    (await catalog.pool.query('SELECT FROM pg_locks WHERE relation = $1::regclass AND NOT granted', [relation]))
+      .rowCount;
+  await waitFor(() => waiting('foreshard.proxy'), { what: 'its registration' });
+  // Nobody has waited for it yet.
+  const flip = await lock('range', 'ACCESS EXCLUSIVE');
+  await flip.query('UPDATE foreshard.meta SET epoch = epoch + 1');
+  const { rows } = await flip.query('SELECT epoch FROM foreshard.meta');
+  await proxies.query('ROLLBACK');
+  proxies.release();
+  await waitFor(() => waiting('foreshard.range'), { what: 'it to look again' });
+  await flip.query('COMMIT');
+  flip.release();
+  const { live, epoch } = await started;
+  try {
+    expect(epoch).toBe(BigInt(rows[0].epoch));
+  } finally {
+    await live.close();
+  }
+});
+
+it('goes back to no older epoch, which a catalog may show that has lost its last words', async () => {
+  const live = await start(LONG);
+  try {
+    const { epoch } = live.current;
+    await raise(-1);
+    await live.reload();
+    expect(live.current.epoch).toBe(epoch);
+    await raise(2);
+    await live.reload();
+    expect(live.current.epoch).toBe(epoch + 1n);
+  } finally {
+    await live.close();
+  }
+});
+
+it('acknowledges an epoch at once: a migrator waits for that before it removes rows', async () => {
+  const live = await start(LONG);
+  try {
+    const before = live.current.epoch;
+    await raise(1);
+    await waitFor(async () => (await acked(live)) === before + 1n, { what: 'the acknowledgement' });
+  } finally {
+    await live.close();
+  }
+});
+
+it('acknowledges no epoch while something runs that was placed by another one, and renews its lease all the same', async () => {
+  const live = await start({ stale: () => true });
+  try {
+    const before = live.current.epoch;
+    await raise(1);
+    const until = async () =>
+      (await catalog.pool.query('SELECT lease_until AS at FROM foreshard.proxy WHERE id = $1', [live.id])).rows[0]
+        .at as Date;
+    await waitFor(() => live.current.epoch === before + 1n, { what: 'the new epoch' });
+    const first = await until();
+    await waitFor(async () => (await until()) > first, { what: 'a renewal' });
+    expect(await acked(live)).toBe(before);
+  } finally {
+    await live.close();
+  }
+});
+
+it('acknowledges a hold as soon as the transaction that it waited for has ended', async () => {
+  const { pool } = catalog;
+  let busy = true;
+  const live = await start({ ...LONG, uses: () => busy });
+  try {
+    await pool.query(`INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
+      VALUES (1, 'tenants', false, clock_timestamp() + interval '1 hour')`);
+    const acknowledged = async () => (await pool.query('SELECT FROM foreshard.hold_ack')).rowCount === 1;
+    const everything = { topology: live.current, touches: [], everything: true, writesReference: false };
+    await waitFor(() => !live.admits(everything, null), { what: 'the hold to be heard of' });
+    live.released();
+    expect(await acknowledged()).toBe(false);
+    busy = false;
+    live.released();
+    // Who looks at it later finds it busy again.
+    busy = true;
+    await waitFor(acknowledged, { what: 'the acknowledgement' });
   } finally {
     await live.close();
     await pool.query('DELETE FROM foreshard.hold');
