@@ -47,7 +47,7 @@ async function ready(options: Record<string, number> = {}): Promise<bigint> {
 }
 
 test('rows that change their partition meanwhile arrive once, there and on the way back', async () => {
-  const { writers } = await moves.startLoad(12);
+  const { writers } = await moves.startLoad(12, { count: 1 });
   const id = await ready({ wayBackMs: HOUR, sampleMs: 50 });
   // To another leaf of the same parent, of another one, and with a key of the interval that was none before; with a value that is stored out of line.
   await one(

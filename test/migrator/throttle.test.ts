@@ -217,7 +217,7 @@ describe('the comparison', () => {
       verified: { 'public.countries': 100, 'public.Odd Items': 7000, 'public.orders': 7000, 'public.tenants': 7 },
       verifying: null,
     });
-    expect((await moves.load(id)).progress.compared).toBeNull();
+    await waitFor(async () => (await moves.load(id)).progress.compared === null, { what: 'the end of its progress' });
     await requestComparison(s.catalog.pool, id, 'test');
     const found = await waitFor(async () => lastComparison(await moves.load(id)), { what: 'the comparison' });
     expect(found.tables.map((t) => t.differing)).toEqual([0, 1, 0, 0]);
