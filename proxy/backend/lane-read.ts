@@ -75,6 +75,10 @@ export abstract class LaneRead {
 
   /** Puts its messages on the connection, ending with a Query or a Sync. */
   abstract send(backend: Backend): void;
+  /** Whether it may still be said there, as it was when it joined: what was prepared may have been forgotten since. */
+  fits(_backend: Backend): boolean {
+    return true;
+  }
   /** As what it may be said in one with others on this connection now; null: it is said by itself. */
   joins(_backend: Backend): 'query' | 'batch' | null {
     return null;

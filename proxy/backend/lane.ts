@@ -134,11 +134,15 @@ export class Lane implements BackendOwner {
     const first = this.#unsent;
     if (first === null) return;
     this.#unsent = null;
+    let all = true;
     for (let read: LaneRead | null = first; read !== null; read = read.next) {
-      if (!read.dropped) continue;
-      this.#leaveOut();
-      break;
+      if (!read.dropped && !read.fits(this.backend)) {
+        read.dropped = true;
+        read.again('refused');
+      }
+      if (read.dropped) all = false;
     }
+    if (!all) this.#leaveOut();
     let read = this.#head;
     while (read?.sent === true) read = read.next;
     while (read !== null) {

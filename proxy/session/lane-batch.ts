@@ -10,6 +10,7 @@ import type { ClientSession } from './client-session.js';
 import type { LaneReads } from './lane-reads.js';
 import { shapeFor } from './prepared.js';
 import type { ServerStatements } from './server-statements.js';
+import { hasShape } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
 
 type Of<T extends Item['type']> = Item & { type: T };
@@ -90,6 +91,12 @@ export class BatchRead extends ClientRead {
 
   repeat(alone: boolean): void {
     this.reads.repeatBatch(this.#batch.items, this.#onLease, alone);
+  }
+
+  override fits(backend: Backend): boolean {
+    const { tells, bind } = this.#batch;
+    const { version } = this.#session.services.contents;
+    return tells || hasShape(backend, bind.statement, bind.bind.statement === '', version);
   }
 
   send(backend: Backend): void {

@@ -8,6 +8,7 @@ import type { ClientSession } from './client-session.js';
 import type { LaneReads } from './lane-reads.js';
 import { type ClientStatement, shapeFor } from './prepared.js';
 import type { ServerStatements } from './server-statements.js';
+import { hasShape } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
 import type { StraightBatch } from './straight-batch.js';
 
@@ -32,6 +33,8 @@ export class StraightRead extends ClientRead implements Expectation {
   #statement: ClientStatement | null = null;
   /** It is prepared by the messages themselves, and the server has yet to say that it is. */
   #parses = false;
+  /** The client is told the columns with the rows. */
+  #described = false;
   /** Where the Bind begins, and the statement's name there. */
   #bindAt = 0;
   #name = '';
@@ -58,11 +61,13 @@ export class StraightRead extends ClientRead implements Expectation {
     this.#statement = null;
   }
 
-  batch(route: LaneRoute, messages: Buffer, statement: ClientStatement, { parses, bindAt, name }: StraightBatch): void {
+  batch(route: LaneRoute, messages: Buffer, statement: ClientStatement, said: StraightBatch): void {
+    const { parses, described, bindAt, name } = said;
     this.#begin(route, messages);
     this.kind = 'batch';
     this.#statement = statement;
     this.#parses = parses;
+    this.#described = described;
     this.#bindAt = bindAt;
     this.#name = name;
   }
@@ -95,6 +100,12 @@ export class StraightRead extends ClientRead implements Expectation {
     const bind = rewriteBindStatement(this.#messages.subarray(this.#bindAt, end), name);
     bind.push(this.#messages.subarray(end));
     backend.send(bind, this);
+  }
+
+  override fits(backend: Backend): boolean {
+    const statement = this.#statement;
+    if (statement === null || this.#parses || this.#described) return true;
+    return hasShape(backend, statement, this.#name === '', this.#session.services.contents.version);
   }
 
   override joins(backend: Backend): 'query' | 'batch' | null {

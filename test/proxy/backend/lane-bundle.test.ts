@@ -137,6 +137,16 @@ describe.each(['query', 'batch'] as const)('reads that are said in one %s', (pro
     expect([lane.depth, lane.isEmpty, lanes.totals.reads, lanes.totals.joined]).toEqual([0, true, 2, 0]);
   });
 
+  it('are run elsewhere when what they need has been forgotten before they were sent', async () => {
+    const { lanes } = own.of();
+    const lane = await laneOf(lanes);
+    const reads = Array.from({ length: 3 }, (_, i) => read(`SELECT 'n${i}.'`));
+    joinBehindAnother(lane, ...reads);
+    (reads[1] as TestRead).forgotten = true;
+    expect(await ends(reads)).toEqual(['answered', 'refused', 'answered']);
+    expect([lane.depth, lane.isEmpty, lanes.totals.reads, lanes.totals.joined]).toEqual([0, true, 3, 2]);
+  });
+
   it('go on without a client who has left meanwhile', async () => {
     const { lanes } = own.of();
     const lane = await laneOf(lanes);

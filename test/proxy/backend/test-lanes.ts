@@ -53,6 +53,8 @@ export class TestRead extends LaneRead {
   certain = true;
   /** An error is not for the client. */
   hidesErrors = false;
+  /** What it needs has been forgotten on the connection. */
+  forgotten = false;
   pieces = 0;
   /** As what it may be said with others; null: only by itself. */
   readonly #protocol: 'query' | 'batch' | null;
@@ -89,6 +91,9 @@ export class TestRead extends LaneRead {
   send(backend: Backend): void {
     if (this.#protocol === 'batch') backend.send([this.#messages, SYNC], { kind: 'batch', internal: false });
     else backend.send(encodeQuery(this.sql), { kind: 'query', internal: false });
+  }
+  override fits(): boolean {
+    return !this.forgotten;
   }
   override joins(): 'query' | 'batch' | null {
     return (this.pace as FixedPace).joins ? this.#protocol : null;
