@@ -347,10 +347,10 @@ async function measure(bench: Bench, idle: number, megabytes: number, parts: rea
   const sum = ({ rss, heap, external }: Memory) => `RSS ${mb(rss)}, heap ${mb(heap)}, external ${mb(external)}`;
   console.log(`${WARM} clients:           ${sum(empty)}`);
   console.log(`${idle} more, idle:       ${sum(full)}: ${each(full, empty)}`);
-  // Its answer is another on every connection: it never goes in a lane.
+  // What waits may take any time: it never goes in a lane.
   const asking = sockets.slice(WARM);
   for (let i = 0; i < asking.length; i += 50)
-    await Promise.all(asking.slice(i, i + 50).map((socket) => run(socket, 'SELECT pg_backend_pid()')));
+    await Promise.all(asking.slice(i, i + 50).map((socket) => run(socket, 'SELECT pg_sleep(0)')));
   const asked = await look(child);
   console.log(`they have asked once:  ${sum(asked)}: ${each(asked, full)} more`);
   const busy = keepBusy(sockets.slice(0, BUSY));
