@@ -14,6 +14,8 @@ export interface DoubtedTable {
 export interface SampledDifference {
   /** When the last of it was found, ISO 8601. */
   readonly at: string;
+  /** Whether all tables have been compared since: the comparison names what is left of it. Which came first is not told by clocks, which are set. */
+  readonly compared: boolean;
   readonly tables: readonly DoubtedTable[];
 }
 

@@ -4,7 +4,7 @@ import { heapsOf } from './heaps.js';
 import { differing, pagesOf, type RowsOf, type RowVersion, rowsByKey, rowsOfPages } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
 import { followed } from './replication.js';
-import { sampledDifference } from './sampled.js';
+import { type SampledDifference, sampledDifference } from './sampled.js';
 import type { ShardSession } from './shard-session.js';
 import { readSourceTables } from './steps/prepare.js';
 import { Throttle } from './throttle.js';
@@ -167,7 +167,11 @@ export class Sampler {
       differing: (found?.differing ?? 0) + keys.length,
       keys: [...(found?.keys ?? []), ...keys].slice(0, KEYS_KEPT),
     };
-    const sampled = { at, tables: [...before.filter((t) => t.table !== table), now] };
+    const sampled: SampledDifference = {
+      at,
+      compared: false,
+      tables: [...before.filter((t) => t.table !== table), now],
+    };
     m.log.error({ migration: m.row.id.toString(), table, keys }, 'rows differ between the two sides of a way back');
     m.row = await m.exec.noteFacts(m.row, { sampled }, { differing: { table, keys: keys.slice(0, KEYS_KEPT) } });
   }

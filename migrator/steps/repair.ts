@@ -59,7 +59,7 @@ export async function repairOnRequest(m: Move, view: Move): Promise<void> {
   }
   const at = m.exec.now.toISOString();
   const tables = withinBounds(found.tables.map((t) => ({ ...t, ...again.get(t.table) })));
-  const sampled = stillSampled(sampledDifference(m.row), found, again);
+  const sampled = stillSampled(sampledDifference(m.row), again);
   const comparison: ComparisonResult = { ...found, tables };
   const left = tables.filter((t) => t.differing > 0).map(({ table, differing }) => ({ table, differing }));
   m.row = await m.exec.noteFacts(
@@ -95,13 +95,11 @@ async function tablesOf(view: Move, wrong: readonly Wrong[]) {
 /** What samples have found and is not known to be right by now. Not one is taken while a comparison runs, which names all. */
 function stillSampled(
   before: SampledDifference | null,
-  found: ComparisonResult,
   again: ReadonlyMap<string, { readonly differing: number }>,
 ): SampledDifference | null {
   if (before === null) return null;
-  const isCompared = before.at <= found.at;
   const tables = before.tables.filter(
-    (t) => !(again.get(t.table)?.differing === 0 && (isCompared || t.differing === t.keys.length)),
+    (t) => !(again.get(t.table)?.differing === 0 && (before.compared || t.differing === t.keys.length)),
   );
   return tables.length === 0 ? null : { ...before, tables };
 }

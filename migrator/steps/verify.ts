@@ -19,7 +19,7 @@ import {
   sameState,
   withCommonPartitions,
 } from '../partitions.js';
-import { doubtText } from '../sampled.js';
+import { doubtText, sampledDifference } from '../sampled.js';
 import { readWholeTable, shapeDifferences } from '../schema-partitions.js';
 import { asMeant } from '../schema-triggers.js';
 import { Throttle } from '../throttle.js';
@@ -143,8 +143,9 @@ async function compareOnRequest(m: Move, view: Move): Promise<void> {
   const tables = withinBounds(found);
   const comparison: ComparisonResult = { request, at: m.exec.now.toISOString(), tables };
   const isSame = tables.every((t) => t.differing === 0);
-  // What samples had found has been put right.
-  m.row = await m.exec.noteFacts(m.row, isSame ? { comparison, sampled: null } : { comparison });
+  // What samples had found has been put right, or is named by now.
+  const sampled = isSame ? null : sampledDifference(m.row);
+  m.row = await m.exec.noteFacts(m.row, { comparison, sampled: sampled && { ...sampled, compared: true } });
   await run.end();
 }
 

@@ -11,7 +11,7 @@ import {
 } from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
 import { lastRepair, type Repair } from '../../migrator/repair.js';
-import { doubtedTables } from '../../migrator/sampled.js';
+import { doubtedTables, sampledDifference } from '../../migrator/sampled.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { shopMoves } from './moves.js';
@@ -251,7 +251,20 @@ describe('rows of a way back', () => {
       s.urlOne,
       `UPDATE tenants SET name = 'other' WHERE id = 12; DELETE FROM "Odd Items" WHERE "Tenant Id" = 7`,
     );
-    await waitFor(async () => doubtedTables(await moves.load(id)).length === 2, { what: 'the samples' });
+    // Of the one table all that are named.
+    await waitFor(
+      async () =>
+        sampledDifference(await moves.load(id))
+          ?.tables.map((t) => t.keys.length)
+          .toSorted((a, b) => a - b)
+          .join() === '1,20',
+      { what: 'the samples' },
+    );
+    // The comparison comes after them, whatever a clock says that has been set back.
+    await s.catalog.pool.query(
+      `UPDATE foreshard.migration SET facts = jsonb_set(facts, '{sampled,at}', '"2100-01-01T00:00:00.000Z"') WHERE id = $1`,
+      [id.toString()],
+    );
     await requestComparison(s.catalog.pool, id, 'test');
     await waitFor(async () => lastComparison(await moves.load(id)) !== null, { what: 'the comparison' });
     expect(await repair(id)).toMatchObject({
