@@ -13,7 +13,7 @@ import { MigrationStore } from './migration-store.js';
 import { type Move, type MoveTarget, movingTables, resolveTarget } from './move.js';
 import { GATE_OPEN, type ObjectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
-import { ShardSession, ShardUnavailableError } from './shard-session.js';
+import { ShardExhaustedError, ShardSession, ShardUnavailableError } from './shard-session.js';
 import { abort } from './steps/abort.js';
 import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
 import { catchUp } from './steps/catch-up.js';
@@ -253,10 +253,11 @@ async function judge(
 ): Promise<'moved on' | 'again' | 'surprise'> {
   const message = error instanceof Error ? error.message : String(error);
   const hint = error instanceof ForeshardError ? error.hint : undefined;
-  const text = hint === undefined ? message : `${message}. ${hint}`;
+  let text = hint === undefined ? message : `${message}. ${hint}`;
   try {
     const row = await store.load();
     const undoable = !PAST_FLIP.includes(row.state) && row.facts.flipEpoch === undefined && row.state !== 'aborting';
+    if (error instanceof ShardExhaustedError && undoable) text += ` Or "foreshard migrate abort ${o.id}".`;
     if (error instanceof AbortRequested && undoable) {
       await store.transition(row, 'aborting', { detail: { why: 'requested' } });
       return 'moved on';
@@ -295,11 +296,11 @@ async function judge(
   return isOutage(error) ? 'again' : 'surprise';
 }
 
-/** Something is not reachable now: never a reason to give up by itself. */
+/** Something is not reachable now, or lacks room, memory or the like (class 53): never a reason to give up by itself. */
 function isOutage(error: unknown): boolean {
   if (error instanceof ShardUnavailableError || error instanceof CatalogUnavailableError) return true;
   const code = errorCode(error);
   return (
-    code.startsWith('57P') || /^E[A-Z]+$/.test(code) || code === '40001' || /Connection terminated/.test(String(error))
+    /^(53|57P)/.test(code) || /^E[A-Z]+$/.test(code) || code === '40001' || /Connection terminated/.test(String(error))
   );
 }

@@ -16,7 +16,7 @@ export async function checkWayBack(m: Move, report: Report): Promise<void> {
   await checkSubscriber(m.source, 1, block);
 }
 
-/** Whether the server that was to make a subscription has said no: its own words, not the loss of our connection to it. */
+/** Whether the server that was to make a subscription has said no: its own words, not the loss of our connection to it, nor that it lacks room. */
 export function isRefusal(error: unknown): error is Error {
-  return error instanceof Error && /^[0-9A-Z]{5}$/.test(errorCode(error)) && !errorCode(error).startsWith('57P');
+  return error instanceof Error && /^[0-9A-Z]{5}$/.test(errorCode(error)) && !/^(53|57P)/.test(errorCode(error));
 }

@@ -8,7 +8,7 @@ import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
 import type { TableInfo } from './schema-read.js';
-import type { ShardSession } from './shard-session.js';
+import { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
 
 /** How often replication is looked after while a marker is waited for, ms. */
@@ -91,8 +91,8 @@ function subscribeAction(m: Move, text: string, how: string): Action {
 
 /**
  * Carries out one of the actions below. The publisher may be starting, or the network cut, just now: while the server says that it cannot connect
- * there, it is asked again for a while, and for as long as we cannot reach the publisher either.
- * @throws what it says in the end
+ * there, it is asked again for a while. That we cannot connect there ourselves, as it takes no connections (any more), is an outage.
+ * @throws ShardUnavailableError, or what the server says in the end
  */
 export async function subscribe(m: Move, action: Action): Promise<void> {
   const until = performance.now() + CONNECT_PATIENCE_MS;
@@ -103,7 +103,8 @@ export async function subscribe(m: Move, action: Action): Promise<void> {
       if (!errorCode(error).startsWith('08') || performance.now() >= until) throw error;
       await m.exec.progress({ note: `${(error as Error).message}: it is tried again` });
     }
-    await m.source.query('SELECT');
+    const probe = await ShardSession.open(m.source.shard, null);
+    await probe.close();
     await delay(CONNECT_RETRY_MS);
     m.exec.check();
   }

@@ -16,6 +16,29 @@ export class ShardUnavailableError extends ForeshardError {
   }
 }
 
+/** What a shard lacks, and what to do, by SQLSTATE; what class 53 has besides are limits, which the server names. */
+const SCARCE: Readonly<Record<string, { readonly what: string; readonly remedy: string }>> = {
+  '53100': { what: 'the disk is full', remedy: 'Make room there' },
+  '53200': { what: 'memory is short', remedy: 'See that less of it is used there, or that there is more' },
+};
+
+/** A shard lacks what it needs to do something: room, memory, or a place below one of its limits. Tried again until it has it. */
+export class ShardExhaustedError extends ForeshardError {
+  /** As the server's own error has it, for `errorCode`. */
+  readonly code: string;
+
+  constructor(shard: Shard, error: Error & { readonly hint?: string }) {
+    const code = errorCode(error);
+    const { what, remedy } = SCARCE[code] ?? { what: 'a limit is reached', remedy: 'Raise that limit there' };
+    const theirs = error.hint === undefined ? '' : ` (${error.hint})`;
+    super(code, `${what} on shard "${shard.name}": ${error.message}${theirs}`, {
+      hint: `${remedy}: the migration goes on by itself.`,
+      cause: error,
+    });
+    this.code = code;
+  }
+}
+
 /** Everything a query's meaning may hang on, set to one value whatever role and database say. */
 const SETTINGS = `
 SET search_path = pg_catalog; SET lock_timeout = 0; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
@@ -110,7 +133,7 @@ export class ShardSession {
     this.#withinMs = ms;
   }
 
-  /** One statement (or several without parameters). */
+  /** One statement (or several without parameters). @throws ShardUnavailableError, ShardExhaustedError, or what the server says */
   async query<T extends pg.QueryResultRow>(sql: string, values?: readonly unknown[]): Promise<T[]> {
     if (this.#dead !== null) throw new ShardUnavailableError(this.shard, this.#dead);
     const ms = this.#withinMs;
@@ -119,6 +142,7 @@ export class ShardSession {
       return (await this.#client.query<T>(sql, values as unknown[] | undefined)).rows;
     } catch (error) {
       if (this.#dead !== null || isConnectionError(error)) throw new ShardUnavailableError(this.shard, error);
+      if (errorCode(error).startsWith('53')) throw new ShardExhaustedError(this.shard, error as Error);
       throw error;
     } finally {
       clearTimeout(late);

@@ -1,10 +1,10 @@
 import { expect, test } from 'vitest';
-import { requestFlip, setThrottle } from '../../migrator/migration-requests.js';
+import { requestFlip, setPaused, setThrottle } from '../../migrator/migration-requests.js';
 import type { ThrottleLimits } from '../../topology/migration-controls.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { shopMoves } from './moves.js';
-import { approveMove, leftovers } from './setting.js';
+import { approveMove, leftovers, pauseOnEntering } from './setting.js';
 import { audit } from './writers.js';
 
 const moves = shopMoves(12, 1000);
@@ -42,6 +42,46 @@ test('a row that is in the way of the copy is named, and the copy goes on when i
   });
   expect(await moves.atRest(id)).toBe('done');
   expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('a destination whose disk is full when its tables are to be made is waited for', async () => {
+  const there = await moves.session(s.urlTwo);
+  // What is drawn is counted although the statement fails.
+  await there.query(`CREATE SEQUENCE tries;
+    CREATE FUNCTION no_room() RETURNS event_trigger LANGUAGE plpgsql AS $$
+      BEGIN IF nextval('public.tries') > 0 THEN RAISE EXCEPTION 'could not extend file "base/5/1": No space left on device' USING ERRCODE = '53100', HINT = 'Check free disk space.'; END IF; END $$;
+    CREATE EVENT TRIGGER no_room ON ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION no_room()`);
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator();
+  const tries = async () => Number((await there.query('SELECT last_value FROM tries')).rows[0].last_value);
+  // An error that nobody has foreseen has the migration undone at the fifth.
+  await waitFor(async () => (await tries()) > 6, { what: 'the seventh try' });
+  const { state, progress } = await moves.load(id);
+  expect(state).toBe('preparing');
+  expect(progress.note).toBe(
+    `the disk is full on shard "two": could not extend file "base/5/1": No space left on device (Check free disk space.). Make room there: the migration goes on by itself. Or "foreshard migrate abort ${id}".`,
+  );
+  await there.query('DROP EVENT TRIGGER no_room');
+  expect(await moves.atRest(id)).toBe('done');
+  expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('a source that takes no new connections when it is to be followed is waited for', async () => {
+  const id = await approveMove(s, [6n], null);
+  await pauseOnEntering(s, 'preparing');
+  moves.startMigrator();
+  await moves.noted(id, /^paused$/);
+  await pauseOnEntering(s, null);
+  const accept = (on: boolean) =>
+    withClient(s.one.url('postgres'), (c) => c.query(`ALTER DATABASE app ALLOW_CONNECTIONS ${on}`));
+  moves.atStop(() => accept(true).then(() => undefined));
+  await accept(false);
+  await setPaused(s.catalog.pool, id, false, 'test');
+  await moves.noted(id, /^cannot use shard "one" .*not currently accepting connections/);
+  await accept(true);
+  expect(await moves.atRest(id)).toBe('done');
   expect(await leftovers(s)).toEqual([]);
 });
 
