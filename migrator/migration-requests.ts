@@ -5,6 +5,7 @@ import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/mi
 import type { MigrationControls, ThrottleLimits } from '../topology/migration-controls.js';
 import type { Keyspace } from '../topology/topology.js';
 import { areAllNamed, differingTables, IS_DIFFERENT } from './comparison.js';
+import { differedAsOfFlip, remedyOf } from './differed.js';
 import {
   BESIDE,
   type Db,
@@ -196,7 +197,9 @@ export function requestComparison(db: Db, id: bigint, actor: string): Promise<st
  * @throws ForeshardError 55000 when the migration does not wait in a state in which that can be done, or there are none, or too many
  */
 export async function requestRepair(db: Db, id: bigint, actor: string): Promise<string> {
-  const differing = differingTables(await loadMigration(db, id));
+  const row = await loadMigration(db, id);
+  refuseBehindFlip(row);
+  const differing = differingTables(row);
   if (differing.length > 0 && !areAllNamed(differing))
     throw new ForeshardError('55000', `more rows of migration ${id} differ than can be repaired`, {
       hint: `${differing.map((t) => `${t.differing} of "${t.table}"`).join(', ')}: "foreshard migrate abort ${id}", or behind the flip "foreshard migrate finish ${id}", and copy anew.`,
@@ -204,6 +207,15 @@ export async function requestRepair(db: Db, id: bigint, actor: string): Promise<
   if (differing.length > 0) return request(db, id, actor, 'repair', 'migration.repair');
   throw new ForeshardError('55000', `no rows of migration ${id} are known to differ`, {
     hint: `Compare both sides first: "foreshard migrate verify ${id}".`,
+  });
+}
+
+/** @throws ForeshardError 55000 when it stopped because the shards differed as of its flip */
+function refuseBehindFlip(row: MigrationRow): void {
+  const differed = differedAsOfFlip(row);
+  if (row.state !== 'failed' || differed === null) return;
+  throw new ForeshardError('55000', `migration ${row.id} found rows that differed as of its flip`, {
+    hint: `${remedyOf(differed, row.id)}.`,
   });
 }
 
@@ -226,7 +238,9 @@ async function request(
     [id.toString(), actor, uuid, control, action],
   );
   if (updated.rowCount !== 0) return uuid;
-  const { state, paused, facts } = await loadMigration(db, id);
+  const row = await loadMigration(db, id);
+  refuseBehindFlip(row);
+  const { state, paused, facts } = row;
   if (paused)
     throw new ForeshardError('55000', `migration ${id} is paused`, {
       hint: `Resume it first: "foreshard migrate resume ${id}".`,

@@ -1,8 +1,12 @@
 import { epochAckedByAll } from '../../topology/catalog/leases.js';
 import type { Epoch } from '../../topology/topology.js';
 import type { CrashPoint } from '../crash-points.js';
+import { type DifferedAsOfFlip, type DifferedTable, remedyOf } from '../differed.js';
 import type { Move } from '../move.js';
 import { compareExactly } from './verify.js';
+
+/** Keys of rows in the text of an error, per table. */
+const KEYS_TOLD = 3;
 
 /** The comparison that counts, of one of the two flips. */
 interface AsOf {
@@ -12,8 +16,8 @@ interface AsOf {
   /** Where a test may kill us, when nobody reads at the old owner any more. */
   readonly point: CrashPoint;
   readonly flip: string;
-  /** What is kept when they differ. */
-  readonly kept: (m: Move) => string;
+  /** Who owns the interval since, and who did before. */
+  readonly shards: (m: Move) => Pick<DifferedAsOfFlip, 'owner' | 'former'>;
 }
 
 export const AS_OF_FLIP: AsOf = {
@@ -21,7 +25,7 @@ export const AS_OF_FLIP: AsOf = {
   exact: 'exact',
   point: 'after:proxies-acked',
   flip: 'flip',
-  kept: () => 'The rows at the source were kept; compare them with the destination’s',
+  shards: ({ spec }) => ({ owner: spec.to, former: spec.from }),
 };
 
 export const AS_OF_FLIP_BACK: AsOf = {
@@ -29,7 +33,7 @@ export const AS_OF_FLIP_BACK: AsOf = {
   exact: 'backExact',
   point: 'back-after:proxies-acked',
   flip: 'flip back',
-  kept: (m) => `The rows at shard "${m.spec.to}" were kept; compare them`,
+  shards: ({ spec }) => ({ owner: spec.from, former: spec.to }),
 };
 
 /**
@@ -45,10 +49,13 @@ export async function compareAsOf(asOf: AsOf, m: Move, flown: Move = m): Promise
   );
   m.exec.at(asOf.point);
   if (m.exec.dry || m.row.facts[asOf.exact] !== undefined) return true;
-  const difference = await compareExactly(flown);
-  if (difference !== null) {
+  const tables = await compareExactly(flown);
+  if (tables.length > 0) {
+    const differed: DifferedAsOfFlip = { ...asOf.shards(m), tables };
+    const difference = tables.map(textOf).join('; ');
     m.row = await m.exec.transition(m.row, 'failed', {
-      error: `the shards differ as of the ${asOf.flip}: ${difference}. ${asOf.kept(m)}, then "foreshard migrate accept ${m.row.id}"`,
+      facts: { differed },
+      error: `the shards differ as of the ${asOf.flip}: ${difference}. ${remedyOf(differed, m.row.id)}`,
       detail: { difference },
     });
     return false;
@@ -59,4 +66,9 @@ export async function compareAsOf(asOf: AsOf, m: Move, flown: Move = m): Promise
   await flown.snapshot?.close();
   m.snapshot = null;
   return true;
+}
+
+function textOf({ table, differing, missing, extra, changed }: DifferedTable): string {
+  const keys = [...missing, ...extra, ...changed].slice(0, KEYS_TOLD);
+  return `${differing} rows of "${table}"${keys.length === 0 ? '' : `, among them ${keys.join(', ')}`}`;
 }

@@ -9,7 +9,9 @@ import {
   withinBounds,
 } from '../comparison.js';
 import { ComparisonRun } from '../comparison-run.js';
+import { type DifferedTable, differedTable, KEYS_KEPT } from '../differed.js';
 import { MigrationFailure } from '../executor.js';
+import { type RowsOf, rowsByKey } from '../keyed-rows.js';
 import type { Move } from '../move.js';
 import {
   comparedAs,
@@ -19,6 +21,7 @@ import {
   sameState,
   withCommonPartitions,
 } from '../partitions.js';
+import { wrongRows } from '../replace-rows.js';
 import { doubtText, sampledDifference } from '../sampled.js';
 import { readWholeTable, shapeDifferences } from '../schema-partitions.js';
 import { asMeant } from '../schema-triggers.js';
@@ -214,19 +217,24 @@ export async function checkShapes(m: Move): Promise<void> {
 /**
  * The exact comparison, after the flip: the source is frozen by its gate, the destination is read in a snapshot that was
  * taken between drain and flip. It keeps to no rate, as that snapshot, and the log for the way back, are kept for as long as it takes.
- * @returns what differs, or null
+ * @returns tables that differ
  */
-export async function compareExactly(m: Move): Promise<string | null> {
+export async function compareExactly(m: Move): Promise<DifferedTable[]> {
   const { snapshot } = m;
-  if (snapshot === null) return null;
+  if (snapshot === null) return [];
   const run = await ComparisonRun.begin(m, new Throttle(m, { hasRate: false }));
-  const differing: string[] = [];
+  const found: DifferedTable[] = [];
+  let left = KEYS_KEPT;
   for (const { t, info, volume } of run.tables) {
     const how = run.how(volume, `comparing ${tableId(t)} as of the flip`);
-    const { differing: keys } = await compareFrozen(m, snapshot, t, info, how);
-    if (keys.length > 0)
-      differing.push(`${keys.length} rows of "${tableId(t)}", among them ${keys.slice(0, KEYS_TOLD).join(', ')}`);
+    const { differing } = await compareFrozen(m, snapshot, t, info, how);
+    if (differing.length === 0) continue;
+    const rows: RowsOf = { sql: t.sql, where: t.predicate(), info };
+    const kept = differing.slice(0, left);
+    left -= kept.length;
+    const wrong = wrongRows(await rowsByKey(m.source, rows, kept), await rowsByKey(snapshot, rows, kept));
+    found.push(differedTable(tableId(t), differing.length, wrong));
   }
   await run.end();
-  return differing.length === 0 ? null : differing.join('; ');
+  return found;
 }

@@ -1,6 +1,14 @@
 import { beforeEach, describe, expect, test } from 'vitest';
+import { differedAsOfFlip } from '../../migrator/differed.js';
 import { dryRun } from '../../migrator/dry-run.js';
-import { acceptDifference, createMigration, requestAbort, setPaused } from '../../migrator/migration-requests.js';
+import {
+  acceptDifference,
+  createMigration,
+  requestAbort,
+  requestComparison,
+  requestRepair,
+  setPaused,
+} from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -324,13 +332,33 @@ describe('shards that differ as of the flip', () => {
     await moves.inState(id, 'cleaning');
     await withClient(s.urlOne, async (c) => {
       await c.query(
-        "SET session_replication_role = replica; INSERT INTO orders (tenant_id, id, body) VALUES (7, 777777, 'only here')",
+        `SET session_replication_role = replica; INSERT INTO orders (tenant_id, id, body) VALUES (7, 777777, 'only here');
+         UPDATE tenants SET name = 'other' WHERE id = 12; DELETE FROM "Odd Items" WHERE "Tenant Id" = 8`,
       );
     });
     await forgetProxy(s, 'slow');
     expect(await moves.atRest(id)).toBe('failed');
-    expect((await moves.load(id)).error).toMatch(/1 rows of "public\.orders", among them \["777777", "7"\]/);
+    const failed = await moves.load(id);
+    expect(failed.error).toMatch(
+      /as of the flip: .*1 rows of "public\.orders", among them \["777777", "7"\].* Nothing is repaired by itself: .* on shard "two" since, which owns them\. .*"foreshard migrate show \d+" has their keys; the rows of shard "one" are kept/,
+    );
     expect(await countOrders(s.urlOne)).toBe(12 * 20 + 1);
+    const differed = differedAsOfFlip(failed);
+    const counts = differed?.tables.map((t) => [t.table, t.differing, t.missing.length, t.extra.length, t.changed]);
+    expect([differed?.owner, differed?.former, counts]).toEqual([
+      'two',
+      'one',
+      [
+        ['public.Odd Items', 20, 0, 20, []],
+        ['public.orders', 1, 1, 0, []],
+        ['public.tenants', 1, 0, 0, ['["12"]']],
+      ],
+    ]);
+    for (const request of [requestRepair, requestComparison])
+      await expect(request(s.catalog.pool, id, 'test')).rejects.toMatchObject({
+        message: expect.stringMatching(/found rows that differed as of its flip/),
+        hint: expect.stringMatching(/write it through the proxy; then "foreshard migrate accept/),
+      });
 
     await acceptDifference(s.catalog.pool, id, 'test');
     await moves.inState(id, 'done');

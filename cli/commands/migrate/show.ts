@@ -1,6 +1,7 @@
 import type { CommandModule } from 'yargs';
 import { type Change, changeState, findChange } from '../../../migrator/changes/change-row.js';
 import { KEYS_SHOWN } from '../../../migrator/comparison.js';
+import { type DifferedAsOfFlip, differedAsOfFlip } from '../../../migrator/differed.js';
 import { showMigration } from '../../../migrator/migration-row.js';
 import { doubtedTables } from '../../../migrator/sampled.js';
 import { changeLine, membersText } from '../../change-text.js';
@@ -25,11 +26,11 @@ export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
       if (migration.changeId !== null) printLine(`number ${migration.position} of change ${migration.changeId}`);
       printLine(progressLine(migration));
       if (migration.error !== null) printLine(`error: ${migration.error}`);
-      for (const { table, differing, keys } of doubtedTables(migration)) {
-        printLine(`\n${differing} rows of ${table} differ:`);
-        for (const key of keys.slice(0, KEYS_SHOWN)) printLine(`  ${key}`);
-        if (differing > KEYS_SHOWN) printLine(`  and ${differing - KEYS_SHOWN} more`);
-      }
+      const differed = migration.state === 'failed' ? differedAsOfFlip(migration) : null;
+      if (differed !== null) printDiffered(differed);
+      else
+        for (const { table, differing, keys } of doubtedTables(migration))
+          printKeys(`${differing} rows of ${table} differ`, keys, differing);
       printLine();
       printLine(
         formatTable(
@@ -52,6 +53,27 @@ export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
       );
     }),
 };
+
+function printDiffered({ owner, former, tables }: DifferedAsOfFlip): void {
+  for (const { table, differing, missing, extra, changed } of tables) {
+    const kinds = [
+      [missing, `on shard ${former} only`],
+      [extra, `on shard ${owner} only`],
+      [changed, 'of other values'],
+    ] as const;
+    for (const [keys, where] of kinds)
+      if (keys.length > 0) printKeys(`${keys.length} rows of ${table}, ${where}`, keys, keys.length);
+    const named = missing.length + extra.length + changed.length;
+    if (named < differing) printLine(`\n${differing - named} more rows of ${table} differ, whose keys are not kept`);
+  }
+}
+
+/** @param all how many rows there are */
+function printKeys(what: string, keys: readonly string[], all: number): void {
+  printLine(`\n${what}:`);
+  for (const key of keys.slice(0, KEYS_SHOWN)) printLine(`  ${key}`);
+  if (all > KEYS_SHOWN) printLine(`  and ${all - KEYS_SHOWN} more`);
+}
 
 function showChange(change: Change, json: boolean): void {
   if (json) {
