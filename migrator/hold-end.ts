@@ -1,7 +1,7 @@
 import type { CatalogStatement } from './action.js';
 
 /** Time by which the hold must outlast the flip's commit, ms. */
-export const COMMIT_MARGIN_MS = 1000;
+const COMMIT_MARGIN_MS = 1000;
 
 /**
  * The last statement before the commit of a flip: a proxy that reads the catalog after the hold's deadline lets statements start by the old map.

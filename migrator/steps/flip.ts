@@ -1,7 +1,6 @@
 import { positionToJson } from '../../topology/key-codec.js';
 import type { Epoch } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
-import { COMMIT_MARGIN_MS } from '../hold-end.js';
 import { isReference, type Move } from '../move.js';
 import { raiseEpochStatement, rangeStatements, rangesAfter, readSegments, segmentStatements } from '../ranges.js';
 import { replacedByOwner } from '../replica.js';
@@ -46,12 +45,6 @@ function flipStatements(m: Move): CatalogStatement[] {
   const id = m.row.id.toString();
   const statements: CatalogStatement[] = [
     raiseEpochStatement(m.topology.epoch),
-    {
-      text: 'the hold still stands',
-      sql: `SELECT id FROM foreshard.hold WHERE migration_id = $1 AND deadline > clock_timestamp() + ${COMMIT_MARGIN_MS} * interval '1 ms' FOR UPDATE`,
-      values: [id],
-      elseConflict: 'the hold ran out before the flip',
-    },
     {
       text: 'every live proxy has acknowledged it',
       sql: `SELECT 1 WHERE NOT EXISTS (

@@ -286,6 +286,62 @@ describe('while the replica does not get on', () => {
   });
 });
 
+/** While nobody's lease can be renewed, those of all proxies have ended. */
+async function leasesEnd(): Promise<void> {
+  const catalog = await s.catalog.pool.connect();
+  try {
+    await catalog.query('BEGIN; LOCK TABLE foreshard.proxy IN EXCLUSIVE MODE');
+    const over = 'SELECT bool_and(lease_until < clock_timestamp()) AS over FROM foreshard.proxy';
+    await waitFor(async () => (await catalog.query(over)).rows[0].over, { what: 'the end of the leases' });
+  } finally {
+    await catalog.query('ROLLBACK');
+    catalog.release();
+  }
+}
+
+test('what was read there before the proxy’s lease ended is not told when that is back: the replica may have gone without it', async () => {
+  const there = new pg.Client({ connectionString: s.clusters[1].url('shop') });
+  await there.connect();
+  const owner = await s.connect();
+  const setNote = (note: string) => there.query(`UPDATE orders SET note = '${note}' WHERE tenant_id = ${KEY}`);
+  try {
+    await there.query('SET session_replication_role = replica');
+    const client = await reader('1min');
+    // On a busy machine a read goes to the owner now and then.
+    await waitFor(
+      async () => {
+        await there.query('BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE');
+        await setNote('gone');
+        let answered = false;
+        const asked = noteOf(client).finally(() => {
+          answered = true;
+        });
+        const waiting = `SELECT FROM pg_stat_activity WHERE usename = 'app' AND wait_event_type = 'Lock'`;
+        const waits = async () => (await there.query(waiting)).rowCount === 1;
+        await waitFor(async () => answered || (await waits()), {
+          what: 'the read to wait at the replica, or to be answered',
+        });
+        if (!answered) {
+          await leasesEnd();
+          // Served again: the lease is back.
+          expect(await noteOf(owner)).toBe('old');
+          expect(await waits()).toBe(true);
+        }
+        const waited = !answered;
+        await there.query('COMMIT');
+        expect(await asked).toBe('old');
+        await setNote('old');
+        return waited;
+      },
+      { what: 'a read that waits at the replica' },
+    );
+    await goesThere(client);
+  } finally {
+    await setNote('old');
+    await there.end();
+  }
+});
+
 describe('phased reads', () => {
   afterEach(() => changeReplica(s.catalog.pool, replica, { readPercent: 0 }, 'test'));
 

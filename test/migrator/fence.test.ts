@@ -57,6 +57,46 @@ test('a transaction that has written to the interval past the proxies is waited 
   expect((await moves.load(id)).facts.exact).toBe('identical');
 });
 
+const UNACKNOWLEDGED = 'a proxy that has not acknowledged the hold appeared before the flip';
+
+test.each([
+  ['a proxy that comes', UNACKNOWLEDGED, () => registerProxy(s, 'late')],
+  [
+    'an acknowledgement that a crash of the catalog loses',
+    UNACKNOWLEDGED,
+    (sql) => sql('DELETE FROM foreshard.hold_ack'),
+  ],
+  [
+    'a hold that runs out',
+    'the hold ran out before the flip',
+    (sql) => sql('UPDATE foreshard.hold SET deadline = clock_timestamp()'),
+  ],
+  [
+    'a hold that is gone',
+    'the hold ran out before the flip',
+    (sql) => sql(`DELETE FROM foreshard.hold; DELETE FROM foreshard.proxy`),
+  ],
+] satisfies [string, string, (sql: (text: string) => Promise<unknown>) => Promise<unknown>][])(
+  '%s behind the acknowledgements keeps the flip from happening',
+  async (_, why, happen) => {
+    const { id, acknowledge } = await holding();
+    const writer = await moves.session(s.urlOne);
+    await writer.query('BEGIN');
+    await writer.query(RAISE);
+    await acknowledge();
+    const waits = `SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted`;
+    await waitFor(async () => (await writer.query(waits)).rowCount === 1, { what: 'the fence to wait' });
+    await happen((text) => s.catalog.pool.query(text));
+    await writer.query('COMMIT');
+    await waitFor(async () => (await whys(id)).includes(why), { what: 'the fence to be missed' });
+    await withClient(s.urlOne, (c) => c.query(RAISE));
+    for (const name of ['slow', 'late']) await forgetProxy(s, name);
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await raised(s.urlTwo)).toBe(40);
+    expect(await leftovers(s)).toEqual([]);
+  },
+);
+
 test('a destination that does not get on is not made the owner', async () => {
   const { id, acknowledge } = await holding({ drainMs: 300 });
   const there = await moves.session(s.urlTwo);
@@ -138,6 +178,30 @@ test('on the way back, a source that does not get on leaves the new owner as it 
   await there.query('ROLLBACK');
   expect(await moves.atRest(id)).toBe('rolled_back');
   expect(await raised(s.urlOne)).toBe(40);
+  expect(await leftovers(s)).toEqual([]);
+});
+
+test('on the way back, a fence that cannot be had leaves all as it was, and may be asked for again', async () => {
+  const id = await approveMove(s, [6n], null);
+  moves.startMigrator({ fenceBackoffMs: 10, ackMs: 50, maxFenceTries: 2, wayBackMs: HOUR, sampleMs: 0 });
+  await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+  await registerProxy(s, 'deaf');
+  await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+  const given = await waitFor(
+    async () => {
+      const row = await moves.load(id);
+      return row.error === null ? null : row;
+    },
+    { what: 'the rollback to be given up' },
+  );
+  expect(given).toMatchObject({ state: 'reversing', requested: null, facts: { backTries: 0 } });
+  expect(given.error).toMatch(/^2 fences were missed; the last one because proxies did not acknowledge .*: deaf/);
+  expect((await s.catalog.pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
+  await withClient(s.urlTwo, (c) => c.query(RAISE));
+  await forgetProxy(s, 'deaf');
+  await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+  expect(await moves.atRest(id)).toBe('rolled_back');
+  expect(await raised(s.urlOne)).toBe(20);
   expect(await leftovers(s)).toEqual([]);
 });
 

@@ -52,6 +52,19 @@ test('a transaction whose snapshot is older than the fence is refused by the gua
   expect(await audit(s, null, (t) => t >= 6)).toEqual([]);
 });
 
+test('the guard looks nothing up where its writer has put things of the same name', async () => {
+  const id = await ready({ wayBackMs: HOUR });
+  await requestFlip(s.catalog.pool, id, 'test');
+  await moves.inState(id, 'reversing');
+  const writer = await moves.session(s.urlOne);
+  await writer.query(`CREATE FUNCTION public.never(bigint, int) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+    CREATE OPERATOR public.<> (LEFTARG = bigint, RIGHTARG = int, FUNCTION = public.never); SET search_path = public, pg_catalog`);
+  await expect(writer.query(RAISE)).rejects.toMatchObject({ code: 'SH001' });
+  await writer.query('DROP FUNCTION public.never CASCADE');
+  await requestEnd(s.catalog.pool, id, 'finish', 'test');
+  expect(await moves.atRest(id)).toBe('done');
+});
+
 test('a transaction that has been writing for long is waited for before anybody is held', async () => {
   const id = await ready();
   const writer = await moves.session(s.urlOne);

@@ -79,6 +79,19 @@ describe('the way back', () => {
     expect(await leftovers(s)).toEqual([]);
   });
 
+  test('leaves what it has filled of a reference table that was there before, empty', async () => {
+    await withClient(s.urlTwo, (c) => c.query('CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL)'));
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
+    expect(await moves.atRest(id)).toBe('rolled_back');
+    expect((await s.catalog.loadTopology()).referenceTables.get('public.countries')?.shards).toEqual(['one', 'two']);
+    const { rows } = await withClient(s.urlTwo, (c) => c.query('SELECT count(*)::int AS n FROM countries'));
+    expect(rows).toEqual([{ n: 100 }]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('ends when somebody finishes the migration', async () => {
     const { writers } = await moves.startLoad(40, { stale: false });
     const id = await approveMove(s, [20n], null);
