@@ -2,6 +2,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
+import { waitFor } from '../support/wait-for.js';
 import { buildCli, cli, startCli } from './run-cli.js';
 
 let one: EmbeddedCluster;
@@ -41,14 +42,20 @@ const ranges = async () => {
   return keyspaces.find((k) => k.name === 'shop')?.ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0] ?? null, r.shard]);
 };
 
-/** Runs a migrator until the change ends. @returns what `migrate watch` has said of it */
-async function carryOut(id: number): Promise<{ code: number | null; stdout: string }> {
+/** Does `work` while a migrator runs. */
+async function withMigrator<T>(work: () => Promise<T>): Promise<T> {
   const migrator = startCli(['serve', '--only', 'migrator', '--catalog', catalog]);
-  const watched = await foreshard('migrate', 'watch', `${id}`);
-  migrator.child.kill('SIGTERM');
-  await migrator.ended;
-  return watched;
+  try {
+    return await work();
+  } finally {
+    migrator.child.kill('SIGTERM');
+    await migrator.ended;
+  }
 }
+
+/** Runs a migrator until the change, or the migration, ends. @returns what `migrate watch` has said of it */
+const carryOut = (id: number): Promise<{ code: number | null; stdout: string }> =>
+  withMigrator(() => foreshard('migrate', 'watch', `${id}`));
 
 beforeAll(async () => {
   [one, two] = await Promise.all([startTestCluster(), startTestCluster(), buildCli()]);
@@ -320,6 +327,9 @@ describe('migrate plan', () => {
       [['migrate', 'plan', 'isolate', 'settings', '5', '--to', 's1'], 2, /the keyspace has no key/],
       [['table', 'add', 'words', '--keyspace', 'settings', '--key', 'word'], 2, /is in keyspace "words" already/],
       [['keyspace', 'join', 'shop'], 2, /the tables of keyspace "shop" have a key\nhint: Name the keyspace/],
+      [['migrate', 'audit', '--from', 's1'], 2, /--from says from which shard to repair\nhint: Give --repair, too/],
+      [['migrate', 'audit', '--repair', '--from', 's3'], 2, /there is no shard "s3"\nhint: /],
+      [['migrate', 'audit', '--repair', '--last'], 2, /what was found earlier cannot be repaired\nhint: /],
       [
         ['keyspace', 'join', 'settings'],
         4,
@@ -327,6 +337,36 @@ describe('migrate plan', () => {
       ],
     ] as const)
       expect(await foreshard(...args)).toMatchObject({ code, stdout: '', stderr: expect.stringMatching(why) });
+    const replica = await json<{ id: number }>('migrate', 'replica', 'settings', 's1', '--max-staleness', '1s');
+    expect(await carryOut(replica.id)).toMatchObject({
+      code: 1,
+      stdout: expect.stringMatching(
+        /error: the migration cannot start: keyspace "settings" has no key, and replicas of such a keyspace are not supported yet\. Move it instead/,
+      ),
+    });
+
+    // It is in the way until somebody has seen it.
+    await json('migrate', 'abort', `${replica.id}`);
+    const isAborted = async () => (await json<Shown>('migrate', 'show', `${replica.id}`)).state === 'aborted';
+    await withMigrator(() => waitFor(isAborted, { what: 'the abort' }));
+
+    // Rows of a keyspace without a key are all one shard's.
+    expect((await foreshard('migrate', 'audit')).code).toBe(0);
+    const on = (shard: EmbeddedCluster, sql: string) => withClient(shard.url('shop'), (c) => c.query(sql));
+    await on(two, `INSERT INTO settings VALUES ('of both')`);
+    await on(one, `INSERT INTO settings VALUES ('of both'), ('stray')`);
+    const found = await foreshard('migrate', 'audit');
+    expect(found).toMatchObject({
+      code: 1,
+      stdout: expect.stringMatching(
+        /^FOUND {4}shard s1: 2 rows of public\.settings belong to other shards\n.*\n1 finding\(s\)\.\n$/,
+      ),
+    });
+    expect((await foreshard('migrate', 'audit', '--repair')).stdout).toMatch(/^NOT DONE shard s1: 2 rows/);
+    expect((await on(one, 'SELECT name FROM settings')).rows).toEqual([{ name: 'stray' }]);
+    expect((await on(two, 'SELECT name FROM settings')).rows).toEqual([{ name: 'of both' }]);
+    await on(one, 'DELETE FROM settings');
+    expect((await foreshard('migrate', 'audit')).code).toBe(0);
     const back = await json<Planned>('migrate', 'plan', 'move', 'settings', '--to', 's1');
     await json('migrate', 'approve', `${back.change}`);
     expect((await carryOut(back.change as number)).code).toBe(0);

@@ -55,12 +55,17 @@ describe('two clients that share one server connection', () => {
     const a = await s.connect();
     const b = await s.connect();
     const process = await pid(b);
-    const ended = new Promise<Error>((resolve) => a.on('error', resolve));
-    // The server has it in force as well, until the connection is given back: longer than a busy machine takes for that.
-    await a.query(`SET idle_session_timeout = '500ms'`);
+    // The server has it in force as well, until the connection is given back, however long a busy machine takes for that.
+    await a.query(`SET idle_session_timeout = '1h'`);
+    expect((await b.query('SHOW idle_session_timeout')).rows).toEqual([{ idle_session_timeout: '0' }]);
+    expect((await a.query('SHOW idle_session_timeout')).rows).toEqual([{ idle_session_timeout: '1h' }]);
+    // This one asks for nothing, so that the server never has it.
+    const idle = await s.connect({ options: '-c idle_session_timeout=50ms' });
+    const ended = new Promise<Error>((resolve) => idle.on('error', resolve));
     expect(await ended).toMatchObject({ code: '57P05', message: 'terminating connection due to idle-session timeout' });
     expect((await b.query('SHOW idle_session_timeout')).rows).toEqual([{ idle_session_timeout: '0' }]);
     expect(await pid(b)).toBe(process);
+    await a.end();
     await b.end();
   });
 

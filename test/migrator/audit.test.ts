@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
-import { requestEnd } from '../../migrator/migration-requests.js';
+import { requestAbort, requestEnd } from '../../migrator/migration-requests.js';
 import type { ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { shopMoves } from './moves.js';
@@ -219,6 +219,69 @@ describe('an audit', () => {
     expect(await all(s.urlOne)).toEqual(right);
     expect((await from('one')).map(({ outcome }) => outcome)).toEqual(['repaired']);
     expect(await all(s.urlTwo)).toEqual(right);
+  });
+
+  test('says why copies cannot be made the same now, and makes nothing of it', async () => {
+    await moved();
+    const setting = 'SET session_replication_role = replica;';
+    const on = (url: string, sql: string) => withClient(url, (c) => c.query(setting + sql));
+    await on(s.urlTwo, `UPDATE countries SET name = 'elsewhere' WHERE code = 'AA'`);
+    const noted = async () =>
+      (
+        await s.catalog.pool.query(
+          "SELECT detail->'replaced' AS replaced FROM foreshard.audit WHERE action = 'reference.repair' ORDER BY id",
+        )
+      ).rows;
+    const before = await noted();
+    for (const url of [s.urlOne, s.urlTwo])
+      await on(
+        url,
+        'CREATE TABLE parts (id int PRIMARY KEY); ALTER TABLE countries ADD COLUMN part int REFERENCES parts',
+      );
+    const repaired = async () =>
+      (await audit(s.catalog, true, undefined, { shard: 'one' as ShardName, actor: 'test' }))[0];
+    const refused = async (why: RegExp) => {
+      expect(await repaired()).toMatchObject({
+        kind: 'reference table',
+        outcome: 'not repaired',
+        text: expect.stringMatching(why),
+      });
+      const { rows } = await withClient(s.urlTwo, (c) =>
+        c.query(`SELECT name FROM countries WHERE code IN ('AA', 'ZZ')`),
+      );
+      expect(rows).toEqual([{ name: 'elsewhere' }]);
+    };
+
+    await on(s.urlTwo, 'ALTER TABLE countries ADD COLUMN more int');
+    await refused(/\(not repaired: the columns of the copies differ\)$/);
+    await on(s.urlTwo, 'ALTER TABLE countries DROP COLUMN more');
+
+    for (const mode of ['ALWAYS', 'REPLICA']) {
+      await on(
+        s.urlTwo,
+        `CREATE TRIGGER odd BEFORE INSERT ON countries FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger(); ALTER TABLE countries ENABLE ${mode} TRIGGER odd`,
+      );
+      await refused(/\(not repaired: trigger "odd" of "public"\."countries" would be run/);
+      await on(s.urlTwo, 'DROP TRIGGER odd ON countries');
+    }
+
+    await on(s.urlOne, `INSERT INTO parts VALUES (1); INSERT INTO countries VALUES ('ZZ', 'nowhere', 1)`);
+    await refused(/\(not repaired: rows that would come refer to rows of "public"\."parts" that are missing/);
+    await on(s.urlTwo, 'INSERT INTO parts VALUES (1)');
+
+    const id = await approveMove(s, [3n], [6n], 'one', 'two', { auto: false });
+    await moves.noted(id, /^ready to flip/);
+    await refused(new RegExp(`\\(not repaired: migration ${id} is at work on shard "one" or "two"\\)$`));
+    await requestAbort(s.catalog.pool, id, 'test');
+    expect(await moves.atRest(id)).toBe('aborted');
+
+    const writer = await moves.session(s.urlTwo);
+    await writer.query(`BEGIN; UPDATE countries SET name = name WHERE code = 'AB'`);
+    await refused(/\(not repaired: .*lock timeout\)$/);
+    await writer.query('ROLLBACK');
+
+    expect(await repaired()).toMatchObject({ outcome: 'repaired' });
+    expect(await noted()).toEqual([...before, { replaced: ['["AA"]'] }]);
   });
 
   test('takes a row that is being written for no difference, and a table without a key as a whole', async () => {
