@@ -1,7 +1,8 @@
 import type { Duplex } from 'node:stream';
-import type pg from 'pg';
+import pg from 'pg';
 import { from } from 'pg-copy-streams';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { Session } from '../../proxy/session/session.js';
 import { decodeErrorFields } from '../../proxy/wire/error-response.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, FLUSH, SYNC } from '../../proxy/wire/frontend.js';
 import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
@@ -82,6 +83,103 @@ describe('a hold', () => {
     await waitFor(() => acked(id), { what: 'the acknowledgement' });
     await dropHold(s.catalog.pool, id);
     await held;
+  });
+
+  describe('is acknowledged as soon as what it waits for is over, though no renewal of the lease looks at it', () => {
+    let around: [Sharded, Keyspace];
+    let direct: pg.Client;
+    beforeAll(async () => {
+      around = [s, keyspace];
+      s = await Sharded.start({ splitAt: 1000, leaseTtlMs: 3_600_000 });
+      keyspace = (await s.catalog.loadTopology()).keyspaces.get('main' as KeyspaceName) as Keyspace;
+      direct = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+      await direct.connect();
+      await direct.query(`INSERT INTO tenants VALUES (150, 'here')`);
+    });
+    afterAll(async () => {
+      await direct.end();
+      await s.stop();
+      [s, keyspace] = around;
+    });
+
+    const READ = 'SELECT name FROM tenants WHERE tenant_id = 150';
+    type End = () => Promise<unknown>;
+
+    async function inTransaction(c: pg.Client): Promise<void> {
+      await c.query('BEGIN');
+      await c.query(READ);
+    }
+
+    /** The statement waits for a lock of its table. @returns lets it run */
+    async function blocked(c: pg.Client, sql: string): Promise<End> {
+      await direct.query('BEGIN; LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE');
+      const asked = c.query(sql).catch(() => undefined); // its client may go
+      const waits = `SELECT FROM pg_locks WHERE NOT granted AND relation = 'tenants'::regclass`;
+      await waitFor(async () => (await direct.query(waits)).rowCount === 1, { what: 'the statement to wait' });
+      return async () => {
+        await direct.query('COMMIT');
+        await asked;
+      };
+    }
+
+    async function inLane(c: pg.Client): Promise<End> {
+      const { session } = [...s.proxy.clients].at(-1) as { session: Session };
+      let end: End | null = null;
+      await waitFor(
+        async () => {
+          const before = session.activity.laneReads;
+          await c.query(READ);
+          if (session.activity.laneReads === before) return false;
+          // On a busy machine, or for having waited here, it may have lost its place there.
+          end = await blocked(c, READ);
+          if (session.lanes.lane !== null) return true;
+          await end();
+          return false;
+        },
+        { what: 'a read in a lane' },
+      );
+      return end as unknown as End;
+    }
+
+    async function gone(c: pg.Client): Promise<void> {
+      (c as unknown as { connection: { stream: Duplex } }).connection.stream.destroy();
+      await direct.query('ROLLBACK');
+    }
+
+    /** When the proxy has heard of the hold. @returns waits until the statement is through that it holds */
+    async function heard(): Promise<End> {
+      const c = await s.connect();
+      const { session } = [...s.proxy.clients].at(-1) as { session: Session };
+      let held: Promise<unknown> | null = null;
+      await waitFor(
+        () => {
+          held ??= c.query('SELECT FROM orders WHERE tenant_id = 151').then(() => {
+            held = null;
+          });
+          return session.lease.map.waits;
+        },
+        { what: 'the hold to be heard of' },
+      );
+      return async () => held;
+    }
+
+    it.each<[string, (c: pg.Client) => Promise<End>]>([
+      ['a transaction that is committed', (c) => inTransaction(c).then(() => () => c.query('COMMIT'))],
+      ['a transaction whose client goes', (c) => inTransaction(c).then(() => () => gone(c))],
+      ['a statement of its own', (c) => blocked(c, `UPDATE tenants SET name = 'there' WHERE tenant_id = 150`)],
+      ['a statement of several shards', (c) => blocked(c, 'SELECT name FROM tenants')],
+      ['a read in a lane', inLane],
+      ['a read in a lane whose client goes', (c) => inLane(c).then(() => () => gone(c))],
+    ])('%s', async (_, begin) => {
+      const end = await begin(await s.connect());
+      const id = await hold(60_000);
+      const through = await heard();
+      expect(await acked(id)).toBe(false);
+      await end();
+      await waitFor(() => acked(id), { what: 'the acknowledgement' });
+      await dropHold(s.catalog.pool, id);
+      await through();
+    });
   });
 
   it('ends by itself at its deadline', async () => {
