@@ -88,8 +88,14 @@ export class Supervisor {
     }
     // Started again when there is a place for every row.
     if (partitions !== null) return { lagBytes, note: partitions, partitions };
-    // It also stops when only the connection broke.
-    this.#cause = await this.#whyStopped();
+    // It would only stop again: it is started when there is room. The slot keeps what is to be followed.
+    const full = await this.#fullDisk();
+    if (full !== null) {
+      const low = this.#lowHeadroom(slot);
+      return { lagBytes, note: low === null ? full : `${full}; ${low}`, partitions };
+    }
+    // It also stops when only the connection broke. The log that says why is not to be read through SQL; a usual reason can be looked for.
+    this.#cause = await this.#rowsInTheWay();
     const because = this.#cause === null ? '' : `: ${this.#cause}`;
     if (this.#restarts >= MAX_RESTARTS)
       throw new MigrationFailure(
@@ -184,11 +190,6 @@ export class Supervisor {
     const ms = performance.now() - this.#missingSince;
     if (ms < WORKER_MS) return null;
     return `shard "${spec.to}" has started no worker for logical replication for ${(ms / 1000).toFixed(0)} s: raise max_logical_replication_workers and max_worker_processes there, and restart it`;
-  }
-
-  /** The log that says why is not to be read through SQL; the usual reasons can be looked for. */
-  async #whyStopped(): Promise<string | null> {
-    return (await this.#fullDisk()) ?? (await this.#rowsInTheWay());
   }
 
   async #fullDisk(): Promise<string | null> {

@@ -68,6 +68,34 @@ test('a destination whose disk is full when its tables are to be made is waited 
   expect(await leftovers(s)).toEqual([]);
 });
 
+test('a disk that is full when rows are replicated is waited for, and replication is not started before there is room', async () => {
+  const id = await approveMove(s, [6n], null, 'one', 'two', { auto: false });
+  moves.startMigrator();
+  await moves.noted(id, /^ready to flip/);
+  const there = await moves.session(s.urlTwo);
+  // What is applied finds no room, nor does whoever tries whether there is some. What is drawn is counted all the same.
+  await there.query(`CREATE SEQUENCE applied; CREATE SEQUENCE tried;
+    CREATE FUNCTION full_of_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+      BEGIN IF nextval('public.applied') > 0 THEN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END IF; END $$;
+    CREATE TRIGGER full_of_rows BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION full_of_rows();
+    ALTER TABLE orders ENABLE ALWAYS TRIGGER full_of_rows;
+    CREATE FUNCTION no_room() RETURNS event_trigger LANGUAGE plpgsql AS $$
+      BEGIN IF nextval('public.tried') > 0 THEN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END IF; END $$;
+    CREATE EVENT TRIGGER no_room ON ddl_command_start WHEN TAG IN ('CREATE TABLE AS') EXECUTE FUNCTION no_room()`);
+  await withClient(s.urlOne, (c) => c.query('UPDATE orders SET version = version + 1 WHERE tenant_id = 7'));
+  const drawn = async (sequence: string) =>
+    Number((await there.query(`SELECT last_value AS n FROM ${sequence}`)).rows[0].n);
+  await waitFor(async () => (await drawn('tried')) > 4, { what: 'it to be tried whether there is room' });
+  expect(await drawn('applied')).toBe(1);
+  await moves.noted(id, /^the disk of shard "two" is full: make room there, or "foreshard migrate abort \d+"$/);
+  await there.query('DROP TRIGGER full_of_rows ON orders; DROP EVENT TRIGGER no_room');
+  await moves.noted(id, /^ready to flip/);
+  await requestFlip(s.catalog.pool, id, 'test');
+  expect(await moves.atRest(id)).toBe('done');
+  expect((await moves.load(id)).facts.exact).toBe('identical');
+  expect(await leftovers(s)).toEqual([]);
+});
+
 test('a source that takes no new connections when it is to be followed is waited for', async () => {
   const id = await approveMove(s, [6n], null);
   await pauseOnEntering(s, 'preparing');
