@@ -83,7 +83,16 @@ describe('the way back', () => {
     await withClient(s.urlTwo, (c) => c.query('CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL)'));
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
-    await waitFor(async () => (await moves.load(id)).facts.exact === 'identical', { what: 'the flip' });
+    // All that leads back replicates, and nothing of the way there does any more.
+    const replication = (url: string) =>
+      withClient(url, async (c) => {
+        const { rows } = await c.query<{ n: number }>(`SELECT count(*)::int AS n FROM pg_subscription
+          UNION ALL SELECT count(*)::int FROM pg_replication_slots UNION ALL SELECT count(*)::int FROM pg_publication`);
+        return rows.map(({ n }) => n).join();
+      });
+    const isOpen = async () => (await replication(s.urlOne)) === '1,0,0';
+    await waitFor(isOpen, { what: 'the source to follow, and to be followed no more' });
+    expect(await replication(s.urlTwo)).toBe('0,1,1');
     await requestEnd(s.catalog.pool, id, 'rollback', 'test');
     expect(await moves.atRest(id)).toBe('rolled_back');
     expect((await s.catalog.loadTopology()).referenceTables.get('public.countries')?.shards).toEqual(['one', 'two']);
