@@ -103,6 +103,41 @@ test('rows that differ keep a migration from flipping, also when its window open
   expect(await moves.atRest(id)).toBe('aborted');
 });
 
+test('rows that differ as of a flip are shown by what is wrong with them, and what a person does is said', async () => {
+  const id = `${await approveMove(s, [6n], null)}`;
+  moves.startMigrator({ wayBackMs: 3_600_000, sampleMs: 0 });
+  expect((await foreshard('migrate', 'watch', id)).code).toBe(0);
+  await withClient(s.urlOne, (c) =>
+    c.query(`SET session_replication_role = replica; UPDATE tenants SET name = 'other' WHERE id = 7;
+      DELETE FROM tenants WHERE id = 9; INSERT INTO tenants (id, name) VALUES (99, 'only here')`),
+  );
+  expect((await foreshard('migrate', 'rollback', id)).code).toBe(0);
+  const watched = await foreshard('migrate', 'watch', id);
+  expect(watched.code).toBe(1);
+  expect(watched.stdout).toMatch(/the shards differ as of the flip back: 3 rows of "public.tenants", among them \[/);
+  expect((await foreshard('migrate', 'show', id)).stdout).toContain(`
+1 rows of public.tenants, on shard two only:
+  ["9"]
+
+1 rows of public.tenants, on shard one only:
+  ["99"]
+
+1 rows of public.tenants, of other values:
+  ["7"]
+`);
+  for (const repair of [[], ['--repair']])
+    expect(await foreshard('migrate', 'verify', id, ...repair)).toMatchObject({
+      code: 4,
+      stderr: expect.stringMatching(
+        /found rows that differed as of its flip\nhint: .* of shard "two" is the right one write it through the proxy; then "foreshard migrate accept/,
+      ),
+    });
+  expect((await foreshard('migrate', 'accept', id)).code).toBe(0);
+  expect(await moves.atRest(BigInt(id))).toBe('rolled_back');
+  expect((await foreshard('migrate', 'show', id)).stdout).not.toContain('on shard two only');
+  expect(await leftovers(s)).toEqual([]);
+});
+
 test('Ctrl-C ends the watching and leaves the migration alone', async () => {
   const id = await approveMove(s, [6n], null);
   const watching = startCli(['migrate', 'watch', `${id}`, '--catalog', s.catalogUrl]);
