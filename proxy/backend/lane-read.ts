@@ -11,8 +11,8 @@ const HELD_BYTES = 16 * 1024;
 export interface LanePace {
   readonly expectedMs: number;
   served(ms: number, bytes: number, lateMs: number): void;
-  /** It keeps others waiting, for so long until now. @returns whether that counts: it is not to be told of the same run again */
-  late(ms: number, lateMs: number): boolean;
+  /** It keeps others waiting, for so long until now, while `busy` connections are at work. @returns whether that counts: it is not to be told of the same run again */
+  late(ms: number, busy: number, lateMs: number): boolean;
   /** Whether it may be said in one with others. */
   readonly joins: boolean;
   /** It has failed, and so have all that were said in one with it. */

@@ -18,7 +18,7 @@ export class LaneWatch {
     if (this.#timer === null) this.#arm(REST_MS);
   }
 
-  /** Reads are under way. */
+  /** Reads are under way, or somebody waits for the connections that they had. */
   begins(): void {
     if (this.#resting) this.#arm(LOOK_MS);
   }
@@ -53,9 +53,12 @@ export class LaneWatch {
       if (lane.look(now)) this.#suspects.push(lane);
       if (!lane.isEmpty || lane.retired !== null) busy = true;
     }
-    if (now - this.#swept > REST_MS) {
-      this.#swept = now;
-      for (const lanes of new Set(this.#lanes.values())) lanes.sweep(now);
+    const due = now - this.#swept > REST_MS;
+    if (due) this.#swept = now;
+    for (const lanes of new Set(this.#lanes.values())) {
+      if (due || lanes.isWanted) lanes.sweep(now);
+      // What is empty, and was in use a moment ago, is given back if it is empty at one of the next looks.
+      if (lanes.isWanted) busy = true;
     }
     // An answer may have been there before, and this process too busy to read it. The next turn reads all that is there.
     if (this.#suspects.length > 0) setImmediate(this.#judge);

@@ -11,6 +11,8 @@ import { WholeAnswer } from './whole-answer.js';
 export interface LaneOwner {
   /** A read is late when the server has had it in hand for so long. */
   readonly lateMs: number;
+  /** Connections at work. */
+  readonly busy: number;
   /** Whether several reads may be said in one. */
   readonly joins: boolean;
   /** Reads were said in one. */
@@ -249,7 +251,7 @@ export class Lane implements BackendOwner {
     }
     if (head.bundle !== null) this.#rescueFrom(head);
     else {
-      if (this.#blamed !== head && head.pace.late(ms, this.#owner.lateMs)) this.#blamed = head;
+      if (this.#blamed !== head && head.pace.late(ms, this.#owner.busy, this.#owner.lateMs)) this.#blamed = head;
       this.#rescueBehind();
     }
     if (head.dropped && !this.#canceled) this.#cancelForNobody();

@@ -17,8 +17,8 @@ const OPEN_MS = 0.6;
 const BRIEF_MS = 0.5;
 /** An empty lane gives its connection back after this time. */
 const IDLE_MS = 1_000;
-/** While clients wait for a connection. */
-const WANTED_MS = 5;
+/** While clients wait for a connection: one in which reads come all the time serves more of them than a lease would. */
+const WANTED_MS = 2;
 /** After a late statement fewer reads may stand in line; so many good ones later one more. */
 const FEWEST = 4;
 const REGAINED_AFTER = 8;
@@ -138,6 +138,10 @@ export class Lanes implements LaneOwner {
     return this.#pool.options.laneLateMs;
   }
 
+  get busy(): number {
+    return this.#pool.inUse;
+  }
+
   get joins(): boolean {
     return this.#pool.options.lanes === 'auto';
   }
@@ -217,9 +221,15 @@ export class Lanes implements LaneOwner {
     return false;
   }
 
-  /** Clients wait for a connection, and no other can be opened: those that nobody needs are given back. */
-  giveUp(): void {
+  /** Another user's clients wait: those that nobody uses are given back. */
+  giveUpEmpty(): void {
     for (const lane of [...this.#all]) if (lane.isEmpty) lane.retire('given back');
+  }
+
+  /** Clients wait for a connection, and no other can be opened: those that nobody needs are given back, now or soon. */
+  giveUp(): void {
+    this.sweep(performance.now());
+    this.#watch.begins();
     // One must be left for them.
     if (this.#all.size < this.#pool.options.size) return;
     for (const lane of this.#all) {
@@ -282,10 +292,14 @@ export class Lanes implements LaneOwner {
     this.#pool.discard(lane.backend);
   }
 
+  /** Clients wait for a connection. */
+  get isWanted(): boolean {
+    return this.#pool.counts.waiting > 0;
+  }
+
   /** Gives back what nobody has used for a while or somebody waits for, and what the pool would have replaced. */
   sweep(now: number): void {
-    // One may have been opened since clients began to wait, and have nothing to do.
-    const idleMs = this.#pool.counts.waiting > 0 ? WANTED_MS : IDLE_MS;
+    const idleMs = this.isWanted ? WANTED_MS : IDLE_MS;
     for (const lane of [...this.#all])
       if ((lane.isEmpty && now - lane.idleSince > idleMs) || this.#pool.wants(lane.backend, now))
         lane.retire('given back');

@@ -27,8 +27,10 @@ export interface Lender {
   /** Those that nobody uses at the moment, and clients that use the others. */
   readonly empty: number;
   readonly depth: number;
-  /** Clients wait: what nobody needs is to be given back. */
+  /** Clients wait: what nobody needs is to be given back before long. */
   giveUp(): void;
+  /** Another user's do: what nobody uses is to be given back. */
+  giveUpEmpty(): void;
   /** Everything is, as soon as nobody uses it. */
   giveUpAll(): void;
 }
@@ -304,7 +306,7 @@ export class Pool {
 
   /** Has lanes give back what nobody uses, for another user's sake. */
   giveUpLanes(): void {
-    this.#lender?.giveUp();
+    this.#lender?.giveUpEmpty();
   }
 
   /** This very connection, if it is unused. @returns whether it is the caller's now */

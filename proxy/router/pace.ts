@@ -57,7 +57,7 @@ export class Pace {
 
   /** It ran on a lease, while `busy` connections of the pool were at work. `lateMs`: what takes longer has no place in a lane. */
   ran(ms: number, bytes: number, busy: number, lateMs: number): void {
-    const share = ms / Math.max(1, busy / UNHURRIED);
+    const share = shareOf(ms, busy);
     if (share >= lateMs * SLOW || bytes > SMALL_BYTES) this.#good = 0;
     else if (share >= lateMs) this.#good = Math.max(0, this.#good - 1);
     else this.#good += 1;
@@ -80,9 +80,12 @@ export class Pace {
     this.#needed = Math.max(FIRST_RUNS, Math.floor(this.#needed / 2));
   }
 
-  /** It keeps others waiting, for so long until now. @returns whether that counts: it is not to be told of the same run again */
-  late(ms: number, lateMs: number): boolean {
-    if (ms < lateMs * SLOW) return false;
+  /**
+   * It keeps others waiting, for so long until now, while `busy` connections of the pool are at work. @returns whether that counts: it is not to be told
+   * of the same run again
+   */
+  late(ms: number, busy: number, lateMs: number): boolean {
+    if (shareOf(ms, busy) < lateMs * SLOW) return false;
     const rarely = this.#streak >= RARELY;
     this.#streak = 0;
     if (!rarely) this.disgrace();
@@ -102,4 +105,9 @@ export class Pace {
     this.#expectedMs = first ? ms : this.#expectedMs + (ms - this.#expectedMs) * WEIGHT;
     this.#expectedBytes = first ? bytes : this.#expectedBytes + (bytes - this.#expectedBytes) * WEIGHT;
   }
+}
+
+/** What of the time it would have taken, had not so many connections been at work. */
+function shareOf(ms: number, busy: number): number {
+  return ms / Math.max(1, busy / UNHURRIED);
 }

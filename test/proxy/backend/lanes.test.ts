@@ -197,6 +197,24 @@ describe('the lanes of a pool', () => {
     pool.release(backend);
   });
 
+  it('keep a connection that somebody has just read on, as long as that goes on, though clients wait', async () => {
+    const { pool, lanes } = own.of({ size: 2 });
+    const lane = await laneOf(lanes);
+    const held = await pool.acquire(never);
+    // However long it takes to get here, that was a moment ago.
+    lane.idleSince = Number.POSITIVE_INFINITY;
+    const wanted = pool.acquire(never);
+    expect(lane.takes).toBe(true);
+    const read = new TestRead('SELECT 1');
+    join(lane, read);
+    expect(await read.ended).toBe('answered');
+    // Nobody has read since.
+    expect(await wanted).toBe(lane.backend);
+    expect(lane.takes).toBe(false);
+    pool.release(lane.backend);
+    pool.release(held);
+  });
+
   it('are told apart by settings, and are none when they are off', async () => {
     const { lanes } = own.of();
     const utc = new Map([['TimeZone', "SET TimeZone TO 'UTC'"]]) as unknown as SettingMap;

@@ -45,7 +45,7 @@ describe('the pace of a template', () => {
   it('needs four times as many good runs after each disgrace', () => {
     const pace = new Pace();
     runsUntilFit(pace);
-    pace.late(4 * LATE, LATE);
+    pace.late(4 * LATE, 1, LATE);
     expect(runsUntilFit(pace)).toBe(12);
     pace.served(0.1, 16 * 1024 + 1, LATE);
     expect(runsUntilFit(pace)).toBe(48);
@@ -55,10 +55,19 @@ describe('the pace of a template', () => {
     expect(runsUntilFit(pace)).toBe(192);
   });
 
+  it('keeps its place when it is late as so many others are at work', () => {
+    const pace = new Pace();
+    runsUntilFit(pace);
+    expect(pace.late(5 * 4 * LATE - 1, 20, LATE)).toBe(false);
+    expect(pace.isFit).toBe(true);
+    expect(pace.late(5 * 4 * LATE, 20, LATE)).toBe(true);
+    expect(pace.isFit).toBe(false);
+  });
+
   it('keeps its place when it is late by a little', () => {
     const pace = new Pace();
     runsUntilFit(pace);
-    pace.late(4 * LATE - 1, LATE);
+    pace.late(4 * LATE - 1, 1, LATE);
     expect(pace.isFit).toBe(true);
   });
 
@@ -77,10 +86,10 @@ describe('the pace of a template', () => {
     const pace = new Pace();
     runsUntilFit(pace);
     for (let i = 0; i < 2000; i++) pace.served(0.1, 100, LATE);
-    pace.late(100 * LATE, LATE);
+    pace.late(100 * LATE, 1, LATE);
     expect(pace.isFit).toBe(true);
     for (let i = 0; i < 1999; i++) pace.served(0.1, 100, LATE);
-    pace.late(100 * LATE, LATE);
+    pace.late(100 * LATE, 1, LATE);
     expect(pace.isFit).toBe(false);
   });
 
