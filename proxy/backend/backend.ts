@@ -57,8 +57,6 @@ export class Backend {
 
   #owner: BackendOwner | null = null;
   readonly #expected: Expectation[] = [];
-  /** The first that is expected of the last `begin`. */
-  #beginning: Expectation | null = null;
   /** After an error in the extended protocol, until its Sync. */
   #skipping = false;
   readonly #copySyncs = new CopySyncs();
@@ -191,33 +189,56 @@ export class Backend {
    * When it fails, the server skips that: nothing of it is answered but its end, by a ReadyForQuery for the client.
    */
   begin(text: Buffer, { done, failed }: { readonly done: () => void; readonly failed: (frame: Buffer) => void }): void {
-    const notBegun = (frame: Buffer) => {
-      failed(frame);
-      // A Query that is skipped has none.
-      if (!this.#expected.some((e) => e.kind === 'sync' || e.kind === 'batch'))
-        this.send(SYNC, { kind: 'sync', internal: false });
-    };
-    this.unnamed = null;
-    this.#beginning = { kind: 'parse', internal: true, quiet: true, failed: notBegun };
-    this.send(beginMessages(text), this.#beginning);
-    this.send(null, { kind: 'bind', internal: true, quiet: true, failed: notBegun });
-    this.send(null, { kind: 'execute', internal: true, quiet: true, failed: notBegun, done });
+    this.#sayAhead(beginMessages(text), BEGUN, { quiet: true, done, failed });
     // What follows is said in it.
     this.status = IN_TRANSACTION;
   }
 
   /**
-   * Takes the answer to `begin` from the beginning of what has come, if that is what it nearly always is. @returns how many bytes it took; 0: it is to be
-   * read as any other
+   * Has the server forget the numbers that were drawn here, without waiting, ahead of one Query, or one batch with its Sync, that is sent right behind it
+   * inside of a transaction block. When that fails (a cancel request has hit it), so does what follows, with its error.
    */
-  begun(chunk: Buffer): number {
-    if (this.#beginning === null || this.#expected[0] !== this.#beginning) return 0;
-    if (chunk.length < BEGUN.length || chunk.compare(BEGUN, 0, BEGUN.length, 0, BEGUN.length) !== 0) return 0;
-    const [, , execute] = this.#expected.splice(0, 3);
-    this.#beginning = null;
-    execute?.done?.();
-    this.#flushLocal();
-    return BEGUN.length;
+  forgetSequences(): void {
+    const failed = () => {
+      this.sequencesOf = 'several';
+    };
+    this.sequencesOf = null;
+    this.#sayAhead(DISCARD_SEQUENCES, DISCARDED, { failed, undo: failed });
+  }
+
+  /**
+   * Says something of ours ahead of what a client says, in the same packet, by Parse, Bind and Execute. @param answer what the server says when all is
+   * well @param end when it fails, what follows is skipped
+   */
+  #sayAhead(messages: Buffer, answer: Buffer, end: Pick<Expectation, 'quiet' | 'done' | 'undo' | 'failed'>): void {
+    const { done, ...unless } = end;
+    const failed = (frame: Buffer) => {
+      end.failed?.(frame);
+      // A Query that is skipped has none.
+      if (!this.#expected.some((e) => e.kind === 'sync' || e.kind === 'batch'))
+        this.send(SYNC, { kind: 'sync', internal: false });
+    };
+    this.unnamed = null;
+    this.send(messages, { kind: 'parse', internal: true, ...unless, failed, ahead: answer });
+    this.send(null, { kind: 'bind', internal: true, ...unless, failed });
+    this.send(null, { kind: 'execute', internal: true, ...unless, failed, ...(done === undefined ? {} : { done }) });
+  }
+
+  /**
+   * Takes the answers to what was said ahead from the beginning of what has come, if they are what they nearly always are. @returns how many bytes it
+   * took; what is left is to be read as any other
+   */
+  takeAhead(chunk: Buffer): number {
+    let at = 0;
+    for (let ahead = this.#expected[0]?.ahead; ahead !== undefined; ahead = this.#expected[0]?.ahead) {
+      const end = at + ahead.length;
+      if (chunk.length < end || chunk.compare(ahead, 0, ahead.length, at, end) !== 0) break;
+      const [, , execute] = this.#expected.splice(0, 3);
+      execute?.done?.();
+      this.#flushLocal();
+      at = end;
+    }
+    return at;
   }
 
   /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
@@ -497,16 +518,26 @@ export class Backend {
   }
 }
 
-/** What a server answers to `beginMessages` when there is nothing to be said. */
-const BEGUN = Buffer.concat([PARSE_COMPLETE, BIND_COMPLETE, encodeCommandComplete('BEGIN')]);
+/** What a server answers to a statement said ahead when there is nothing to be said. */
+const aheadAnswer = (tag: string) => Buffer.concat([PARSE_COMPLETE, BIND_COMPLETE, encodeCommandComplete(tag)]);
+
+const BEGUN = aheadAnswer('BEGIN');
+const DISCARDED = aheadAnswer('DISCARD SEQUENCES');
 
 /** Most transactions begin alike. */
-let lastBegin = { text: Buffer.alloc(0), messages: Buffer.alloc(0) };
+let lastBegin: { readonly text: Buffer; readonly messages: Buffer } = {
+  text: Buffer.alloc(0),
+  messages: Buffer.alloc(0),
+};
 
 function beginMessages(text: Buffer): Buffer {
-  if (!lastBegin.text.equals(text)) {
-    const bind = encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] });
-    lastBegin = { text: Buffer.from(text), messages: Buffer.concat([encodeParse('', text), bind, encodeExecute('')]) };
-  }
+  if (!lastBegin.text.equals(text)) lastBegin = { text: Buffer.from(text), messages: aheadMessages(text) };
   return lastBegin.messages;
 }
+
+function aheadMessages(text: Buffer): Buffer {
+  const bind = encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [] });
+  return Buffer.concat([encodeParse('', text), bind, encodeExecute('')]);
+}
+
+const DISCARD_SEQUENCES = aheadMessages(Buffer.from('DISCARD SEQUENCES'));

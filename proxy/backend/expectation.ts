@@ -26,6 +26,8 @@ export interface Expectation {
   readonly internal: boolean;
   /** An error here is not the client's either: whoever sent it sees to it. */
   readonly quiet?: true;
+  /** `parse`: what this, and the bind and the execute behind it, are answered when all is well. */
+  readonly ahead?: Buffer;
   /** `local`: what the client gets when its turn comes, although no server was asked; nothing if absent. */
   readonly bytes?: Buffer;
   /** An error here is ours, forced on the server so that its transaction fails as the client is told: this goes to the client instead. */

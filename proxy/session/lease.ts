@@ -268,7 +268,7 @@ export class Lease {
     if (!writes) return;
     // On its own it asks for nothing that others have drawn.
     if (draws(plan) && backend.status !== IDLE) {
-      if (sequences.place !== backend && backend.sequencesOf !== null) sequences.cleanFirst(backend);
+      if (sequences.place !== backend && backend.sequencesOf !== null) backend.forgetSequences();
       (this.transaction as Transaction).draws = true;
     }
     sequences.mayHaveDrawn(backend);

@@ -77,7 +77,7 @@ export class StraightAnswer implements Expectation {
   onChunk(backend: Backend, chunk: Buffer): number {
     let from = 0;
     if (!backend.expects(this)) {
-      from = this.#first ? backend.begun(chunk) : 0;
+      from = backend.takeAhead(chunk);
       if (from === 0 || !backend.expects(this)) return from;
     }
     if (backend.outstanding !== 1 || !answer.read(chunk, from) || answer.end !== chunk.length) return from;
@@ -138,6 +138,8 @@ export class StraightAnswer implements Expectation {
 
   done(): void {
     const { backend } = this.#session.lease;
+    // What was said ahead of it has failed, and the Parse was skipped.
+    if (this.parses) this.failed();
     if (backend !== null && (this.#completed || this.kind === 'query'))
       this.#record(backend, performance.now() - backend.clock.since);
     // Something was out of the ordinary: it is looked at anew whether the next one may go this way.

@@ -30,14 +30,14 @@ const READY = encodeReadyForQuery('T');
 const NOTICE = encodeNoticeResponse({ severity: 'NOTICE', sqlstate: '00000', message: 'by the way' });
 const ERROR = encodeErrorResponse({ severity: 'ERROR', sqlstate: '57014', message: 'canceled' });
 
-/** Has the answer to BEGIN taken as sessions do, and notes what it is told, in order. */
+/** Has the answers to what was said ahead taken as sessions do, and notes what it is told, in order. */
 class TestOwner implements BackendOwner {
   readonly told: string[] = [];
-  /** How much `begun` has taken of each read. */
+  /** How much `takeAhead` has taken of each read. */
   readonly taken: number[] = [];
 
   onChunk(chunk: Buffer): number {
-    const taken = backend.begun(chunk);
+    const taken = backend.takeAhead(chunk);
     this.taken.push(taken);
     return taken;
   }
@@ -234,5 +234,59 @@ describe('the answer to a BEGIN that was sent with what follows it', () => {
     await connection.closed;
     expect(owner.told).toEqual(['lost']);
     expect(undone).toBe(1);
+  });
+});
+
+describe('numbers from sequences that are forgotten with what follows', () => {
+  const DISCARDED = Buffer.concat([PARSE_COMPLETE, BIND_COMPLETE, encodeCommandComplete('DISCARD SEQUENCES')]);
+
+  it('are, behind a BEGIN too, and the client hears nothing of it', async () => {
+    backend.sequencesOf = 7;
+    begin();
+    backend.forgetSequences();
+    send(query);
+    await says(BEGUN, DISCARDED, ANSWER, READY);
+    expect(owner.taken).toEqual([BEGUN.length + DISCARDED.length]);
+    expect(owner.told).toEqual(['begun', 'C', 'ready T']);
+    expect([backend.sequencesOf, backend.quiet]).toEqual([null, true]);
+    backend.sequencesOf = 8;
+    backend.forgetSequences();
+    send(query);
+    await says(DISCARDED.subarray(0, 7));
+    await says(DISCARDED.subarray(7), ANSWER, READY);
+    expect(owner.told.slice(3)).toEqual(['C', 'ready T']);
+    expect([backend.sequencesOf, backend.quiet]).toEqual([null, true]);
+  });
+
+  it('are not when it is canceled: that is the error of the Query behind it, which is ended by a Sync', async () => {
+    backend.forgetSequences();
+    let undone = 0;
+    backend.send(encodeQuery('INSERT'), { ...query, undo: () => undone++ });
+    backend.sequencesOf = 7; // whose statement it is draws, as far as anybody knows
+    const sent = heard.length;
+    await says(PARSE_COMPLETE, BIND_COMPLETE, ERROR);
+    expect([owner.told, undone]).toEqual([['E'], 1]);
+    await waitFor(() => heard.length > sent && heard.subarray(-SYNC.length).equals(SYNC), { what: 'a Sync' });
+    await says(encodeReadyForQuery('E'));
+    expect(owner.told).toEqual(['E', 'ready E']);
+    expect(backend.sequencesOf).toBe('several');
+  });
+
+  it('are not when it is canceled: so it is for a batch behind it, which has its Sync', async () => {
+    backend.forgetSequences();
+    let ended = 0;
+    backend.send(encodeExecute(''), { kind: 'batch', internal: false, done: () => ended++ });
+    await says(ERROR, encodeReadyForQuery('E'));
+    expect([owner.told, ended]).toEqual([['E', 'ready E'], 1]);
+    expect([backend.sequencesOf, backend.quiet]).toEqual(['several', true]);
+  });
+
+  it('are not when the BEGIN before it has failed', async () => {
+    begin();
+    backend.forgetSequences();
+    send(query);
+    await says(ERROR, encodeReadyForQuery('I'));
+    expect(owner.told).toEqual(['not begun', 'ready I']);
+    expect([backend.sequencesOf, backend.quiet]).toEqual(['several', true]);
   });
 });
