@@ -278,12 +278,9 @@ export class Router {
    * do not matter, the same object is given again. `text` is not kept.
    */
   laneRead(text: Buffer, session: SessionNames, topology: Topology): LaneRoute | null {
-    this.#forgetOutdated();
     const scope = this.#scopeOf(session);
-    const lexer = this.#lexer;
-    if (!lexer.scan(text, false, scope.conforming) || lexer.runs.length > 0) return null;
-    const template = this.#cached(scope);
-    if (template?.laneSafe !== true || !template.pace.isFit) return null;
+    const template = this.#laneTemplate(text, scope);
+    if (template === null) return null;
     this.counters.hits++;
     const known = template.laneRoute;
     if (known !== null && known.topology === topology) return known;
@@ -291,6 +288,19 @@ export class Router {
     const route = analyzed === null ? null : this.laneRoute(analyzed, null, topology);
     if (analyzed?.laneRoute === route) template.laneRoute = route;
     return route;
+  }
+
+  /** Whether a text is a read of a known template which may share a server connection now, as far as its values let it. `text` is not kept. */
+  isLaneRead(text: Buffer, session: SessionNames): boolean {
+    return this.#laneTemplate(text, this.#scopeOf(session)) !== null;
+  }
+
+  #laneTemplate(text: Buffer, scope: Scope): Template | null {
+    this.#forgetOutdated();
+    const lexer = this.#lexer;
+    if (!lexer.scan(text, false, scope.conforming) || lexer.runs.length > 0) return null;
+    const template = this.#cached(scope);
+    return template?.laneSafe === true && template.pace.isFit ? template : null;
   }
 
   /** The same of what is analysed. Null: it has to go alone, or is not one to one shard. */

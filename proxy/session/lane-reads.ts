@@ -9,7 +9,7 @@ import { encodeErrorResponse } from '../wire/error-response.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { Item } from './batch.js';
 import type { ClientOutput } from './client-output.js';
-import type { ClientRead, OnLease } from './client-read.js';
+import type { ClientRead, LanePlace, OnLease } from './client-read.js';
 import type { ExtendedProtocol } from './extended.js';
 import { type Footprint, stillOn } from './footprint.js';
 import type { Inbox } from './inbox.js';
@@ -18,6 +18,7 @@ import { LaneChoice } from './lane-choice.js';
 import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { Lookup } from './name-lookup.js';
+import type { ClientStatement } from './prepared.js';
 import { lost, mayNotSay } from './refusals.js';
 import type { Source } from './replica-reads.js';
 import type { ServerReplies } from './server-replies.js';
@@ -86,17 +87,27 @@ export class LaneReads {
 
   /** All that has come since the client was last told that the proxy is ready. @returns whether it is a read that is in a lane now; nobody changes the bytes then */
   take(bytes: Buffer): boolean {
-    if (!this.#straight) return false;
+    const straight = this.#straight;
+    if (!straight) {
+      if (!this.#isStraight) return false;
+      this.#choice.lookup = this.#session.lookup.current;
+    }
     const fits = this.#current === null && bytes.length <= LONGEST_BYTES && bytes.length > HEADER_BYTES;
-    if (fits && this.#took(bytes)) return true;
+    if (fits && this.#took(bytes)) {
+      this.#straight = true;
+      return true;
+    }
     this.#straight = false;
+    // Nobody has looked since the last answer whether it can go straight on by a lease.
+    if (straight) this.#session.judgeStraight();
     return false;
   }
 
   #took(bytes: Buffer): boolean {
     const { activity, lookup, services } = this.#session;
     const { live, router } = services;
-    if (this.#choice.readsReplicas) return false;
+    // What a view or function does may be another thing by now.
+    if (!services.schema.fresh || this.#choice.readsReplicas) return false;
     if (bytes[0] === FRONTEND.Query) {
       const end = bytes.length - 1;
       // Exactly one message, which is a text and its end.
@@ -117,41 +128,61 @@ export class LaneReads {
     }
     if (bytes[0] !== FRONTEND.Parse && bytes[0] !== FRONTEND.Bind) return false;
     if (!batch.read(bytes)) return false;
-    const statement = batch.find(bytes, this.#statements);
+    let statement = batch.find(bytes, this.#statements);
+    const made = statement === null && batch.parses && router.isLaneRead(batch.text(bytes), lookup.current.names);
+    if (made) statement = batch.prepare(bytes, this.#statements);
     if (statement === null) return false;
-    const { analyzed, content } = statement;
-    if (statement.lookup !== lookup.current || content.definition !== null) return false;
-    const known = analyzed instanceof AnalyzedText && analyzed.laneRoute?.topology === live.current;
-    const params = known ? null : batch.params(bytes, statement);
-    if (!known && params === null) return false;
-    const route = router.laneRoute(analyzed, params, live.current);
-    const lane = route === null ? null : this.#choice.laneFor(route);
-    if (route === null || lane === null) return false;
-    const { version } = services.contents;
-    lane.backend.prepareFor(version);
-    if (!batch.described && !batch.parses && !hasShape(lane.backend, statement, batch.name === '', version))
+    const place = this.#placeBatch(bytes, statement);
+    if (place === null) {
+      // Another way prepares it once more.
+      if (made) this.#statements.undo('', statement, false);
       return false;
+    }
+    // The server gives up the one before as soon as it looks at the Parse, and nothing keeps it from that.
+    if (made) this.#statements.parsed(statement);
     if (batch.parses) activity.message(FRONTEND.Parse);
     activity.message(FRONTEND.Bind);
     activity.message(FRONTEND.Execute);
-    const read = this.#read(route, bytes);
-    read.batch(route, bytes, statement, batch);
-    this.#join(read, lane);
+    const read = this.#read(place.route, bytes);
+    read.batch(place.route, bytes, statement, batch);
+    this.#join(read, place.lane);
     return true;
+  }
+
+  /** Where the batch may run; null: not in a lane. */
+  #placeBatch(bytes: Buffer, statement: ClientStatement): LanePlace | null {
+    const { lookup, services } = this.#session;
+    const { live, router } = services;
+    const { analyzed, content } = statement;
+    if (statement.lookup !== lookup.current || content.definition !== null) return null;
+    const known = analyzed instanceof AnalyzedText && analyzed.laneRoute?.topology === live.current;
+    const params = known ? null : batch.params(bytes, statement);
+    if (!known && params === null) return null;
+    const route = router.laneRoute(analyzed, params, live.current);
+    const lane = route === null ? null : this.#choice.laneFor(route);
+    if (route === null || lane === null) return null;
+    const { version } = services.contents;
+    const { backend } = lane;
+    backend.prepareFor(version);
+    if (!batch.described && !batch.parses && !hasShape(backend, statement, batch.name === '', version)) {
+      learnShape(backend, content);
+      return null;
+    }
+    return { lane, route };
   }
 
   /** Something has come by another way, or the client does not read. */
   get #isStraight(): boolean {
     const { lease, listening, lookup } = this.#session;
     return (
+      lease.transaction === null &&
+      lease.backend === null &&
       this.#inbox.isEmpty &&
       !this.#loop.busy &&
       !this.#loop.awaitingReady &&
       !this.#loop.canceling &&
       !this.#output.full &&
       !this.#extended.open &&
-      lease.backend === null &&
-      lease.transaction === null &&
       !lease.unsynced &&
       !listening.active &&
       !lookup.pending &&

@@ -1,5 +1,6 @@
+import { ForeshardError } from '../../topology/errors.js';
 import type { BoundParams } from '../router/route.js';
-import { decodeBind } from '../wire/frontend.js';
+import { decodeBind, decodeParse } from '../wire/frontend.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import { ProtocolError } from '../wire/protocol-error.js';
 import type { ClientStatement } from './prepared.js';
@@ -51,6 +52,23 @@ export class StraightBatch {
   find(bytes: Buffer, statements: ClientStatements): ClientStatement | null {
     const statement = statements.peek(this.name);
     return statement !== null && this.parses && !isParseOf(bytes, this.bindAt, statement) ? null : statement;
+  }
+
+  /** The text that the Parse at the beginning prepares. */
+  text(bytes: Buffer): Buffer {
+    const from = HEADER_BYTES + 1;
+    return bytes.subarray(from, bytes.indexOf(0, from));
+  }
+
+  /** The client's unnamed statement, from the Parse at the beginning; null: another way finds out what is wrong with it. `parsed` or `undo` follows. */
+  prepare(bytes: Buffer, statements: ClientStatements): ClientStatement | null {
+    try {
+      const { sql, oids } = decodeParse(bytes.subarray(0, this.bindAt));
+      return statements.add('', sql, oids);
+    } catch (error) {
+      if (error instanceof ForeshardError) return null;
+      throw error;
+    }
   }
 
   #tail(bytes: Buffer, from: number, limit: number): boolean {

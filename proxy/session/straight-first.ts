@@ -93,9 +93,8 @@ export class StraightFirst implements Waiter {
     else if (route.kind !== 'any') return false;
     else
       this.#shard = taken !== null && route.shards.includes(taken.shard) ? taken.shard : (route.shards[0] as ShardName);
-    // A read on its own is for lanes, and replicas, as far as there are any.
-    if (lease.transaction === null && plan.laneSafe === true)
-      if (replicas.served.length > 0 || services.pool(this.#shard).options.lanes !== 'off') return false;
+    // A read on its own is for replicas, as far as there are any. Lanes have been asked, and it is not for them now.
+    if (lease.transaction === null && plan.laneSafe === true && replicas.served.length > 0) return false;
     const footprint: Footprint = {
       topology: live.current,
       touches: route.touches,

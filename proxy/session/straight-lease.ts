@@ -1,9 +1,8 @@
-import { ForeshardError } from '../../topology/errors.js';
 import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Analyzed, BoundParams, StatementPlan } from '../router/route.js';
 import { BIND_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
-import { decodeParse, rewriteBindStatement } from '../wire/frontend.js';
+import { rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
@@ -213,7 +212,7 @@ export class StraightLease {
     const { name, parses } = batch;
     let statement = batch.find(bytes, this.#statements);
     const made = statement === null && parses;
-    if (made) statement = this.#prepare(bytes);
+    if (made) statement = batch.prepare(bytes, this.#statements);
     if (statement === null) return false;
     const opens = backend === null && this.#mayOpen(bytes, statement);
     const to = opens ? null : this.#mayBind(backend, bytes, statement, taken);
@@ -246,17 +245,6 @@ export class StraightLease {
     this.#begin(to, backend === null ? bytes : null);
     this.#send(to, bytes, statement, name);
     return true;
-  }
-
-  /** The client's unnamed statement, from the Parse at the beginning; null: another way finds out what is wrong with it. */
-  #prepare(bytes: Buffer): ClientStatement | null {
-    try {
-      const { sql, oids } = decodeParse(bytes.subarray(0, batch.bindAt));
-      return this.#statements.add('', sql, oids);
-    } catch (error) {
-      if (error instanceof ForeshardError) return null;
-      throw error;
-    }
   }
 
   #mayOpen(bytes: Buffer, statement: ClientStatement): boolean {

@@ -3,9 +3,11 @@ import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { Lane } from '../../proxy/backend/lane.js';
 import type { LaneTotals } from '../../proxy/backend/lanes.js';
+import { encodeBind, encodeDescribe, encodeExecute, encodeParse, SYNC } from '../../proxy/wire/frontend.js';
 import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import type { Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
+import { RawPeer } from '../support/raw-peer.js';
 import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -143,6 +145,13 @@ describe('reads of several clients on one server connection', () => {
       }),
     ],
     [
+      'extended, another statement each time',
+      (id, i) => ({
+        text: `SELECT name, $2::text AS token, ${'0 + '.repeat(i % 3)}1 AS kind FROM tenants WHERE tenant_id = $1`,
+        values: [id, `${id}:${i}`],
+      }),
+    ],
+    [
       'prepared',
       (id, i) => ({
         name: `token${id % 5}`,
@@ -166,6 +175,29 @@ describe('reads of several clients on one server connection', () => {
       },
       { what: 'reads that are said in one' },
     );
+  });
+
+  it('are of the unnamed statement that was prepared last, be it another each time, or one that has failed', async () => {
+    const peer = await RawPeer.login(s.proxy.port, { user: 'app', password: 'secret', database: 'shop' });
+    const ask = async (sql: string | null, value: number) => {
+      const values = [Buffer.from(String(value))];
+      const bind = encodeBind({ portal: '', statement: '', formats: [], values, resultFormats: [] });
+      const parse = sql === null ? [] : [encodeParse('', sql)];
+      peer.send(Buffer.concat([...parse, bind, encodeDescribe('portal', ''), encodeExecute(''), SYNC]));
+      const told = await peer.until('Z');
+      const row = told.find((m) => m.type === 'D')?.body;
+      return row === undefined ? told.map((m) => m.type).join('') : row.toString('latin1', 6);
+    };
+    const [one, two] = [`SELECT 'one ' || 6 / $1::int`, `SELECT 'two: ' || 6 / $1::int`];
+    await untilInLane(async () => [await ask(one, 1), await ask(two, 2)]);
+    const before = totals().reads;
+    expect([await ask(one, 3), await ask(null, 2), await ask(two, 3)]).toEqual(['one 2', 'one 3', 'two: 2']);
+    expect([await ask(null, 2), await ask(one, 0), await ask(null, 1)]).toEqual(['two: 3', '1EZ', 'one 6']);
+    expect(totals().reads).toBeGreaterThanOrEqual(before + 5);
+    // One that is not for lanes, and one that is again.
+    expect([await ask(`SELECT pg_backend_pid() * 0 + $1::int`, 5), await ask(null, 6)]).toEqual(['5', '6']);
+    expect([await ask(two, 6), await ask(null, 0), await ask(null, 1)]).toEqual(['two: 1', 'EZ', 'two: 6']);
+    peer.destroy();
   });
 
   it('are said by themselves when there is a backslash in the text', async () => {
