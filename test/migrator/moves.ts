@@ -1,14 +1,16 @@
 import pg from 'pg';
-import { afterAll, afterEach, beforeAll, beforeEach } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, expect } from 'vitest';
 import type { ClusterOptions } from '../../deploy/embedded/cluster.js';
+import { requestEnd } from '../../migrator/migration-requests.js';
 import { loadMigration, type MigrationRow, RESTING_STATES } from '../../migrator/migration-row.js';
 import { Migrator } from '../../migrator/migrator.js';
+import type { Position } from '../../topology/key.js';
 import type { MigrationState } from '../../topology/migration.js';
 import { waitFor } from '../support/wait-for.js';
 import { MiniProxy } from './mini-proxy.js';
-import { resetShop, type Setting, silent, startSetting } from './setting.js';
+import { approveMove, leftovers, resetShop, type Setting, silent, startSetting } from './setting.js';
 import { whereItStands } from './where-it-stands.js';
-import { Writers } from './writers.js';
+import { audit, Writers } from './writers.js';
 
 /** Moves on a setting of their own, in the tests of this file or of this `describe`: what each starts ends with it, and the setting with all of them. */
 export function startMoves(servers?: ClusterOptions): Moves {
@@ -24,6 +26,18 @@ export function shopMoves(tenants: number, orders: number, servers?: ClusterOpti
   const moves = startMoves(servers);
   beforeEach(() => moves.reset(tenants, orders));
   return moves;
+}
+
+/** What is particular to a way there and back. */
+interface ThereAndBack {
+  /** Default: all tenants from `lo` on. */
+  readonly hi?: Position;
+  /** Done as soon as it is approved. */
+  begun?(id: bigint): Promise<unknown>;
+  /** Done while the interval is there, and the way back open. */
+  there?(id: bigint): Promise<void>;
+  /** Whether a tenant belongs to the second shard before and afterwards. Default: none. */
+  onTwo?(tenant: number): boolean;
 }
 
 /** Migrators, writers and sessions of a test, on one setting. */
@@ -114,6 +128,38 @@ export class Moves {
     if (stale) writers.startStale(this.s.urlOne, tenants);
     this.atStop(() => writers.stop());
     return { proxy, writers };
+  }
+
+  /**
+   * Tenants of the first shard from `lo` on move to the second one, and are taken back, while they are written to: before, between, and behind it. All that was acknowledged is there
+   * once, and nothing of the migration is left.
+   */
+  async thereAndBack(
+    tenants: number,
+    lo: Position,
+    { hi, begun, there, onTwo = () => false }: ThereAndBack = {},
+  ): Promise<{ id: bigint; proxy: MiniProxy; writers: Writers }> {
+    const { proxy, writers } = await this.startLoad(tenants);
+    const writes = async (n: number, what: string) => {
+      const before = writers.acknowledged;
+      await waitFor(() => writers.acknowledged > before + n, { what });
+    };
+    const id = await approveMove(this.s, lo, hi ?? null);
+    await begun?.(id);
+    this.startMigrator({ wayBackMs: 3_600_000 });
+    await this.inState(id, 'reversing');
+    await there?.(id);
+    await writes(300, 'writes at the new owner');
+    await requestEnd(this.s.catalog.pool, id, 'rollback', 'test');
+    expect(await this.atRest(id)).toBe('rolled_back');
+    await writes(200, 'writes after the rollback');
+    await writers.stop();
+    expect(writers.errors).toEqual([]);
+    const { facts } = await this.load(id);
+    expect([facts.exact, facts.backExact]).toEqual(['identical', 'identical']);
+    expect(await audit(this.s, writers, onTwo)).toEqual([]);
+    expect(await leftovers(this.s)).toEqual([]);
+    return { id, proxy, writers };
   }
 
   async startProxy(): Promise<MiniProxy> {

@@ -4,114 +4,22 @@ import { dryRun } from '../../migrator/dry-run.js';
 import { requestEnd, requestFlip, setPaused } from '../../migrator/migration-requests.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
+import { addTriggers, behaviour, effectsOf, rows } from './behaviour.js';
 import { shopMoves } from './moves.js';
 import { abortOnEntering, approveMove, leftovers, moveSpec, pauseOnEntering, rollBackOnReversing } from './setting.js';
-import { audit, type Writers } from './writers.js';
+import { audit } from './writers.js';
 
 const HOUR = 3_600_000;
 const moves = shopMoves(40, 100);
 const { s } = moves;
-
-/** What an application has that leaves much to its triggers: a time stamp, a log in another table, counts of whole statements, checks at commit. */
-const TRIGGERS = `
-CREATE SCHEMA app_private;
-ALTER TABLE orders ADD updated_at timestamptz, ADD touched int NOT NULL DEFAULT 0;
-CREATE TABLE order_log (tenant_id int NOT NULL, no bigint GENERATED ALWAYS AS IDENTITY, order_id bigint NOT NULL, what text NOT NULL, PRIMARY KEY (tenant_id, no));
-CREATE FUNCTION app_private.touch() RETURNS trigger LANGUAGE plpgsql SET timezone = 'UTC' AS $$
-  BEGIN NEW.updated_at := clock_timestamp(); NEW.touched := NEW.touched + TG_ARGV[0]::int; RETURN NEW; END $$;
-CREATE FUNCTION app_private.log() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-  IF TG_OP = 'DELETE' THEN INSERT INTO public.order_log (tenant_id, order_id, what) VALUES (OLD.tenant_id, OLD.id, TG_OP);
-  ELSE INSERT INTO public.order_log (tenant_id, order_id, what) VALUES (NEW.tenant_id, NEW.id, TG_OP); END IF;
-  RETURN NULL; END $$;
-ALTER FUNCTION app_private.log() OWNER TO shop_owner;
-REVOKE ALL ON FUNCTION app_private.log() FROM PUBLIC;
-GRANT ALL ON TABLE order_log TO shop_owner;
-GRANT USAGE ON SCHEMA app_private, public TO shop_owner;
-CREATE FUNCTION app_private.log_all() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  INSERT INTO public.order_log (tenant_id, order_id, what) SELECT tenant_id, id, 'statement' FROM added;
-  RETURN NULL; END $$;
-CREATE FUNCTION app_private.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  IF EXISTS (SELECT FROM public.orders WHERE tenant_id = NEW.tenant_id AND id = NEW.id AND body = 'to be refused') THEN
-    RAISE EXCEPTION 'refused at commit' USING ERRCODE = 'check_violation'; END IF;
-  RETURN NULL; END $$;
-CREATE TRIGGER touch BEFORE UPDATE OF version, body ON orders FOR EACH ROW WHEN (OLD.version <> NEW.version) EXECUTE FUNCTION app_private.touch('1');
-CREATE TRIGGER "Log Rows" AFTER INSERT OR UPDATE OR DELETE ON orders FOR EACH ROW EXECUTE FUNCTION app_private.log();
-CREATE TRIGGER log_statements AFTER INSERT ON orders REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION app_private.log_all();
-CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION app_private.refuse();
-CREATE TRIGGER resting BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION app_private.touch('100');
-ALTER TABLE orders DISABLE TRIGGER resting;
-COMMENT ON TRIGGER touch ON orders IS 'when it was last changed';`;
-
-async function addTriggers(): Promise<void> {
-  await withClient(s.urlOne, (c) => c.query(TRIGGERS));
-  await declare('order_log', 'tenant_id');
-}
-
-async function declare(table: string, key: string): Promise<void> {
-  await s.catalog.pool.query(`INSERT INTO foreshard.sharded_table VALUES ('public', $1, 'tenant', ARRAY[$2])`, [
-    table,
-    key,
-  ]);
-  await s.catalog.pool.query('UPDATE foreshard.meta SET epoch = epoch + 1');
-}
-
-async function rows<T extends object>(url: string, sql: string): Promise<T[]> {
-  return withClient(url, async (c) => (await c.query<T>(sql)).rows);
-}
 
 const both = async <T extends object>(sql: string): Promise<T[]> => [
   ...(await rows<T>(s.urlOne, sql)),
   ...(await rows<T>(s.urlTwo, sql)),
 ];
 
-/** Everything about triggers, their functions, and policies. */
-const behaviour = (url: string) =>
-  rows<{ what: string }>(
-    url,
-    `SELECT concat_ws(' ', pg_get_triggerdef(t.oid), t.tgenabled, obj_description(t.oid, 'pg_trigger')) AS what FROM pg_trigger t WHERE NOT tgisinternal
-     UNION ALL SELECT concat_ws(' ', pg_get_functiondef(p.oid), pg_get_userbyid(p.proowner), p.proacl) FROM pg_proc p WHERE pronamespace = to_regnamespace('app_private')
-     UNION ALL SELECT concat_ws(' ', p.tablename, p.policyname, p.permissive, p.roles, p.cmd, p.qual, p.with_check) FROM pg_policies p
-     UNION ALL SELECT concat_ws(' ', relname, relrowsecurity, relforcerowsecurity) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relrowsecurity
-     ORDER BY 1`,
-  );
-
-/** What is wrong with what triggers have done: once for each write, and where the row is. @param onTwo null: all is on the first shard */
-async function effectsOf({ journal, deleted }: Writers, onTwo: ((tenant: number) => boolean) | null) {
-  const wrong: string[] = [];
-  const logs = new Map<string, Record<string, number>>();
-  for (const url of onTwo === null ? [s.urlOne] : [s.urlOne, s.urlTwo]) {
-    for (const r of await rows<{ tenant_id: number; order_id: string; what: string; n: number }>(
-      url,
-      'SELECT tenant_id, order_id, what, count(*)::int AS n FROM order_log GROUP BY 1, 2, 3',
-    )) {
-      const key = `${r.tenant_id}/${r.order_id}`;
-      logs.set(key, { ...logs.get(key), [r.what]: (logs.get(key)?.[r.what] ?? 0) + r.n });
-      if (onTwo?.(r.tenant_id) === (url === s.urlOne)) wrong.push(`the log of ${key} is on the other shard`);
-    }
-    for (const r of await rows<{ key: string }>(
-      url,
-      `SELECT tenant_id || '/' || id AS key FROM orders WHERE touched <> version OR (version > 0) <> (updated_at IS NOT NULL)`,
-    ))
-      wrong.push(`${r.key} was not touched once for each update`);
-  }
-  const expect = (key: string, what: string, n: number) => {
-    if ((logs.get(key)?.[what] ?? 0) !== n)
-      wrong.push(`${key} has ${logs.get(key)?.[what] ?? 0} times ${what}, not ${n}`);
-  };
-  for (const [key, { version }] of journal) {
-    expect(key, 'INSERT', 1);
-    expect(key, 'statement', 1);
-    expect(key, 'UPDATE', version);
-    expect(key, 'DELETE', 0);
-  }
-  for (const key of deleted.keys()) expect(key, 'DELETE', 1);
-  const written = new Set([...journal.keys(), ...deleted.keys()]);
-  for (const key of logs.keys()) if (!written.has(key)) wrong.push(`${key} has been logged, and never written`);
-  return wrong.slice(0, 20);
-}
-
 describe('triggers', () => {
-  beforeEach(addTriggers);
+  beforeEach(() => addTriggers(s));
 
   test('move with their tables, and do what they do exactly once, under load', async () => {
     const { writers } = await moves.startLoad(40);
@@ -124,7 +32,7 @@ describe('triggers', () => {
 
     expect(writers.errors).toEqual([]);
     expect(await audit(s, writers, (t) => t >= 20)).toEqual([]);
-    expect(await effectsOf(writers, (t) => t >= 20)).toEqual([]);
+    expect(await effectsOf(s, writers, (t) => t >= 20)).toEqual([]);
     expect(await behaviour(s.urlTwo)).toEqual(await behaviour(s.urlOne));
     expect(await behaviour(s.urlTwo)).toHaveLength(9);
     expect(await leftovers(s)).toEqual([]);
@@ -136,23 +44,9 @@ describe('triggers', () => {
   });
 
   test('do so on the way there and back', async () => {
-    const { writers } = await moves.startLoad(40);
-    const id = await approveMove(s, [20n], null);
-    moves.startMigrator({ wayBackMs: HOUR });
-    await moves.inState(id, 'reversing');
-    const flipped = writers.acknowledged;
-    await waitFor(() => writers.acknowledged > flipped + 300, { what: 'writes at the new owner' });
-    await requestEnd(s.catalog.pool, id, 'rollback', 'test');
-    expect(await moves.atRest(id)).toBe('rolled_back');
-    const back = writers.acknowledged;
-    await waitFor(() => writers.acknowledged > back + 200, { what: 'writes after the rollback' });
-    await writers.stop();
-
-    expect(writers.errors).toEqual([]);
-    expect(await audit(s, writers, () => false)).toEqual([]);
+    const { writers } = await moves.thereAndBack(40, [20n]);
     expect(await behaviour(s.urlTwo)).toEqual([]);
-    expect(await effectsOf(writers, null)).toEqual([]);
-    expect(await leftovers(s)).toEqual([]);
+    expect(await effectsOf(s, writers, null)).toEqual([]);
   });
 
   test('are shown by a dry run', async () => {
