@@ -1,12 +1,13 @@
 import { ConflictError } from '../topology/errors.js';
+import type { NamedByPoints } from './crash-points.js';
 import type { CleanupSpec } from './migration-row.js';
 
 /**
  * One thing a step does to the outside world, as data: the real executor does it, the dry run prints it. `name` also names its
- * crash points (`recorded:name`, `after:name`).
+ * crash points (`recorded:name`, `after:name`, `within:name`).
  */
 export interface Action {
-  readonly name: string;
+  readonly name: NamedByPoints | ShownOnly;
   readonly on: 'source' | 'destination';
   /** What it does, for people. */
   readonly text: string;
@@ -21,6 +22,9 @@ export interface Action {
    */
   readonly mode: 'single' | 'transaction' | 'locking';
 }
+
+/** What the dry run alone has in this form. */
+type ShownOnly = 'fence' | 'flush-progress' | 'carry-sequences' | 'drop' | 'remove-rows';
 
 /** One statement of a transaction of the catalog. */
 export interface CatalogStatement {

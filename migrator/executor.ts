@@ -167,7 +167,10 @@ export class RealExecutor implements Executor {
     this.#log.debug({ migration: this.#store.id.toString(), action: action.name, on: action.on }, action.text);
     if (action.mode === 'single') {
       // A slot waits for every open transaction, an index takes as long as its table is large.
-      for (const sql of action.sql) await session.interruptible(sql, undefined, () => this.check());
+      for (const [i, sql] of action.sql.entries()) {
+        await session.interruptible(sql, undefined, () => this.check());
+        if (i < action.sql.length - 1) this.#crash(`within:${action.name}`);
+      }
     } else if (action.mode === 'transaction') await session.transaction(action.sql);
     else await session.lockingTransaction(action.sql, () => this.check());
     this.#crash(`after:${action.name}`);
@@ -277,6 +280,7 @@ export class RealExecutor implements Executor {
     const isCopying = this.#state === 'copying' && (await this.#copies());
     if (isCopying) await this.#shards?.destination.query(assertPaceSql(this.#shards.names, STOPPED));
     else await this.#replicate(false);
+    crashPoint('after:stop-following');
     this.#progress = { ...this.#progress, phase: this.#state, note: 'paused' };
     await this.#write();
     while (this.#lease.paused) {
@@ -285,6 +289,7 @@ export class RealExecutor implements Executor {
     }
     // A copy goes on when its throttle sets its pace again: at once, and at no other.
     await this.#replicate(true);
+    crashPoint('after:follow-again');
     this.#progress = { ...this.#progress, note: null };
     await this.#write();
     return performance.now() - since;

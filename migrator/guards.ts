@@ -100,7 +100,7 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
   ];
   const arrival = on === 'source' ? arrivalSql(names, table, info) : [];
   return {
-    name: 'guard-table',
+    name: `guard-table-${on}`,
     on,
     text: `guard ${table.schema}.${table.table}`,
     mode: 'locking',

@@ -117,8 +117,9 @@ async function replaceAtDestination(m: Move, rows: RowsOf, reader: ShardSession,
     `BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = ${LOCK_MS}; SET LOCAL statement_timeout = ${COPY_MS}`,
   );
   try {
+    m.exec.at('before:replace-rows');
     await replaceRows(reader, destination, rows, wrong, signal);
-    m.exec.check();
+    m.exec.at('after:replace-rows');
     // A session that has been ended for its silence keeps nobody waiting any more: what was read may be old.
     await m.source.query('SELECT');
     await destination.query('COMMIT');

@@ -64,6 +64,7 @@ function checkOwner(m: Move, topology: Topology): void {
 /** Nobody reads at the destination any more when this resolves. Also when it was never put in service. */
 export async function takeOutOfService(m: Move): Promise<void> {
   const id = m.row.id.toString();
+  m.exec.at('before:stop-replica');
   await m.exec.inLease(m.row, async (client) => {
     await client.query('SELECT FROM foreshard.meta FOR UPDATE');
     const topology = await readTopology(client);

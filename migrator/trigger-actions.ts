@@ -36,7 +36,7 @@ export function quietActions(table: TableInfo, on: Side, shard: string): Action[
   if (loud === null) return [];
   return [
     {
-      name: 'quiet-triggers',
+      name: `quiet-triggers-${on}`,
       on,
       text: `have the triggers of ${table.schema}.${table.table} fire for ordinary sessions only`,
       mode: 'locking',
@@ -50,7 +50,7 @@ export function quietActions(table: TableInfo, on: Side, shard: string): Action[
 export function restoreAction(record: CleanupRecord, on: Side, there: readonly string[] | null): Action {
   const { schema, table } = record.object;
   return {
-    name: 'restore-triggers',
+    name: `restore-triggers-${on}`,
     on,
     text: `have the triggers of ${schema}.${table} fire for replicated rows again`,
     mode: 'locking',

@@ -2,7 +2,7 @@ import type { CatalogClient } from '../topology/catalog/change.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import type { MigrationControls } from '../topology/migration-controls.js';
 import type { Action, CatalogStatement } from './action.js';
-import type { CrashPoint } from './crash-points.js';
+import type { CrashPoint, NamedByPoints } from './crash-points.js';
 import type { Executor, WaitOptions } from './executor.js';
 import type { CleanupRecord, CleanupSpec, Facts, MigrationRow, Requested } from './migration-row.js';
 import type { StateChange } from './migration-store.js';
@@ -51,7 +51,7 @@ class TurnedExecutor implements Executor {
   perform(action: Action): Promise<void> {
     return this.#exec.perform({
       ...action,
-      name: `back-${action.name}`,
+      name: `back-${action.name}` as NamedByPoints,
       on: action.on === 'source' ? 'destination' : 'source',
     });
   }

@@ -18,8 +18,8 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
   const session = on === 'source' ? m.source : m.destination;
   const { object } = record;
   const named = (): string => quoteTable(tableOf(record));
-  const act = (text: string, sql: readonly string[], mode: Action['mode'] = 'single') =>
-    m.exec.perform({ name: `undo-${record.kind}`, on, text, sql, mode });
+  const act = (name: Action['name'], text: string, sql: readonly string[], mode: Action['mode'] = 'single') =>
+    m.exec.perform({ name, on, text, sql, mode });
 
   switch (record.kind) {
     case 'hold':
@@ -41,7 +41,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       // Slots of table syncs may stay behind at the publisher and hold its WAL; after the drop their names are not known any more.
       const shard = publisher === 'source' ? m.spec.from : m.spec.to;
       await m.exec.record({ kind: 'slot', shard, object: { prefix: `pg_${oid}_sync_` } });
-      await act('drop the subscription', [
+      await act('undo-subscription', 'drop the subscription', [
         `ALTER SUBSCRIPTION ${quoteIdent(name)} DISABLE`,
         // Without a slot the drop does not ask the publisher, which may be away.
         `ALTER SUBSCRIPTION ${quoteIdent(name)} SET (slot_name = NONE)`,
@@ -52,17 +52,24 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
     }
 
     case 'slot':
+      m.exec.at('recorded:undo-slot');
       if (object.prefix !== undefined)
         await untilDropped(m, on, `starts_with(slot_name, ${quoteLiteral(object.prefix)})`);
       else await untilDropped(m, on, `slot_name = ${quoteLiteral(object.name as string)}`);
+      m.exec.at('after:undo-slot');
       return;
 
     case 'publication':
-      await act('drop the publication', [`DROP PUBLICATION IF EXISTS ${quoteIdent(object.name as string)}`], 'locking');
+      await act(
+        'undo-publication',
+        'drop the publication',
+        [`DROP PUBLICATION IF EXISTS ${quoteIdent(object.name as string)}`],
+        'locking',
+      );
       return;
 
     case 'marker':
-      await act('drop the marker table', [
+      await act('undo-marker', 'drop the marker table', [
         `DROP TABLE IF EXISTS ${quoteTable({ schema: SHARD_SCHEMA, table: object.table as string })}`,
         DROP_SHARD_SCHEMA,
       ]);
@@ -103,6 +110,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
         [named()],
       );
       await act(
+        'undo-table',
         `drop table ${object.schema}.${object.table}`,
         [...keys.map((k) => k.sql), `DROP TABLE IF EXISTS ${named()}`],
         'locking',
@@ -111,16 +119,22 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
     }
 
     case 'function':
-      await act(`drop function ${object.signature}`, [dropUnlessUsed(`FUNCTION IF EXISTS ${object.signature}`)]);
+      await act('undo-function', `drop function ${object.signature}`, [
+        dropUnlessUsed(`FUNCTION IF EXISTS ${object.signature}`),
+      ]);
       return;
     case 'sequence':
-      await act(`drop sequence ${object.schema}.${object.table}`, [dropUnlessUsed(`SEQUENCE IF EXISTS ${named()}`)]);
+      await act('undo-sequence', `drop sequence ${object.schema}.${object.table}`, [
+        dropUnlessUsed(`SEQUENCE IF EXISTS ${named()}`),
+      ]);
       return;
     case 'type':
-      await act(`drop type ${object.schema}.${object.table}`, [dropUnlessUsed(`TYPE IF EXISTS ${named()}`)]);
+      await act('undo-type', `drop type ${object.schema}.${object.table}`, [
+        dropUnlessUsed(`TYPE IF EXISTS ${named()}`),
+      ]);
       return;
     case 'schema':
-      await act(`drop schema ${object.name}`, [
+      await act('undo-schema', `drop schema ${object.name}`, [
         dropUnlessUsed(`SCHEMA IF EXISTS ${quoteIdent(object.name as string)}`),
       ]);
       return;

@@ -200,6 +200,7 @@ async function together(work: readonly Promise<unknown>[]): Promise<void> {
 async function hold(m: Move, patienceMs: number): Promise<bigint> {
   m.exec.at('before:hold');
   await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
+  m.exec.at('recorded:hold');
   const { fenceMs, drainMs } = m.options;
   const deadlineMs = patienceMs + fenceMs + drainMs + HOLD_MARGIN_MS;
   const id = await m.exec.inLease(m.row, (client) =>

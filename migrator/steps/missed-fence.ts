@@ -6,7 +6,9 @@ import { dropHolds } from '../undo.js';
 /** The owner takes writes again, and the proxies let them pass. Also what a driver that died between fence and flip has left is undone by this. */
 export async function letGoOn(m: Move): Promise<void> {
   await m.source.query(assertGateSql(m.names, GATE_OPEN));
+  m.exec.at('after:reopen-gate');
   await dropHolds(m);
+  m.exec.at('after:drop-hold');
 }
 
 /** What becomes of a flip, in either direction, whose fence was missed. */

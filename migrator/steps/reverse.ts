@@ -45,6 +45,7 @@ export async function makeWayBack(m: Move): Promise<void> {
 export async function beginWayBackHere(m: Move): Promise<void> {
   if (m.row.state !== 'fencing' || m.row.facts.wayBackMs === undefined || knowsOrigin(m)) return;
   await advanceSlot(m.destination, turned(m).names);
+  m.exec.at('after:advance-slot');
 }
 
 /**

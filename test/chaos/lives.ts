@@ -17,7 +17,8 @@ export function startLives(moves: Moves): Lives {
   return new Lives(moves, () => (child as Compiled).file);
 }
 
-class Lives {
+/** Migrators with one life each. */
+export class Lives {
   readonly #moves: Moves;
   readonly #file: () => string;
 

@@ -20,7 +20,7 @@ GRANT USAGE ON SCHEMA app_private, public TO shop_owner;
 CREATE FUNCTION app_private.log_all() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   INSERT INTO public.order_log (tenant_id, order_id, what) SELECT tenant_id, id, 'statement' FROM added;
   RETURN NULL; END $$;
-CREATE FUNCTION app_private.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION app_private.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE stored public.orders%ROWTYPE; BEGIN
   IF EXISTS (SELECT FROM public.orders WHERE tenant_id = NEW.tenant_id AND id = NEW.id AND body = 'to be refused') THEN
     RAISE EXCEPTION 'refused at commit' USING ERRCODE = 'check_violation'; END IF;
   RETURN NULL; END $$;
@@ -30,7 +30,8 @@ CREATE TRIGGER log_statements AFTER INSERT ON orders REFERENCING NEW TABLE AS ad
 CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION app_private.refuse();
 CREATE TRIGGER resting BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION app_private.touch('100');
 ALTER TABLE orders DISABLE TRIGGER resting;
-COMMENT ON TRIGGER touch ON orders IS 'when it was last changed';`;
+COMMENT ON TRIGGER touch ON orders IS 'when it was last changed';
+COMMENT ON FUNCTION app_private.touch() IS 'sets the time';`;
 
 /** Those that fire for replicated rows, too, would log for whom they do. Nobody but superusers sees all rows. */
 const LOUD = `
@@ -54,7 +55,7 @@ export async function addTriggers(s: Setting, loud = false): Promise<void> {
 }
 
 /** One more table of the shop's keyspace. */
-export async function declare(s: Setting, table: string, key: string): Promise<void> {
+async function declare(s: Setting, table: string, key: string): Promise<void> {
   await s.catalog.pool.query(`INSERT INTO foreshard.sharded_table VALUES ('public', $1, 'tenant', ARRAY[$2])`, [
     table,
     key,
@@ -71,8 +72,9 @@ export const behaviour = (url: string) =>
   rows<{ what: string }>(
     url,
     `SELECT concat_ws(' ', pg_get_triggerdef(t.oid), t.tgenabled, obj_description(t.oid, 'pg_trigger')) AS what FROM pg_trigger t WHERE NOT tgisinternal
-     UNION ALL SELECT concat_ws(' ', pg_get_functiondef(p.oid), pg_get_userbyid(p.proowner), p.proacl) FROM pg_proc p WHERE pronamespace = to_regnamespace('app_private')
-     UNION ALL SELECT concat_ws(' ', p.tablename, p.policyname, p.permissive, p.roles, p.cmd, p.qual, p.with_check) FROM pg_policies p
+     UNION ALL SELECT concat_ws(' ', pg_get_functiondef(p.oid), pg_get_userbyid(p.proowner), p.proacl, obj_description(p.oid, 'pg_proc')) FROM pg_proc p WHERE pronamespace = to_regnamespace('app_private')
+     UNION ALL SELECT concat_ws(' ', p.polrelid::regclass, p.polname, v.permissive, v.roles, v.cmd, v.qual, v.with_check, obj_description(p.oid, 'pg_policy')) FROM pg_policy p
+       JOIN pg_policies v ON v.policyname = p.polname AND v.tablename = (SELECT relname FROM pg_class WHERE oid = p.polrelid)
      UNION ALL SELECT concat_ws(' ', relname, relrowsecurity, relforcerowsecurity) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relrowsecurity
      ORDER BY 1`,
   );
