@@ -85,7 +85,7 @@ describe('a hold', () => {
     await held;
   });
 
-  describe('is acknowledged as soon as what it waits for is over, though no renewal of the lease looks at it', () => {
+  describe('is acknowledged as soon as what it waits for is over, and not when the lease is renewed or the catalog read again', () => {
     let around: [Sharded, Keyspace];
     let direct: pg.Client;
     beforeAll(async () => {
@@ -95,6 +95,10 @@ describe('a hold', () => {
       direct = new pg.Client({ connectionString: s.clusters[0].url('shop') });
       await direct.connect();
       await direct.query(`INSERT INTO tenants VALUES (150, 'here')`);
+    });
+    afterEach(async () => {
+      await direct.query('ROLLBACK');
+      await s.catalog.pool.query('DELETE FROM foreshard.hold');
     });
     afterAll(async () => {
       await direct.end();
@@ -163,6 +167,23 @@ describe('a hold', () => {
       return async () => held;
     }
 
+    /** Until the poll behind the notifications has looked at the catalog, and whatever it told the proxy is done with. */
+    async function polled(): Promise<void> {
+      const at = async (sql: string, ...values: string[]) =>
+        (await s.onShard<{ at: string | null }>(0, `SELECT ${sql}`, values))[0]?.at;
+      let last = await at('clock_timestamp()::text AS at');
+      for (let looks = 0; looks < 3; looks++)
+        last = await waitFor(
+          () =>
+            at(
+              `max(query_start)::text AS at FROM pg_stat_activity
+                WHERE datname = 'foreshard' AND query LIKE '%AS signature%' AND query_start > $1::timestamptz`,
+              last as string,
+            ),
+          { what: 'the poll' },
+        );
+    }
+
     it.each<[string, (c: pg.Client) => Promise<End>]>([
       ['a transaction that is committed', (c) => inTransaction(c).then(() => () => c.query('COMMIT'))],
       ['a transaction whose client goes', (c) => inTransaction(c).then(() => () => gone(c))],
@@ -174,6 +195,7 @@ describe('a hold', () => {
       const end = await begin(await s.connect());
       const id = await hold(60_000);
       const through = await heard();
+      await polled();
       expect(await acked(id)).toBe(false);
       await end();
       await waitFor(() => acked(id), { what: 'the acknowledgement' });
