@@ -328,6 +328,9 @@ describe('before a move', () => {
     await withClient(s.urlOne, (c) =>
       c.query(`
       CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+      CREATE FUNCTION lending() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN RETURN NEW; END $$;
+      ALTER FUNCTION lending() OWNER TO shop_owner;
+      CREATE TRIGGER lent BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION lending();
       CREATE TRIGGER copied BEFORE INSERT ON countries FOR EACH ROW EXECUTE FUNCTION f();
       CREATE TRIGGER "ünnamed" BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION f();
       CREATE SEQUENCE order_numbers;
@@ -345,6 +348,7 @@ describe('before a move', () => {
     await withClient(s.urlTwo, (c) =>
       c.query(`
       CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN RETURN NEW; END $$;
+      CREATE FUNCTION lending() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN RETURN NEW; END $$;
       CREATE FUNCTION next_number() RETURNS bigint LANGUAGE sql AS $$ SELECT 1::bigint $$`),
     );
     const { findings, steps } = await dryRun(s.catalog, moveSpec([20n], null));
@@ -357,6 +361,8 @@ describe('before a move', () => {
       'table "public.tenants" has policies that read "public.members", which does not move with it',
       'role "only_one" of table "public.tenants" does not exist on shard "two"',
       'function public.f() of table "public.orders" is another one on shard "two"',
+      // Only its owner is another, whose rights it lends.
+      'function public.lending() of table "public.orders" is another one on shard "two"',
       'table "public.Odd Items" has foreign keys that are switched off, or on for replicas',
     ])
       expect(said('blocker')).toContain(text);
@@ -372,5 +378,39 @@ describe('before a move', () => {
       ),
     );
     await withClient(s.urlOne, (c) => c.query('DROP POLICY p ON tenants; DROP ROLE only_one'));
+  });
+
+  test('a role that policies keep rows from is named, on either side', async () => {
+    const mover = (url: string) => url.replace(/\/\/[^@]*@/, '//mover:secret@');
+    for (const [cluster, url, name] of [
+      [s.one, s.urlOne, 'one'],
+      [s.two, s.urlTwo, 'two'],
+    ] as const) {
+      await withClient(cluster.url('postgres'), (c) =>
+        c.query(`DROP ROLE IF EXISTS mover; CREATE ROLE mover LOGIN PASSWORD 'secret'; GRANT shop_owner TO mover`),
+      );
+      await s.catalog.pool.query('UPDATE foreshard.shard SET url = $1 WHERE name = $2', [mover(url), name]);
+    }
+    const kept = async () => {
+      const { findings } = await dryRun(s.catalog, moveSpec([20n], null));
+      return findings.flatMap(({ severity, text }) =>
+        severity === 'blocker' && /row-level security/.test(text) ? [text] : [],
+      );
+    };
+    const told = (table: string) =>
+      ['one', 'two'].map(
+        (shard) =>
+          `table "public.${table}" has row-level security, which keeps rows from role "mover" of shard "${shard}"`,
+      );
+    await withClient(s.urlOne, (c) =>
+      c.query('ALTER TABLE orders ENABLE ROW LEVEL SECURITY; ALTER TABLE tenants ENABLE ROW LEVEL SECURITY'),
+    );
+    // It has the rights of the one table's owner.
+    expect(await kept()).toEqual(told('tenants'));
+    await withClient(s.urlOne, (c) => c.query('ALTER TABLE orders FORCE ROW LEVEL SECURITY'));
+    expect((await kept()).sort()).toEqual([...told('orders'), ...told('tenants')]);
+    for (const cluster of [s.one, s.two])
+      await withClient(cluster.url('postgres'), (c) => c.query('ALTER ROLE mover BYPASSRLS'));
+    expect(await kept()).toEqual([]);
   });
 });

@@ -12,7 +12,7 @@ import { withClient } from './client.js';
 import { startTestCluster } from './cluster.js';
 import { waitFor } from './wait-for.js';
 
-const SHOP_SCHEMA = `
+export const SHOP_SCHEMA = `
 CREATE TABLE tenants (tenant_id bigint PRIMARY KEY, name text NOT NULL);
 CREATE TABLE orders (tenant_id bigint NOT NULL REFERENCES tenants, id bigint NOT NULL, note text, PRIMARY KEY (tenant_id, id));
 CREATE TABLE items (tenant_id bigint NOT NULL, order_id bigint NOT NULL, n int NOT NULL, qty int,
