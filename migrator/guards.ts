@@ -5,6 +5,7 @@ import type { Action } from './action.js';
 import type { MovingTable } from './move.js';
 import { GATE_CLOSED, GATE_OPEN, GUARD_LOCK_CLASS, guardTriggers, type ObjectNames, SHARD_SCHEMA } from './names.js';
 import type { TableInfo } from './schema-read.js';
+import { relationsOf } from './schema-triggers.js';
 
 type Side = 'source' | 'destination';
 
@@ -81,11 +82,8 @@ function truncateFunction(names: ObjectNames) {
  * the table for a moment.
  */
 export function guardTableAction(names: ObjectNames, on: Side, table: MovingTable, info: TableInfo): Action {
-  const { insert, update, delete: remove, storedInsert, storedUpdate } = guardTriggers(names);
-  const trigger = (name: string, event: string, how: string) =>
-    `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${table.sql} FOR EACH ${how}()`;
-  const row = (name: string, event: string, when: string) =>
-    trigger(name, event, `ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}`);
+  const { insert, update, delete: remove } = guardTriggers(names);
+  const row = (name: string, event: string, when: string) => rowGuardSql(names, table, name, event, when);
   const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
   const sql = [
     row(insert, 'INSERT', after),
@@ -93,9 +91,8 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     row(remove, 'DELETE', before),
     // Those on rows are cloned to partitions, also to such as come later.
     ...[table, ...(info.partitions ?? []).map((p) => p.table)].map((t) => truncateGuardSql(names, t)),
-    // What triggers of the user's have brought into the interval.
-    ...(table.keyColumns.length > 0 && info.triggers.some((t) => t.shapesRows)
-      ? [row(storedInsert, 'INSERT', after), row(storedUpdate, 'UPDATE', `NOT ${before} AND ${after}`)]
+    ...(relationsOf(info).some((r) => r.triggers.some((t) => t.shapesRows))
+      ? storedGuardsSql(names, table, table)
       : []),
   ];
   const arrival = on === 'source' ? arrivalSql(names, table, info) : [];
@@ -107,6 +104,21 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     present: hasTrigger(table, guardTriggers(names).truncate),
     sql: [...sql, ...arrival],
   };
+}
+
+function rowGuardSql(names: ObjectNames, on: TableName, name: string, event: string, when: string): string {
+  return `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${quoteTable(on)} FOR EACH ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}()`;
+}
+
+/** What triggers of the user's have brought into the interval. @param on the table, or one of its partitions */
+export function storedGuardsSql(names: ObjectNames, table: MovingTable, on: TableName): string[] {
+  if (table.keyColumns.length === 0) return [];
+  const { storedInsert, storedUpdate } = guardTriggers(names);
+  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
+  return [
+    rowGuardSql(names, on, storedInsert, 'INSERT', after),
+    rowGuardSql(names, on, storedUpdate, 'UPDATE', `NOT ${before} AND ${after}`),
+  ];
 }
 
 function hasTrigger(table: MovingTable, name: string): string {

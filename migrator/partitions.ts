@@ -1,52 +1,34 @@
 import { errorCode } from '../topology/connection.js';
-import { quoteIdent, quoteTable } from '../topology/quote.js';
-import { type TableName, tableId } from '../topology/topology.js';
-import { truncateGuardSql } from './guards.js';
+import { quoteIdent } from '../topology/quote.js';
+import { tableId } from '../topology/topology.js';
+import type { Action } from './action.js';
+import { storedGuardsSql, truncateGuardSql } from './guards.js';
+import { attempt, LOCK_TIMEOUT_MS, makeThere, NOT_NOW } from './late-partition.js';
 import type { Move, MovingTable } from './move.js';
-import { backNames, guardTriggers } from './names.js';
-import { partitionProblems } from './preflight-partitions.js';
-import { createPartitionSql } from './schema-partitions.js';
-import { readTable, type TableInfo } from './schema-read.js';
+import { listPartitions, type Partition } from './partition-list.js';
+import { readWholeTable } from './schema-partitions.js';
+import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
-
-/** How long what locks an application's table for a partition's sake may make others queue, ms. */
-const LOCK_TIMEOUT_MS = 200;
-/** SQLSTATEs of a lock that was not to be had in time, of a deadlock, and of something that has changed since it was looked at. */
-const NOT_NOW = new Set(['55P03', '40P01', '57014', '42P01', '42P07', '42710']);
-/** How long a statement takes at most that takes rows of a new partition from the default one, ms: nobody else gets at these meanwhile. */
-const FILL_MS = 5000;
-/** Of a default partition that has rows of a new one. */
-const CHECK_VIOLATION = '23514';
-
-/** A partition on one side. */
-interface Partition {
-  /** Of the table that moves, in the order of `m.tables`. */
-  readonly of: number;
-  readonly name: TableName;
-  readonly parent: TableName;
-  readonly bound: string;
-  /** It has the guard of TRUNCATE. */
-  readonly guarded: boolean;
-}
-
-const NAME = (schema: string, relation: string) => `json_build_object('schema', ${schema}, 'table', ${relation})`;
-const PARTITIONS = `
-SELECT (t.n - 1)::int AS of, ${NAME('n.nspname', 'c.relname')} AS name, ${NAME('pn.nspname', 'p.relname')} AS parent,
-       pg_get_expr(c.relpartbound, c.oid) AS bound,
-       EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = $2) AS guarded
-  FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n) CROSS JOIN LATERAL pg_partition_tree(to_regclass(t.name)) AS part
-  JOIN pg_class c ON c.oid = part.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_class p ON p.oid = part.parentrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
- WHERE part.level > 0 ORDER BY t.n, part.level, n.nspname, c.relname`;
-
-function read(m: Move, session: ShardSession): Promise<Partition[]> {
-  return session.query<Partition & Record<string, unknown>>(PARTITIONS, [
-    m.tables.map((t) => t.sql),
-    guardTriggers(m.names).truncate,
-  ]);
-}
+import { quietActions } from './trigger-actions.js';
+import { asMeant } from './trigger-modes.js';
 
 const placed = ({ name, parent, bound }: Partition) => JSON.stringify([name, parent, bound]);
+
+/** What there is on one side. */
+interface Side {
+  readonly on: Action['on'];
+  readonly session: ShardSession;
+  readonly partitions: readonly Partition[];
+  /** No trigger of a user's may fire for what is replicated there: rows come, or will come back. */
+  readonly isQuiet: boolean;
+}
+
+function sidesOf(m: Move, here: readonly Partition[], there: readonly Partition[]): readonly Side[] {
+  return [
+    { on: 'source', session: m.source, partitions: here, isQuiet: m.row.facts.wayBackMs !== undefined },
+    { on: 'destination', session: m.destination, partitions: there, isQuiet: true },
+  ];
+}
 
 /**
  * Partitions that came to the source since the move began are made at the destination, and guarded on both sides: rows of theirs could not be
@@ -54,23 +36,73 @@ const placed = ({ name, parent, bound }: Partition) => JSON.stringify([name, par
  * @returns what still keeps the two sides apart, and what to do about it; null: nothing
  */
 export async function settlePartitions(m: Move): Promise<string | null> {
-  const here = await read(m, m.source);
-  let there = await read(m, m.destination);
+  const here = await listPartitions(m, m.source);
+  let there = await listPartitions(m, m.destination);
   if (here.length + there.length === 0) return null;
   const known = new Set(there.map(placed));
   for (const partition of here.filter((p) => !known.has(placed(p)))) {
     const problem = await makeThere(m, partition);
     if (problem !== null) return problem;
   }
-  there = await read(m, m.destination);
-  for (const [session, partitions] of [
-    [m.source, here],
-    [m.destination, there],
-  ] as const)
-    for (const p of partitions.filter((one) => !one.guarded))
-      if (!(await attempt(session, [truncateGuardSql(m.names, p.name)])))
-        return `waiting for a lock on partition "${tableId(p.name)}" on shard "${session.shard.name}"`;
-  return differenceOf(m, await read(m, m.source), there);
+  there = await listPartitions(m, m.destination);
+  for (const side of sidesOf(m, here, there)) {
+    const waiting = (await guard(m, side)) ?? (await quiet(m, side));
+    if (waiting !== null) return waiting;
+  }
+  if (there.some((p) => p.forced)) await writeAsOwner(m);
+  return differenceOf(m, await listPartitions(m, m.source), there);
+}
+
+/** Those of its guards that a partition does not get from its parent, and lacks. */
+function missingGuards({ names, tables }: Move, { of, name, guarded, unseen }: Partition): string[] {
+  return [
+    ...(guarded ? [] : [truncateGuardSql(names, name)]),
+    ...(unseen ? storedGuardsSql(names, tables[of] as MovingTable, name) : []),
+  ];
+}
+
+/** @returns what it waits for; null: all are guarded */
+async function guard(m: Move, { session, partitions }: Side): Promise<string | null> {
+  for (const p of partitions) {
+    const sql = missingGuards(m, p);
+    if (sql.length === 0) continue;
+    m.exec.at('before:guard-partition');
+    if (!(await attempt(session, sql)))
+      return `waiting for a lock on partition "${tableId(p.name)}" on shard "${session.shard.name}"`;
+    m.exec.at('after:guard-partition');
+  }
+  return null;
+}
+
+/** Triggers that came with a partition. @returns what it waits for; null: none fires for what is replicated */
+async function quiet(m: Move, { on, session, partitions, isQuiet }: Side): Promise<string | null> {
+  const loud = new Set(isQuiet ? partitions.filter((p) => p.loud).map((p) => p.of) : []);
+  const { name: shard } = session.shard;
+  for (const of of loud) {
+    const { sql: name } = m.tables[of] as MovingTable;
+    const table = await readWholeTable(session.reader, name);
+    if (table === null) continue;
+    const meant = asMeant(table, await m.exec.openCleanup('triggers'), shard);
+    for (const { cleanup = [], sql } of quietActions(table, meant, on, shard)) {
+      for (const record of cleanup) await m.exec.record(record);
+      m.exec.at('recorded:quiet-partition');
+      if (!(await attempt(session, sql))) return `waiting for a lock on partitions of ${name} on shard "${shard}"`;
+      m.exec.at('after:quiet-partition');
+    }
+  }
+  return null;
+}
+
+/** Of a partition that has come with row-level security forced, not even its owner may write the rows (PostgreSQL 16): see `subscriptionAction`. */
+async function writeAsOwner({ destination, names: { replication } }: Move): Promise<void> {
+  if (destination.version < 160_000) return;
+  const found = await destination.query(
+    `SELECT FROM pg_subscription WHERE subname = $1 AND NOT subrunasowner
+        AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+    [replication],
+  );
+  if (found.length > 0)
+    await destination.query(`ALTER SUBSCRIPTION ${quoteIdent(replication)} SET (run_as_owner = true)`);
 }
 
 /** @returns how the partitions of the two sides differ; null: not at all */
@@ -84,65 +116,6 @@ function differenceOf(m: Move, here: readonly Partition[], there: readonly Parti
   if (more === undefined) return null;
   const of = tableId(m.tables[more.of] as MovingTable);
   return `partition "${tableId(more.name)}" of "${of}" (${more.bound}) is on shard "${m.spec.to}" only: detach or drop it there, too, or attach it to the table on shard "${m.spec.from}" again`;
-}
-
-/** @returns why it cannot be made; null: it is there */
-async function makeThere(m: Move, partition: Partition): Promise<string | null> {
-  const id = tableId(partition.name);
-  const root = m.tables[partition.of] as MovingTable;
-  const table = await readTable(m.source.reader, quoteTable(partition.name));
-  const whole = await readTable(m.source.reader, root.sql);
-  if (table === null || whole === null) return `partition "${id}" has gone from shard "${m.spec.from}"`;
-  const [problem] = partitionProblems(root, whole, table);
-  if (problem !== undefined) return `partition "${id}" ${problem.text}: ${problem.remedy}`;
-  const create = createPartitionSql({ table, ...partition }, true);
-  const waiting = `partition "${id}" is to be made on shard "${m.spec.to}": waiting for a lock on "${tableId(partition.parent)}"`;
-  try {
-    return (await attempt(m.destination, create)) ? null : waiting;
-  } catch (error) {
-    if (errorCode(error) !== CHECK_VIOLATION) throw error;
-    const fill = await fillSql(m, partition, table, create);
-    if (fill !== null && (await attempt(m.destination, fill))) return null;
-    return `${waiting}, or for you: the default partition there has rows of it; make it there as on shard "${m.spec.from}", with these rows (as session_replication_role = replica)`;
-  }
-}
-
-/** The same when the default partition has rows of it already, which come along. Null: what follows the destination by now would not hear of it. */
-async function fillSql(
-  m: Move,
-  { name, parent }: Partition,
-  table: TableInfo,
-  create: readonly string[],
-): Promise<string[] | null> {
-  const slots = await m.destination.query('SELECT FROM pg_replication_slots WHERE slot_name = $1', [
-    backNames(m.names).replication,
-  ]);
-  const [row] = await m.source.query<{ within: string | null }>(
-    'SELECT pg_get_partition_constraintdef(to_regclass($1)) AS within',
-    [quoteTable(name)],
-  );
-  if (slots.length > 0 || row?.within == null) return null;
-  const columns = table.columns.filter((c) => c.generated === '').map((c) => quoteIdent(c.name));
-  const list = columns.join(', ');
-  const above = quoteTable(parent);
-  return [
-    `SET LOCAL session_replication_role = replica; SET LOCAL statement_timeout = ${FILL_MS}`,
-    `CREATE TEMP TABLE foreshard_taken ON COMMIT DROP AS SELECT ${list} FROM ${above} WITH NO DATA`,
-    `WITH gone AS (DELETE FROM ${above} WHERE ${row.within} RETURNING ${list}) INSERT INTO foreshard_taken SELECT * FROM gone`,
-    ...create,
-    `INSERT INTO ${above} (${list}) OVERRIDING SYSTEM VALUE SELECT * FROM foreshard_taken`,
-  ];
-}
-
-/** @returns whether it could be done now */
-async function attempt(session: ShardSession, sql: readonly string[]): Promise<boolean> {
-  try {
-    await session.transaction([`SET LOCAL lock_timeout = ${LOCK_TIMEOUT_MS}`, ...sql]);
-    return true;
-  } catch (error) {
-    if (NOT_NOW.has(errorCode(error))) return false;
-    throw error;
-  }
 }
 
 /** By shard: what changes whenever a partition is attached or detached there. Null of a table that is not partitioned. */
@@ -210,8 +183,14 @@ export class PartitionLocks {
       }
     }
     if (this.#sessions.length === 0) return null;
-    const difference = differenceOf(m, await read(m, m.source), await read(m, m.destination));
+    const [here, there] = [await listPartitions(m, m.source), await listPartitions(m, m.destination)];
+    const difference = differenceOf(m, here, there);
     if (difference !== null) return difference;
+    for (const { session, partitions, isQuiet } of sidesOf(m, here, there)) {
+      const bare = partitions.find((p) => missingGuards(m, p).length > 0 || (isQuiet && p.loud));
+      if (bare !== undefined)
+        return `partition "${tableId(bare.name)}" on shard "${session.shard.name}" has just come, and is not guarded yet`;
+    }
     for (const t of m.tables)
       if (!isAsCompared(m, t, await partitionState(m, t)))
         return `partitions of "${tableId(t)}" have come or gone since it was compared`;

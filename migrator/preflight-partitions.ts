@@ -3,6 +3,7 @@ import { tableId } from '../topology/topology.js';
 import type { Move, MovingTable } from './move.js';
 import { checkDependencies } from './preflight-dependencies.js';
 import type { Report } from './preflight-finding.js';
+import { checkOwnBehaviour } from './preflight-triggers.js';
 import { replicaIdentity, uniqueProblems } from './preflight-unique.js';
 import { readInboundForeignKeys, type TableInfo } from './schema-read.js';
 
@@ -16,33 +17,27 @@ export async function checkPartitions(m: Move, table: MovingTable, info: TableIn
       'What is attached or detached is not replicated, so that a replica could be wrong unnoticed. Move the range instead.',
     );
   if (table.reference) report('blocker', `reference table "${tableId(info)}" is partitioned`, 'Make it a plain table.');
-  if (info.triggers.length > 0)
-    report(
-      'blocker',
-      `table "${tableId(info)}" is partitioned, and has triggers (${info.triggers.map((t) => t.name).join(', ')})`,
-      'Triggers do not move with partitioned tables yet: drop them for the move.',
-    );
-  if (hasPolicies(info))
-    report(
-      'blocker',
-      `table "${tableId(info)}" is partitioned, and has row-level security`,
-      'Policies do not move with partitioned tables yet: drop them for the move.',
-    );
-  for (const { table: part } of info.partitions ?? []) {
-    const block = (text: string, remedy: string) =>
-      report('blocker', `partition "${tableId(part)}" of "${tableId(info)}" ${text}`, remedy);
-    for (const { text, remedy } of partitionProblems(table, info, part)) block(text, remedy);
-    for (const inbound of await readInboundForeignKeys(m.source.reader, part.oid))
-      block(
-        `is what foreign key "${inbound.name}" of "${tableId(inbound.from)}" points at`,
-        'Let it point at the table itself.',
-      );
-    await checkDependencies(m, part, report);
-  }
+  for (const { table: part } of info.partitions ?? []) await checkPartition(m, table, info, part, report);
 }
 
-function hasPolicies({ rowSecurity }: TableInfo): boolean {
-  return rowSecurity.enabled || rowSecurity.policies.length > 0;
+/** Why a partition could not be made on the other shard, or what comes to its rows not be replicated. @param info of the table that it belongs to */
+export async function checkPartition(
+  m: Move,
+  table: MovingTable,
+  info: TableInfo,
+  part: TableInfo,
+  report: Report,
+): Promise<void> {
+  const block = (text: string, remedy: string) =>
+    report('blocker', `partition "${tableId(part)}" of "${tableId(info)}" ${text}`, remedy);
+  for (const { text, remedy } of partitionProblems(table, info, part)) block(text, remedy);
+  for (const inbound of await readInboundForeignKeys(m.source.reader, part.oid))
+    block(
+      `is what foreign key "${inbound.name}" of "${tableId(inbound.from)}" points at`,
+      'Let it point at the table itself.',
+    );
+  if (part.kind !== 'f') await checkOwnBehaviour(m, part, block);
+  await checkDependencies(m, part, report);
 }
 
 interface Problem {
@@ -51,18 +46,12 @@ interface Problem {
   readonly remedy: string;
 }
 
-/** Why the rows of a partition could not be replicated, or it not be made on another shard. */
-export function partitionProblems(table: MovingTable, info: TableInfo, part: TableInfo): Problem[] {
+/** What of its definition. */
+function partitionProblems(table: MovingTable, info: TableInfo, part: TableInfo): Problem[] {
   if (part.kind === 'f') return [{ text: 'is a foreign table', remedy: 'DETACH PARTITION it.' }];
   const problems: Problem[] = [];
   const add = (text: string, remedy: string) => problems.push({ text, remedy });
   if (part.persistence !== 'p') add('is unlogged and is not replicated', 'ALTER TABLE … SET LOGGED.');
-  if (hasPolicies(part)) add('has row-level security of its own', 'Leave policies to the table itself.');
-  if (part.triggers.length > 0)
-    add(
-      `has triggers of its own (${part.triggers.map((t) => t.name).join(', ')})`,
-      'Leave triggers to the table itself.',
-    );
   if (part.rules.length > 0) add(`has rules (${part.rules.join(', ')})`, 'Rules are not copied: drop them.');
   const foreignKey = part.constraints.find((c) => c.type === 'f');
   if (foreignKey !== undefined)

@@ -5,6 +5,7 @@ import { guardTriggers } from './names.js';
 import { one, type Report } from './preflight-finding.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
+import { loudNames } from './trigger-modes.js';
 
 /** What of a moving table does things by itself: triggers, rules, row-level security, foreign keys. */
 export async function checkBehaviour(m: Move, table: MovingTable, info: TableInfo, report: Report): Promise<void> {
@@ -15,39 +16,42 @@ export async function checkBehaviour(m: Move, table: MovingTable, info: TableInf
       `has rules (${info.rules.join(', ')})`,
       'A rule makes other statements of one, which go past the keys and the guards. Make triggers of them, or drop them.',
     );
-  if (info.foreignKeysSwitched)
-    block(
-      'has foreign keys that are switched off, or on for replicas',
-      `ALTER TABLE ${table.sql} ENABLE TRIGGER ALL, then give its own triggers their modes back.`,
-    );
-  checkTriggers(m, table, info, report, block);
-  if (info.triggers.length > 0) await checkNumbers(m, info, block);
-  await checkRowSecurity(m, info, block);
-}
-
-type Block = (text: string, remedy: string) => void;
-
-function checkTriggers(m: Move, table: MovingTable, info: TableInfo, report: Report, block: Block): void {
-  if (info.triggers.length === 0) return;
-  if (isReference(table)) {
+  if (isReference(table) && info.triggers.length > 0)
     block(
       `is a reference table with triggers (${info.triggers.map((t) => t.name).join(', ')})`,
       'They would run on every copy, and make these differ: drop them, or let the application do what they do.',
     );
-    return;
-  }
+  const loud = loudNames(info);
+  if (loud.length > 0)
+    report(
+      'warning',
+      `table "${name}" has triggers that fire for replicated rows, too (${loud.join(', ')})`,
+      'While it moves they do so for ordinary sessions only; afterwards as before.',
+    );
+  await checkOwnBehaviour(m, info, block);
+}
+
+/** Behind the name of the table or partition. */
+type Block = (text: string, remedy: string) => void;
+
+/** What of a moving table, or of one of its partitions, is its own: foreign keys that are switched, triggers, row-level security. */
+export async function checkOwnBehaviour(m: Move, info: TableInfo, block: Block): Promise<void> {
+  if (info.foreignKeysSwitched)
+    block(
+      'has foreign keys that are switched off, or on for replicas',
+      `ALTER TABLE ${quoteTable(info)} ENABLE TRIGGER ALL, then give its own triggers their modes back.`,
+    );
+  checkTriggers(m, info, block);
+  if (info.triggers.length > 0) await checkNumbers(m, info, block);
+  await checkRowSecurity(m, info, block);
+}
+
+function checkTriggers(m: Move, info: TableInfo, block: Block): void {
   const ours = Buffer.from(guardTriggers(m.names).storedInsert);
   for (const { name } of info.triggers.filter((t) => t.shapesRows && Buffer.from(t.name).compare(ours) > 0))
     block(
       `has the trigger "${name}", whose name comes behind those of all guards`,
-      `What it makes of a row would not be seen: ALTER TRIGGER ${quoteIdent(name)} ON ${table.sql} RENAME TO a name that begins with a letter.`,
-    );
-  const loud = info.triggers.filter((t) => t.enabled === 'A' || t.enabled === 'R').map((t) => t.name);
-  if (loud.length > 0)
-    report(
-      'warning',
-      `table "${tableId(table)}" has triggers that fire for replicated rows, too (${loud.join(', ')})`,
-      'While it moves they do so for ordinary sessions only; afterwards as before.',
+      `What it makes of a row would not be seen: ALTER TRIGGER ${quoteIdent(name)} ON ${quoteTable(info)} RENAME TO a name that begins with a letter.`,
     );
 }
 

@@ -11,9 +11,9 @@ import { type Block, checkPublisher, checkSubscriber } from './preflight-servers
 import { checkBehaviour, checkReach } from './preflight-triggers.js';
 import { replicaIdentity, uniqueProblems } from './preflight-unique.js';
 import { checkWayBack } from './preflight-way-back.js';
-import { readWholeTable, shapeDifferences } from './schema-partitions.js';
+import { fromLeaves, readWholeTable, shapeDifferences } from './schema-partitions.js';
 import { readInboundForeignKeys, type TableInfo } from './schema-read.js';
-import { asMeant } from './schema-triggers.js';
+import { asMeant } from './trigger-modes.js';
 import { shardsSql } from './turn.js';
 
 /** What preflight read on the way; later steps build on it. */
@@ -59,7 +59,7 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
     await checkDependencies(m, info, report);
     if (there !== null) await checkDestinationTable(m, table, info, there, own, report);
   }
-  await checkFunctions(m, [...source.values()], report);
+  await checkFunctions(m, [...source.values()].flatMap(fromLeaves), report);
   await checkReach(m, report);
   return { findings, source, destination };
 }

@@ -2,9 +2,9 @@ import { heapsOf } from './heaps.js';
 import { pagesOf } from './keyed-rows.js';
 import type { Move, MovingTable } from './move.js';
 import type { TableInfo } from './schema-read.js';
-import { loudSql, quietSql } from './schema-triggers.js';
 import type { ShardSession } from './shard-session.js';
 import type { Throttle } from './throttle.js';
+import { loudSql, quietSql } from './trigger-modes.js';
 
 /**
  * Deletes the interval's rows of a table on one side, some pages of it per transaction, each page once: the gate there is

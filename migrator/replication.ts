@@ -7,6 +7,7 @@ import type { WaitOptions } from './executor.js';
 import { CREATE_SHARD_SCHEMA } from './guards.js';
 import type { Move } from './move.js';
 import { type ObjectNames, SHARD_SCHEMA } from './names.js';
+import { fromLeaves } from './schema-partitions.js';
 import type { TableInfo } from './schema-read.js';
 import { ShardSession } from './shard-session.js';
 import { Supervisor } from './supervisor.js';
@@ -120,7 +121,7 @@ export function subscriptionAction(m: Move, tables: readonly TableInfo[]): Actio
  * owner, as they always have before.
  */
 function rights(m: Move, tables: readonly TableInfo[]): string {
-  const isForced = tables.some(({ rowSecurity }) => rowSecurity.enabled && rowSecurity.forced);
+  const isForced = tables.flatMap(fromLeaves).some(({ rowSecurity }) => rowSecurity.enabled && rowSecurity.forced);
   return isForced && m.destination.version >= 160_000 ? ', run_as_owner = true' : '';
 }
 

@@ -57,7 +57,7 @@ function partitionShape({ table, parent, bound }: PartitionInfo): string[] {
 }
 
 /** The same of a table with its partitions. */
-function wholeShape(info: TableInfo): string[] {
+export function wholeShape(info: TableInfo): string[] {
   return [...tableShape(info), ...(info.partitions ?? []).flatMap(partitionShape)];
 }
 

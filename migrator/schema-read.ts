@@ -2,7 +2,13 @@ import type pg from 'pg';
 import type { TableName } from '../topology/topology.js';
 import { OURS, SHARD_SCHEMA } from './names.js';
 import { FUNCTION_JSON, type FunctionInfo } from './schema-functions.js';
-import { behaviourOf, READ_TRIGGERS, type RowSecurityInfo, type TriggerInfo } from './schema-triggers.js';
+import {
+  behaviourOf,
+  type ClonedTrigger,
+  READ_TRIGGERS,
+  type RowSecurityInfo,
+  type TriggerInfo,
+} from './schema-triggers.js';
 
 /** A column, in the order of the table. All SQL fragments are fully qualified. */
 export interface ColumnInfo {
@@ -97,6 +103,8 @@ export interface TableInfo extends TableName {
   readonly indexes: readonly IndexInfo[];
   readonly sequences: readonly SequenceInfo[];
   readonly triggers: readonly TriggerInfo[];
+  /** Those that it has, as a partition, from its parent. */
+  readonly clones: readonly ClonedTrigger[];
   /** Somebody has switched off, or on for replicas, what checks its foreign keys. */
   readonly foreignKeysSwitched: boolean;
   readonly rules: readonly string[];

@@ -1,6 +1,5 @@
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
-import { type TableName, tableId } from '../topology/topology.js';
-import { type CleanupRecord, type CleanupSpec, tableOf } from './migration-row.js';
+import type { TableName } from '../topology/topology.js';
 import { OURS } from './names.js';
 
 /** `pg_trigger.tgenabled`: for which sessions a trigger fires. Of ORIGIN, of none (DISABLED), of REPLICA, of all (ALWAYS). */
@@ -14,6 +13,13 @@ export interface TriggerInfo {
   readonly enabled: TriggerMode;
   /** BEFORE each row of an INSERT or UPDATE: what is stored may be another row than the statement's. */
   readonly shapesRows: boolean;
+  readonly comment: string | null;
+}
+
+/** A trigger that a partition has from its parent: of its own are only its mode and its comment. */
+export interface ClonedTrigger {
+  readonly name: string;
+  readonly enabled: TriggerMode;
   readonly comment: string | null;
 }
 
@@ -40,6 +46,8 @@ export const READ_TRIGGERS = `
   (SELECT coalesce(json_agg(json_build_object('name', g.tgname, 'definition', pg_get_triggerdef(g.oid), 'enabled', g.tgenabled,
       'shapesRows', g.tgtype & 3 = 3 AND g.tgtype & 20 <> 0, 'comment', obj_description(g.oid, 'pg_trigger')) ORDER BY g.tgname), '[]')
      FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgparentid = 0 AND g.tgname !~ '${OURS}') AS triggers,
+  (SELECT coalesce(json_agg(json_build_object('name', g.tgname, 'enabled', g.tgenabled, 'comment', obj_description(g.oid, 'pg_trigger')) ORDER BY g.tgname), '[]')
+     FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgparentid <> 0 AND g.tgname !~ '${OURS}') AS clones,
   EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgisinternal AND g.tgenabled <> 'O') AS "foreignKeysSwitched",
   json_build_object('enabled', t.relrowsecurity, 'forced', t.relforcerowsecurity,
     'policies', (SELECT coalesce(json_agg(json_build_object('name', p.polname, 'comment', obj_description(p.oid, 'pg_policy'),
@@ -57,15 +65,27 @@ export const READ_TRIGGERS = `
       WHERE p.polrelid = t.oid AND rc.oid <> t.oid AND rn.nspname <> 'pg_catalog')) AS "rowSecurity"`;
 
 /** What is read of a table here. */
-interface Guarded extends TableName {
+export interface Guarded extends TableName {
   readonly triggers: readonly TriggerInfo[];
+  readonly clones: readonly ClonedTrigger[];
   readonly rowSecurity: RowSecurityInfo;
 }
 
-/** Triggers and policies, one line each, so that two tables can be compared. */
-export function behaviourOf({ triggers, rowSecurity: { enabled, forced, policies } }: Guarded): string[] {
+/** The same with its partitions, each behind its parent, if they have been read. */
+export interface GuardedTree extends Guarded {
+  readonly partitions?: readonly { readonly table: Guarded; readonly parent: TableName }[];
+}
+
+/** A table and its partitions, each behind its parent. */
+export function relationsOf(tree: GuardedTree): Guarded[] {
+  return [tree, ...(tree.partitions ?? []).map((p) => p.table)];
+}
+
+/** Triggers and policies, one line each, so that two tables can be compared. A partition has its parent's triggers, but for the modes in which it has them. */
+export function behaviourOf({ triggers, clones, rowSecurity: { enabled, forced, policies } }: Guarded): string[] {
   return [
     ...triggers.map((t) => `${t.definition}${MODES[t.enabled]}`),
+    ...clones.filter((t) => t.enabled !== 'O').map((t) => `trigger ${t.name} of its parent${MODES[t.enabled]}`),
     ...policies.map((p) => p.definition),
     ...(enabled ? ['row level security enabled'] : []),
     ...(forced ? ['row level security forced'] : []),
@@ -79,59 +99,56 @@ const MODES: Readonly<Record<TriggerMode, string>> = {
   A: ' (enabled always)',
 };
 
-const alter = (table: TableName, how: string, name: string) =>
-  `ALTER TABLE ${quoteTable(table)} ${how} TRIGGER ${quoteIdent(name)}`;
+const HOW: Readonly<Record<TriggerMode, string>> = {
+  O: 'ENABLE',
+  D: 'DISABLE',
+  R: 'ENABLE REPLICA',
+  A: 'ENABLE ALWAYS',
+};
 
-/** Fires for what is replicated, and for rows that are copied or removed by us. */
-const isLoud = ({ enabled }: TriggerInfo): boolean => enabled === 'A' || enabled === 'R';
-
-/**
- * Has the triggers fire for ordinary sessions only, as they do for these anyway: what they would do to rows that are copied, replicated or
- * removed has been done where the rows were written. Empty: they do already.
- */
-export function quietSql(table: Guarded): string[] {
-  return table.triggers.filter(isLoud).map((t) => alter(table, t.enabled === 'A' ? 'ENABLE' : 'DISABLE', t.name));
+/** Of one relation alone: partitions have modes of their own. */
+export function switchSql(table: TableName, name: string, mode: TriggerMode): string {
+  return `ALTER TABLE ONLY ${quoteTable(table)} ${HOW[mode]} TRIGGER ${quoteIdent(name)}`;
 }
 
-/** The opposite of `quietSql`. */
-export function loudSql(table: Guarded): string[] {
-  return table.triggers.filter(isLoud).map((t) => switchSql(table, t.name, t.enabled));
+/** As which a trigger does not fire for what is replicated, and fires for ordinary sessions as before. */
+export function quietMode(mode: TriggerMode): TriggerMode {
+  return mode === 'A' ? 'O' : mode === 'R' ? 'D' : mode;
 }
 
-const switchSql = (table: TableName, name: string, mode: TriggerMode) =>
-  alter(table, mode === 'A' ? 'ENABLE ALWAYS' : 'ENABLE REPLICA', name);
-
-/** What the clean-up has to restore: null when nothing is quieted. */
-export function loudRecord(table: Guarded, shard: string): CleanupSpec | null {
-  const loud = table.triggers.filter(isLoud);
-  if (loud.length === 0) return null;
-  const modes = JSON.stringify(loud.map((t) => [t.name, t.enabled]));
-  return { kind: 'triggers', shard, object: { schema: table.schema, table: table.table, modes } };
+/** Triggers and policies of a table, and of its partitions, that have just been made like these; the triggers quiet. */
+export function behaviourSql(tree: GuardedTree): string[] {
+  const relations = relationsOf(tree);
+  // What is made on a parent is made on its partitions with it, firing for ordinary sessions.
+  return [
+    ...relations.flatMap((r) => r.triggers.map((t) => t.definition)),
+    ...relations.flatMap((r) => modesSql(r, () => 'O')),
+    ...relations.flatMap(ownSql),
+  ];
 }
 
-type Modes = readonly (readonly [name: string, mode: TriggerMode])[];
-
-const modesOf = ({ object }: CleanupRecord): Modes => JSON.parse(object.modes as string) as Modes;
-
-/** Gives the triggers that a record names their modes back. @param there those that the table has */
-export function restoreSql(record: CleanupRecord, there: readonly string[] | null): string[] {
-  return modesOf(record)
-    .filter(([name]) => there?.includes(name) !== false)
-    .map(([name, mode]) => switchSql(tableOf(record), name, mode));
+/** The same of a partition that has just been made below a parent whose triggers are quiet. @param parent as it is meant to be */
+export function partitionBehaviourSql(partition: Guarded, parent: Guarded): string[] {
+  const above = new Map([...parent.triggers, ...parent.clones].map((t) => [t.name, quietMode(t.enabled)]));
+  return [
+    ...partition.triggers.map((t) => t.definition),
+    ...modesSql(partition, (name) => above.get(name) ?? 'O'),
+    ...ownSql(partition),
+  ];
 }
 
-/** A table as its owner has made it: with the modes that its triggers had before they were quieted for a migration. */
-export function asMeant<T extends Guarded>(table: T, own: readonly CleanupRecord[], shard: string): T {
-  const modes = new Map(
-    own
-      .filter((r) => r.kind === 'triggers' && !r.done && r.shard === shard && tableId(tableOf(r)) === tableId(table))
-      .flatMap(modesOf),
-  );
-  return { ...table, triggers: table.triggers.map((t) => ({ ...t, enabled: modes.get(t.name) ?? t.enabled })) };
+/** @param cloned the mode in which it has got a trigger from its parent */
+function modesSql(table: Guarded, cloned: (name: string) => TriggerMode): string[] {
+  const as = (name: string, now: TriggerMode, mode: TriggerMode) =>
+    now === mode ? [] : [switchSql(table, name, mode)];
+  return [
+    ...table.triggers.flatMap((t) => as(t.name, 'O', quietMode(t.enabled))),
+    ...table.clones.flatMap((t) => as(t.name, cloned(t.name), quietMode(t.enabled))),
+  ];
 }
 
-/** Triggers and policies of a table that has just been made like this one; the triggers quiet. */
-export function behaviourSql(table: Guarded): string[] {
+/** Policies, and comments on all of it. */
+function ownSql(table: Guarded): string[] {
   const name = quoteTable(table);
   const { enabled, forced, policies } = table.rowSecurity;
   const comments = (kind: string, items: readonly { readonly name: string; readonly comment: string | null }[]) =>
@@ -139,9 +156,7 @@ export function behaviourSql(table: Guarded): string[] {
       comment === null ? [] : [`COMMENT ON ${kind} ${quoteIdent(item)} ON ${name} IS ${quoteLiteral(comment)}`],
     );
   return [
-    ...table.triggers.map((t) => t.definition),
-    ...table.triggers.filter((t) => 'DR'.includes(t.enabled)).map((t) => alter(table, 'DISABLE', t.name)),
-    ...comments('TRIGGER', table.triggers),
+    ...comments('TRIGGER', [...table.triggers, ...table.clones]),
     ...policies.map((p) => p.definition),
     ...comments('POLICY', policies),
     ...(enabled ? [`ALTER TABLE ${name} ENABLE ROW LEVEL SECURITY`] : []),

@@ -9,7 +9,7 @@ import { takeOutOfService } from './replica.js';
 import { DROP_SHARD_SCHEMA } from './replication.js';
 import { dropSlots } from './slots.js';
 import { Throttle } from './throttle.js';
-import { restoreAction } from './trigger-actions.js';
+import { restoreTriggers } from './trigger-actions.js';
 
 /** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
 export async function undo(m: Move, record: CleanupRecord): Promise<void> {
@@ -79,20 +79,9 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       await dropGuards(m, on, object.trigger as string);
       return;
 
-    case 'triggers': {
-      const there = await session.query<{ name: string }>(
-        'SELECT tgname AS name FROM pg_trigger WHERE tgrelid = to_regclass($1)',
-        [named()],
-      );
-      await m.exec.perform(
-        restoreAction(
-          record,
-          on,
-          there.map((t) => t.name),
-        ),
-      );
+    case 'triggers':
+      await restoreTriggers(m, record, on);
       return;
-    }
 
     case 'rows': {
       const table = m.tables.find((t) => t.schema === object.schema && t.table === object.table);
@@ -145,7 +134,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
 export async function undoAll(m: Move, point: CrashPoint): Promise<void> {
   // Undoing may record more, so look again until none is left.
   for (;;) {
-    const record = (await m.exec.openCleanup()).at(-1);
+    const record = nextOf(await m.exec.openCleanup());
     if (record === undefined) break;
     await m.exec.progress({ note: `undoing: ${record.kind} on ${record.shard}` });
     await undo(m, record);
@@ -153,6 +142,20 @@ export async function undoAll(m: Move, point: CrashPoint): Promise<void> {
     await m.exec.markCleanupDone(record);
   }
   await m.exec.progress({ note: null });
+}
+
+/**
+ * What is undone only behind others, whichever was made first, as partitions that come meanwhile bring things, too: no trigger is to fire for rows that
+ * are replicated or removed, and a function that something uses would stay.
+ */
+const BEHIND: Partial<Record<CleanupRecord['kind'], readonly CleanupRecord['kind'][]>> = {
+  triggers: ['subscription', 'rows'],
+  function: ['table'],
+  schema: ['table'],
+};
+
+function nextOf(open: readonly CleanupRecord[]): CleanupRecord | undefined {
+  return open.findLast(({ kind }) => !open.some((other) => BEHIND[kind]?.includes(other.kind) === true));
 }
 
 /** What something else uses by now stays: a copy of a reference table that outlives a rollback, or what somebody has made since. */

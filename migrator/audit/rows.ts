@@ -8,7 +8,8 @@ import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableI
 import { identityColumns } from '../hashing.js';
 import { asTheyWere, differing, type RowsOf, rowsByKey, rowsOfPages } from '../keyed-rows.js';
 import { deleteAsReplica } from '../remove-rows.js';
-import { readTable, type TableInfo } from '../schema-read.js';
+import { fromLeaves, readWholeTable } from '../schema-partitions.js';
+import { readTable } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import { type AtWork, NONE_AT_WORK } from './migrations.js';
@@ -53,7 +54,7 @@ export async function auditRows(a: RowsAudit): Promise<AuditFinding[]> {
         remedy: moving
           ? `Look again when no migration of keyspace "${keyspace.name}" is under way.`
           : `Compare them with the owner's: SELECT … FROM ${quoteTable(table)} WHERE ${strays}. ${copies}`,
-        repair: moving || !isKeyed ? null : () => removeCopies(a, table, info, session),
+        repair: moving || !isKeyed ? null : () => removeCopies(a, table, session),
       });
     }
   return findings;
@@ -85,15 +86,16 @@ function count(session: ShardSession, table: ShardedTable, where: string, portio
  * Removes what another shard has left on this one, or a writer past the proxies has put there, if the owner has the very same row. All
  * other rows are nobody's to remove but a person's.
  */
-async function removeCopies(a: RowsAudit, table: ShardedTable, info: TableInfo, session: ShardSession): Promise<void> {
+async function removeCopies(a: RowsAudit, table: ShardedTable, session: ShardSession): Promise<void> {
   const { keyspace, sessions, portions } = a;
   const sql = quoteTable(table);
   // Foreign keys whose cascades run in any session would take rows along that are not looked at here.
-  if (info.foreignKeysSwitched) return;
+  const whole = await readWholeTable(session.reader, sql);
+  if (whole === null || fromLeaves(whole).some((t) => t.foreignKeysSwitched)) return;
   for (const [shard, owner] of sessions) {
     const ranges = keyspace.ranges.filter((range) => range.shard === shard);
     if (owner === session || ranges.length === 0) continue;
-    const rows: RowsOf = { sql, where: within(keyspace, table, ranges), info };
+    const rows: RowsOf = { sql, where: within(keyspace, table, ranges), info: whole };
     await portions.of(session, sql, { most: PORTION_PAGES, resumes: false }, async (heap, first, end) => {
       const strays = await rowsOfPages(session, { ...rows, sql: heap }, first, end, null);
       for (let i = 0; i < strays.length; i += BATCH) {
@@ -102,7 +104,7 @@ async function removeCopies(a: RowsAudit, table: ShardedTable, info: TableInfo, 
           const keys = here.map((row) => row.key);
           const others = new Set(differing(here, await rowsByKey(owner, rows, keys)));
           const copies = here.filter((row) => !others.has(row.key));
-          await deleteAsReplica(session, ...asTheyWere(rows, copies), info);
+          await deleteAsReplica(session, ...asTheyWere(rows, copies), whole);
         });
       }
       return 0;

@@ -1,7 +1,8 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type ShardName, shardsOf, type TableName, type Topology, tableId } from '../../topology/topology.js';
-import { readTable, type TableInfo, tableShape } from '../schema-read.js';
+import { readWholeTable, wholeShape } from '../schema-partitions.js';
+import type { TableInfo } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 import { AtWork } from './migrations.js';
@@ -9,7 +10,7 @@ import { AtWork } from './migrations.js';
 /** Differences that are named. */
 const NAMED = 3;
 
-/** Whether a table is the same on all shards that own rows or a copy of it: columns, constraints, indexes, triggers, policies. */
+/** Whether a table is the same on all shards that own rows or a copy of it: columns, constraints, indexes, triggers, policies, and its partitions with theirs. */
 export async function auditShapes(
   catalog: Catalog,
   topology: Topology,
@@ -23,14 +24,14 @@ export async function auditShapes(
       // What moves there is built, and its triggers are quiet, until the migration is through.
       if (atWork.onShard(shard)) continue;
       const session = sessions.get(shard);
-      const info = session === undefined ? null : await readTable(session.reader, quoteTable(table));
+      const info = session === undefined ? null : await readWholeTable(session.reader, quoteTable(table));
       if (info !== null) found.push([shard, info]);
     }
     const [first, ...others] = found;
     if (first === undefined) return;
-    const [here, ours] = [first[0], tableShape(first[1])];
+    const [here, ours] = [first[0], wholeShape(first[1])];
     for (const [there, info] of others) {
-      const theirs = tableShape(info);
+      const theirs = wholeShape(info);
       const differences = [
         ...ours.filter((line) => !theirs.includes(line)).map((line) => `only on "${here}": ${line}`),
         ...theirs.filter((line) => !ours.includes(line)).map((line) => `only on "${there}": ${line}`),

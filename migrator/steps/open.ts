@@ -64,7 +64,7 @@ export async function finish(
       const on = record.shard === m.spec.from ? 'source' : 'destination';
       await m.exec.perform(
         kind === 'triggers'
-          ? restoreAction(record, on, null)
+          ? restoreAction(record, on)
           : { name: 'drop', on, text: `drop the ${kind} of this migration`, mode: 'single', sql: [] },
       );
     } else await undo(m, record);

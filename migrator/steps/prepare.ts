@@ -6,6 +6,7 @@ import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
 import { HEAPS } from '../heaps.js';
+import { makeFunctions } from '../make-functions.js';
 import { type CleanupRecord, decodeSpec, otherMoves, tableOf } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
 import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
@@ -20,12 +21,12 @@ import {
   subscriptionAction,
   subscriptionPresent,
 } from '../replication.js';
-import { createFunctionAction, isMade } from '../schema-functions.js';
-import { createPartitionSql } from '../schema-partitions.js';
+import { createPartitionSql, fromLeaves, readWholeTable } from '../schema-partitions.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
 import { Throttle } from '../throttle.js';
 import { behaviourActions, quietActions } from '../trigger-actions.js';
+import { asMeant } from '../trigger-modes.js';
 import { beginStatements, sameEpochStatement } from '../turn.js';
 import { finish } from './open.js';
 
@@ -177,26 +178,15 @@ async function createTables(
   const shard = m.spec.to;
   const missing = tables.filter((t) => !there.has(tableId(t)));
 
-  const functions = tables.flatMap((t) => t.functions.filter(isMade));
-  for (const name of new Set([
-    ...functions.map((f) => f.schema),
-    ...missing.flatMap((t) => [
-      t.schema,
-      ...(t.partitions ?? []).map((p) => p.table.schema),
+  await makeFunctions(
+    m,
+    tables.flatMap(fromLeaves),
+    missing.flatMap((t) => [
+      ...fromLeaves(t).map((one) => one.schema),
       ...t.types.map((y) => y.schema),
       ...t.sequences.map((s) => s.schema),
     ]),
-  ]))
-    await m.exec.perform({
-      name: 'create-schema',
-      on,
-      text: `create schema ${name}`,
-      mode: 'transaction',
-      cleanup: [{ kind: 'schema', shard, object: { name } }],
-      present: `SELECT to_regnamespace(${quoteLiteral(quoteIdent(name))}) IS NOT NULL AS present`,
-      sql: await schemaSql(m, name),
-    });
-  for (const f of functions) await m.exec.perform(createFunctionAction(f, shard));
+  );
   for (const t of missing) {
     for (const type of t.types) {
       const name = quoteTable({ schema: type.schema, table: type.name });
@@ -242,30 +232,22 @@ async function settleTriggers(
   there: ReadonlyMap<string, TableInfo>,
 ): Promise<void> {
   const made = new Set((await m.exec.openCleanup('table')).map((record) => tableId(tableOf(record))));
-  for (const t of tables)
+  const quieted = await m.exec.openCleanup('triggers');
+  for (const t of tables) {
+    const now = there.get(tableId(t)) ?? t;
     for (const action of made.has(tableId(t))
-      ? behaviourActions(t, m.spec.to)
-      : quietActions(there.get(tableId(t)) ?? t, 'destination', m.spec.to))
+      ? behaviourActions(await asMade(m, t), m.spec.to)
+      : quietActions(now, asMeant(now, quieted, m.spec.to), 'destination', m.spec.to))
       await m.exec.perform(action);
+  }
 }
 
-async function schemaSql(m: Move, name: string): Promise<string[]> {
-  const rows = await m.source.query<{ owner: string; grants: { grantee: string; privilege: string }[] }>(
-    `SELECT pg_get_userbyid(n.nspowner) AS owner,
-       (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END,
-                 'privilege', g.privilege_type)), '[]') FROM aclexplode(n.nspacl) g) AS grants
-     FROM pg_namespace n WHERE n.nspname = $1`,
-    [name],
-  );
-  const schema = rows[0];
-  if (schema === undefined) return [`CREATE SCHEMA ${quoteIdent(name)}`];
-  return [
-    `CREATE SCHEMA ${quoteIdent(name)} AUTHORIZATION ${quoteIdent(schema.owner)}`,
-    ...schema.grants.map(
-      (g) =>
-        `GRANT ${g.privilege} ON SCHEMA ${quoteIdent(name)} TO ${g.grantee === '' ? 'PUBLIC' : quoteIdent(g.grantee)}`,
-    ),
-  ];
+/** With those partitions only that have been made with it: when a copy begins again, others may have come that are made as they are found (`settlePartitions`). */
+async function asMade(m: Move, table: TableInfo): Promise<TableInfo> {
+  if (m.exec.dry || table.partitions === undefined) return table;
+  const there = await readWholeTable(m.destination.reader, quoteTable(table));
+  const ids = new Set((there?.partitions ?? []).map((p) => tableId(p.table)));
+  return { ...table, partitions: table.partitions.filter((p) => ids.has(tableId(p.table))) };
 }
 
 /**
@@ -299,6 +281,8 @@ export async function readSourceTables(m: Move, read = readTable): Promise<Table
 
 /** From here on rows are written or removed at the source that triggers there have seen, or are not to see. */
 export async function quietSource(m: Move): Promise<void> {
-  for (const t of await readSourceTables(m))
-    for (const action of quietActions(t, 'source', m.spec.from)) await m.exec.perform(action);
+  const quieted = await m.exec.openCleanup('triggers');
+  for (const t of await readSourceTables(m, readWholeTable))
+    for (const action of quietActions(t, asMeant(t, quieted, m.spec.from), 'source', m.spec.from))
+      await m.exec.perform(action);
 }

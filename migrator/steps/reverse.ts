@@ -5,6 +5,7 @@ import { isRefusal } from '../preflight-way-back.js';
 import { advanceSlot, followAction, knowsOrigin, publicationAction, slotAction, subscribe } from '../replication.js';
 import { doubtedTables, doubtText } from '../sampled.js';
 import { Sampler } from '../sampler.js';
+import { readWholeTable } from '../schema-partitions.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
 import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
@@ -88,7 +89,7 @@ export async function reverse(m: Move): Promise<void> {
 /** @returns why there is no way back; null: there is */
 async function follow(m: Move, back: Move): Promise<string | null> {
   try {
-    await subscribe(back, followAction(back, await readSourceTables(m)));
+    await subscribe(back, followAction(back, await readSourceTables(m, readWholeTable)));
     return null;
   } catch (error) {
     // Else somebody who wants to finish the migration would wait for the two servers to reach one another.

@@ -24,8 +24,8 @@ import {
 import { wrongRows } from '../replace-rows.js';
 import { doubtText, sampledDifference } from '../sampled.js';
 import { readWholeTable, shapeDifferences } from '../schema-partitions.js';
-import { asMeant } from '../schema-triggers.js';
 import { Throttle } from '../throttle.js';
+import { asMeant } from '../trigger-modes.js';
 import { readSourceTables } from './prepare.js';
 import { repairOnRequest } from './repair.js';
 import { waitWhile } from './wait-while.js';

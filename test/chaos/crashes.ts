@@ -43,7 +43,9 @@ export const POINTS = {
   /** One before it has died while clients were held. */
   reopening: named(/^after:(reopen-gate|drop-hold)$/),
   /** It has a way back, and takes it. */
-  onTheWayBack: named(/\bback-/),
+  onTheWayBack: named(/\bback-(?!.*-partition$)/),
+  /** Partitions come while it moves: see partitions-crash.test.ts. */
+  ofPartitions: named(/-partition$/),
   /** PostgreSQL 15, with a way back. */
   of15: named(/^after:advance-slot$/),
   /** It changes bounds alone. */

@@ -279,15 +279,6 @@ test.each([
     'CREATE TABLE points (t int, o bigint, FOREIGN KEY (t, o) REFERENCES orders_mid_0)',
     /"public.orders_mid_0" of "public.orders" is what foreign key "points_t_o_fkey" of "public.points" points at/,
   ],
-  [
-    'CREATE TRIGGER all_of_them BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()',
-    /"public.orders" is partitioned, and has triggers \(all_of_them\)/,
-  ],
-  ['CREATE POLICY seen ON orders USING (true)', /"public.orders" is partitioned, and has row-level security/],
-  [
-    'CREATE TRIGGER own BEFORE UPDATE ON orders_rest FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()',
-    /"public.orders_rest" of "public.orders" has triggers of its own \(own\)/,
-  ],
 ])('%s: refused before anything is touched', async (sql, reason) => {
   await one(sql);
   const id = await approveMove(s, [6n], null);
