@@ -94,10 +94,16 @@ async function checkRowSecurity(m: Move, info: TableInfo, block: Block): Promise
   const { enabled, reads } = info.rowSecurity;
   const along = [...m.tables, ...m.topology.referenceTables.values()].map(tableId);
   for (const other of reads.filter((t) => !along.includes(tableId(t))))
-    block(
-      `has policies that read "${tableId(other)}", which does not move with it`,
-      `Let them read tables of keyspace "${m.keyspace.name}" and reference tables only.`,
-    );
+    if (other.isPartition)
+      block(
+        `has policies that read the partition "${tableId(other)}"`,
+        'Let them read the table that it is a part of.',
+      );
+    else
+      block(
+        `has policies that read "${tableId(other)}", which does not move with it`,
+        `Let them read tables of keyspace "${m.keyspace.name}" and reference tables only.`,
+      );
   if (!enabled) return;
   for (const session of [m.source, m.destination]) {
     const { role, all } = await one<{ role: string; all: boolean }>(session, sees(info));

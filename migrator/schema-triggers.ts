@@ -38,7 +38,7 @@ export interface RowSecurityInfo {
   /** Roles that policies are for. */
   readonly roles: readonly string[];
   /** What policies read besides the table itself. */
-  readonly reads: readonly TableName[];
+  readonly reads: readonly (TableName & { readonly isPartition: boolean })[];
 }
 
 /** Columns of a query over pg_class `t` and its pg_namespace `n`; the session's search_path must be pg_catalog. Of a partitioned table only what is its own, not its parts'. */
@@ -59,7 +59,7 @@ export const READ_TRIGGERS = `
           || coalesce(' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '')) ORDER BY p.polname), '[]')
        FROM pg_policy p WHERE p.polrelid = t.oid),
     'roles', (SELECT coalesce(json_agg(DISTINCT pg_get_userbyid(r)), '[]') FROM pg_policy p, unnest(p.polroles) r WHERE p.polrelid = t.oid AND r <> 0),
-    'reads', (SELECT coalesce(json_agg(DISTINCT jsonb_build_object('schema', rn.nspname, 'table', rc.relname)), '[]')
+    'reads', (SELECT coalesce(json_agg(DISTINCT jsonb_build_object('schema', rn.nspname, 'table', rc.relname, 'isPartition', rc.relispartition)), '[]')
        FROM pg_policy p JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
        JOIN pg_class rc ON rc.oid = d.refobjid JOIN pg_namespace rn ON rn.oid = rc.relnamespace
       WHERE p.polrelid = t.oid AND rc.oid <> t.oid AND rn.nspname <> 'pg_catalog')) AS "rowSecurity"`;

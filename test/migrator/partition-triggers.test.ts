@@ -30,7 +30,7 @@ test.each(['done', 'rolled_back'])(
     await moves.inState(id, 'reversing');
     expect([await loud(s.urlOne), await loud(s.urlTwo)]).toEqual([[], []]);
     const flipped = writers.acknowledged;
-    await waitFor(() => writers.acknowledged > flipped + 300, { what: 'writes at the new owner' });
+    await waitFor(() => writers.acknowledged > flipped + 150, { what: 'writes at the new owner' });
     await requestEnd(s.catalog.pool, id, end === 'done' ? 'finish' : 'rollback', 'test');
     expect(await moves.atRest(id)).toBe(end);
     const ended = writers.acknowledged;
@@ -166,7 +166,7 @@ test.each(['done', 'rolled_back', 'aborted'])(
     const modes = async (table: string) =>
       (
         await one(
-          `SELECT string_agg(tgname || ' ' || tgenabled, ', ' ORDER BY tgname) AS modes FROM pg_trigger WHERE tgrelid = '${table}'::regclass AND NOT tgisinternal`,
+          `SELECT string_agg(concat(tgname, ' ', tgenabled), ', ' ORDER BY tgname) AS modes FROM pg_trigger WHERE tgrelid = '${table}'::regclass AND NOT tgisinternal`,
         )
       ).rows[0].modes;
     expect(await modes('filled')).toBe(
@@ -190,7 +190,7 @@ test('an audit finds modes and policies of single partitions that differ, and fi
   expect(await moves.atRest(await approveMove(s, [6n], null))).toBe('done');
   const before = await behaviour(s.urlOne);
   const stray = `SET session_replication_role = replica; ALTER TABLE orders_rest DISABLE TRIGGER leaf; ALTER TABLE orders_rest DISABLE TRIGGER always;
-    INSERT INTO orders (tenant_id, id, serial_no, at) VALUES (7, 4000000, 1, '2026-11-01');
+    INSERT INTO orders_rest (tenant_id, id, serial_no, at) VALUES (7, 4000000, 1, '2026-11-01');
     ALTER TABLE orders_rest ENABLE ALWAYS TRIGGER leaf; ALTER TABLE orders_rest ENABLE ALWAYS TRIGGER always;`;
   await one(stray);
   await two(stray);
@@ -203,9 +203,8 @@ test('an audit finds modes and policies of single partitions that differ, and fi
   await two('ALTER TABLE orders_mid_1 ENABLE TRIGGER always; DROP POLICY late ON orders_rest');
   const [found, ...more] = await auditCluster(s.catalog, false);
   expect([found?.kind, found?.object, more]).toEqual(['table', 'public.orders', []]);
-  expect(found?.text).toMatch(
-    /only on "one": partition public.orders_mid_1 trigger always of its parent \(disabled\); only on "one": partition public.orders_rest CREATE POLICY late/,
-  );
+  expect(found?.text).toMatch(/only on "one": partition public.orders_mid_1 trigger always of its parent \(disabled\)/);
+  expect(found?.text).toMatch(/only on "one": partition public.orders_rest CREATE POLICY late/);
 });
 
 test('a mode that is changed on one partition of one side during a move keeps it from flipping', async () => {
@@ -226,6 +225,7 @@ describe('before a move', () => {
       CREATE TRIGGER "ünnamed" BEFORE INSERT ON orders_rest FOR EACH ROW EXECUTE FUNCTION app_private.touch('1');
       CREATE TABLE members (id int);
       CREATE POLICY reads ON orders_mid_0 USING (id IN (SELECT m.id FROM members m));
+      CREATE POLICY parts ON orders_mid_1 USING (id IN (SELECT o.id FROM orders_rest o));
       CREATE SEQUENCE rest_numbers;
       CREATE FUNCTION numbered() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.version := nextval('rest_numbers'); RETURN NEW; END $$;
       CREATE TRIGGER numbered BEFORE INSERT ON orders_mid FOR EACH ROW EXECUTE FUNCTION numbered();
@@ -237,6 +237,7 @@ describe('before a move', () => {
     for (const text of [
       'partition "public.orders_rest" of "public.orders" has the trigger "ünnamed", whose name comes behind those of all guards',
       'partition "public.orders_mid_0" of "public.orders" has policies that read "public.members", which does not move with it',
+      'partition "public.orders_mid_1" of "public.orders" has policies that read the partition "public.orders_rest"',
       'partition "public.orders_mid" of "public.orders" has triggers whose functions name the sequence public.rest_numbers, which does not move with it',
       'partition "public.orders_rest" of "public.orders" has rules (quietly)',
       'partition "public.orders_attached" of "public.orders" has foreign keys that are switched off, or on for replicas',
@@ -248,7 +249,7 @@ describe('before a move', () => {
     const { findings, steps } = await dryRun(s.catalog, moveSpec([6n], null));
     expect(findings.filter((f) => f.severity === 'blocker')).toEqual([]);
     expect(findings.map((f) => f.text)).toContain(
-      'table "public.orders" has triggers that fire for replicated rows, too (always, log_statements, Log Rows, leaf, named)',
+      'table "public.orders" has triggers that fire for replicated rows, too (always, log_statements, named, Log Rows, leaf)',
     );
     const sql = steps.flatMap((step) => step.sql).join('\n');
     for (const part of [

@@ -6,6 +6,7 @@ import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { addTriggers, behaviour, effectsOf, rows } from './behaviour.js';
 import { shopMoves } from './moves.js';
+import { guardOrders, loud, effectsOf as partitionEffects, behaviour as wholeBehaviour } from './partition-triggers.js';
 import { partitionOrders } from './partitioned.js';
 import { approveMove, approveReplica, leftovers } from './setting.js';
 import { audit } from './writers.js';
@@ -86,6 +87,31 @@ describe.skipIf(!existsSync(`${BIN}/initdb`))('servers of PostgreSQL 15', () => 
       expect(await ordersSeenBy(s.urlOne, 7)).toEqual([{ tenant_id: 7 }]);
     },
   );
+
+  test('move a partitioned table with triggers and policies there and back, with what a new partition brings, and each write has its effects once', async () => {
+    await guardOrders(s, false);
+    const before = await wholeBehaviour(s.urlOne);
+    const { writers } = await moves.thereAndBack(12, [6n], {
+      there: async () => {
+        expect([await loud(s.urlOne), await loud(s.urlTwo)]).toEqual([[], []]);
+        await withClient(s.urlTwo, (c) =>
+          c.query(`CREATE TABLE orders_next PARTITION OF orders FOR VALUES FROM (5000000) TO (6000000);
+            ALTER TABLE orders_next OWNER TO shop_owner; ALTER TABLE orders_next DISABLE TRIGGER always;
+            CREATE TRIGGER next AFTER INSERT ON orders_next FOR EACH ROW EXECUTE FUNCTION app_private.log('next');
+            ALTER TABLE orders_next ENABLE ALWAYS TRIGGER next;
+            INSERT INTO orders (tenant_id, id) VALUES (7, 5000000)`),
+        );
+      },
+    });
+    const log = await withClient(s.urlOne, (c) =>
+      c.query('DELETE FROM order_log WHERE order_id = 5000000 RETURNING what'),
+    );
+    expect(log.rows.map((row) => row.what).sort()).toEqual(['next INSERT', 'row INSERT', 'statement']);
+    expect(await partitionEffects(s, writers, 12, () => false)).toEqual([]);
+    expect((await loud(s.urlOne)).filter((trigger) => /next/.test(trigger))).toEqual(['orders_next next A']);
+    expect((await wholeBehaviour(s.urlOne)).filter((line) => !/orders_next/.test(line))).toEqual(before);
+    expect(await wholeBehaviour(s.urlTwo)).toEqual([]);
+  });
 
   test('keep a replica, which becomes the owner', async () => {
     const { writers } = await moves.startLoad(12);
