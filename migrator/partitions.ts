@@ -23,10 +23,11 @@ interface Side {
   readonly isQuiet: boolean;
 }
 
+/** First that to which rows come. */
 function sidesOf(m: Move, here: readonly Partition[], there: readonly Partition[]): readonly Side[] {
   return [
-    { on: 'source', session: m.source, partitions: here, isQuiet: m.row.facts.wayBackMs !== undefined },
     { on: 'destination', session: m.destination, partitions: there, isQuiet: true },
+    { on: 'source', session: m.source, partitions: here, isQuiet: m.row.facts.wayBackMs !== undefined },
   ];
 }
 
