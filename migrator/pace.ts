@@ -58,6 +58,8 @@ export function paceAction(names: ObjectNames, on: 'source' | 'destination', sha
         : [
             loadSql('shard/pace.sql').replace(/:(function|pace)\b/g, (word) => fill[word] as string),
             `CREATE OR REPLACE FUNCTION ${never}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`,
+            // The workers call it as the owner of the table, whatever default privileges leave to whom.
+            `GRANT EXECUTE ON FUNCTION ${quoteTable(paceFunction(names))} TO PUBLIC`,
           ]),
     ],
   };

@@ -113,6 +113,16 @@ describe('the initial copy', () => {
     expect(rows).toEqual([{ at_first: 2_000_000 }]);
   });
 
+  test('is paced also where nobody may call functions but whom somebody lets', async () => {
+    await withClient(s.urlTwo, (c) => c.query('ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC'));
+    const id = await approve({});
+    moves.startMigrator();
+    // The workers copy orders as their owner, who is nobody in particular there.
+    expect([await moves.atRest(id), (await moves.load(id)).error]).toEqual(['done', null]);
+    expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('stops where it is when the migration is paused, and goes on there', async () => {
     const id = await approve({ maxRate: 20_000 });
     moves.startMigrator();
