@@ -6,6 +6,7 @@ import { advanceSlot, followAction, knowsOrigin, publicationAction, slotAction, 
 import { doubtedTables, doubtText } from '../sampled.js';
 import { Sampler } from '../sampler.js';
 import { readWholeTable } from '../schema-partitions.js';
+import { ShardExhaustedError } from '../shard-session.js';
 import { Supervisor } from '../supervisor.js';
 import { turned } from '../turned.js';
 import { AS_OF_FLIP, compareAsOf } from './as-of-flip.js';
@@ -92,9 +93,10 @@ async function follow(m: Move, back: Move): Promise<string | null> {
     await subscribe(back, followAction(back, await readSourceTables(m, readWholeTable)));
     return null;
   } catch (error) {
-    // Else somebody who wants to finish the migration would wait for the two servers to reach one another.
-    if (!isRefusal(error)) throw error;
-    return noWayBack(m, `shard "${m.spec.from}" cannot follow shard "${m.spec.to}": ${error.message}`);
+    // Else somebody who wants to finish the migration would wait for the two servers to reach one another, or for room on a disk.
+    const isGivenUp = error instanceof ShardExhaustedError && (await m.exec.requested()) === 'finish';
+    if (!isRefusal(error) && !isGivenUp) throw error;
+    return noWayBack(m, `shard "${m.spec.from}" cannot follow shard "${m.spec.to}": ${(error as Error).message}`);
   }
 }
 

@@ -167,6 +167,28 @@ describe('the way back', () => {
     expect(await leftovers(s)).toEqual([]);
   });
 
+  test('waits for room where the source’s disk is full, unless somebody finishes the migration', async () => {
+    await withClient(s.urlOne, (c) =>
+      c.query(`CREATE FUNCTION public.no_room() RETURNS event_trigger LANGUAGE plpgsql AS
+          $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END $$;
+        CREATE EVENT TRIGGER full_disk ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION public.no_room()`),
+    );
+    await withClient(s.urlTwo, (c) =>
+      c.query('CREATE FUNCTION public.no_room() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$'),
+    );
+    const id = await approveMove(s, [20n], null);
+    moves.startMigrator({ wayBackMs: HOUR });
+    await moves.noted(
+      id,
+      /^the disk is full on shard "one": no room\. Make room there: the migration goes on by itself\.$/,
+    );
+    expect((await moves.load(id)).facts.wayBackLost).toBeUndefined();
+    await requestEnd(s.catalog.pool, id, 'finish', 'test');
+    expect(await moves.atRest(id)).toBe('done');
+    expect(await audit(s, null, (tenant) => tenant >= 20)).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+  });
+
   test('is lost with its slot: a rollback is refused, and the migration can be finished', async () => {
     const id = await approveMove(s, [20n], null);
     moves.startMigrator({ wayBackMs: HOUR });
