@@ -1,7 +1,7 @@
 import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
 import { overlaps } from '../../topology/key.js';
-import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
@@ -208,7 +208,7 @@ async function createTables(
         mode: 'transaction',
         cleanup: [{ kind: 'sequence', shard, object: { schema: s.schema, table: s.table } }],
         present: `SELECT to_regclass(${quoteLiteral(quoteTable(s))}) IS NOT NULL AS present`,
-        sql: [createSequenceSql(s), `ALTER SEQUENCE ${quoteTable(s)} OWNER TO ${quoteIdent(s.owner)}`],
+        sql: createSequenceSql(s),
       });
     await m.exec.perform({
       name: 'create-tables',

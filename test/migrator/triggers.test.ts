@@ -321,6 +321,28 @@ describe('row-level security', () => {
   });
 });
 
+test('privileges come to be those of the source, whatever the destination gives by default, and to whom', async () => {
+  await withClient(s.urlOne, (c) =>
+    c.query('GRANT SELECT ON tenants TO shop_owner; GRANT SELECT (body) ON orders TO PUBLIC'),
+  );
+  await withClient(s.urlTwo, (c) =>
+    c.query(`ALTER DEFAULT PRIVILEGES GRANT SELECT, DELETE ON TABLES TO PUBLIC, shop_owner;
+      ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC`),
+  );
+  moves.startMigrator();
+  expect(await moves.atRest(await approveMove(s, [20n], null))).toBe('done');
+  const privileges = (url: string) =>
+    rows<{ of: string }>(
+      url,
+      `SELECT concat_ws(' ', c.relname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type) AS of
+         FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))) a
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'S') ORDER BY 1`,
+    ).then((all) => all.map(({ of }) => of));
+  const there = await privileges(s.urlTwo);
+  expect(there).toEqual(await privileges(s.urlOne));
+  expect(there).toContain('tenants shop_owner SELECT');
+});
+
 describe('before a move', () => {
   test('what cannot be right is said, with a remedy', async () => {
     for (const cluster of [s.one, s.two])
