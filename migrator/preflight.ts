@@ -146,7 +146,7 @@ async function checkServers(m: Move, own: readonly CleanupRecord[], report: Repo
     m.source,
     `SELECT pg_is_in_recovery() AS recovery,
        has_parameter_privilege('session_replication_role', 'SET') AS replica_role, getdatabaseencoding() AS encoding,
-       (SELECT count(*)::int FROM pg_prepared_xacts WHERE database = current_database()) AS prepared,
+       (SELECT count(*)::int FROM pg_prepared_xacts WHERE database = current_database() AND gid !~ '^foreshard_[0-9a-f]{32}_') AS prepared,
        EXISTS (SELECT FROM pg_largeobject_metadata) AS objects`,
   );
   const d = await one<{ recovery: boolean; replica_role: boolean; encoding: string }>(

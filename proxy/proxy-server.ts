@@ -2,6 +2,7 @@ import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { audit } from '../topology/catalog/change.js';
+import { Decisions } from '../topology/catalog/decisions.js';
 import { ForeshardError } from '../topology/errors.js';
 import { AdminServer, type AdminUsers } from './admin/admin-server.js';
 import { Administration } from './admin/administration.js';
@@ -37,6 +38,8 @@ import { LoadCounter, type LoadRecord } from './telemetry/load-counter.js';
 import { LoadFlusher } from './telemetry/load-flusher.js';
 import { PinCounts } from './telemetry/pin-counts.js';
 import { TemplateStats } from './telemetry/template-stats.js';
+import { Coordinator } from './transactions/coordinator.js';
+import { Resolver } from './transactions/resolver.js';
 
 export interface ProxyOptions {
   readonly catalog: Catalog;
@@ -127,6 +130,8 @@ export class ProxyServer {
   readonly #login: Login;
   readonly #replication: Replication;
   readonly #replicas: Replicas;
+  readonly #resolver: Resolver;
+  readonly #coordinator: Coordinator;
   readonly #admin: AdminServer;
   readonly #administration: Administration;
   readonly #averages: Averages;
@@ -200,6 +205,7 @@ export class ProxyServer {
         authentication,
       });
       await proxy.#flusher.start();
+      proxy.#resolver.start();
       listener.open((accepted) => proxy.#login.accept(accepted));
       return proxy;
     } catch (error) {
@@ -237,6 +243,10 @@ export class ProxyServer {
     this.#replicas = new Replicas(logger);
     this.#replicas.apply(live.current);
     live.onApplied(() => this.#replicas.apply(live.current));
+    const decisions = new Decisions(options.catalog.pool);
+    const topology = () => live.current;
+    this.#resolver = new Resolver({ decisions, topology, logger });
+    this.#coordinator = new Coordinator({ decisions, lease: live, topology, resolver: this.#resolver, logger });
     this.#notifications = new Notifications({
       shards: () => live.current.shards.keys(),
       connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
@@ -424,6 +434,8 @@ export class ProxyServer {
     this.#admin.close();
     this.pools.close();
     this.router.close();
+    // Before the lease is given back: from then on others look after what is left.
+    await this.#coordinator.close();
     await this.#flusher.close();
     await this.#live.close();
     await this.#schema.close();

@@ -13,6 +13,7 @@ import { auditReference } from './reference.js';
 import type { Truth } from './repair-reference.js';
 import { auditRows } from './rows.js';
 import { auditShapes } from './shapes.js';
+import { auditTransactions } from './transactions.js';
 
 /** What an audit has found, and what has become of it. */
 export type Audited = Omit<AuditFinding, 'repair'> & {
@@ -101,6 +102,7 @@ async function lookAround(
   for (const table of topology.referenceTables.values())
     findings.push(...(await auditReference(table, { catalog, sessions, portions, truth })));
   findings.push(...(await auditShapes(catalog, topology, sessions, atWork)));
+  findings.push(...(await auditTransactions(catalog, sessions)));
   findings.push(...(await auditCatalog(catalog, atWork)));
   return findings;
 }

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { parseGid } from '../../topology/prepared-transactions.js';
 import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
 import { GUARD_LOCK_CLASS, SHARD_SCHEMA } from '../names.js';
 import { DROP_SHARD_SCHEMA } from '../replication.js';
@@ -105,7 +106,8 @@ export function judgeObjects({ session, found, prepared }: ShardObjects, atWork:
       }),
     );
   const transactions = prepared
-    .filter(({ id }) => !atWork.has(id))
+    // Those of transactions on several shards are judged by who decides over them.
+    .filter(({ gid, id }) => !atWork.has(id) && parseGid(gid) === null)
     .map(
       ({ gid, id }): AuditFinding => ({
         kind: 'prepared transaction',

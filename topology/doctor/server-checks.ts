@@ -4,6 +4,9 @@ import { numberSetting, type ServerReport } from './server-report.js';
 /** One forward and one reverse stream: what a move keeps open on a server. */
 const STREAMS = 2;
 
+/** Each holds a place from its PREPARE TRANSACTION to its end: some milliseconds. */
+const PREPARED_TRANSACTIONS = 100;
+
 type ServerCheck = (object: string, report: ServerReport) => Finding[];
 
 /** Everything about one server that decides whether data can move from it and to it. */
@@ -160,9 +163,18 @@ function checkSlotRetention(object: string, report: ServerReport): Finding[] {
   return findings;
 }
 
-/** Not needed to move data; transactions that write on several shards will. */
+/** Not needed to move data. */
 function checkPreparedTransactions(object: string, report: ServerReport): Finding[] {
-  return [ok(object, `max_prepared_transactions is ${numberSetting(report, 'max_prepared_transactions')}`)];
+  const limit = numberSetting(report, 'max_prepared_transactions');
+  const what = `max_prepared_transactions is ${limit}`;
+  if (limit > 0) return [ok(object, what)];
+  return [
+    warning(
+      object,
+      `${what}: no transaction that writes here and on another shard can be committed`,
+      restart('max_prepared_transactions', PREPARED_TRANSACTIONS),
+    ),
+  ];
 }
 
 function checkPrivileges(object: string, report: ServerReport): Finding[] {
