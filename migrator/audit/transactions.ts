@@ -1,5 +1,6 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { CLEAN_FOR_MS, Decisions, type KnownCoordinator } from '../../topology/catalog/decisions.js';
+import { ForeshardError } from '../../topology/errors.js';
 import { endPrepared, endSql, type PreparedTransaction, readPrepared } from '../../topology/prepared-transactions.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { ShardSession } from '../shard-session.js';
@@ -11,16 +12,28 @@ export async function auditTransactions(
   sessions: ReadonlyMap<ShardName, ShardSession>,
 ): Promise<AuditFinding[]> {
   const decisions = new Decisions(catalog.pool);
+  const unread: AuditFinding[] = [];
   const found = await Promise.all(
-    [...sessions.values()].map(async (session) => ({ session, prepared: await readPrepared(session.reader) })),
+    [...sessions.values()].map(async (session) => {
+      try {
+        return { session, prepared: await readPrepared(session.reader) };
+      } catch (error) {
+        if (!(error instanceof ForeshardError)) throw error;
+        const { name } = session.shard;
+        const remedy = error.hint ?? 'See that the server runs.';
+        unread.push({ kind: 'shard', shard: name, object: name, text: error.message, remedy, repair: null });
+        return { session, prepared: [] };
+      }
+    }),
   );
   const ids = new Set(found.flatMap(({ prepared }) => prepared.map(({ coordinator }) => coordinator)));
-  if (ids.size === 0) return [];
+  if (ids.size === 0) return unread;
   // Read later than what is prepared: whoever has prepared it had enrolled before.
   const coordinators = await decisions.known([...ids]);
-  return found.flatMap(({ session, prepared }) =>
+  const judged = found.flatMap(({ session, prepared }) =>
     prepared.flatMap((one) => judge(session, one, coordinators.get(one.coordinator), decisions) ?? []),
   );
+  return [...unread, ...judged];
 }
 
 /** Null: its coordinator is about to end it. */

@@ -143,6 +143,7 @@ describe('check', () => {
         max_worker_processes: '1',
         max_sync_workers_per_subscription: '0',
         max_slot_wal_keep_size: '100MB',
+        max_prepared_transactions: '0',
       },
     });
     await withClient(poor.url(), (client) =>
@@ -161,6 +162,7 @@ describe('check', () => {
       expect.stringMatching(/^error: max_logical_replication_workers is 1/),
       expect.stringMatching(/^error: max_worker_processes is 1/),
       expect.stringMatching(/^warning: max_slot_wal_keep_size is 100 MB/),
+      'warning: max_prepared_transactions is 0: no transaction that writes here and on another shard can be committed',
       expect.stringMatching(/^warning: TimeZone is "Asia\/Kolkata"/),
       expect.stringMatching(/^warning: extension "hstore" of the home shard is missing/),
     ]);
