@@ -27,6 +27,8 @@ export class Resolver {
   readonly #rounds = new Again(() => this.#round());
   /** Shards that could not be looked at the last time. */
   readonly #away = new Set<ShardName>();
+  /** The last round that was asked for. */
+  #last: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | null = null;
   #closed = false;
 
@@ -51,22 +53,21 @@ export class Resolver {
   }
 
   /** One round that begins after this call; calls made meanwhile share one more. Never rejects. */
-  async round(): Promise<void> {
-    try {
-      await this.#rounds.run();
-    } catch (error) {
+  round(): Promise<void> {
+    this.#last = this.#rounds.run().catch((error: unknown) => {
       this.#options.logger.warn(
         { err: error },
         'could not look after transactions on several shards; it is tried again',
       );
-    }
+    });
+    return this.#last;
   }
 
   /** A last round for what this process has left behind. */
   async close(): Promise<void> {
     this.#closed = true;
     if (this.#timer !== null) clearTimeout(this.#timer);
-    await this.round();
+    await (this.#left.all.length > 0 ? this.round() : this.#last);
   }
 
   #schedule(): void {
@@ -85,7 +86,8 @@ export class Resolver {
   }
 
   async #endOwn(): Promise<void> {
-    for (const leftover of this.#left.all) if (leftover.outcome === null) await this.#settle(leftover);
+    const notKnown = this.#left.all.filter(({ outcome }) => outcome === null);
+    const settled = await Promise.allSettled([each(notKnown, (leftover) => this.#settle(leftover))]);
     const now = performance.now();
     const ended = new Set<LeftBranch>();
     const byShard = new Map<ShardName, { branch: LeftBranch; outcome: Outcome }[]>();
@@ -117,6 +119,7 @@ export class Resolver {
     // That nothing was to be committed stays: a statement that says otherwise may still be on its way.
     for (const { coordinator, number } of finished.filter(({ outcome }) => outcome === 'commit'))
       await this.#options.decisions.forget(coordinator, [number]);
+    if (settled[0].status === 'rejected') throw settled[0].reason;
   }
 
   async #settle(leftover: Leftover): Promise<void> {

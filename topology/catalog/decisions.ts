@@ -18,8 +18,11 @@ const LOOK_AGAIN_MS = 60_000;
 
 const EXPIRED = `NOT EXISTS (SELECT FROM foreshard.proxy p WHERE p.id = c.proxy_id AND p.lease_until > clock_timestamp())`;
 
-/** A decision is not to be forgotten by a crash of the catalog's server once it is known. */
-const DURABLE = `set_config('synchronous_commit',
+/** So long a statement waits for another one's lock in the catalog: less than its caller for the answer, so that none is left waiting there. */
+const LOCK_MS = 4_000;
+
+/** A decision is not to be forgotten by a crash of the catalog's server once it is known. For the transaction, which is this statement. */
+const DURABLE = `set_config('lock_timeout', '${LOCK_MS}', true) IS NOT NULL AND set_config('synchronous_commit',
   CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true) IS NOT NULL`;
 
 /** A commit that is to be decided. */
@@ -80,7 +83,7 @@ export class Decisions {
       throw new CatalogUnavailableError(`cannot use the catalog: ${reason}`, { hint, cause: error });
     }
     try {
-      // The lock on the coordinator's row holds up whoever would fence it until this is committed; and this, whoever has.
+      // While it holds the lock on the coordinator's row nobody fences it; and it waits for whoever is about to.
       const { rowCount } = await client.query(
         timedQuery(
           `INSERT INTO foreshard.decision (coordinator, number, committed, shards)
@@ -149,7 +152,10 @@ export class Decisions {
     );
   }
 
-  /** Fences every coordinator whose proxy's lease has ended, by the catalog's clock. */
+  /**
+   * Fences every coordinator whose proxy's lease has ended, by the catalog's clock. One with a decision under way is left for the next time: it may
+   * be recorded at any moment, and nobody is to queue up behind it.
+   */
   async fenceExpired(): Promise<KnownCoordinator[]> {
     return this.#fence(EXPIRED, []);
   }
@@ -167,7 +173,8 @@ export class Decisions {
   async #fence(which: string, values: readonly unknown[]): Promise<KnownCoordinator[]> {
     const { rows } = await this.#pool.query<KnownCoordinator>(
       timedQuery(
-        `UPDATE foreshard.coordinator c SET fenced_at = clock_timestamp() WHERE c.fenced_at IS NULL AND ${which}
+        `UPDATE foreshard.coordinator c SET fenced_at = clock_timestamp()
+          WHERE c.id IN (SELECT c.id FROM foreshard.coordinator c WHERE c.fenced_at IS NULL AND ${which} FOR NO KEY UPDATE SKIP LOCKED)
          RETURNING c.id, c.proxy_name AS proxy, true AS fenced, ${EXPIRED} AS expired`,
         values,
       ),

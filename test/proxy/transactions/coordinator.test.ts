@@ -303,3 +303,28 @@ test('a lease that has ended and is back has another coordinator', async () => {
   );
   expect(await s.count('coordinator')).toBe(2);
 });
+
+test('a decision under way is not waited for by whoever would fence its coordinator, and counts', async () => {
+  const rival = await s.catalog.pool.connect();
+  // Its row under the same key holds up the decision, which has locked the coordinator's row by then.
+  const inTheWay = async () => {
+    await rival.query('BEGIN');
+    await rival.query(`INSERT INTO foreshard.decision SELECT id, 1, false, '{}' FROM foreshard.coordinator`);
+  };
+  const proxy = await s.proxy({ at: once('before:decide', inTheWay) });
+  const other = await s.proxy();
+  try {
+    const committed = proxy.coordinator.commit(await s.written(1));
+    const waits = `SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'`;
+    await waitFor(async () => (await s.catalog.pool.query(waits)).rowCount === 1, { what: 'the decision to wait' });
+    await proxy.endLease();
+    expect(await other.decisions.fenceExpired()).toEqual([]);
+    expect((await s.prepared()).map((gids) => gids.length)).toEqual([1, 1]);
+    await rival.query('ROLLBACK');
+    await committed;
+    expect(await s.rows()).toEqual([[1], [1]]);
+    expect(await other.decisions.fenceExpired()).toMatchObject([{ fenced: true, expired: true }]);
+  } finally {
+    rival.release(true);
+  }
+});

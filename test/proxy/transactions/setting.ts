@@ -24,7 +24,7 @@ import { waitFor } from '../../support/wait-for.js';
 export const S1 = 's1' as ShardName;
 export const S2 = 's2' as ShardName;
 const HOUR_MS = 3_600_000;
-export const SILENT = pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2));
+const SILENT = pino({ level: process.env.FORESHARD_TEST_LOG ?? 'silent' }, pino.destination(2));
 
 const SCHEMA = `
 CREATE TABLE parent (id int PRIMARY KEY);
