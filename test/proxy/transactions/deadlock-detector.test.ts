@@ -44,9 +44,17 @@ beforeEach(() => {
 });
 
 afterEach(async () => {
-  for (const transaction of transactions) await transaction.end();
+  for (const transaction of transactions) {
+    await transaction.cancel();
+    await transaction.end();
+  }
   for (const detector of detectors) await detector.close();
-  for (const url of Object.values(urls)) await withClient(url, (c) => c.query('UPDATE t SET v = 0'));
+  for (const url of Object.values(urls)) {
+    await withClient(url, async (c) => {
+      const { rows } = await c.query<{ gid: string }>('SELECT gid FROM pg_prepared_xacts');
+      for (const { gid } of rows) await c.query(`ROLLBACK PREPARED '${gid}'`);
+    });
+  }
 });
 
 function detector(

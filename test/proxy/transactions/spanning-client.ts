@@ -75,8 +75,13 @@ export class SpanningClient implements SpanningTransaction {
 
   fail(reason: ForeshardError): void {
     this.reason = reason;
+    void this.cancel();
+  }
+
+  /** Cancels what it waits for. */
+  async cancel(): Promise<void> {
     for (const { url, pid } of this.#branches.values())
-      void withClient(url, (c) => c.query('SELECT pg_cancel_backend($1)', [pid])).catch(() => undefined);
+      await withClient(url, (c) => c.query('SELECT pg_cancel_backend($1)', [pid]));
   }
 
   pid(shard: string): number {
