@@ -215,6 +215,7 @@ const proxy = z.strictObject({
       drainTimeoutMs: milliseconds(0, 0),
     })
     .prefault({}),
+  transactions: z.enum(['several', 'one']).default('several'),
   lease: z.strictObject({ ttlMs: milliseconds(10_000, 1_000) }).prefault({}),
   telemetry: z.strictObject({ flushIntervalMs: milliseconds(5_000, 100) }).prefault({}),
 });

@@ -160,6 +160,6 @@ export async function startServices(started: Config, options: ServeOptions): Pro
 
 /** What a proxy takes over from a configuration while it runs. */
 function reloadable(config: Config): ReloadableOptions {
-  const { auth, admin, serverPasswords, pool, limits } = config.proxy;
-  return { auth, admin, serverPasswords, pool, limits, config: configEntries(config) };
+  const { auth, admin, serverPasswords, pool, limits, transactions } = config.proxy;
+  return { auth, admin, serverPasswords, pool, limits, transactions, config: configEntries(config) };
 }

@@ -116,13 +116,20 @@ export class LiveTopology {
     return this.#options.schemaReady();
   }
 
-  /** Whether something with this footprint may start now. `own`: what the same transaction already touches, which a hold waits for. */
-  admits(footprint: Footprint, own: Footprint | null): boolean {
+  /**
+   * Whether something with this footprint may start now. `own`: what the same transaction already touches, which a hold waits for; `elsewhere`: on other
+   * shards.
+   */
+  admits(
+    footprint: Footprint,
+    own: Footprint | null,
+    elsewhere: { uses(covers: (footprint: Footprint) => boolean): boolean } | null = null,
+  ): boolean {
     if (!this.mayServe) return false;
     if (this.#holds.size === 0) return true;
     for (const live of this.#holds.values()) {
       const covers = (touched: Footprint) => holdCovers(live.hold, touched, this.#current);
-      if (covers(footprint) && !(own !== null && covers(own))) return false;
+      if (covers(footprint) && !(own !== null && covers(own)) && elsewhere?.uses(covers) !== true) return false;
     }
     return true;
   }

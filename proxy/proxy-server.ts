@@ -39,6 +39,7 @@ import { LoadFlusher } from './telemetry/load-flusher.js';
 import { PinCounts } from './telemetry/pin-counts.js';
 import { TemplateStats } from './telemetry/template-stats.js';
 import { Coordinator } from './transactions/coordinator.js';
+import { DeadlockDetector } from './transactions/deadlock-detector.js';
 import { Resolver } from './transactions/resolver.js';
 
 export interface ProxyOptions {
@@ -78,6 +79,8 @@ export interface ProxyOptions {
     readonly largeMessageBytes?: number;
   } & SessionTimeouts;
   readonly lease: { readonly ttlMs: number };
+  /** On how many shards a transaction may do something. Default: several. */
+  readonly transactions?: 'several' | 'one';
   readonly telemetry: { readonly flushIntervalMs: number };
   readonly logger: Logger;
   /** Who may log in to the admin database. Default: nobody. */
@@ -94,7 +97,10 @@ export interface ProxyOptions {
 const LARGE_MESSAGES = 1_073_741_824;
 
 /** What `reload` changes; all else of the options needs a restart. */
-export type ReloadableOptions = Pick<ProxyOptions, 'auth' | 'serverPasswords' | 'pool' | 'limits' | 'admin' | 'config'>;
+export type ReloadableOptions = Pick<
+  ProxyOptions,
+  'transactions' | 'auth' | 'serverPasswords' | 'pool' | 'limits' | 'admin' | 'config'
+>;
 
 /** The parts of a running proxy, as they come up. */
 interface Parts {
@@ -132,6 +138,7 @@ export class ProxyServer {
   readonly #replicas: Replicas;
   readonly #resolver: Resolver;
   readonly #coordinator: Coordinator;
+  readonly #deadlocks: DeadlockDetector;
   readonly #admin: AdminServer;
   readonly #administration: Administration;
   readonly #averages: Averages;
@@ -247,6 +254,7 @@ export class ProxyServer {
     const topology = () => live.current;
     this.#resolver = new Resolver({ decisions, topology, logger });
     this.#coordinator = new Coordinator({ decisions, lease: live, topology, resolver: this.#resolver, logger });
+    this.#deadlocks = new DeadlockDetector({ shards: () => live.current.shards.values(), logger });
     this.#notifications = new Notifications({
       shards: () => live.current.shards.keys(),
       connect: (shard, parameters) => this.pools.connectOwn(shard, parameters),
@@ -355,6 +363,10 @@ export class ProxyServer {
             lanes: (shard) => this.pools.lanesOf(this.pools.get(shard, user)),
             notifications: this.#notifications,
             pins: this.pins,
+            spanning:
+              this.#options.transactions === 'one'
+                ? null
+                : { coordinator: this.#coordinator, deadlocks: this.#deadlocks },
             asksSequences: this.#asksSequences(user),
           };
           this.#services.set(user, services);
@@ -436,6 +448,7 @@ export class ProxyServer {
     this.router.close();
     // Before the lease is given back: from then on others look after what is left.
     await this.#coordinator.close();
+    await this.#deadlocks.close();
     await this.#flusher.close();
     await this.#live.close();
     await this.#schema.close();

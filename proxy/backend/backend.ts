@@ -97,6 +97,11 @@ export class Backend {
     this.#flushedBefore = this.connection.bytesFlushed;
   }
 
+  /** The same client goes on with it by another owner. */
+  hand(owner: BackendOwner): void {
+    this.#owner = owner;
+  }
+
   /** Nothing of what its owner has sent has been given to the kernel: whatever became of the server, it has not seen it. */
   get untouched(): boolean {
     return this.connection.bytesFlushed === this.#flushedBefore;

@@ -234,6 +234,35 @@ export class Pool {
     return !this.#closed && !this.#gate.backingOff;
   }
 
+  /**
+   * A connection at once, opened beyond `size` if need be: for who has a connection to another shard, which those may wait for who have these.
+   * As each has one within some pool's size, there are `size` times the number of shards at most. Rejects as `acquire`.
+   */
+  async acquireBeyond(): Promise<Backend> {
+    if (this.#closed) throw closedError();
+    const idle = this.takeIdle();
+    if (idle !== null) return idle;
+    const { generation } = this.#gate;
+    // Counted, so that nobody else opens one in its place.
+    this.#connecting += 1;
+    this.#gate.connecting();
+    let connection: ServerConnection;
+    try {
+      connection = await this.#connect();
+    } finally {
+      this.#connecting -= 1;
+      this.#gate.connectingEnded();
+    }
+    if (this.#closed) {
+      connection.destroy();
+      throw closedError();
+    }
+    const backend = new Backend(this.shard, connection, generation, this.#totals);
+    backend.onIdleClose = () => this.#forget(backend);
+    this.#all.add(backend);
+    return backend;
+  }
+
   /** Waits no more, and is not told. */
   leave(waiter: Waiter): void {
     if (this.#waiters.delete(waiter)) this.#totals.waitTimeMs += performance.now() - waiter.since;

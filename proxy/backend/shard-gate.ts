@@ -154,6 +154,12 @@ export class ShardGate {
     this.#connecting += 1;
   }
 
+  /** An attempt is over, whichever way: nobody who waits is concerned. */
+  connectingEnded(): void {
+    this.#connecting -= 1;
+    this.kick();
+  }
+
   connected(): void {
     this.#connecting -= 1;
     this.#awaySince = null;

@@ -18,6 +18,7 @@ import { type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
+import { functionTells } from './telling.js';
 
 /** What planning looks at besides the statement. */
 export interface Context {
@@ -80,6 +81,8 @@ export class Analysis {
   asksSequences = false;
   /** So do defaults of columns, or checks, of a table that is written. */
   defaultsAsk = false;
+  /** What it sets off (defaults, triggers, checks) tells when the transaction began, perhaps. */
+  setsOffTelling = false;
   /** So does perhaps what it sets off (nextval in a default, a trigger, a function that nobody knows). */
   mayDraw = false;
   unsureOfState = false;
@@ -376,6 +379,7 @@ export class Analysis {
     // One that is not known may have been made a moment ago.
     const unknown = user === null && schema !== 'pg_catalog' && !name.startsWith('pg_');
     if (unknown || user?.stateful) this.unsureOfState = true;
+    if (user !== null && functionTells(this.context.metadata, name)) this.setsOffTelling = true;
     if (user?.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
     if (user?.executes) this.executesText = true;
     // It mostly draws itself what it then asks for.
@@ -384,6 +388,7 @@ export class Analysis {
 
   /** A function of this name runs behind the statement: of a trigger, a default, a view. */
   #runs(name: string): void {
+    if (functionTells(this.context.metadata, name)) this.setsOffTelling = true;
     for (const f of this.context.metadata.functionsNamed(name)) {
       if (f.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
       if (f.executes) this.executesText = true;

@@ -351,7 +351,9 @@ trees AS (
 called AS (
   SELECT DISTINCT t.rel, t.kind, t.events, substring(f.node FROM '^\\d+')::oid AS function
   FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
-  WHERE f.n > 1),
+  WHERE f.n > 1
+  -- CURRENT_TIMESTAMP and its like (SVFOP_CURRENT_DATE to SVFOP_LOCALTIMESTAMP_N of primnodes.h) are no functions: they count as now().
+  UNION SELECT rel, kind, events, 'pg_catalog.now()'::regprocedure::oid FROM trees WHERE kind = 'fires' AND tree ~ '\\{SQLVALUEFUNCTION :op [0-8] '),
 triggered AS (
   SELECT tgrelid AS rel, ${EVENTS} AS events, 'pg_proc'::regclass AS refclassid, tgfoid AS refobjid FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT tgrelid, ${EVENTS}, d.refclassid, d.refobjid

@@ -55,6 +55,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
         ? { asksSequences: 'defaults' as const }
         : {}),
     ...(a.mayDraw ? {} : { drawsNothing: true as const }),
+    ...(a.setsOffTelling ? { setsOffTelling: true as const } : {}),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.ofLiterals ? { ofLiterals: true as const } : {}),

@@ -63,7 +63,7 @@ export class BatchSender {
           lease.unsynced = true;
           lease.unsyncedDirty = true;
           // A portal with a name is there to be used later: the transaction can no longer begin again elsewhere.
-          if (item.bind.portal !== '' && lease.transaction !== null) lease.transaction.clean = false;
+          if (item.bind.portal !== '') lease.transaction?.keepPortal();
           break;
         }
         case 'describe-statement': {
@@ -86,7 +86,7 @@ export class BatchSender {
           lease.unsynced = true;
           lease.unsyncedDirty = true;
           // Suspended, it has no CommandComplete that would say that something was done.
-          if (item.maxRows !== 0 && lease.transaction !== null) lease.transaction.clean = false;
+          if (item.maxRows !== 0) lease.transaction?.keepPortal();
           break;
         case 'close-statement':
           if (backend.byName) lease.unsynced = true;

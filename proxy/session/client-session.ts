@@ -21,6 +21,7 @@ import type { NameLookup } from './name-lookup.js';
 import type { PreparedContents } from './prepared.js';
 import type { ReplyGate } from './reply-gate.js';
 import type { SessionSettings } from './settings.js';
+import type { Spanning } from './span.js';
 import type { Wait } from './wait.js';
 
 /** What a session shares with the rest of the proxy. */
@@ -44,6 +45,8 @@ export interface SessionServices {
   readonly notifications: Notifications;
   /** Carries out time-outs: of this length there is one now. ms */
   readonly noteTimeout: (ms: number) => void;
+  /** For transactions on several shards; null: there are none. */
+  readonly spanning: Spanning | null;
   /** How often sessions were pinned, and why. */
   readonly pins: PinCounts;
   /** Whether sessions of this user have asked for currval or lastval before. */
@@ -95,6 +98,8 @@ export interface ClientSession {
   boundsChanged(): void;
   /** Waits for the notifications that PostgreSQL would send before it is ready again, outside of a transaction. */
   settled(): Promise<void>;
+  /** The client's transaction is over at the server, which was not asked for that by a statement of the client's. */
+  transactionEnded(backend: Backend, committed: boolean): Promise<void>;
   /** The server owes a ReadyForQuery that is for the client. */
   expectReady(): void;
   /**

@@ -1,6 +1,6 @@
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
-import type { Touch } from '../router/route.js';
+import type { Analyzed, Touch } from '../router/route.js';
 import { BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
@@ -168,6 +168,11 @@ export class ExtendedProtocol {
     }
     const noServer = lease.backend === null || lease.untold;
     if (error === null && rest.length === 0 && noServer && this.#answerLocally(items)) return null;
+    if (error === null && rest.length === 0 && lease.span !== null) {
+      const analyzed = this.#alone(items);
+      if (analyzed !== null && this.#units.commitsSpan(analyzed))
+        return this.#units.commitSpan((reply) => this.#tellAlone(items, reply));
+    }
     const unit: Unit = { batch, reading, since, times, open: lease.unsynced };
     let placement: Prepared | Promise<Prepared>;
     try {
@@ -335,19 +340,30 @@ export class ExtendedProtocol {
 
   /** As the simple protocol does: one statement, from its Bind (or Parse) to the Sync, that needs no server. */
   #answerAlone(items: readonly Item[]): boolean {
+    const analyzed = this.#alone(items);
+    const reply = analyzed === null || analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
+    if (reply === null) return false;
+    this.#tellAlone(items, reply);
+    this.#session.answerReady();
+    return true;
+  }
+
+  /** The statement that does something to the session, and is alone from its Bind (or Parse) to the Sync, without parameters; null: it is something else. */
+  #alone(items: readonly Item[]): Analyzed | null {
     const bind = items.find((item) => item.type === 'bind');
     // Most statements do nothing of the kind, and are not looked at further.
-    if (bind === undefined || (bind.statement.analyzed.statements[0]?.plan.effect ?? null) === null) return false;
-    if (!ALONE.test(items.map((item) => item.type).join(' '))) return false;
-    if (bind.bind.portal !== '' || bind.bind.values.length > 0) return false;
+    if (bind === undefined || (bind.statement.analyzed.statements[0]?.plan.effect ?? null) === null) return null;
+    if (!ALONE.test(items.map((item) => item.type).join(' '))) return null;
+    if (bind.bind.portal !== '' || bind.bind.values.length > 0) return null;
     for (const item of items) {
-      if (item.type === 'parse' && item.statement !== bind.statement) return false;
-      if (item.type === 'describe-portal' && decodeDescribe(item.frame).name !== '') return false;
-      if (item.type === 'execute' && item.bound?.statement !== bind.statement) return false;
+      if (item.type === 'parse' && item.statement !== bind.statement) return null;
+      if (item.type === 'describe-portal' && decodeDescribe(item.frame).name !== '') return null;
+      if (item.type === 'execute' && item.bound?.statement !== bind.statement) return null;
     }
-    const { analyzed } = bind.statement;
-    const reply = analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
-    if (reply === null) return false;
+    return bind.statement.analyzed;
+  }
+
+  #tellAlone(items: readonly Item[], reply: Buffer): void {
     this.#reader.forgetPortal('');
     const session = this.#session;
     for (const item of items)
@@ -357,8 +373,6 @@ export class ExtendedProtocol {
       } else if (item.type === 'bind') session.write(BIND_COMPLETE);
       else if (item.type === 'describe-portal') session.write(NO_DATA);
       else if (item.type === 'execute') session.write(reply);
-    session.answerReady();
-    return true;
   }
 
   /** Portals end with their transaction; the unnamed one may stay inside a block. */

@@ -15,6 +15,9 @@ export async function leaveServer(lease: Lease, { live, logger }: SessionService
     return;
   }
   backend.attach(SILENT_OWNER);
+  // The servers roll back what was open there; nobody waits for one that does not answer.
+  lease.span?.discard();
+  lease.span = null;
   if (lease.pinning.soft) lease.pinning.clear();
   if (backend.lost === null && backend.quiet && !lease.unsynced && lease.pinned === null && backend.status !== IDLE) {
     try {

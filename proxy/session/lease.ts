@@ -1,25 +1,37 @@
+import { ForeshardError } from '../../topology/errors.js';
 import { type ShardName, soleShard, type Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
 import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
+import { tellsTransaction } from '../router/telling.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
-import { type Footprint, stillOn } from './footprint.js';
+import type { Footprint } from './footprint.js';
 import { giveBack } from './give-back.js';
 import { MapWait } from './map-wait.js';
 import { checkSnapshot } from './old-snapshot.js';
 import { Pinning } from './pinning.js';
 import type { Execution, Placement } from './placement.js';
 import { firstThat, place, planOf, refusedInBlock } from './placement.js';
+import { Prelude } from './prelude.js';
 import { queueNotice } from './queue-notice.js';
-import { checkMove, fanOutRefused, RefusedError, transactionEnded, transactionMoved } from './refusals.js';
+import {
+  behindFailed,
+  checkMove,
+  fanOutRefused,
+  RefusedError,
+  toldBySeveral,
+  transactionEnded,
+  transactionMoved,
+} from './refusals.js';
 import { asksSequences, draws, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
+import { hasLeft, Span, type SpanClient, type Spanning } from './span.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
@@ -27,12 +39,16 @@ import type { Wait } from './wait.js';
 /** Transaction status bytes of ReadyForQuery. */
 export const IDLE = 0x49; // 'I'
 export const FAILED = 0x45; // 'E'
+const IN_TRANSACTION = 0x54; // 'T'
+
+const MAY_CHANGE_SETTINGS = 'a statement that may change settings';
 
 const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
 
 /** Whose lease it is. */
 export interface LeaseClient
-  extends Pick<ClientSession, 'services' | 'settings' | 'lookup' | 'activity' | 'listening' | 'write'> {
+  extends SpanClient,
+    Pick<ClientSession, 'services' | 'settings' | 'lookup' | 'activity' | 'listening' | 'write'> {
   readonly id: number;
   /** What the client has prepared. */
   readonly statements: ClientStatements;
@@ -57,7 +73,10 @@ export class Lease {
   readonly #client: LeaseClient;
   readonly #owner: BackendOwner;
   backend: Backend | null = null;
+  /** On several shards: that of the branch on `backend`. */
   transaction: Transaction | null = null;
+  /** The branches of the transaction on other shards; null: there are none. */
+  span: Span | null = null;
   /** Why the connection must stay. */
   readonly pinning: Pinning;
   readonly sequences: Sequences;
@@ -102,7 +121,9 @@ export class Lease {
   prepare(executions: readonly Execution[], wait: Wait, together = false): Prepared | Promise<Prepared> {
     this.#checkEnded(executions);
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
-    if (this.backend?.status === FAILED && !this.unsynced)
+    if (this.backend?.status === FAILED && !this.unsynced) {
+      this.span?.checkFailed(executions);
+      if (revives(executions) && soleShard(this.#client.services.live.current) === null) throw behindFailed();
       return {
         kind: 'one',
         shards: [this.backend.shard],
@@ -110,6 +131,7 @@ export class Lease {
         ...NOTHING,
         topology: this.#client.services.live.current,
       };
+    }
     const how = together ? TOGETHER : APART;
     const ready = this.#getReady(executions, wait, how, null);
     return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, how) : ready;
@@ -150,6 +172,7 @@ export class Lease {
     this.#checkStale(topology);
     const unheld = how === TO_FAIL;
     if (!unheld && this.transaction?.ending) throw transactionEnded();
+    if (!unheld) this.span?.check(executions);
     if (!unheld && !this.#begun && !live.schemaReady)
       return this.#waitForChange(wait.signal, since ?? performance.now());
     // Not within a transaction: it may itself keep the schema from being read.
@@ -159,7 +182,7 @@ export class Lease {
       const { sqlstate, message, hint } = placement.refusal;
       throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
     }
-    if (!unheld && !live.admits(placement, this.transaction))
+    if (!unheld && !live.admits(placement, this.transaction, this.span))
       return this.#waitForChange(wait.signal, since ?? performance.now());
     if (placement.kind === 'fanout') {
       if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
@@ -168,7 +191,7 @@ export class Lease {
     }
     const asksThem = firstThat(executions, asksSequences) >= 0;
     if (asksThem) this.#returnToSequences(placement.shards);
-    const shard = this.#choose(placement.shards);
+    const shard = this.#choose(placement.shards, executions);
     if (this.backend === null || this.backend.shard !== shard) {
       const moving = this.#moveTo(shard, placement, wait);
       if (moving !== null) return moving;
@@ -183,7 +206,7 @@ export class Lease {
       if (this.pinning.has(SETTINGS_OF_FUNCTION)) backend.settings = settings.outside;
       else return this.#unlessDead(backend, this.serverSettings.apply(backend));
     }
-    if (asksThem && this.transaction?.draws !== true) {
+    if (asksThem && (this.transaction?.draws !== true || this.span !== null)) {
       const asking = this.sequences.prepare(backend, executions, this.unsynced, this.#drawing(executions));
       if (asking !== null) return asking;
     }
@@ -238,8 +261,8 @@ export class Lease {
   /** Whether what the open transaction touches is no longer all on its shard, or may have been away. */
   isStale(topology: Topology): boolean {
     const { backend, transaction } = this;
-    if (backend === null || transaction?.touched !== true) return false;
-    return transaction.overtaken || !stillOn(backend.shard, transaction, topology);
+    if (this.span?.isStale(topology) === true) return true;
+    return backend !== null && transaction !== null && hasLeft({ backend, transaction }, topology);
   }
 
   /** Whether nothing has to be done before this plain statement of the open transaction, but what `sendingPlain` does. */
@@ -320,6 +343,8 @@ export class Lease {
   /** Forgets everything about the connection, which is closed. */
   discard(): void {
     const backend = this.backend;
+    this.span?.discard();
+    this.span = null;
     this.backend = null;
     this.transaction = null;
     this.unsynced = false;
@@ -346,25 +371,32 @@ export class Lease {
         this.#return(backend);
       }
     }
+    const said = this.transaction?.said ?? null;
     this.transaction = null;
-    if (prelude.length > 0) this.#defer(prelude);
+    if (prelude.length > 0) this.#defer(new Prelude(prelude, said));
     this.#client.services.live.released();
   }
 
   /** BEGIN answered by the proxy itself: the server hears of it with the first statement that says which shard it is. */
   begin(text: Buffer): void {
-    this.#defer([text]);
+    this.#defer(new Prelude([text]));
   }
 
-  #defer(prelude: readonly Buffer[]): void {
-    const transaction = new Transaction(this.#client.services.live.current);
-    transaction.prelude = [...prelude];
+  #defer(said: Prelude): void {
+    const transaction = new Transaction(this.#client.services.live.current, said);
     transaction.deferred = true;
     this.transaction = transaction;
   }
 
-  #choose(shards: readonly ShardName[]): ShardName {
+  /** @throws RefusedError when they would tell of a branch what is to be told of the whole transaction */
+  #choose(shards: readonly ShardName[], executions: readonly Execution[]): ShardName {
     const here = this.backend?.shard;
+    // Or it is about to be on several.
+    const first = this.span?.first ?? (this.transaction?.clean === false && this.#begun ? (here ?? null) : null);
+    if (first !== null && (this.span !== null || !shards.includes(first)) && executions.some(tells)) {
+      if (shards.includes(first)) return first;
+      if (this.#client.services.spanning !== null) throw toldBySeveral(first);
+    }
     if (here !== undefined && shards.includes(here)) return here;
     return shards[0] as ShardName;
   }
@@ -381,6 +413,7 @@ export class Lease {
     if (doubtful) {
       this.pinning.doubt();
       this.#settingsUnsure = true;
+      this.transaction?.said.tie(MAY_CHANGE_SETTINGS);
       if (!this.unsynced && this.transaction?.draws !== true && sequences.isForeign(backend))
         sequences.cleanFirst(backend);
     }
@@ -401,6 +434,8 @@ export class Lease {
       const plan = planOf(execution);
       if (plan === null) continue;
       this.pinning.sending(plan);
+      const ties = tying(plan);
+      if (ties !== null) this.transaction?.said.tie(ties);
       if (!plan.unsureOfState && !plan.executesText) continue;
       // Which of PostgreSQL's settings a function has made the server tells, but not of custom ones.
       this.#settingsUnsure = true;
@@ -498,9 +533,13 @@ export class Lease {
     if (from !== null) {
       if (this.pinned !== null && this.pinning.soft) this.pinning.clear();
       const open = from.status !== IDLE;
+      const begun = open && this.transaction !== null && !this.transaction.clean;
+      const spanning = begun ? this.#spanning(from) : null;
+      if (typeof spanning === 'object' && spanning !== null) return this.#branchTo(shard, from, spanning, wait);
       checkMove(from.shard, shard, {
         pinned: this.pinned,
-        transaction: open && this.transaction !== null && !this.transaction.clean,
+        transaction: begun,
+        tied: spanning,
         batch: this.unsynced && this.unsyncedDirty,
         keyspaces: [...new Set([...(this.transaction?.touches ?? []), ...touches].map((touch) => touch.keyspace))],
       });
@@ -513,12 +552,68 @@ export class Lease {
     return null;
   }
 
+  /** What a transaction needs to have a branch on another shard too; if it cannot, why, where that is not seen by `checkMove`. */
+  #spanning(from: Backend): Spanning | string | null {
+    const { spanning } = this.#client.services;
+    const { transaction } = this;
+    if (spanning === null || this.pinned !== null || this.unsynced || transaction === null) return null;
+    if (from.status !== IN_TRANSACTION || transaction.opening) return null;
+    return transaction.said.tied ?? spanning;
+  }
+
+  /** Goes on with the transaction's branch on `shard`, where nothing has been done yet, perhaps. */
+  async #branchTo(shard: ShardName, from: Backend, spanning: Spanning, wait: Wait): Promise<void> {
+    this.span ??= await Span.begin(this.#client, this, spanning);
+    const { span } = this;
+    const branch = await span.take(shard, wait);
+    // The connection that it comes from may have been lost meanwhile, and the client with it.
+    if (this.backend !== from || this.span !== span) {
+      span.park(branch);
+      span.discard();
+      wait.throwIfAborted();
+      throw new ForeshardError('08006', `the connection to shard "${from.shard}" was lost`);
+    }
+    span.park({ backend: from, transaction: this.transaction as Transaction });
+    branch.backend.hand(this.#owner);
+    this.backend = branch.backend;
+    this.transaction = branch.transaction;
+    this.serverSettings.tellParameters(branch.backend);
+  }
+
+  /** The transaction is over on the lease's connection, or has failed there for good: so it is everywhere. */
+  async endSpan(): Promise<void> {
+    const { span } = this;
+    try {
+      await span?.rollBack();
+    } finally {
+      // Not before: a hold waits for what is still open there.
+      if (this.span === span) this.span = null;
+    }
+  }
+
+  /** Commits the transaction on all its shards. @throws see Span.commit */
+  async commitSpan(wait: Wait): Promise<void> {
+    const { span } = this;
+    const { live } = this.#client.services;
+    try {
+      await span?.commit(async () => {
+        const since = performance.now();
+        while (!live.mayServe) await this.map.change(wait.signal, since);
+        if (this.transaction?.ending) throw transactionEnded();
+        if (this.isStale(live.current)) throw transactionMoved();
+      });
+    } finally {
+      this.span = null;
+      if (this.backend?.lost !== null && this.backend?.lost !== undefined) this.discard();
+    }
+  }
+
   /** Ends what is open there and gives the connection back. */
   async #leave(from: Backend, open: boolean): Promise<void> {
     if (this.unsynced) await this.#finishBatch(from);
     if (open) await this.rollBack(from);
     this.#giveBack();
-    if (open && this.transaction !== null) this.#defer(this.transaction.prelude);
+    if (open && this.transaction !== null) this.#defer(this.transaction.said);
   }
 
   async #acquire(shard: ShardName, wait: Wait): Promise<void> {
@@ -595,6 +690,32 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.serverSettings.tellParameters(backend);
   }
+}
+
+/** Whether these end the failure of a transaction, or of its savepoint, and then go on with rows. */
+function revives(executions: readonly Execution[]): boolean {
+  let alive = false;
+  for (const execution of executions) {
+    const plan = planOf(execution);
+    if (alive && plan?.target.kind !== 'any') return true;
+    const kind = plan?.effect?.kind;
+    if (kind === 'rollback' || kind === 'rollback-to' || kind === 'commit') alive = true;
+  }
+  return false;
+}
+
+/** Whether it tells when its transaction began, or which one it is. */
+function tells(execution: Execution): boolean {
+  return planOf(execution)?.setsOffTelling === true || tellsTransaction(execution.analyzed.text.toString('latin1'));
+}
+
+/** What a statement leaves in its transaction that can be neither had on another shard nor prepared; null: nothing. */
+function tying({ command, executesText, kind, notifies, unsureOfState }: StatementPlan): string | null {
+  if (command.startsWith('DECLARE')) return 'a cursor';
+  if (command === 'NOTIFY' || notifies === true) return 'NOTIFY';
+  if (command === 'SET CONSTRAINTS') return command;
+  if (kind === 'ddl') return 'DDL';
+  return unsureOfState === true || executesText === true ? MAY_CHANGE_SETTINGS : null;
 }
 
 const isDdl = (plan: StatementPlan): boolean => plan.kind === 'ddl' && plan.temporary !== true;

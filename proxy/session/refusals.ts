@@ -23,6 +23,8 @@ export interface Ties {
   readonly pinned: string | null;
   /** Its transaction has done something there. */
   readonly transaction: boolean;
+  /** Why it cannot have a part on another shard as well, if that could be; null otherwise. */
+  readonly tied: string | null;
   /** Its open batch has done something there. */
   readonly batch: boolean;
   /** What it has used there, and what the statement uses. */
@@ -39,16 +41,42 @@ export function checkMove(from: ShardName, to: ShardName, ties: Ties): void {
       { hint: 'Use another session for it.' },
     );
   if (ties.transaction)
-    throw new RefusedError('0A000', `the transaction runs on shard "${from}", and ${belongs}`, {
-      hint:
-        ties.keyspaces.length < 2
-          ? 'Keep each transaction to the keys of one shard.'
-          : `Keep each transaction to the keys of one shard: the rows of keyspaces ${inWords(ties.keyspaces)} are not on the same.`,
-    });
+    throw new RefusedError(
+      '0A000',
+      `the transaction runs on shard "${from}"${ties.tied === null ? '' : ` (${ties.tied})`}, and ${belongs}`,
+      {
+        hint:
+          ties.keyspaces.length < 2
+            ? 'Keep each transaction to the keys of one shard.'
+            : `Keep each transaction to the keys of one shard: the rows of keyspaces ${inWords(ties.keyspaces)} are not on the same.`,
+      },
+    );
   if (ties.batch)
     throw new RefusedError('0A000', `the batch runs on shard "${from}", and ${belongs}`, {
       hint: 'Send a Sync between statements for keys of different shards.',
     });
+}
+
+/** Of the parts of a transaction each began at its own time. `first`: where the transaction did. */
+export function toldBySeveral(first: ShardName): RefusedError {
+  return new RefusedError(
+    '0A000',
+    `the statement uses the time or the id of its transaction, which is that of its part on shard "${first}", and belongs to another shard`,
+    {
+      hint: 'Pass the time as a parameter, also for columns that have it by default; or do this in a transaction of its own.',
+    },
+  );
+}
+
+/** The end of a failed transaction, and rows, in one message: where the rows are is not looked at before the first has been done. */
+export function behindFailed(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'a statement behind the end of a failed transaction, in one message with it, is not supported on several shards',
+    {
+      hint: 'Send it when ROLLBACK is answered.',
+    },
+  );
 }
 
 /** A statement for several shards, where one server connection has to stay. `pinned`: why the session is, or null. */

@@ -38,6 +38,8 @@ export class ServerReplies implements BackendOwner {
   overdue = false;
   /** What runs is stopped because its transaction is being ended. */
   ending = false;
+  /** What runs is stopped for this reason; null: it is not. */
+  stopped: ForeshardError | null = null;
   /** Queries and Syncs answered, and those after which no transaction was open. */
   answers = 0;
   transactions = 0;
@@ -106,6 +108,7 @@ export class ServerReplies implements BackendOwner {
     if (status === IDLE) this.transactions += 1;
     this.overdue = false;
     this.ending = false;
+    this.stopped = null;
   }
 
   /** See ClientSession. */
@@ -117,8 +120,10 @@ export class ServerReplies implements BackendOwner {
   /** The server's ErrorResponse as the client is to see it. */
   worded(frame: Buffer): Buffer {
     if (this.ending) return encodeErrorResponse(fieldsOfError(transactionEnded()));
-    if (!this.overdue) return frame;
+    if (!this.overdue && this.stopped === null) return frame;
     const fields = decodeErrorFields(frame);
+    if (this.stopped !== null)
+      return fields.sqlstate === '57014' ? encodeErrorResponse(fieldsOfError(this.stopped)) : frame;
     return fields.sqlstate === '57014' ? encodeErrorResponse({ ...fields, message: OVERDUE }) : frame;
   }
 
@@ -212,12 +217,14 @@ export class ServerReplies implements BackendOwner {
     this.#units.transactionStatus(backend, status);
   }
 
-  /** The transaction, or open batch, was rolled back at the server for us: what it had done to the session is undone. */
-  async rolledBack(backend: Backend): Promise<void> {
+  /** The transaction, or open batch, was ended at the server for us: what it has done to the session stays so, or is undone. */
+  async transactionEnded(backend: Backend, committed: boolean): Promise<void> {
     const { listening, lease, lookup } = this.#session;
     const pathUnsure = !backend.connection.reportsSearchPath && lookup.unsure(IDLE);
-    this.#units.unitFailed = true;
+    if (committed) this.#units.committed();
+    else this.#units.unitFailed = true;
     this.#unitEnded(backend, IDLE);
+    if (backend.lost !== null) return;
     await this.#units.settle(backend, IDLE, pathUnsure);
     await Promise.all([listening.settle(backend), lease.pinning.settle(backend)]);
   }
@@ -234,7 +241,8 @@ export class ServerReplies implements BackendOwner {
   onLost(backend: Backend, error: Error): void {
     const session = this.#session;
     const { lease } = session;
-    if (backend !== lease.backend) return;
+    // Whoever commits it hears of the loss, and knows what it means.
+    if (backend !== lease.backend || lease.span?.committing === true) return;
     if (backend.untouched && this.#startOver(error)) return;
     const during = this.#loop.awaitingReady || lease.unsynced;
     const unknown = during && this.#units.outcomeUnknown;
@@ -260,7 +268,8 @@ export class ServerReplies implements BackendOwner {
   withheld(): ForeshardError {
     const { lanes, lease } = this.#session;
     // With 40001 a client would do once more what may be done already.
-    const unknown = this.#loop.awaitingReady && lanes.lane === null && this.#units.outcomeUnknown;
+    const answering = this.#loop.awaitingReady || lease.span?.committing === true;
+    const unknown = answering && lanes.lane === null && this.#units.outcomeUnknown;
     return unknown && lease.backend !== null ? lost(lease.backend.shard, mayNotSay(), true) : mayNotSay();
   }
 

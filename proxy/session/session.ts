@@ -163,8 +163,8 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   uses(covers: (footprint: Footprint) => boolean): boolean {
     if (this.#fanOut !== null && covers(this.#fanOut.footprint)) return true;
     if (this.lanes.uses(covers)) return true;
-    const { transaction } = this.lease;
-    return transaction !== null && covers(transaction);
+    const { span, transaction } = this.lease;
+    return (transaction !== null && covers(transaction)) || span?.uses(covers) === true;
   }
 
   /**
@@ -172,9 +172,9 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
    * and the client told 40001. What may be committed already is let end.
    */
   endTransaction(covers: (footprint: Footprint) => boolean): void {
-    const { transaction } = this.lease;
+    const { span, transaction } = this.lease;
     if (this.#closed) return;
-    if (transaction !== null && covers(transaction)) {
+    if (transaction !== null && (covers(transaction) || span?.uses(covers) === true)) {
       this.#ending ??= this.#newEnding();
       this.#ending.begin(transaction);
       return;
@@ -220,6 +220,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     // What waits for the lease has not been sent: it is told with the next look at the map, and the session lives on.
     if (backend?.quiet === false || (this.working && !map.waits)) this.close(this.#replies.withheld());
     else if (transaction !== null) transaction.overtaken = true;
+    this.lease.span?.overtake();
   }
 
   /** Whether nothing is open or under way: no transaction, and nothing asked that is not answered. */
@@ -292,6 +293,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
   cancel(reason = new ForeshardError('57014', 'canceling statement due to user request')): readonly Backend[] {
     if (this.straight?.first.cancel(reason) === true) return [];
     this.abortWait(reason);
+    if (this.lease.span?.committing === true) return this.lease.span.underWay;
     if (this.#fanOut !== null) return this.#fanOut.backends;
     if (this.lanes.lane !== null) {
       const shared = this.lanes.cancel(reason.message);
@@ -351,6 +353,17 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     );
     await Promise.all(requests);
     this.canceled();
+  }
+
+  /** See SpanClient. */
+  failUnderWay(reason: ForeshardError): void {
+    this.#replies.stopped = reason;
+    void this.cancelUnderWay(reason);
+  }
+
+  /** See ClientSession. */
+  transactionEnded(backend: Backend, committed: boolean): Promise<void> {
+    return this.#replies.transactionEnded(backend, committed);
   }
 
   worded(frame: Buffer): Buffer {

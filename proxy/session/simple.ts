@@ -56,6 +56,7 @@ export class SimpleProtocol {
 
   #carryOut(frame: Buffer, analyzed: Analyzed): Promise<void> | null {
     if (this.#session.lanes.query(frame, analyzed)) return null;
+    if (this.#units.commitsSpan(analyzed)) return this.#units.commitSpan((reply) => this.#session.write(reply));
     if (this.#answerLocally(analyzed)) return null;
     return this.#run(frame, analyzed, performance.now(), 0);
   }

@@ -120,6 +120,7 @@ export class StraightLease {
       !backend.byName &&
       !backend.mayAnswerSyncs &&
       lease.pinned === null &&
+      lease.span === null &&
       lease.map.hasSeen(current) &&
       transaction.since === current &&
       !transaction.clean &&

@@ -112,7 +112,8 @@ export class TransactionEnd {
     if (inBatch) clientKnows = (await this.#endBatch(backend)) || clientKnows;
     const inBlock = backend.status !== IDLE;
     if (inBlock) await lease.rollBack(backend);
-    await this.#replies.rolledBack(backend);
+    await lease.endSpan();
+    await this.#replies.transactionEnded(backend, false);
     if (session.closed) return;
     services.logger.info({ session: session.id, shard: backend.shard }, 'ended a transaction that a flip waited for');
     if (inBlock && clientKnows) {

@@ -2,6 +2,7 @@ import { sameBound } from '../../topology/key.js';
 import type { Topology } from '../../topology/topology.js';
 import type { SessionEffect, Touch } from '../router/route.js';
 import { type Footprint, keyspacesIn } from './footprint.js';
+import { Prelude } from './prelude.js';
 
 /** Places remembered one by one per transaction. */
 const TOUCHES = 10_000;
@@ -11,8 +12,8 @@ const TOUCHES = 10_000;
  * yet that could not be done again, the statements that would open it on another shard.
  */
 export class Transaction implements Footprint {
-  /** BEGIN, SAVEPOINT, SET … in order: what opens the same transaction elsewhere. */
-  prelude: Buffer[] = [];
+  /** BEGIN, SAVEPOINT, SET … in order: what opens the same transaction elsewhere. Branches of one transaction share it. */
+  readonly said: Prelude;
   /** Nothing but the prelude and reads that touch no rows of ours: the transaction can still move to another shard. */
   clean = true;
   /** The client was told BEGIN, but no server has been. */
@@ -39,8 +40,14 @@ export class Transaction implements Footprint {
   /** It has made code that nobody knows before it is committed. */
   madeCode = false;
 
-  constructor(topology: Topology) {
+  constructor(topology: Topology, said = new Prelude()) {
     this.topology = topology;
+    this.said = said;
+  }
+
+  /** The statements of `said`. */
+  get prelude(): readonly Buffer[] {
+    return this.said.texts;
   }
 
   /** Whether anything is touched at all. */
@@ -74,17 +81,24 @@ export class Transaction implements Footprint {
     this.touches.push({ keyspace: touch.keyspace, position });
   }
 
-  /** A statement has been done. `text` null: it had parameters, so it cannot be replayed as text. */
+  /** A portal of its is used later. */
+  keepPortal(): void {
+    this.clean = false;
+    this.said.tie('a portal');
+  }
+
+  /** A statement has been done. `text` null: it had parameters, so it cannot be said again as text. */
   note(effect: SessionEffect | null, text: Buffer | null, harmless: boolean): void {
-    if (!this.clean) return;
-    if (effect !== null && replayable(effect)) {
-      if (text === null) this.clean = false;
-      else this.prelude.push(text);
-    } else if (!harmless) this.clean = false;
+    if (effect !== null && isReplayable(effect)) {
+      if (!this.said.add(effect, text)) this.clean = false;
+      return;
+    }
+    if (effect !== null && !outlives(effect)) this.said.tie('a statement that changes the session');
+    if (!harmless) this.clean = false;
   }
 }
 
-function replayable(effect: SessionEffect): boolean {
+function isReplayable(effect: SessionEffect): boolean {
   switch (effect.kind) {
     case 'begin':
     case 'savepoint':
@@ -97,4 +111,9 @@ function replayable(effect: SessionEffect): boolean {
     default:
       return false;
   }
+}
+
+/** Prepared statements are the client's, whatever becomes of its transaction. */
+function outlives({ kind }: SessionEffect): boolean {
+  return kind === 'prepare' || kind === 'deallocate' || kind === 'execute';
 }

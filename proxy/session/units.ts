@@ -6,6 +6,7 @@ import { InternalStatementError } from '../backend/internal-statement.js';
 import { type CodeChange, codeChange } from '../router/code-change.js';
 import { readText } from '../router/keys.js';
 import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
+import { tellsTransaction } from '../router/telling.js';
 import { encodeCommandComplete } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse, encodeNoticeResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
@@ -19,6 +20,8 @@ import type { Transaction } from './transaction.js';
 
 /** No statement: sent to make a server fail its transaction, so that the client's is really the state it was told. */
 const FAILING_QUERY = encodeQuery('foreshard_refused');
+
+const IN_TRANSACTION = 0x54; // 'T'
 
 /** What has met a closed gate tries again at least this often, ms. */
 const MAX_BACK_OFF_MS = 64;
@@ -124,6 +127,39 @@ export class Units {
     return encodeCommandComplete(effect.kind === 'commit' ? 'COMMIT' : 'ROLLBACK');
   }
 
+  /** Whether this is the COMMIT of a transaction on several shards, and nothing else. */
+  commitsSpan({ statements, syntaxError }: Analyzed): boolean {
+    const { lease } = this.#session;
+    if (lease.span === null || lease.unsynced || syntaxError || statements.length !== 1) return false;
+    const effect = statements[0]?.plan.effect;
+    return effect?.kind === 'commit' && !effect.chain && lease.backend?.status === IN_TRANSACTION;
+  }
+
+  /** Commits it. @param tell is given the reply: CommandComplete, or an ErrorResponse; the client is in no transaction any more */
+  async commitSpan(tell: (reply: Buffer) => void): Promise<void> {
+    const session = this.#session;
+    const { lease } = session;
+    const backend = lease.backend as Backend;
+    // Whoever ends the session meanwhile cannot tell what becomes of it.
+    this.beginUnit(backend);
+    this.#commits = true;
+    this.#writes = true;
+    let failure: unknown = null;
+    try {
+      await lease.commitSpan(session.wait);
+    } catch (error) {
+      failure = error;
+    }
+    tell(
+      failure === null ? encodeCommandComplete('COMMIT') : session.worded(encodeErrorResponse(this.fieldsOf(failure))),
+    );
+    await session.transactionEnded(backend, failure === null);
+    // What was set for the transaction alone is over.
+    if (lease.backend !== null) lease.serverSettings.tellParameters(lease.backend);
+    lease.releaseIfIdle();
+    session.answerReady();
+  }
+
   /** To be called for each statement of the unit that is sent; null: nothing is known of it. */
   sent(plan: StatementPlan | null): void {
     if (plan?.kind !== 'read' || plan.effect !== null) this.#onlyReads = false;
@@ -183,6 +219,7 @@ export class Units {
       if (plan.temporary !== true) this.#noteDdl(plan, analyzed.text.subarray(start, end));
     }
     lease.transaction?.note(effect, text, this.#harmless(plan, analyzed.text, lease.transaction));
+    if (effect !== null) lease.span?.echo(effect, text);
     if (plan.command === 'DISCARD SEQUENCES') lease.sequences.discarded(lease.backend);
     if (effect === null) return;
     this.#session.listening.completed(effect);
@@ -268,6 +305,12 @@ export class Units {
     this.#toAsk.add(name);
   }
 
+  /** The transaction was committed by other means than a statement of the client's. */
+  committed(): void {
+    this.#lastTag = 'COMMIT';
+    this.unitFailed = false;
+  }
+
   /** The server is ready for the next Query or batch. */
   transactionStatus(backend: Backend, status: number): void {
     const { settings } = this.#session;
@@ -297,6 +340,13 @@ export class Units {
    * @param pathUnsure search_path may have changed, and the server does not report it
    */
   settle(backend: Backend, status: number, pathUnsure: boolean): Promise<void> | null {
+    const { span } = this.#session.lease;
+    const elsewhere = span === null ? null : status === IDLE ? this.#session.lease.endSpan() : span.settle(status);
+    const here = this.#settleHere(backend, status, pathUnsure);
+    return elsewhere === null ? here : Promise.all([elsewhere, here]).then(() => undefined);
+  }
+
+  #settleHere(backend: Backend, status: number, pathUnsure: boolean): Promise<void> | null {
     const discarded = this.#discarded && status === IDLE;
     this.#discarded = false;
     if (status === FAILED) this.#toAsk = null;
@@ -396,18 +446,12 @@ export class Units {
     if (plan.effect?.kind === 'prepare' || plan.effect?.kind === 'deallocate') return true;
     if (plan.target.kind !== 'any' || plan.pin !== null) return false;
     if (plan.command === 'SHOW') return true;
-    if (plan.kind !== 'read' || tellsTransaction(text)) return false;
+    if (plan.kind !== 'read' || tellsTransaction(text.toString('latin1'))) return false;
     // With one snapshot for the whole transaction, a read elsewhere would belong to another snapshot.
     if (transaction.prelude.some((text) => /repeatable|serializable/i.test(text.toString('latin1')))) return false;
     return this.#session.settings.get('default_transaction_isolation') === undefined;
   }
 }
-
-/** Texts that are not looked through. */
-const LONG = 64 * 1024;
-/** Functions, and special values of literals, that tell when the transaction began, or which one it is. */
-const OF_TRANSACTION =
-  /\b(now|transaction_timestamp|current_date|current_time|current_timestamp|localtime|localtimestamp|today|tomorrow|yesterday|txid_\w+|pg_current_xact\w*|pg_current_snapshot)\b|\bage\s*\(/i;
 
 /** The server takes any text for a setting with a prefix. */
 function isBadStaleness(name: string, value: string): boolean {
@@ -421,11 +465,6 @@ function badStaleness(value: string): Buffer {
     message: `invalid value for parameter "${MAX_STALENESS}": "${value}"`,
     hint: 'Give it as 500ms, 2s or 1min. Until then nothing is read that may be old.',
   });
-}
-
-/** Whether the answer, once told, binds the transaction to the server on which it was begun. */
-function tellsTransaction(text: Buffer): boolean {
-  return text.length > LONG || OF_TRANSACTION.test(text.toString('latin1'));
 }
 
 /** The new owner's gate opens a moment after the flip; asking again at once would only be refused again. */

@@ -89,8 +89,9 @@ export class Writer extends Client {
     this.#last = this.#made.at(-1)?.[0] ?? this.#last;
   }
 
-  async #begin(): Promise<void> {
-    await this.query(this.random(5) === 0 ? 'BEGIN ISOLATION LEVEL REPEATABLE READ' : 'BEGIN');
+  /** @param crossing to do something on several shards, perhaps, which have no common snapshot */
+  async #begin(crossing = false): Promise<void> {
+    await this.query(!crossing && this.random(5) === 0 ? 'BEGIN ISOLATION LEVEL REPEATABLE READ' : 'BEGIN');
   }
 
   /** Writes an account, within an operation. */
@@ -155,8 +156,8 @@ export class Writer extends Client {
     const [tenant, account] = first.key.split('/').map(Number) as [number, number];
     const row = { tenant, id: ledgerId(id, 0) };
     const operation = this.around.history.begin(id, writes, [row]);
-    await this.#settle(operation, 'commit', crossing, async () => {
-      await this.#begin();
+    await this.#settle(operation, 'commit', false, async () => {
+      await this.#begin(crossing);
       for (const write of writes) {
         await this.#update(write, operation);
         await this.#linger();
@@ -222,8 +223,8 @@ export class Writer extends Client {
     const note = this.#someNote();
     if (note === undefined) return this.#annotate();
     const next = { ...note, tenant: this.#tenant() };
-    await this.#change(note, next, 'commit', true, async () => {
-      await this.#begin();
+    await this.#change(note, next, 'commit', false, async () => {
+      await this.#begin(true);
       const gone = await this.query('DELETE FROM notes WHERE tenant = $1 AND id = $2 RETURNING id', [
         note.tenant,
         note.id,

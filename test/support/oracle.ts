@@ -142,6 +142,35 @@ export class Oracle {
     expect(await this.#state(home)).toEqual(after);
   }
 
+  /** The same for what uses tenants of both shards: PostgreSQL has all of them. */
+  async compareSpanning(conversation: Conversation, cut: Cut): Promise<void> {
+    const { sharded } = this;
+    await this.reset();
+    await this.#shards[0].query(`INSERT INTO tenants VALUES (150, 't150'), (151, 't151')`);
+    const plain = await converse(sharded.clusters[0].port, conversation, whole, true);
+    await waitFor(async () => (await this.#active(0)) === 0, { what: 'the end of the plain session' });
+    const after = [await this.#state(0), await this.#names(0)];
+    await this.reset();
+    const proxied = await converse(sharded.proxy.port, conversation, cut, true);
+    expect(proxied.replies).toEqual(plain.replies);
+    expect([...proxied.parameters].sort()).toEqual([...plain.parameters].sort());
+    await waitFor(async () => (await this.#active(0)) + (await this.#active(1)) === 0, {
+      what: 'the end of the proxied session’s work',
+    });
+    const all = async (what: (shard: 0 | 1) => Promise<unknown[]>) => [...(await what(0)), ...(await what(1))];
+    expect([await all((shard) => this.#state(shard)), await all((shard) => this.#names(shard))]).toEqual(after);
+    expect(await all((shard) => this.#prepared(shard))).toEqual([]);
+  }
+
+  async #names(shard: 0 | 1): Promise<unknown[]> {
+    return (await this.#shards[shard].query('SELECT tenant_id, name FROM tenants ORDER BY 1')).rows;
+  }
+
+  /** Transactions that wait for a decision. */
+  async #prepared(shard: 0 | 1): Promise<unknown[]> {
+    return (await this.#shards[shard].query('SELECT gid FROM pg_prepared_xacts')).rows;
+  }
+
   /** What is there afterwards. */
   async #state(shard: 0 | 1): Promise<unknown[]> {
     return (await this.#shards[shard].query('SELECT tenant_id, id FROM orders ORDER BY 1, 2')).rows;

@@ -1,0 +1,68 @@
+import { loadModule } from 'libpg-query';
+import pg from 'pg';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { loadMetadata } from '../../../proxy/router/metadata.js';
+import { Router } from '../../../proxy/router/router.js';
+import { tellsTransaction } from '../../../proxy/router/telling.js';
+import { startTestCluster } from '../../support/cluster.js';
+import { spreadTopology } from './setting.js';
+
+let pool: pg.Pool;
+let router: Router;
+
+beforeAll(async () => {
+  await loadModule();
+  const cluster = await startTestCluster();
+  pool = new pg.Pool({ connectionString: cluster.url() });
+  pool.on('error', () => undefined);
+  await pool.query(`
+    CREATE TABLE plain (a int, b text DEFAULT upper('x'), by text DEFAULT CURRENT_USER, id uuid DEFAULT gen_random_uuid(),
+      at timestamptz DEFAULT clock_timestamp());
+    CREATE TABLE by_now (a int, at timestamptz DEFAULT now());
+    CREATE TABLE by_date (a int, at date DEFAULT CURRENT_DATE);
+    CREATE TABLE by_timestamp (a int, at timestamp DEFAULT LOCALTIMESTAMP(3));
+    CREATE DOMAIN dated AS timestamptz DEFAULT transaction_timestamp();
+    CREATE TABLE by_domain (a int, at dated);
+    CREATE TABLE by_check (a int, at date CHECK (at <= now()));
+    CREATE FUNCTION told() RETURNS timestamptz LANGUAGE sql AS 'SELECT now()';
+    CREATE FUNCTION touched() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.at := told(); RETURN NEW; END';
+    CREATE TABLE by_trigger (a int, at timestamptz);
+    CREATE TRIGGER t BEFORE UPDATE ON by_trigger FOR EACH ROW EXECUTE FUNCTION touched();
+    CREATE FUNCTION raised() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.a := NEW.a + 1; RETURN NEW; END';
+    CREATE TABLE by_other_trigger (a int);
+    CREATE TRIGGER t BEFORE INSERT ON by_other_trigger FOR EACH ROW EXECUTE FUNCTION raised();
+  `);
+  const metadata = await loadMetadata(pool);
+  const topology = spreadTopology();
+  router = new Router({ topology: () => topology, metadata: () => metadata });
+});
+
+afterAll(() => pool.end());
+
+it.each([
+  ['INSERT INTO plain (a) VALUES (1)', undefined],
+  ['INSERT INTO by_now (a) VALUES (1)', true],
+  ['UPDATE by_now SET a = 2', true],
+  ['SELECT a FROM by_now', undefined],
+  ['INSERT INTO by_date (a) VALUES (1)', true],
+  ['INSERT INTO by_timestamp (a) VALUES (1)', true],
+  ['INSERT INTO by_domain (a) VALUES (1)', true],
+  ['INSERT INTO by_check (a) VALUES (1)', true],
+  ['INSERT INTO by_trigger (a) VALUES (1)', undefined],
+  ['UPDATE by_trigger SET a = 2', true],
+  ['INSERT INTO by_other_trigger (a) VALUES (1)', undefined],
+])('%s', (sql, sets) => {
+  const { statements } = router.analyze(Buffer.from(sql), { searchPath: ['public'], user: 'app' });
+  expect(statements[0]?.plan.setsOffTelling).toBe(sets);
+});
+
+it.each([
+  ['SELECT now()', true],
+  ['SELECT CURRENT_TIMESTAMP', true],
+  ["SELECT 'today'::date", true],
+  ['SELECT age(x) FROM t', true],
+  ['SELECT pg_current_xact_id()', true],
+  ['SELECT clock_timestamp(), known, nowhere FROM t', false],
+] as const)('%s tells: %s', (text, tells) => {
+  expect(tellsTransaction(text)).toBe(tells);
+});
