@@ -177,11 +177,6 @@ describeShop<PgShop>(
       'SELECT … FROM orders LIMIT 1': texts('SELECT * FROM orders LIMIT 1'),
       'SELECT count(*) FROM orders': texts('SELECT count(*) FROM orders'),
       'BEGIN; SELECT … FROM tenants': texts('BEGIN', 'SELECT * FROM tenants'),
-      'BEGIN; statements with keys of two shards': texts(
-        'BEGIN',
-        'UPDATE tenants SET plan = NULL WHERE tenant_id = 7',
-        'UPDATE tenants SET plan = NULL WHERE tenant_id = 107',
-      ),
       'INSERT of rows with keys of two shards': texts(
         'BEGIN',
         "INSERT INTO tenants (tenant_id, name) VALUES (8, 'new'), (108, 'new')",
