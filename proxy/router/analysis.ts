@@ -18,7 +18,7 @@ import { type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
-import { functionTells } from './telling.js';
+import { functionTells, triggersRun } from './telling.js';
 
 /** What planning looks at besides the statement. */
 export interface Context {
@@ -83,6 +83,8 @@ export class Analysis {
   defaultsAsk = false;
   /** What it sets off (defaults, triggers, checks) tells when the transaction began, perhaps. */
   setsOffTelling = false;
+  /** So do defaults of columns that it may use by DEFAULT. */
+  defaultsTell = false;
   /** So does perhaps what it sets off (nextval in a default, a trigger, a function that nobody knows). */
   mayDraw = false;
   unsureOfState = false;
@@ -171,7 +173,15 @@ export class Analysis {
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
-    if (relation) for (const f of reachOf(metadata, registry).functionsRun(relation, use)) this.#runs(f);
+    if (relation)
+      for (const f of reachOf(metadata, registry).functionsRun(relation, use)) {
+        this.#runs(f);
+        if (!functionTells(metadata, f)) continue;
+        // An UPDATE uses a default where it says so, and a DELETE none; those of other tables, behind foreign keys, are not used.
+        const inserts = use !== 'update' && use !== 'delete' && relation.fires.includes(f);
+        if (inserts || triggersRun(metadata, f)) this.setsOffTelling = true;
+        else this.defaultsTell = true;
+      }
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
       if (relation) this.#checkBehind(relation, sharded, use);
@@ -388,7 +398,6 @@ export class Analysis {
 
   /** A function of this name runs behind the statement: of a trigger, a default, a view. */
   #runs(name: string): void {
-    if (functionTells(this.context.metadata, name)) this.setsOffTelling = true;
     for (const f of this.context.metadata.functionsNamed(name)) {
       if (f.keepsSettings) this.pin = SETTINGS_OF_FUNCTION;
       if (f.executes) this.executesText = true;

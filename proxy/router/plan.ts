@@ -55,7 +55,11 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
         ? { asksSequences: 'defaults' as const }
         : {}),
     ...(a.mayDraw ? {} : { drawsNothing: true as const }),
-    ...(a.setsOffTelling ? { setsOffTelling: true as const } : {}),
+    ...(a.setsOffTelling
+      ? { setsOffTelling: 'always' as const }
+      : a.defaultsTell
+        ? { setsOffTelling: 'by-default' as const }
+        : {}),
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.ofLiterals ? { ofLiterals: true as const } : {}),

@@ -20,8 +20,8 @@ export interface StatementPlan {
   readonly asksSequences?: 'itself' | 'defaults';
   /** No number of a sequence is drawn by it or by what it sets off, such as defaults and triggers. */
   readonly drawsNothing?: true;
-  /** Defaults, triggers or checks that it sets off tell when its transaction began, perhaps. */
-  readonly setsOffTelling?: true;
+  /** Defaults, triggers or checks that it sets off tell when its transaction began, perhaps; `by-default`: where its text says DEFAULT. */
+  readonly setsOffTelling?: 'always' | 'by-default';
   /** What it leaves on its server connection (temporary objects, locks) is known only by asking that afterwards. */
   readonly unsureOfState?: true;
   /** Something that it runs executes texts, which may have changed any setting. */

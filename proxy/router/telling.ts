@@ -7,6 +7,7 @@ const OF_TRANSACTION =
   /\b(now|transaction_timestamp|current_date|current_time|current_timestamp|localtime|localtimestamp|today|tomorrow|yesterday|txid_\w+|pg_current_xact\w*|pg_current_snapshot)\b|\bage\s*\(/i;
 
 const known = new WeakMap<Metadata, Map<string, boolean>>();
+const triggered = new WeakMap<Metadata, Set<string>>();
 
 /** Whether what the text answers, or leaves in rows, depends on when its transaction began, or which one it is. Errs towards that it does. */
 export function tellsTransaction(text: string): boolean {
@@ -27,6 +28,17 @@ export function functionTells(metadata: Metadata, name: string): boolean {
     judged.set(name, tells);
   }
   return tells;
+}
+
+/** Whether a trigger of some table runs the function, itself or by its condition. */
+export function triggersRun(metadata: Metadata, name: string): boolean {
+  let run = triggered.get(metadata);
+  if (run === undefined) {
+    run = new Set();
+    for (const { firesAt } of metadata.relations.values()) for (const f of firesAt?.keys() ?? []) run.add(f);
+    triggered.set(metadata, run);
+  }
+  return run.has(name);
 }
 
 function judge(metadata: Metadata, name: string): boolean {

@@ -706,7 +706,9 @@ function revives(executions: readonly Execution[]): boolean {
 
 /** Whether it tells when its transaction began, or which one it is. */
 function tells(execution: Execution): boolean {
-  return planOf(execution)?.setsOffTelling === true || tellsTransaction(execution.analyzed.text.toString('latin1'));
+  const text = execution.analyzed.text.toString('latin1');
+  const sets = planOf(execution)?.setsOffTelling;
+  return sets === 'always' || (sets === 'by-default' && /\bdefault\b/i.test(text)) || tellsTransaction(text);
 }
 
 /** What a statement leaves in its transaction that can be neither had on another shard nor prepared; null: nothing. */

@@ -19,6 +19,8 @@ beforeAll(async () => {
     CREATE TABLE plain (a int, b text DEFAULT upper('x'), by text DEFAULT CURRENT_USER, id uuid DEFAULT gen_random_uuid(),
       at timestamptz DEFAULT clock_timestamp());
     CREATE TABLE by_now (a int, at timestamptz DEFAULT now());
+    CREATE TABLE parents (a int PRIMARY KEY);
+    CREATE TABLE children (a int REFERENCES parents, at timestamptz DEFAULT now());
     CREATE TABLE by_date (a int, at date DEFAULT CURRENT_DATE);
     CREATE TABLE by_timestamp (a int, at timestamp DEFAULT LOCALTIMESTAMP(3));
     CREATE DOMAIN dated AS timestamptz DEFAULT transaction_timestamp();
@@ -41,15 +43,22 @@ afterAll(() => pool.end());
 
 it.each([
   ['INSERT INTO plain (a) VALUES (1)', undefined],
-  ['INSERT INTO by_now (a) VALUES (1)', true],
-  ['UPDATE by_now SET a = 2', true],
+  ['INSERT INTO by_now (a) VALUES (1)', 'always'],
+  ['UPDATE by_now SET a = 2', 'by-default'],
+  ['UPDATE by_now SET at = DEFAULT', 'by-default'],
+  ['DELETE FROM by_now', 'by-default'],
+  ['INSERT INTO by_now (a) VALUES (1) ON CONFLICT DO NOTHING', 'always'],
+  ['UPDATE by_check SET a = 2', 'by-default'],
+  ['UPDATE parents SET a = 2', 'by-default'],
+  ['INSERT INTO children (a) VALUES (1)', 'always'],
+  ['INSERT INTO parents (a) VALUES (1)', undefined],
   ['SELECT a FROM by_now', undefined],
-  ['INSERT INTO by_date (a) VALUES (1)', true],
-  ['INSERT INTO by_timestamp (a) VALUES (1)', true],
-  ['INSERT INTO by_domain (a) VALUES (1)', true],
-  ['INSERT INTO by_check (a) VALUES (1)', true],
+  ['INSERT INTO by_date (a) VALUES (1)', 'always'],
+  ['INSERT INTO by_timestamp (a) VALUES (1)', 'always'],
+  ['INSERT INTO by_domain (a) VALUES (1)', 'always'],
+  ['INSERT INTO by_check (a) VALUES (1)', 'always'],
   ['INSERT INTO by_trigger (a) VALUES (1)', undefined],
-  ['UPDATE by_trigger SET a = 2', true],
+  ['UPDATE by_trigger SET a = 2', 'always'],
   ['INSERT INTO by_other_trigger (a) VALUES (1)', undefined],
 ])('%s', (sql, sets) => {
   const { statements } = router.analyze(Buffer.from(sql), { searchPath: ['public'], user: 'app' });
