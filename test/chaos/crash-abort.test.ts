@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { CRASH_POINTS, type CrashPoint } from '../../migrator/crash-points.js';
-import { POINTS, startCrashes } from './crashes.js';
+import { POINTS, someOf, startCrashes } from './crashes.js';
 
 // The one who goes on where another has died finds that all is to be taken back.
 
@@ -10,7 +10,7 @@ const around = (...names: readonly string[]): CrashPoint[] =>
   CRASH_POINTS.filter((point) => names.some((name) => point === `recorded:${name}` || point === `after:${name}`));
 
 describe('an abort of what a migrator has left that died at', () => {
-  test.each(POINTS.fresh)('%s, the destination being empty', async (point) => {
+  test.each(someOf(POINTS.fresh, 3))('%s, the destination being empty', async (point) => {
     await crashes.haveNoTables();
     expect(await crashes.abort(point, false)).toBe('aborted');
   });
@@ -21,7 +21,7 @@ describe('an abort of what a migrator has left that died at', () => {
     ...around('quiet-triggers-source', 'back-guard-arrival'),
     ...(['recorded:hold', 'after:fence', 'recorded:wait-at-gate', 'before:flip'] as const),
   ];
-  test.each(onBoth)('%s, where the tables are on both shards', async (point) => {
+  test.each(someOf(onBoth, 3))('%s, where the tables are on both shards', async (point) => {
     await crashes.haveTables();
     expect(await crashes.abort(point, true)).toBe('aborted');
   });
