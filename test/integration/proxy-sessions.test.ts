@@ -129,12 +129,12 @@ describe('transactions', () => {
     ]);
   });
 
-  it('refuses a second shard, fails the transaction as PostgreSQL would, and rolls back', async () => {
+  it('fails the transaction as PostgreSQL would when something in it is refused, and rolls back', async () => {
     const c = await s.connect();
     await seed(c);
     await c.query('BEGIN');
     await c.query(`UPDATE tenants SET name = 'lost' WHERE tenant_id = 1`);
-    expect(await sqlstate(c.query('SELECT name FROM tenants WHERE tenant_id = 150'))).toBe('0A000');
+    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
     expect(await sqlstate(c.query('SELECT 1'))).toBe('25P02');
     expect((await c.query('COMMIT')).command).toBe('ROLLBACK');
     expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 1')).toEqual([{ name: 't1' }]);
