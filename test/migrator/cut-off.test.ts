@@ -38,7 +38,7 @@ test('a source that the destination cannot reach for a while is tried again', as
   const goOn = await held();
   relay.refuse(true);
   await goOn();
-  await moves.noted(id, /could not connect to the publisher.*: it is tried again$/s);
+  await moves.noted(id, /cannot use shard "(one|two)"/);
   relay.refuse(false);
   expect(await moves.atRest(id)).toBe('done');
   expect(await audit(s, null, (tenant) => tenant >= 6)).toEqual([]);
@@ -53,7 +53,7 @@ test('and so is the new owner, so that the way back is not lost for that', async
   const goOn = await held();
   relay.refuse(true);
   await goOn();
-  await moves.noted(id, /could not connect to the publisher.*: it is tried again$/s);
+  await moves.noted(id, /cannot use shard "(one|two)"/);
   relay.refuse(false);
   await moves.noted(id, /^the way back is open/);
   await requestEnd(s.catalog.pool, id, 'rollback', 'test');
