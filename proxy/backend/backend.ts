@@ -2,19 +2,17 @@ import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { PreparedContent } from '../session/prepared.js';
 import { NO_SETTINGS, type SettingMap } from '../session/settings.js';
-import { BIND_COMPLETE, encodeCommandComplete, PARSE_COMPLETE } from '../wire/backend.js';
+import { BIND_COMPLETE, decodeCommandComplete, encodeCommandComplete, PARSE_COMPLETE } from '../wire/backend.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import { COUNT_SYNCS, CopySyncs } from './copy-syncs.js';
 import { type BackendOwner, type Expectation, endsReply } from './expectation.js';
 import { InternalStatementError } from './internal-statement.js';
 import type { PoolTotals } from './pool-status.js';
 import { QueryClock } from './query-clock.js';
 import type { ServerConnection } from './server-connection.js';
-
-const IDLE = 0x49; // 'I'
-const IN_TRANSACTION = 0x54; // 'T'
 
 const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
@@ -246,18 +244,22 @@ export class Backend {
     return at;
   }
 
-  /** Runs SQL of our own in the simple protocol; rejects with the ErrorResponse frame as an Error's cause. */
-  runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<void> {
+  /** Runs SQL of our own in the simple protocol. @returns the last command tag; rejects with the ErrorResponse frame as an Error's cause */
+  runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<string> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
+      let tag = '';
       this.send(sql, {
         kind: 'query',
         internal: true,
         ...(rows === undefined ? {} : { rows }),
+        completed: (frame, empty) => {
+          if (!empty) tag = decodeCommandComplete(frame);
+        },
         failed: (frame) => {
           error ??= kept(frame);
         },
-        done: () => (error === null ? resolve() : reject(new InternalStatementError(error))),
+        done: () => (error === null ? resolve(tag) : reject(new InternalStatementError(error))),
         undo: () => reject(this.lost ?? new Error('server connection lost')),
       });
     });

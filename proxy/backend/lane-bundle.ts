@@ -2,6 +2,7 @@ import { encodeReadyForQuery } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { SYNC } from '../wire/frontend.js';
 import { BACKEND, FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
+import { IDLE } from '../wire/transaction-status.js';
 import type { Backend } from './backend.js';
 import type { Expectation } from './expectation.js';
 import type { LaneRead } from './lane-read.js';
@@ -18,7 +19,6 @@ const KEPT_BYTES = 128 * 1024;
 const BETWEEN = Buffer.from('\n;\n');
 
 const READY = encodeReadyForQuery('I');
-const IDLE = 0x49; // 'I'
 
 /** One read's part of an answer. */
 interface Part {

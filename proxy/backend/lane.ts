@@ -1,6 +1,7 @@
 import { namesOf } from '../session/name-lookup.js';
 import { decodeErrorFields } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
+import { IDLE } from '../wire/transaction-status.js';
 import type { Backend } from './backend.js';
 import type { BackendOwner, Expectation } from './expectation.js';
 import { LaneBundle } from './lane-bundle.js';
@@ -440,5 +441,3 @@ export class Lane implements BackendOwner {
     this.backend.cancel().catch(() => undefined);
   }
 }
-
-const IDLE = 0x49; // 'I'

@@ -257,10 +257,7 @@ export class Pool {
       connection.destroy();
       throw closedError();
     }
-    const backend = new Backend(this.shard, connection, generation, this.#totals);
-    backend.onIdleClose = () => this.#forget(backend);
-    this.#all.add(backend);
-    return backend;
+    return this.#add(connection, generation);
   }
 
   /** Waits no more, and is not told. */
@@ -443,7 +440,7 @@ export class Pool {
         this.#connecting -= 1;
         this.#gate.connected();
         if (this.#closed) connection.destroy();
-        else this.#opened(new Backend(this.shard, connection, generation, this.#totals));
+        else this.#opened(this.#add(connection, generation));
       },
       (error: Error) => {
         this.#connecting -= 1;
@@ -452,9 +449,15 @@ export class Pool {
     );
   }
 
-  #opened(backend: Backend): void {
+  /** In use from now on. */
+  #add(connection: ServerConnection, generation: number): Backend {
+    const backend = new Backend(this.shard, connection, generation, this.#totals);
     backend.onIdleClose = () => this.#forget(backend);
     this.#all.add(backend);
+    return backend;
+  }
+
+  #opened(backend: Backend): void {
     this.#offer(backend);
     this.#gate.kick(); // one less is being opened
   }

@@ -105,14 +105,10 @@ export class FanOut implements BackendOwner, SpreadRun {
 
   async #acquire(shard: ShardName, signal: AbortSignal): Promise<Backend> {
     const { activity, services } = this.#session;
-    activity.waitBegins();
-    try {
-      const backend = await services.pool(shard).acquire(signal, () => this.#session.write(queueNotice(shard)));
-      activity.assignments += 1;
-      return backend;
-    } finally {
-      activity.waitEnds();
-    }
+    const acquired = services.pool(shard).acquire(signal, () => this.#session.write(queueNotice(shard)));
+    const backend = await activity.waitFor(acquired);
+    activity.assignments += 1;
+    return backend;
   }
 
   /** The client reads too slowly. */

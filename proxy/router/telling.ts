@@ -10,8 +10,8 @@ const known = new WeakMap<Metadata, Map<string, boolean>>();
 const triggered = new WeakMap<Metadata, Set<string>>();
 
 /** Whether what the text answers, or leaves in rows, depends on when its transaction began, or which one it is. Errs towards that it does. */
-export function tellsTransaction(text: string): boolean {
-  return text.length > LONG || OF_TRANSACTION.test(text);
+export function tellsTransaction(text: Buffer | string): boolean {
+  return text.length > LONG || OF_TRANSACTION.test(text.toString('latin1'));
 }
 
 /** The same of a function of this name, PostgreSQL's own or not: of a default, a trigger, a check. */

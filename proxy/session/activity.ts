@@ -43,6 +43,16 @@ export class Activity {
     this.waitingSince = 0;
   }
 
+  /** What `work` gives; until then it waits. */
+  async waitFor<T>(work: Promise<T>): Promise<T> {
+    this.waitBegins();
+    try {
+      return await work;
+    } finally {
+      this.waitEnds();
+    }
+  }
+
   /** Adds what another has counted. */
   add(other: Readonly<Activity>): void {
     for (const key of SUMS) this[key] += other[key];

@@ -9,10 +9,10 @@ import {
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import { encodeClose, encodeDescribe, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+import { FAILED } from '../wire/transaction-status.js';
 import type { BatchReader, Bound, Item } from './batch.js';
 import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
-import { FAILED } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution } from './placement.js';
 import { type ClientStatement, shapeFor } from './prepared.js';

@@ -2,10 +2,8 @@ import type { Backend } from '../backend/backend.js';
 import { InternalStatementError } from '../backend/internal-statement.js';
 import type { StatementPlan } from '../router/route.js';
 import { encodeParse, encodeQuery } from '../wire/frontend.js';
+import { IDLE } from '../wire/transaction-status.js';
 import type { ClientStatements } from './statements.js';
-
-/** Outside of a transaction block, in ReadyForQuery. */
-const IDLE = 0x49; // 'I'
 
 /** The reason for which a session is pinned whose statements have the client's own names on its server connection. */
 export const BY_NAME = 'prepared statements by name';

@@ -5,10 +5,11 @@ import { BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/
 import type { ErrorFields } from '../wire/error-response.js';
 import { decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
+import { IDLE } from '../wire/transaction-status.js';
 import { BatchReader, type Item, type Message, type Reading, syncOf } from './batch.js';
 import { BatchSender } from './batch-sender.js';
 import type { ClientSession } from './client-session.js';
-import { IDLE, type Prepared } from './lease.js';
+import type { Prepared } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Placement } from './placement.js';
 import { checkAgain, RefusedError } from './refusals.js';

@@ -1,7 +1,8 @@
 import { SILENT_OWNER } from '../backend/silent-owner.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { IDLE } from '../wire/transaction-status.js';
 import type { SessionServices } from './client-session.js';
-import { IDLE, type Lease } from './lease.js';
+import type { Lease } from './lease.js';
 
 /**
  * The client has gone: gives its server connection back as others may have it, or closes it. To be called when nothing is under way

@@ -3,11 +3,10 @@ import { type ShardName, soleShard, type Topology } from '../../topology/topolog
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
-import { saysSettings } from '../router/function-settings.js';
 import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
-import { tellsTransaction } from '../router/telling.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
+import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
@@ -32,16 +31,10 @@ import {
 import { asksSequences, draws, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
 import { hasLeft, Span, type SpanClient, type Spanning } from './span.js';
+import { handsOverSettings, isDdl, MAY_CHANGE_SETTINGS, revives, tells, tying } from './statement-ties.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
-
-/** Transaction status bytes of ReadyForQuery. */
-export const IDLE = 0x49; // 'I'
-export const FAILED = 0x45; // 'E'
-const IN_TRANSACTION = 0x54; // 'T'
-
-const MAY_CHANGE_SETTINGS = 'a statement that may change settings';
 
 const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
 
@@ -617,13 +610,9 @@ export class Lease {
   }
 
   async #acquire(shard: ShardName, wait: Wait): Promise<void> {
-    const { activity } = this.#client;
-    activity.waitBegins();
-    try {
-      this.use(await this.#client.services.pool(shard).acquire(wait, () => this.#client.write(queueNotice(shard))));
-    } finally {
-      activity.waitEnds();
-    }
+    const { activity, services } = this.#client;
+    const acquired = services.pool(shard).acquire(wait, () => this.#client.write(queueNotice(shard)));
+    this.use(await activity.waitFor(acquired));
   }
 
   /** The connection, which nobody has, is the client's. */
@@ -690,41 +679,6 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.serverSettings.tellParameters(backend);
   }
-}
-
-/** Whether these end the failure of a transaction, or of its savepoint, and then go on with rows. */
-function revives(executions: readonly Execution[]): boolean {
-  let alive = false;
-  for (const execution of executions) {
-    const plan = planOf(execution);
-    if (alive && plan?.target.kind !== 'any') return true;
-    const kind = plan?.effect?.kind;
-    if (kind === 'rollback' || kind === 'rollback-to' || kind === 'commit') alive = true;
-  }
-  return false;
-}
-
-/** Whether it tells when its transaction began, or which one it is. */
-function tells(execution: Execution): boolean {
-  const text = execution.analyzed.text.toString('latin1');
-  const sets = planOf(execution)?.setsOffTelling;
-  return sets === 'always' || (sets === 'by-default' && /\bdefault\b/i.test(text)) || tellsTransaction(text);
-}
-
-/** What a statement leaves in its transaction that can be neither had on another shard nor prepared; null: nothing. */
-function tying({ command, executesText, kind, notifies, unsureOfState }: StatementPlan): string | null {
-  if (command.startsWith('DECLARE')) return 'a cursor';
-  if (command === 'NOTIFY' || notifies === true) return 'NOTIFY';
-  if (command === 'SET CONSTRAINTS') return command;
-  if (kind === 'ddl') return 'DDL';
-  return unsureOfState === true || executesText === true ? MAY_CHANGE_SETTINGS : null;
-}
-
-const isDdl = (plan: StatementPlan): boolean => plan.kind === 'ddl' && plan.temporary !== true;
-
-/** Whether the statement hands a text that changes settings to what executes texts. */
-function handsOverSettings(text: string, { params }: Execution): boolean {
-  return saysSettings(text) || (params?.values.some((v) => v !== null && saysSettings(v.toString('latin1'))) ?? false);
 }
 
 /** Rejects with what the server says, in its own words. */

@@ -57,13 +57,8 @@ export class MapWait {
     return this.#changed(signal);
   }
 
-  async #changed(signal: AbortSignal): Promise<void> {
+  #changed(signal: AbortSignal): Promise<void> {
     const { activity, services } = this.#client;
-    activity.waitBegins();
-    try {
-      await services.live.changed(signal);
-    } finally {
-      activity.waitEnds();
-    }
+    return activity.waitFor(services.live.changed(signal));
   }
 }

@@ -5,11 +5,11 @@ import { LISTENS_ITSELF } from '../router/route.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import { decodeErrorFields, encodeErrorResponse, fieldsOfError, ServerError } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
 import type { Inbox } from './inbox.js';
-import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import { lost, mayNotSay, transactionEnded } from './refusals.js';
@@ -91,7 +91,7 @@ export class ServerReplies implements BackendOwner {
   /** Answers the client's Query or Sync without a server. */
   answerReady(): void {
     const { backend, transaction } = this.#session.lease;
-    const status = transaction?.deferred ? 0x54 : (backend?.status ?? IDLE);
+    const status = transaction?.deferred ? IN_TRANSACTION : (backend?.status ?? IDLE);
     if (status === IDLE) this.#session.listening.deliver();
     this.answered(status);
     this.#output.write(encodeReadyForQuery(String.fromCharCode(status) as 'I' | 'T' | 'E'));

@@ -6,6 +6,7 @@ import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/er
 import type { Incoming } from '../wire/incoming.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
+import { IDLE } from '../wire/transaction-status.js';
 import { Activity } from './activity.js';
 import { ClientOutput, type OutputOwner } from './client-output.js';
 import type { SessionServices, SpreadRun } from './client-session.js';
@@ -15,7 +16,7 @@ import { leaveServer } from './farewell.js';
 import { type Footprint, mayHaveMoved } from './footprint.js';
 import { Inbox, type InboxOwner } from './inbox.js';
 import { LaneReads } from './lane-reads.js';
-import { IDLE, Lease, type LeaseClient } from './lease.js';
+import { Lease, type LeaseClient } from './lease.js';
 import { Listening } from './listening.js';
 import { type LoopOwner, MessageLoop } from './message-loop.js';
 import { MessageStream } from './message-stream.js';

@@ -7,10 +7,11 @@ import type { SessionEffect } from '../router/route.js';
 import type { BranchEnd, Coordinator } from '../transactions/coordinator.js';
 import type { DeadlockDetector, SpanningTransaction } from '../transactions/deadlock-detector.js';
 import { markSql, newKey } from '../transactions/transaction-key.js';
-import { decodeCommandComplete } from '../wire/backend.js';
-import { decodeErrorFields, ServerError } from '../wire/error-response.js';
+import { ServerError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientSession } from './client-session.js';
+import { failAt } from './failing-query.js';
 import { type Footprint, stillOn } from './footprint.js';
 import { giveBack } from './give-back.js';
 import type { Lease } from './lease.js';
@@ -19,9 +20,6 @@ import { lost, RefusedError, transactionMoved } from './refusals.js';
 import { applySettings } from './server-settings.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
-
-const IDLE = 0x49; // 'I'
-const IN_TRANSACTION = 0x54; // 'T'
 
 /** What transactions on several shards need of the process. */
 export interface Spanning {
@@ -55,12 +53,9 @@ export interface SpanClient extends Pick<ClientSession, 'services' | 'settings' 
   canceled(): void;
 }
 
-const ROLLBACK = encodeQuery('ROLLBACK');
 /** So many connections in a row may turn out to be dead before they are used. */
 const DEAD_CONNECTIONS = 5;
 
-/** No statement. */
-const FAILING_QUERY = encodeQuery('foreshard_refused');
 const COMMIT = 'COMMIT';
 /** Only what has a transaction id has changed or locked rows. */
 const HAS_WRITTEN = encodeQuery('SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL');
@@ -244,16 +239,11 @@ export class Span implements BackendOwner, SpanningTransaction {
 
   async #acquire(shard: ShardName): Promise<Backend> {
     const { activity, services } = this.#client;
-    activity.waitBegins();
-    try {
-      // Who waits for its connections may wait for one that this transaction has.
-      const backend = await services.pool(shard).acquireBeyond();
-      activity.assignments += 1;
-      backend.attach(this);
-      return backend;
-    } finally {
-      activity.waitEnds();
-    }
+    // Who waits for its connections may wait for one that this transaction has.
+    const backend = await activity.waitFor(services.pool(shard).acquireBeyond());
+    activity.assignments += 1;
+    backend.attach(this);
+    return backend;
   }
 
   /** Opens the transaction there, with the client's settings, savepoints and what else it has said. */
@@ -316,10 +306,9 @@ export class Span implements BackendOwner, SpanningTransaction {
 
   /**
    * What the client's statement has to do on other branches before it is told that the proxy is ready. Null: nothing.
-   * @param status of the branch on which it ran
+   * @param status of the branch on which it ran, in the transaction
    */
   settle(status: number): Promise<void> | null {
-    if (status === IDLE) return this.rollBack();
     const echoes = this.#echoes;
     const remark = this.#remark;
     this.#echoes = null;
@@ -346,7 +335,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   async #failOthers(echoes: Promise<void> | null): Promise<void> {
     await echoes;
     const open = [...this.#parked.values()].filter(({ backend }) => backend.status === IN_TRANSACTION);
-    await Promise.all(open.map(({ backend }) => backend.runInternal(FAILING_QUERY).catch(() => undefined)));
+    await Promise.all(open.map(({ backend }) => failAt(backend).catch(() => undefined)));
   }
 
   /** Rolls all back that are not the lease's, and gives them back. */
@@ -408,12 +397,8 @@ export class Span implements BackendOwner, SpanningTransaction {
   }
 
   async #rollBackOn(backend: Backend): Promise<void> {
-    if (!backend.quiet) {
-      backend.destroy();
-      return;
-    }
-    await backend.runInternal(ROLLBACK).catch(() => backend.destroy());
-    if (!backend.connection.reportsSearchPath) backend.settings = null;
+    if (!backend.quiet) backend.destroy();
+    else await this.#lease.rollBack(backend).catch(() => backend.destroy());
   }
 
   /** Rolls back what is open there and gives the connection back. */
@@ -495,21 +480,8 @@ async function commitOnly(backend: Backend): Promise<void> {
 
 /** Runs one utility statement. @returns its command tag @throws ServerError or the loss of the connection */
 function run(backend: Backend, text: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    let tag = '';
-    let failed: unknown = null;
-    backend.send(encodeQuery(text), {
-      kind: 'query',
-      internal: true,
-      completed: (frame) => {
-        tag = decodeCommandComplete(frame);
-      },
-      failed: (frame) => {
-        failed ??= new ServerError(decodeErrorFields(frame));
-      },
-      done: () => (failed === null ? resolve(tag) : reject(failed)),
-      undo: () => reject(backend.lost ?? new Error('server connection lost')),
-    });
+  return backend.runInternal(encodeQuery(text)).catch((error: unknown) => {
+    throw asServerError(error);
   });
 }
 

@@ -3,8 +3,8 @@ import { asServerError, InternalStatementError } from '../backend/internal-state
 import { decodeErrorFields, type ErrorFields, ServerError } from '../wire/error-response.js';
 import { encodeDescribe, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+import { FAILED, IDLE } from '../wire/transaction-status.js';
 import type { Item } from './batch.js';
-import { FAILED, IDLE } from './lease.js';
 import { type ClientStatement, type PreparedContent, shapeOf } from './prepared.js';
 import { prepareSql } from './sql-statements.js';
 

@@ -4,16 +4,15 @@ import { WholeAnswer } from '../backend/whole-answer.js';
 import type { Analyzed, StatementPlan, Touch } from '../router/route.js';
 import { decodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { BACKEND, HEADER_BYTES } from '../wire/message-types.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { Inbox } from './inbox.js';
-import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import { type ClientStatement, shapeFor } from './prepared.js';
 import type { ServerReplies } from './server-replies.js';
 import type { ClientStatements } from './statements.js';
 import type { Units } from './units.js';
 
-const IN_TRANSACTION = 0x54; // 'T'
 const READY_BYTES = HEADER_BYTES + 1;
 const NO_TOUCHES: readonly Touch[] = [];
 

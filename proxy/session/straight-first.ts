@@ -2,17 +2,15 @@ import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Pool, Waiter } from '../backend/pool.js';
 import type { Analyzed, BoundParams, StatementPlan } from '../router/route.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { Footprint } from './footprint.js';
 import type { Inbox } from './inbox.js';
-import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import { queueNotice } from './queue-notice.js';
 import type { ClientStatements } from './statements.js';
 import type { StraightAnswer } from './straight-answer.js';
 import type { Units } from './units.js';
-
-const IN_TRANSACTION = 0x54; // 'T'
 
 /** There is no connection yet. */
 export const LATER = 'later';

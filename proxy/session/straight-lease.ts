@@ -4,12 +4,12 @@ import type { Analyzed, BoundParams, StatementPlan } from '../router/route.js';
 import { BIND_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import { rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND, HEADER_BYTES } from '../wire/message-types.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
 import type { Footprint } from './footprint.js';
 import type { Inbox } from './inbox.js';
-import { IDLE } from './lease.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import type { Lookup } from './name-lookup.js';
@@ -24,7 +24,6 @@ import { LATER, StraightFirst } from './straight-first.js';
 import type { Transaction } from './transaction.js';
 import type { Units } from './units.js';
 
-const IN_TRANSACTION = 0x54; // 'T'
 /** Longer ones go the other way: a server that is busy holds them back. */
 const LONGEST_BYTES = 16 * 1024;
 

@@ -1,10 +1,11 @@
 import type { ForeshardError } from '../../topology/errors.js';
 import type { Backend } from '../backend/backend.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { FAILED, IDLE } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
-import { FAILED, IDLE } from './lease.js';
+import { failAt } from './failing-query.js';
 import type { LoopOwner, MessageLoop } from './message-loop.js';
 import type { MessageStream } from './message-stream.js';
 import { transactionEnded } from './refusals.js';
@@ -119,7 +120,7 @@ export class TransactionEnd {
     if (inBlock && clientKnows) {
       // For what the client does next it is to be failed, as it was; but without its locks.
       await backend.runInternal(BEGIN);
-      await this.#units.failAt(backend);
+      await failAt(backend);
       lease.transaction = new Transaction(services.live.current);
       settings.begin();
     } else {

@@ -2,7 +2,6 @@ import { parseDuration } from '../../topology/duration.js';
 import { quoteLiteral } from '../../topology/quote.js';
 import { soleShard } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
-import { InternalStatementError } from '../backend/internal-statement.js';
 import { type CodeChange, codeChange } from '../router/code-change.js';
 import { readText } from '../router/keys.js';
 import type { Analyzed, SetConfigCall, StatementPlan } from '../router/route.js';
@@ -10,18 +9,14 @@ import { tellsTransaction } from '../router/telling.js';
 import { encodeCommandComplete } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse, encodeNoticeResponse, fieldsOfError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientSession } from './client-session.js';
-import { FAILED, IDLE } from './lease.js';
+import { FAILING_QUERY } from './failing-query.js';
 import type { Execution } from './placement.js';
 import { RefusedError, transactionEnded } from './refusals.js';
 import { isAsked, MAX_STALENESS, NO_SETTINGS, TIMEOUTS } from './settings.js';
 import type { ClientStatements } from './statements.js';
 import type { Transaction } from './transaction.js';
-
-/** No statement: sent to make a server fail its transaction, so that the client's is really the state it was told. */
-const FAILING_QUERY = encodeQuery('foreshard_refused');
-
-const IN_TRANSACTION = 0x54; // 'T'
 
 /** What has met a closed gate tries again at least this often, ms. */
 const MAX_BACK_OFF_MS = 64;
@@ -417,13 +412,6 @@ export class Units {
     });
   }
 
-  /** Fails the transaction that is open there; nobody is told. */
-  async failAt(backend: Backend): Promise<void> {
-    await backend.runInternal(FAILING_QUERY).catch((error: unknown) => {
-      if (!(error instanceof InternalStatementError)) throw error;
-    });
-  }
-
   fieldsOf(error: unknown): ErrorFields {
     const fields = fieldsOfError(error);
     if (fields.sqlstate === 'XX000') this.#session.services.logger.error({ err: error }, 'internal error');
@@ -446,7 +434,7 @@ export class Units {
     if (plan.effect?.kind === 'prepare' || plan.effect?.kind === 'deallocate') return true;
     if (plan.target.kind !== 'any' || plan.pin !== null) return false;
     if (plan.command === 'SHOW') return true;
-    if (plan.kind !== 'read' || tellsTransaction(text.toString('latin1'))) return false;
+    if (plan.kind !== 'read' || tellsTransaction(text)) return false;
     // With one snapshot for the whole transaction, a read elsewhere would belong to another snapshot.
     if (transaction.prelude.some((text) => /repeatable|serializable/i.test(text.toString('latin1')))) return false;
     return this.#session.settings.get('default_transaction_isolation') === undefined;

@@ -3,7 +3,7 @@ import pg from 'pg';
 import type { Logger } from 'pino';
 import type { Shard } from '../../topology/topology.js';
 import { KEY_MARK } from './transaction-key.js';
-import type { ShardReading } from './wait-graph.js';
+import type { Branch, HeldByPrepared, ShardReading, Wait } from './wait-graph.js';
 
 /** A connection that has not been used for so long is closed, ms. */
 const IDLE_MS = 30_000;
@@ -55,17 +55,12 @@ SELECT DISTINCT 'held', NULL::int4, NULL::int4, NULL, h.mode, h.lock, NULL::int4
  WHERE h.pid IS NULL AND h.granted AND k.pid IS NULL AND k.key IS NOT NULL AND EXISTS (SELECT FROM session)`;
 
 type Row =
-  | {
-      readonly kind: 'wait';
-      readonly pid: number;
-      readonly process: number;
-      readonly since: string | null;
-      readonly mode: string;
-      readonly lock: string;
-      readonly blockers: readonly number[];
-    }
-  | { readonly kind: 'branch'; readonly pid: number | null; readonly key: string; readonly database: string }
-  | { readonly kind: 'held'; readonly mode: string; readonly lock: string; readonly key: string };
+  | ({ readonly kind: 'wait' } & Wait)
+  | ({ readonly kind: 'branch' } & WithKeyAsText<Branch>)
+  | ({ readonly kind: 'held' } & WithKeyAsText<HeldByPrepared>);
+
+/** As the server says it. */
+type WithKeyAsText<T> = Omit<T, 'key'> & { readonly key: string };
 
 /** Asks one shard who waits there for whom, by a connection of its own. */
 export class LockReader {

@@ -43,7 +43,8 @@ const gate = async (url: string): Promise<number> =>
 
 const whys = async (id: bigint) => (await showMigration(s.catalog.pool, id)).events.map((e) => e.detail.why);
 
-test('a transaction that has written to the interval past the proxies is waited for', async () => {
+/** The fence of a migration waits for a writer, who has written to its interval past the proxies. */
+async function fencing() {
   const { id, acknowledge } = await holding();
   const writer = await moves.session(s.urlOne);
   await writer.query('BEGIN');
@@ -51,6 +52,11 @@ test('a transaction that has written to the interval past the proxies is waited 
   await acknowledge();
   const waits = `SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted`;
   await waitFor(async () => (await writer.query(waits)).rowCount === 1, { what: 'the fence to wait' });
+  return { id, writer };
+}
+
+test('a transaction that has written to the interval past the proxies is waited for', async () => {
+  const { id, writer } = await fencing();
   await writer.query('COMMIT');
   expect(await moves.atRest(id)).toBe('done');
   expect(await raised(s.urlTwo)).toBe(20);
@@ -79,13 +85,7 @@ test.each([
 ] satisfies [string, string, (sql: (text: string) => Promise<unknown>) => Promise<unknown>][])(
   '%s behind the acknowledgements keeps the flip from happening',
   async (_, why, happen) => {
-    const { id, acknowledge } = await holding();
-    const writer = await moves.session(s.urlOne);
-    await writer.query('BEGIN');
-    await writer.query(RAISE);
-    await acknowledge();
-    const waits = `SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted`;
-    await waitFor(async () => (await writer.query(waits)).rowCount === 1, { what: 'the fence to wait' });
+    const { id, writer } = await fencing();
     await happen((text) => s.catalog.pool.query(text));
     await writer.query('COMMIT');
     await waitFor(async () => (await whys(id)).includes(why), { what: 'the fence to be missed' });

@@ -177,13 +177,17 @@ describe('the lanes of a pool', () => {
     const { pool, lanes } = own.of({ size: 4, lanesMax: 1, laneLateMs: 50 });
     const group = lanes.group(NO_SETTINGS);
     const lane = await laneOf(lanes);
-    const slow = new TestRead('SELECT pg_sleep(0.05)', 51);
-    join(lane, slow);
-    expect(group?.choose(performance.now())).toBeNull();
-    // None is left: whoever took a lease would wait too.
-    const taken = await Promise.all([pool.acquire(never), pool.acquire(never), pool.acquire(never)]);
-    expect(group?.choose(performance.now())).toBe(lane);
-    for (const backend of taken) pool.release(backend);
+    const slow = new TestRead('SELECT a FROM locked', 51);
+    await withClient(own.url, async (c) => {
+      await c.query('BEGIN');
+      await c.query('LOCK locked');
+      join(lane, slow);
+      expect(group?.choose(performance.now())).toBeNull();
+      // None is left: whoever took a lease would wait too.
+      const taken = await Promise.all([pool.acquire(never), pool.acquire(never), pool.acquire(never)]);
+      expect(group?.choose(performance.now())).toBe(lane);
+      for (const backend of taken) pool.release(backend);
+    });
     await slow.ended;
   });
 

@@ -1,21 +1,14 @@
-import { loadModule } from 'libpg-query';
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { loadMetadata, type Metadata } from '../../../proxy/router/metadata.js';
 import type { StatementPlan } from '../../../proxy/router/route.js';
-import { Router } from '../../../proxy/router/router.js';
-import { startTestCluster } from '../../support/cluster.js';
-import { spreadTopology } from './setting.js';
+import type { Router } from '../../../proxy/router/router.js';
+import { routerOf } from './real-schema.js';
 
 let pool: pg.Pool;
 let router: Router;
 
 beforeAll(async () => {
-  await loadModule();
-  const cluster = await startTestCluster();
-  pool = new pg.Pool({ connectionString: cluster.url() });
-  pool.on('error', () => undefined);
-  await pool.query(`
+  ({ pool, router } = await routerOf(`
     CREATE SEQUENCE numbers;
     CREATE TABLE plain (a int, b text DEFAULT upper('x'), at timestamptz DEFAULT now(), id uuid DEFAULT gen_random_uuid(), CHECK (a > 0));
     CREATE INDEX ON plain (lower(b));
@@ -38,10 +31,7 @@ beforeAll(async () => {
     CREATE TRIGGER t BEFORE INSERT ON child FOR EACH ROW EXECUTE FUNCTION fills();
     CREATE FUNCTION op(int, text) RETURNS int VOLATILE LANGUAGE sql AS 'SELECT nextval(''numbers'')::int';
     CREATE OPERATOR @@@@ (LEFTARG = int, RIGHTARG = text, FUNCTION = op);
-  `);
-  const metadata: Metadata = await loadMetadata(pool);
-  const topology = spreadTopology();
-  router = new Router({ topology: () => topology, metadata: () => metadata });
+  `));
 });
 
 afterAll(() => pool.end());

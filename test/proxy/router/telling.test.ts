@@ -1,21 +1,14 @@
-import { loadModule } from 'libpg-query';
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { loadMetadata } from '../../../proxy/router/metadata.js';
-import { Router } from '../../../proxy/router/router.js';
+import type { Router } from '../../../proxy/router/router.js';
 import { tellsTransaction } from '../../../proxy/router/telling.js';
-import { startTestCluster } from '../../support/cluster.js';
-import { spreadTopology } from './setting.js';
+import { routerOf } from './real-schema.js';
 
 let pool: pg.Pool;
 let router: Router;
 
 beforeAll(async () => {
-  await loadModule();
-  const cluster = await startTestCluster();
-  pool = new pg.Pool({ connectionString: cluster.url() });
-  pool.on('error', () => undefined);
-  await pool.query(`
+  ({ pool, router } = await routerOf(`
     CREATE TABLE plain (a int, b text DEFAULT upper('x'), by text DEFAULT CURRENT_USER, id uuid DEFAULT gen_random_uuid(),
       at timestamptz DEFAULT clock_timestamp());
     CREATE TABLE by_now (a int, at timestamptz DEFAULT now());
@@ -33,10 +26,7 @@ beforeAll(async () => {
     CREATE FUNCTION raised() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.a := NEW.a + 1; RETURN NEW; END';
     CREATE TABLE by_other_trigger (a int);
     CREATE TRIGGER t BEFORE INSERT ON by_other_trigger FOR EACH ROW EXECUTE FUNCTION raised();
-  `);
-  const metadata = await loadMetadata(pool);
-  const topology = spreadTopology();
-  router = new Router({ topology: () => topology, metadata: () => metadata });
+  `));
 });
 
 afterAll(() => pool.end());
