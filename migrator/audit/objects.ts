@@ -172,10 +172,16 @@ function dropSql(kind: string, name: string, on: string | null): string[] {
   }
 }
 
-/** A transaction that was prepared on rows that moved holds the guard's lock for as long as nobody ends it. */
+/**
+ * A transaction that was prepared on rows that moved holds the guard's lock for as long as nobody ends it. Its locks have no process; their virtual transaction
+ * is the one its session had, or after a restart of the server -1 and its number. The lock on its number says whose they are.
+ */
 function lockedByPrepared(session: ShardSession): Promise<{ gid: string; id: string }[]> {
   return session.query(
-    `SELECT p.gid, l.objid::bigint::text AS id FROM pg_locks l JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+    `SELECT p.gid, l.objid::bigint::text AS id
+       FROM pg_prepared_xacts p
+       JOIN pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.granted AND x.pid IS NULL
+       JOIN pg_locks l USING (virtualtransaction)
       WHERE l.locktype = 'advisory' AND l.classid = ${GUARD_LOCK_CLASS}::int8::oid AND l.pid IS NULL AND p.database = current_database()`,
   );
 }

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
+import { GUARD_LOCK_CLASS } from '../../migrator/names.js';
 import { Decisions } from '../../topology/catalog/decisions.js';
 import { ProxyLeases } from '../../topology/catalog/leases.js';
 import { type CoordinatorId, gidOf } from '../../topology/prepared-transactions.js';
@@ -87,5 +88,30 @@ test('one of a coordinator that the catalog does not know is shown, and left alo
   } finally {
     await withClient(s.urlOne, (c) => c.query(`ROLLBACK PREPARED '${unknown}'`));
     await withClient(s.urlTwo, (c) => c.query("ROLLBACK PREPARED 'another'"));
+  }
+});
+
+test('another program’s that has written to rows of a migration nobody knows is shown, before and after its server was restarted', async () => {
+  await withClient(s.urlTwo, async (c) => {
+    await c.query(`BEGIN; SELECT pg_advisory_xact_lock_shared(${GUARD_LOCK_CLASS}, 4711)`);
+    await c.query("SAVEPOINT a; CREATE TABLE another (); PREPARE TRANSACTION 'written'");
+  });
+  // Locks of its own, and no migration's.
+  await withClient(s.urlTwo, async (c) => {
+    await c.query('BEGIN; SELECT pg_advisory_xact_lock_shared(1, 4711)');
+    await c.query("CREATE TABLE yet_another (); PREPARE TRANSACTION 'elsewhere'");
+  });
+  const shown = [
+    'open two prepared transaction prepared transaction "written" has written to rows of migration 4711 (unknown to the catalog)',
+  ];
+  try {
+    expect(await texts(true)).toEqual(shown);
+    await s.two.restart();
+    expect(await texts(true)).toEqual(shown);
+  } finally {
+    await withClient(s.urlTwo, async (c) => {
+      await c.query("ROLLBACK PREPARED 'written'");
+      await c.query("ROLLBACK PREPARED 'elsewhere'");
+    });
   }
 });
