@@ -207,6 +207,7 @@ const proxy = z.strictObject({
       startupQueueMs: milliseconds(10_000),
       loginTimeoutMs: milliseconds(15_000),
       holdTimeoutMs: milliseconds(30_000),
+      gatherBytes: z.int().min(0).max(1_099_511_627_776).default(268_435_456),
       largeMessageBytes: z.int().min(1_048_576).max(68_719_476_736).default(1_073_741_824),
       queryTimeoutMs: milliseconds(0, 0),
       idleTimeoutMs: milliseconds(0, 0),

@@ -77,6 +77,8 @@ export interface ProxyOptions {
     readonly holdTimeoutMs: number;
     /** What messages larger than a megabyte may take of memory, all clients together. Default: 1 GiB. */
     readonly largeMessageBytes?: number;
+    /** What one query may bring together of the rows of several shards, in bytes; 0: there are no such queries. Default: 256 MiB. */
+    readonly gatherBytes?: number;
   } & SessionTimeouts;
   readonly lease: { readonly ttlMs: number };
   /** On how many shards a transaction may do something. Default: several. */
@@ -95,6 +97,7 @@ export interface ProxyOptions {
 
 /** The largest message that PostgreSQL takes. */
 const LARGE_MESSAGES = 1_073_741_824;
+const GATHER_BYTES = 268_435_456;
 
 /** What `reload` changes; all else of the options needs a restart. */
 export type ReloadableOptions = Pick<
@@ -357,6 +360,7 @@ export class ProxyServer {
             logger,
             holdTimeoutMs: this.#options.limits.holdTimeoutMs,
             largeMessages: this.largeMessages,
+            gatherBytes: this.#options.limits.gatherBytes ?? GATHER_BYTES,
             schema,
             noteTimeout: (ms) => this.#timeouts.note(ms),
             pool: (shard) => this.pools.get(shard, user),

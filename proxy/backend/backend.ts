@@ -246,13 +246,36 @@ export class Backend {
 
   /** Runs SQL of our own in the simple protocol. @returns the last command tag; rejects with the ErrorResponse frame as an Error's cause */
   runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<string> {
+    return this.#run('query', sql, rows === undefined ? {} : { rows });
+  }
+
+  /** The same of messages of the extended protocol, with their Sync. */
+  runBatchInternal(messages: readonly Buffer[], rows?: (slice: Buffer) => void): Promise<string> {
+    return this.#run('batch', messages, rows === undefined ? {} : { rows });
+  }
+
+  /** A COPY … FROM STDIN of our own. `opened`: the server waits for data, which is sent by `sendRaw`, with CopyDone or CopyFail behind it. */
+  copyInternal(sql: Buffer): { readonly opened: Promise<void>; readonly done: Promise<string> } {
+    let open = () => {};
+    const opened = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    const done = this.#run('query', sql, { replied: (type) => type === BACKEND.CopyInResponse && open() });
+    return { opened: Promise.race([opened, done.then(() => undefined)]), done };
+  }
+
+  #run(
+    kind: 'query' | 'batch',
+    data: Buffer | readonly Buffer[],
+    told: Pick<Expectation, 'rows' | 'replied'>,
+  ): Promise<string> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       let tag = '';
-      this.send(sql, {
-        kind: 'query',
+      this.send(data, {
+        kind,
         internal: true,
-        ...(rows === undefined ? {} : { rows }),
+        ...told,
         completed: (frame, empty) => {
           if (!empty) tag = decodeCommandComplete(frame);
         },
@@ -270,20 +293,26 @@ export class Backend {
     parse: Buffer | null,
     describe?: { readonly message: Buffer; readonly replied: (type: number, frame: Buffer) => void },
   ): Promise<void> {
+    return this.askInternal([
+      ...(parse === null ? [] : [{ kind: 'parse', message: parse } as const]),
+      ...(describe === undefined ? [] : [{ kind: 'describe', ...describe } as const]),
+    ]);
+  }
+
+  /** Messages of the extended protocol that run nothing, with a Sync behind them; rejects as `runInternal`. */
+  askInternal(
+    messages: readonly ({ readonly kind: 'parse' | 'bind' | 'describe'; readonly message: Buffer } & Pick<
+      Expectation,
+      'replied'
+    >)[],
+  ): Promise<void> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       const failed = (frame: Buffer) => {
         error ??= kept(frame);
       };
-      if (parse !== null) this.send(parse, { kind: 'parse', internal: true, quiet: true, failed });
-      if (describe !== undefined)
-        this.send(describe.message, {
-          kind: 'describe',
-          internal: true,
-          quiet: true,
-          failed,
-          replied: describe.replied,
-        });
+      for (const { message, ...asked } of messages)
+        this.send(message, { ...asked, internal: true, quiet: true, failed });
       this.send(SYNC, {
         kind: 'sync',
         internal: true,
@@ -481,7 +510,8 @@ export class Backend {
           this.#copySyncs.sent();
         }
     }
-    if (!head.internal) this.#owner?.onCopyIn(this, frame, head);
+    if (head.internal) head.replied?.(BACKEND.CopyInResponse, frame);
+    else this.#owner?.onCopyIn(this, frame, head);
   }
 
   /**

@@ -7,7 +7,6 @@ import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import { giveBack } from '../session/give-back.js';
 import type { Placement } from '../session/placement.js';
-import { queueNotice } from '../session/queue-notice.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -19,6 +18,7 @@ import {
 import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
 import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+import { acquireAll, cancelAll } from './connections.js';
 
 const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
@@ -50,7 +50,7 @@ export class FanOut implements BackendOwner, SpreadRun {
   readonly #template: string;
   readonly #text: Narrowable;
   readonly #statement: FanOutStatement;
-  #backends: Backend[] = [];
+  readonly #backends: Backend[] = [];
   readonly #cancels: Promise<void>[] = [];
   /** The shard whose rows go to the client now. */
   #current = 0;
@@ -68,8 +68,7 @@ export class FanOut implements BackendOwner, SpreadRun {
   ) {
     this.#session = session;
     this.footprint = placement;
-    // Always in the same order, so that two of them never wait for each other's connections.
-    this.#shards = [...placement.shards].sort();
+    this.#shards = placement.shards;
     this.#placement = placement;
     this.#template = analyzed.template;
     this.#text = new Narrowable(analyzed);
@@ -85,30 +84,13 @@ export class FanOut implements BackendOwner, SpreadRun {
     const { services } = this.#session;
     const { topology } = this.#placement;
     try {
-      for (const shard of this.#shards) {
-        const backend = await this.#acquire(shard, signal);
-        backend.attach(this);
-        this.#backends.push(backend);
-        if (!(await this.#session.lease.serverSettings.adopt(backend))) return false;
-      }
-      if (services.live.current !== topology || !services.live.admits(this.footprint, null)) return false;
-      // Lost while the others were waited for: nobody would be told of it any more, and its rows would be missing.
-      if (this.#backends.some((backend) => backend.lost !== null)) return false;
-      signal.throwIfAborted(); // the client may have gone or canceled after the last connection was there
+      if (!(await acquireAll(this.#session, this, this.#shards, topology, this.#backends, signal))) return false;
       await this.#execute();
       return true;
     } finally {
       await Promise.all(this.#cancels);
       for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
     }
-  }
-
-  async #acquire(shard: ShardName, signal: AbortSignal): Promise<Backend> {
-    const { activity, services } = this.#session;
-    const acquired = services.pool(shard).acquire(signal, () => this.#session.write(queueNotice(shard)));
-    const backend = await activity.waitFor(acquired);
-    activity.assignments += 1;
-    return backend;
   }
 
   /** The client reads too slowly. */
@@ -255,14 +237,6 @@ export class FanOut implements BackendOwner, SpreadRun {
 
   /** Cancels what still runs; its replies are read and dropped, so that the connections stay usable. */
   #stop(): void {
-    for (const backend of this.#backends) {
-      if (backend.lost !== null) continue;
-      backend.connection.resume();
-      if (backend.quiet) continue;
-      const cancel = backend.cancel().catch((error: unknown) => {
-        this.#session.services.logger.debug({ err: error, shard: backend.shard }, 'could not cancel');
-      });
-      this.#cancels.push(cancel);
-    }
+    this.#cancels.push(...cancelAll(this.#backends, this.#session.services.logger));
   }
 }

@@ -41,6 +41,10 @@ export interface Occurrence {
   nullable: boolean;
   /** Stands in the outermost query, not in a sub-query of any kind. */
   readonly top: boolean;
+  /** Where it is named; missing where it is not. */
+  readonly node?: RangeVar;
+  /** The table named there, which may be a partition; missing when only the topology knows it. */
+  readonly relation?: Relation;
 }
 
 /** SET key column = constant. */
@@ -95,6 +99,8 @@ export class Analysis {
   showsChannels = false;
   /** Why the statement cannot fan out, the first reason. */
   noFanOut: Refusal | null = null;
+  /** Why it cannot be answered from copies of its tables, either. */
+  noGather: Refusal | null = null;
   /** An UPDATE sets a key column: the new key must equal the old one. */
   sameKey = false;
   /** The constants that UPDATE gives to key columns. */
@@ -121,6 +127,10 @@ export class Analysis {
 
   blockFanOut(message: string, hint?: string): void {
     this.noFanOut ??= { sqlstate: '0A000', message, ...(hint === undefined ? {} : { hint }) };
+  }
+
+  blockGather(message: string): void {
+    this.noGather ??= { sqlstate: '0A000', message };
   }
 
   /** A new variable for a key column of this table. */
@@ -197,6 +207,8 @@ export class Analysis {
         rows: null,
         nullable: false,
         top: this.depth === 0,
+        node,
+        ...(relation ? { relation } : {}),
       };
       this.occurrences.push(occurrence);
       for (const [i, column] of visible.entries())
@@ -243,6 +255,7 @@ export class Analysis {
       relation.schema === 'information_schema' ||
       relation.schema.startsWith('pg_toast');
     const { registry } = this.context;
+    if (system) this.blockGather('system catalogs cannot be read together with rows of several shards');
     const parent = relation.parents.find((p) => registry.sharded(p) !== null || registry.reference(p) !== null);
     if (parent)
       this.refuse(
@@ -343,6 +356,7 @@ export class Analysis {
         return;
       case 'catalog':
         this.home = true;
+        this.blockGather(`function ${name}() cannot be used in a query over several shards`);
         return;
       case 'session': {
         this.writes = true;

@@ -85,6 +85,8 @@ function words(source: KeyColumnSource): string {
   return `${source.negated ? 'minus ' : ''}literal ${source.ordinal + 1}${cast}`;
 }
 
+const ROUTES = { fanout: 'all of', any: 'any of', shard: 'shard', gather: 'the home shard, with rows of', refused: '' };
+
 /** The explanations for people. */
 export function explanationText(explanations: readonly Explanation[]): string {
   if (explanations.length === 0) return 'nothing to run: the text is empty, or PostgreSQL could not parse it\n';
@@ -103,11 +105,7 @@ export function explanationText(explanations: readonly Explanation[]): string {
       if (e.refusal) {
         lines.push(['route', `refused, ${e.refusal.sqlstate}: ${e.refusal.message}`]);
         if (e.refusal.hint) lines.push(['hint', e.refusal.hint]);
-      } else
-        lines.push([
-          'route',
-          `${e.route === 'fanout' ? 'all of' : e.route === 'any' ? 'any of' : 'shard'} ${e.shards.join(', ')}`,
-        ]);
+      } else lines.push(['route', `${ROUTES[e.route]} ${e.shards.join(', ')}`]);
       lines.push(['why', e.why]);
       if (e.pin) lines.push(['pin', `the session keeps its server connection (${e.pin})`]);
       if (e.effect)

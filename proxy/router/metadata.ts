@@ -53,6 +53,8 @@ export interface Relation extends TableName {
   readonly kind: string;
   /** In order; null when only the topology knows the table. */
   readonly columns: readonly string[] | null;
+  /** Missing: it has none. */
+  readonly primaryKey?: readonly string[];
   /** The partitioned or inherited-from tables above it. */
   readonly parents: readonly TableName[];
   /** Defaults of its columns, or checks of its rows, call currval or lastval. */
@@ -97,6 +99,7 @@ export interface MetadataJson {
     table: string;
     kind: string;
     columns: readonly string[];
+    key?: readonly string[] | null;
     parents: readonly (readonly [string, string])[];
   }[];
   readonly functions: readonly {
@@ -188,6 +191,7 @@ class Snapshot implements Metadata {
         table: r.table,
         kind: r.kind,
         columns: r.columns,
+        ...(r.key ? { primaryKey: r.key } : {}),
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
         ...(edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
@@ -405,6 +409,8 @@ SELECT jsonb_build_object(
         (SELECT coalesce(jsonb_agg(a.attname ORDER BY a.attnum), '[]'::jsonb)
          FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END,
+      'key', (SELECT jsonb_agg(a.attname ORDER BY k.n) FROM pg_constraint p CROSS JOIN unnest(p.conkey) WITH ORDINALITY AS k(attnum, n)
+        JOIN pg_attribute a ON a.attrelid = p.conrelid AND a.attnum = k.attnum WHERE p.conrelid = c.oid AND p.contype = 'p' AND n.nspname <> 'pg_catalog'),
       'parents', coalesce(up.parents, '[]'::jsonb)) ORDER BY n.nspname, c.relname), '[]'::jsonb)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       LEFT JOIN (SELECT a.rel, jsonb_agg(jsonb_build_array(n.nspname, p.relname) ORDER BY n.nspname, p.relname) AS parents

@@ -4,6 +4,7 @@ import type { KeyspaceName } from '../../topology/topology.js';
 import { Analysis, type Context } from './analysis.js';
 import { qualifiedName, walk } from './ast.js';
 import { castFits, hintFor, keyNames, spreadOfSelect } from './fan-out.js';
+import { gatherRefusal } from './gather.js';
 import { isLaneSafe } from './lane-safety.js';
 import { analyzeStatement } from './modify.js';
 import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
@@ -116,6 +117,7 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
     ...(referenceReads.length > 0 ? { referenceReads } : {}),
     ...(a.sameKey ? { sameKey: true as const } : {}),
     ...(command === 'INSERT' ? { inserts: true as const } : {}),
+    ...(select ? { gather: gatherRefusal(a, statement) ?? ('possible' as const) } : {}),
   };
   const shared = sharedParams(a, statement);
   const keys = a.keysOf().map((list, i) => {

@@ -190,8 +190,12 @@ function routeKeys(
       why: 'the key is NULL, which no row has',
     };
   }
+  const from = { shards: [...shards], touches };
   if (target.home && (shards.size > 1 || !shards.has(topology.home)))
-    return refused(
+    return gathered(
+      target,
+      from,
+      topology,
       homeBehind(target, topology) ??
         awayFromHome(target, topology) ?? {
           sqlstate: '0A000',
@@ -201,7 +205,7 @@ function routeKeys(
       'its tables are on different shards',
     );
   const missing = missingCopy([...shards], target.referenceReads, topology);
-  if (missing) return refused(missing, 'a reference table has no copy there');
+  if (missing) return gathered(target, from, topology, missing, 'a reference table has no copy there');
   if (shards.size === 1) {
     const shard = [...shards][0] as ShardName;
     // A NULL does not say where its keyspace's tables are.
@@ -218,10 +222,10 @@ function routeKeys(
           : `all its keys are on shard ${shard}`,
     };
   }
-  if (!areTogether(topology, keyspaces)) return refused(apart(topology, keyspaces), APART);
+  if (!areTogether(topology, keyspaces)) return gathered(target, from, topology, apart(topology, keyspaces), APART);
   const why = `its keys are on shards ${[...shards].join(', ')}`;
   const refusal = refusalOf(target.spread, values);
-  if (refusal) return refused(refusal, why);
+  if (refusal) return gathered(target, from, topology, refusal, why);
   const own = ownRows(target.spread, [...shards], values, topology);
   if ('sqlstate' in own) return refused(own, why);
   return {
@@ -276,14 +280,32 @@ function routeUnpinned(
   }
   const away = awayFromHome(target, topology);
   if (away !== null) return refused(away, 'its tables are on different shards');
-  if (!areTogether(topology, target.keyspaces)) return refused(apart(topology, target.keyspaces), APART);
+  const from = { shards, touches };
+  if (!areTogether(topology, target.keyspaces))
+    return gathered(target, from, topology, apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
-  if (refusal) return refused(refusal, why);
+  if (refusal) return gathered(target, from, topology, refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);
-  if (missing) return refused(missing, 'a reference table has no copy there');
+  if (missing) return gathered(target, from, topology, missing, 'a reference table has no copy there');
   const own = ownRows(target.spread, shards, values, topology);
   if ('sqlstate' in own) return refused(own, why);
   return { kind: 'fanout', shards, own, touches, writes: false, writesReference: false, why };
+}
+
+/** What no way through the shards leads to: the home shard answers it if it can. @param refusal if there is no such way */
+function gathered(
+  target: KeysTarget | UnpinnedTarget,
+  { shards, touches }: Pick<Extract<Route, { kind: 'gather' }>, 'shards' | 'touches'>,
+  topology: Topology,
+  refusal: Refusal,
+  why: string,
+): Route {
+  const { gather } = target;
+  if (gather === undefined) return refused(refusal, why);
+  if (gather !== 'possible') return refused(gather, why);
+  const away = awayFromHome(target, topology) ?? missingCopy([topology.home], target.referenceReads, topology);
+  if (away !== null) return refused(away, 'its tables are on different shards');
+  return { kind: 'gather', shards, touches, writes: false, writesReference: false, why };
 }
 
 /**
@@ -313,7 +335,7 @@ const MAX_OWN = 1000;
 const ownByName = new WeakMap<Topology, Map<string, ReadonlyMap<ShardName, string>>>();
 
 /** Of every shard, for one table by the name that statements have for it; made once for a topology: of many ranges they are long. */
-function ownConditions(of: OwnedBy, topology: Topology): ReadonlyMap<ShardName, string> {
+export function ownConditions(of: OwnedBy, topology: Topology): ReadonlyMap<ShardName, string> {
   let known = ownByName.get(topology);
   if (known === undefined) {
     known = new Map();

@@ -64,6 +64,8 @@ export interface TargetExtras {
   readonly sameKey?: true;
   /** INSERT: a key that is NULL, or cannot be decoded, is refused in words of its own. */
   readonly inserts?: true;
+  /** A query that the home shard can answer when it has the rows of all its sharded tables; or why not. */
+  readonly gather?: 'possible' | Refusal;
 }
 
 /** Where the values of the key come from; resolved per execution. */
@@ -288,6 +290,15 @@ export type Route =
       readonly shards: readonly ShardName[];
       /** By shard, the condition that is true of the rows that it owns. */
       readonly own: ReadonlyMap<ShardName, string>;
+      readonly touches: readonly Touch[];
+      readonly writes: false;
+      readonly writesReference: false;
+      readonly why: string;
+    }
+  /** The home shard answers it, from its own tables and from rows of these shards. */
+  | {
+      readonly kind: 'gather';
+      readonly shards: readonly ShardName[];
       readonly touches: readonly Touch[];
       readonly writes: false;
       readonly writesReference: false;

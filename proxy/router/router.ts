@@ -1,6 +1,7 @@
 import type { RangeReplica, ShardName, Topology } from '../../topology/topology.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
+import { type GatherProgram, gatherProgram } from './gather-program.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
@@ -271,6 +272,18 @@ export class Router {
         ? from.values(params)
         : { text: from.text, params, literal: (ordinal: number) => from.literals[ordinal] };
     return routeExecution(statement.plan, values, topology);
+  }
+
+  /** How the home shard can answer a text whose route is `gather`. The text is refreshed before. Null: it is not understood well enough. */
+  gatherProgram(analyzed: Analyzed): GatherProgram | null {
+    const from = this.refresh(analyzed);
+    if (!(from instanceof AnalyzedText)) return null;
+    const { text, scope } = from;
+    return gatherProgram(text, scope.conforming ? text : conforming(text), scope.conforming, {
+      registry: registryOf(this.#options.topology()),
+      metadata: this.#options.metadata(),
+      searchPath: pathOf(scope.session),
+    });
   }
 
   /**

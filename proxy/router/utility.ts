@@ -417,14 +417,11 @@ function typeOids(types: readonly Node[] | undefined): number[] {
 const UNKNOWN_TYPE = 0xffffffff;
 
 function withoutFanOut(target: Target, what: string): Target {
-  if ((target.kind !== 'keys' && target.kind !== 'unpinned') || target.spread.kind !== 'fanout') return target;
-  return {
-    ...target,
-    spread: {
-      kind: 'refused',
-      refusal: refusal(`${what} over several shards is not supported yet`, 'Restrict it to one sharding key.'),
-    },
-  };
+  if (target.kind !== 'keys' && target.kind !== 'unpinned') return target;
+  const refused = refusal(`${what} over several shards is not supported yet`, 'Restrict it to one sharding key.');
+  const gathered = target.gather === undefined ? {} : { gather: refused };
+  if (target.spread.kind !== 'fanout') return { ...target, ...gathered };
+  return { ...target, ...gathered, spread: { kind: 'refused', refusal: refused } };
 }
 
 /** Statements on whole tables: at home if only the home shard has them; those without a key where they are. */

@@ -36,6 +36,8 @@ export interface SessionServices {
   readonly holdTimeoutMs: number;
   /** Shared by all clients of the process. */
   readonly largeMessages: MessageBudget;
+  /** What one query may bring together of the rows of several shards, in bytes; 0: there are no such queries. */
+  readonly gatherBytes: number;
   readonly schema: SchemaView;
   /** Server connections to a shard as this client's user. */
   readonly pool: (shard: ShardName) => Pool;

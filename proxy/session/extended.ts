@@ -1,9 +1,10 @@
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
+import { Gather } from '../gather/gather.js';
 import type { Analyzed, Touch } from '../router/route.js';
 import { BIND_COMPLETE, CLOSE_COMPLETE, NO_DATA, PARSE_COMPLETE } from '../wire/backend.js';
 import type { ErrorFields } from '../wire/error-response.js';
-import { decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
+import { decodeBind, decodeBindHead, decodeDescribe, FLUSH, rewriteBindStatement } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { IDLE } from '../wire/transaction-status.js';
 import { BatchReader, type Item, type Message, type Reading, syncOf } from './batch.js';
@@ -200,7 +201,7 @@ export class ExtendedProtocol {
         lease.releaseIfIdle();
         return;
       }
-      if (placement.kind === 'fanout') {
+      if (placement.kind === 'fanout' || placement.kind === 'gather') {
         if (this.#needsWhole(unit)) return;
         if (!(await this.#fanOut(items, placement, error))) await this.#again(unit);
         return;
@@ -418,7 +419,7 @@ export class ExtendedProtocol {
 
   async #fanOut(
     items: readonly Item[],
-    placement: Placement & { kind: 'fanout' },
+    placement: Placement & { kind: 'fanout' | 'gather' },
     error: ErrorFields | null,
   ): Promise<boolean> {
     const session = this.#session;
@@ -430,21 +431,26 @@ export class ExtendedProtocol {
         hint: 'Give it a key, or send it with a Sync of its own and without a row limit.',
       });
     const { content, analyzed } = bind.statement;
-    const done = await session.runFanOut(
-      new FanOut(session, placement, analyzed, {
-        kind: 'extended',
-        oids: content.oids,
-        parsed: shape.includes('parse'),
-        describe: shape.includes('describe-statement')
-          ? 'statement'
-          : shape.includes('describe-portal')
-            ? 'portal'
-            : null,
-        bind: rewriteBindStatement(bind.frame, ''),
-        portal: bind.bind.portal,
-        closePortal: shape.includes('close-portal'),
-      }),
-    );
+    const sent = {
+      kind: 'extended',
+      oids: content.oids,
+      parsed: shape.includes('parse'),
+      describe: shape.includes('describe-statement')
+        ? 'statement'
+        : shape.includes('describe-portal')
+          ? 'portal'
+          : null,
+      closePortal: shape.includes('close-portal'),
+    } as const;
+    const run =
+      placement.kind === 'gather'
+        ? new Gather(session, placement, analyzed, { ...sent, bind: decodeBind(bind.frame) })
+        : new FanOut(session, placement, analyzed, {
+            ...sent,
+            bind: rewriteBindStatement(bind.frame, ''),
+            portal: bind.bind.portal,
+          });
+    const done = await session.runFanOut(run);
     if (done) {
       this.#reader.forgetPortals();
       for (const item of items) {

@@ -177,7 +177,7 @@ export class Lease {
     }
     if (!unheld && !live.admits(placement, this.transaction, this.span))
       return this.#waitForChange(wait.signal, since ?? performance.now());
-    if (placement.kind === 'fanout') {
+    if (placement.kind === 'fanout' || placement.kind === 'gather') {
       if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
       this.#checkFanOut();
       return placement;

@@ -30,6 +30,8 @@ export type Placement =
       /** By shard, the condition that is true of the rows that it owns, at this map. */
       readonly own: ReadonlyMap<ShardName, string>;
     } & Footprint)
+  /** The home shard answers it, from its own tables and from rows of these shards. */
+  | ({ readonly kind: 'gather'; readonly shards: readonly ShardName[] } & Footprint)
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 
 /** As of the schema by which it was placed last. */
@@ -91,7 +93,7 @@ export function place(executions: readonly Execution[], router: Router, topology
     if (unresolved || planOf(execution)?.target.kind === 'sole') everything = true;
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
-    if (route.kind === 'fanout') {
+    if (route.kind === 'fanout' || route.kind === 'gather') {
       if (execution.within !== undefined)
         return refused(
           `${execution.within} over several shards is not supported yet`,
@@ -99,8 +101,10 @@ export function place(executions: readonly Execution[], router: Router, topology
         );
       if (executions.length > 1)
         return refused('a statement for several shards must be sent alone, not with others in one batch');
-      const { own } = route;
-      return { kind: 'fanout', shards: route.shards, own, topology, touches, everything, writesReference: false };
+      const { shards } = route;
+      const footprint = { topology, touches, everything, writesReference: false };
+      if (route.kind === 'gather') return { kind: 'gather', shards, ...footprint };
+      return { kind: 'fanout', shards, own: route.own, ...footprint };
     }
     writes ||= route.writes;
     writesReference ||= route.writesReference;

@@ -3,6 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import type { Expectation } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
 import { FanOut } from '../gather/fan-out.js';
+import { Gather } from '../gather/gather.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { decodeQuery, encodeParse, encodeQuery } from '../wire/frontend.js';
@@ -117,6 +118,11 @@ export class SimpleProtocol {
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed, { kind: 'simple' });
         if (!(await session.runFanOut(fanOut))) await this.#again(unit);
+        return;
+      }
+      if (placement.kind === 'gather') {
+        const gather = new Gather(session, placement, analyzed, { kind: 'simple' });
+        if (!(await session.runFanOut(gather))) await this.#again(unit);
         return;
       }
       if (placement.kind === 'one' && !prepared.none) {

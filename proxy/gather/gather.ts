@@ -1,0 +1,499 @@
+import type { Backend } from '../backend/backend.js';
+import type { BackendOwner } from '../backend/expectation.js';
+import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
+import { quoted } from '../router/expression-text.js';
+import { fetches, type GatheredTable, type GatherProgram } from '../router/gather-program.js';
+import type { Analyzed } from '../router/route.js';
+import type { ClientSession, SpreadRun } from '../session/client-session.js';
+import type { Footprint } from '../session/footprint.js';
+import { giveBack } from '../session/give-back.js';
+import type { Placement } from '../session/placement.js';
+import { RefusedError } from '../session/refusals.js';
+import {
+  BIND_COMPLETE,
+  CLOSE_COMPLETE,
+  decodeCommandComplete,
+  decodeParameterDescription,
+  PARSE_COMPLETE,
+  rowsOfTag,
+} from '../wire/backend.js';
+import { decodeErrorFields, type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import {
+  type BindMessage,
+  COPY_DONE,
+  encodeBind,
+  encodeCopyFail,
+  encodeDescribe,
+  encodeExecute,
+  encodeParse,
+  encodeQuery,
+  SYNC,
+} from '../wire/frontend.js';
+import { BACKEND } from '../wire/message-types.js';
+import { kept } from '../wire/read-memory.js';
+import { IDLE } from '../wire/transaction-status.js';
+import { acquireAll, cancelAll } from './connections.js';
+import { COPY_HEADER, COPY_TRAILER, RowRelay } from './row-relay.js';
+
+/** What the client has sent. */
+export type GatherStatement =
+  | { readonly kind: 'simple' }
+  | {
+      readonly kind: 'extended';
+      /** Of the parameters. */
+      readonly oids: readonly number[];
+      /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
+      readonly parsed: boolean;
+      readonly describe: 'statement' | 'portal' | null;
+      readonly bind: BindMessage;
+      readonly closePortal: boolean;
+    };
+
+const NO_PARAMETERS = { portal: '', statement: '', formats: [], values: [] };
+
+const BEGIN = encodeQuery('BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE');
+/** One moment for all tables of a shard. */
+const BEGIN_READING = encodeQuery('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
+/** The query itself changes nothing: whatever it calls. */
+const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
+const COMMIT = encodeQuery('COMMIT');
+const ROLLBACK = encodeQuery('ROLLBACK');
+const EXPORT_SNAPSHOT = encodeQuery('SELECT pg_export_snapshot()');
+
+const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
+
+/** From so many rows on, the planner is told what is in a table; without, it goes by its size. */
+const ANALYZED_ROWS = 1_000;
+
+/** Types with higher OIDs are not PostgreSQL's own: they may have others on other shards (FirstNormalObjectId in transam.h). */
+const FIRST_NORMAL_OID = 16384;
+
+/**
+ * A query that is answered by the home shard, from copies of the rows of its sharded tables: temporary tables of one transaction there, the *workspace*, under the
+ * names of the tables. Each shard sends the columns and rows that the query may use; they pass through here without being read.
+ */
+export class Gather implements BackendOwner, SpreadRun {
+  readonly rowsAtStake = true;
+  readonly footprint: Footprint;
+  readonly #session: ClientSession;
+  readonly #placement: Placement & { kind: 'gather' };
+  readonly #analyzed: Analyzed;
+  readonly #statement: GatherStatement;
+  readonly #backends: Backend[] = [];
+  readonly #cancels: Promise<void>[] = [];
+  #program: GatherProgram | null = null;
+  /** The types of the query's parameters. */
+  #oids: readonly number[] = [];
+  /** The shards get them, too. */
+  #passesParameters = false;
+  /** The shard whose rows go to the workspace now. */
+  #source: Backend | null = null;
+  #brought = 0;
+  #rows = 0;
+  #abandoned = false;
+  /** The client is told rows. */
+  #answering = false;
+  /** It has been told an error. */
+  #failed = false;
+  /** What still comes is of no use. */
+  #stopped = false;
+
+  constructor(
+    session: ClientSession,
+    placement: Placement & { kind: 'gather' },
+    analyzed: Analyzed,
+    statement: GatherStatement,
+  ) {
+    this.#session = session;
+    this.footprint = placement;
+    this.#placement = placement;
+    this.#analyzed = analyzed;
+    this.#statement = statement;
+  }
+
+  get backends(): readonly Backend[] {
+    return this.#backends;
+  }
+
+  get #workspace(): Backend {
+    const { home } = this.#placement.topology;
+    return this.#backends.find((backend) => backend.shard === home) as Backend;
+  }
+
+  /** By shard. */
+  get #readers(): Backend[] {
+    return this.#backends.filter((backend) => backend !== this.#workspace);
+  }
+
+  /**
+   * @returns false when the topology, or what names mean, changed before anything was sent, or a connection was lost
+   * @throws RefusedError when the query cannot be answered so; what a server says of its text and its parameters
+   */
+  async run(signal: AbortSignal): Promise<boolean> {
+    const { services } = this.#session;
+    const { shards, topology } = this.#placement;
+    if (services.gatherBytes === 0) throw switchedOff();
+    try {
+      const all = new Set([...shards, topology.home]);
+      if (!(await acquireAll(this.#session, this, [...all], topology, this.#backends, signal))) return false;
+      const program = services.router.gatherProgram(this.#analyzed);
+      if (program === null)
+        throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
+          hint: 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.',
+        });
+      this.#program = program;
+      await this.#describe().catch((error: unknown) => {
+        throw asServerError(error);
+      });
+      await this.#answer(program);
+      return true;
+    } finally {
+      await Promise.all(this.#cancels);
+      await Promise.all(this.#backends.map((backend) => this.#end(backend)));
+      for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
+    }
+  }
+
+  /** Nothing is left open on a connection. */
+  async #end(backend: Backend): Promise<void> {
+    if (backend.lost !== null || backend.status === IDLE) return;
+    await backend.runInternal(ROLLBACK).catch(() => backend.destroy());
+  }
+
+  /** Has the home shard read the query as it was sent, with its parameters: what is wrong with these, and what columns it has, is said as of the tables. */
+  async #describe(): Promise<void> {
+    const session = this.#session;
+    const statement = this.#statement;
+    const extended = statement.kind === 'extended' ? statement : null;
+    const bind =
+      extended === null ? { ...NO_PARAMETERS, resultFormats: [] } : { ...extended.bind, statement: '', portal: '' };
+    const described: Buffer[] = [];
+    const columns: Buffer[] = [];
+    await this.#workspace.askInternal([
+      { kind: 'parse', message: encodeParse('', this.#analyzed.text, extended?.oids ?? []) },
+      {
+        kind: 'describe',
+        message: encodeDescribe('statement', ''),
+        replied: (_, frame) => described.push(kept(frame)),
+      },
+      { kind: 'bind', message: encodeBind(bind) },
+      { kind: 'describe', message: encodeDescribe('portal', ''), replied: (_, frame) => columns.push(kept(frame)) },
+    ]);
+    this.#oids = decodeParameterDescription(described[0] as Buffer);
+    if (extended === null) {
+      for (const frame of columns) session.write(frame);
+      return;
+    }
+    if (extended.parsed) session.write(PARSE_COMPLETE);
+    if (extended.describe === 'statement') for (const frame of described) session.write(frame);
+    session.write(BIND_COMPLETE);
+    if (extended.describe === 'portal') for (const frame of columns) session.write(frame);
+  }
+
+  async #answer(program: GatherProgram): Promise<void> {
+    const started = performance.now();
+    const session = this.#session;
+    session.bytesForwarded = 0;
+    session.listening.began();
+    try {
+      await this.#bringAll(program);
+      await this.#workspace.runInternal(READ_ONLY);
+      await this.#query(program);
+      if (!this.#failed) await this.#workspace.runInternal(COMMIT);
+    } catch (error) {
+      this.#stop();
+      this.#fail(error);
+    }
+    await session.settled();
+    session.answerReady();
+    session.services.load.record({
+      template: this.#analyzed.template,
+      shard: null,
+      touches: this.footprint.touches,
+      write: false,
+      rows: this.#rows,
+      bytes: session.bytesForwarded,
+      ms: (performance.now() - started) * this.#backends.length,
+    });
+  }
+
+  async #bringAll(program: GatherProgram): Promise<void> {
+    const { shards, topology } = this.#placement;
+    const workspace = this.#workspace;
+    await workspace.runInternal(BEGIN);
+    if (shards.includes(topology.home)) await this.#readOwn();
+    const readers = this.#readers;
+    await Promise.all(readers.filter((r) => r.status === IDLE).map((reader) => reader.runInternal(BEGIN_READING)));
+    this.#passesParameters = program.filtersByParameters && this.#oids.every((oid) => oid < FIRST_NORMAL_OID);
+    const filtered = this.#passesParameters || !program.filtersByParameters;
+    for (const table of program.tables) await this.#bring(filtered ? table : { ...table, filter: null }, readers);
+    await Promise.all(readers.map((reader) => reader.runInternal(COMMIT)));
+  }
+
+  /** A second connection to the home shard, which reads at the same moment as the workspace. */
+  async #readOwn(): Promise<void> {
+    const { lease, services } = this.#session;
+    const workspace = this.#workspace;
+    const snapshot = await workspace.value(EXPORT_SNAPSHOT);
+    const reader = await services.pool(workspace.shard).acquireBeyond();
+    reader.attach(this);
+    this.#backends.push(reader);
+    await lease.serverSettings.adopt(reader);
+    await reader.runInternal(BEGIN_READING);
+    await reader.runInternal(encodeQuery(`SET TRANSACTION SNAPSHOT '${snapshot}'`));
+  }
+
+  /** Makes a table of the workspace, and fills it. */
+  async #bring(table: GatheredTable, readers: readonly Backend[]): Promise<void> {
+    const workspace = this.#workspace;
+    const texts = fetches(table, this.#placement.topology);
+    const name = `pg_temp.${quoted(table.table)}`;
+    const columns = table.columns.map(quoted).join(', ');
+    const from = `${quoted(table.schema)}.${quoted(table.table)}`;
+    // Of the same columns: names, types, collations.
+    await workspace.runInternal(
+      encodeQuery(
+        `CREATE TEMPORARY TABLE ${name} USING heap ON COMMIT DROP AS SELECT ${columns} FROM ${from} WITH NO DATA`,
+      ),
+    );
+    const fetched = readers
+      .filter((reader) => texts.has(reader.shard))
+      .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string));
+    const rows = await this.#copy(encodeQuery(`COPY ${name} FROM STDIN (FORMAT binary)`), fetched);
+    if (table.primaryKey !== null) {
+      const key = table.primaryKey.map(quoted).join(', ');
+      await workspace.runInternal(encodeQuery(`ALTER TABLE ${name} ADD PRIMARY KEY (${key})`));
+    }
+    if (rows >= ANALYZED_ROWS) await workspace.runInternal(encodeQuery(`ANALYZE ${name}`));
+  }
+
+  /** Asks a shard for rows, which wait there until they are let through. */
+  #fetch(reader: Backend, text: string): Fetch {
+    const relay = new RowRelay();
+    const early: Buffer[] = [];
+    reader.connection.pause();
+    const done = reader.runBatchInternal(this.#messages(text), (slice) => {
+      if (this.#stopped) return;
+      const bytes = relay.convert(slice);
+      if (this.#source === reader) this.#pass(bytes);
+      else early.push(bytes);
+    });
+    // It may fail before its turn comes.
+    done.catch(() => undefined);
+    return { reader, relay, early, done };
+  }
+
+  /** @returns the number of rows */
+  async #copy(sql: Buffer, fetched: readonly Fetch[]): Promise<number> {
+    const workspace = this.#workspace;
+    const { opened, done: copied } = workspace.copyInternal(sql);
+    await opened;
+    const feed = async () => {
+      workspace.sendRaw(COPY_HEADER);
+      for (const { reader, early, done } of fetched) {
+        this.#source = reader;
+        for (const bytes of early) this.#pass(bytes);
+        reader.connection.resume();
+        await done;
+      }
+      workspace.sendRaw(COPY_TRAILER);
+      workspace.sendRaw(COPY_DONE);
+    };
+    try {
+      await Promise.race([feed(), copied]);
+    } catch (error) {
+      this.#stop();
+      workspace.sendRaw(encodeCopyFail('the rows of a shard did not come'));
+      await copied.catch(() => undefined);
+      throw error;
+    } finally {
+      this.#source = null;
+    }
+    await copied;
+    return fetched.reduce((sum, { relay }) => sum + relay.rows, 0);
+  }
+
+  /** Rows of the current source. */
+  #pass(bytes: Buffer): void {
+    this.#brought += bytes.length;
+    if (this.#isOver) this.#stop();
+    if (this.#stopped) return;
+    if (!this.#workspace.sendRaw(bytes)) this.#source?.connection.pause();
+  }
+
+  get #isOver(): boolean {
+    return this.#brought > this.#session.services.gatherBytes;
+  }
+
+  /** The query itself, as the workspace has its tables. */
+  #query(program: GatherProgram): Promise<void> {
+    const statement = this.#statement;
+    const bind =
+      statement.kind === 'simple'
+        ? { ...NO_PARAMETERS, resultFormats: [] }
+        : { ...statement.bind, statement: '', portal: '' };
+    this.#answering = true;
+    return new Promise((resolve, reject) => {
+      const workspace = this.#workspace;
+      workspace.send([encodeParse('', program.text, this.#oids), encodeBind(bind), encodeExecute(''), SYNC], {
+        kind: 'batch',
+        internal: false,
+        completed: (frame) => {
+          this.#rows += rowsOfTag(decodeCommandComplete(frame)) ?? 0;
+        },
+        done: resolve,
+        undo: () => reject(workspace.lost ?? new Error('server connection lost')),
+      });
+    });
+  }
+
+  /** Asks for all columns in binary form, with the client's parameters where filters have some. */
+  #messages(text: string): Buffer[] {
+    const { kind } = this.#statement;
+    const passed = kind === 'extended' && this.#passesParameters ? this.#statement.bind : NO_PARAMETERS;
+    const { formats, values } = passed;
+    return [
+      encodeParse('', text, this.#passesParameters ? this.#oids : []),
+      encodeBind({ portal: '', statement: '', formats, values, resultFormats: [1] }),
+      encodeExecute(''),
+      SYNC,
+    ];
+  }
+
+  /** The client reads too slowly. */
+  pause(): void {
+    if (this.#answering) this.#workspace.connection.pause();
+  }
+
+  resume(): void {
+    if (this.#answering) this.#workspace.connection.resume();
+  }
+
+  /** The client has gone: stop the shards. */
+  abandon(): void {
+    this.#abandoned = true;
+    this.#stop();
+  }
+
+  onReply(_backend: Backend, type: number, frame: Buffer): void {
+    if (this.#failed || this.#abandoned) return;
+    switch (type) {
+      case BACKEND.ErrorResponse:
+        if (FATAL.has(decodeErrorFields(frame).severity)) return; // the loss of the connection follows
+        this.#failed = true;
+        this.#session.write(this.#session.worded(this.#asSent(frame)));
+        return;
+      case BACKEND.NotificationResponse:
+      case BACKEND.ParseComplete:
+      case BACKEND.BindComplete:
+      case BACKEND.RowDescription:
+        return;
+      case BACKEND.CommandComplete:
+        this.#session.write(frame);
+        if (this.#statement.kind === 'extended' && this.#statement.closePortal) this.#session.write(CLOSE_COMPLETE);
+        return;
+      default:
+        this.#session.write(frame);
+    }
+  }
+
+  /** An error of the query, with its position where it is in the client's text. */
+  #asSent(frame: Buffer): Buffer {
+    const fields = decodeErrorFields(frame);
+    if (fields.position === undefined) return frame;
+    return encodeErrorResponse({
+      ...fields,
+      position: (this.#program as GatherProgram).positionAsSent(fields.position),
+    });
+  }
+
+  onData(_backend: Backend, slice: Buffer): void {
+    if (this.#failed || this.#abandoned) return;
+    this.#session.bytesForwarded += slice.length;
+    this.#session.write(slice);
+  }
+
+  onCopyIn(): void {
+    throw new Error('a SELECT does not copy in');
+  }
+
+  onReady(): void {
+    // each step waits for its own end
+  }
+
+  onLost(backend: Backend): void {
+    // Half a row has gone to the client: whatever followed would be taken for the other half.
+    if (this.#answering && backend === this.#workspace && backend.midMessage) this.#session.close();
+  }
+
+  onWritable(backend: Backend): void {
+    if (backend === this.#workspace) this.#source?.connection.resume();
+  }
+
+  /** The query has failed before it was answered whole. */
+  #fail(error: unknown): void {
+    if (this.#failed || this.#abandoned) return;
+    this.#failed = true;
+    this.#session.writeError(this.#isOver ? tooMuch(this.#session.services.gatherBytes) : wordsFor(error));
+  }
+
+  #stop(): void {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    this.#cancels.push(...cancelAll(this.#backends, this.#session.services.logger));
+  }
+}
+
+/** Rows of one table that a shard has been asked for. */
+interface Fetch {
+  readonly reader: Backend;
+  readonly relay: RowRelay;
+  /** Rows that had been read before their turn came. */
+  readonly early: readonly Buffer[];
+  readonly done: Promise<string>;
+}
+
+const KEY_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
+
+function switchedOff(): RefusedError {
+  return new RefusedError('0A000', 'queries that need rows of several shards in one place are switched off', {
+    hint: `${KEY_HINT} Or raise proxy.limits.gatherBytes, which is 0.`,
+  });
+}
+
+function tooMuch(limit: number): ErrorFields {
+  return {
+    severity: 'ERROR',
+    sqlstate: '54000',
+    message: `the query needs more than ${limit} bytes of rows of several shards in one place`,
+    hint: `${KEY_HINT} Or restrict it further, or raise proxy.limits.gatherBytes.`,
+  };
+}
+
+/** Binary forms that name types by OIDs, or that a type does not have. */
+const NOT_PASSED = new Set(['42804', '42883']);
+
+/** What a step before the query itself has failed with. It is not about the client's text. */
+function wordsFor(error: unknown): ErrorFields {
+  const {
+    position: _,
+    internalPosition: __,
+    internalQuery: ___,
+    ...fields
+  } = error instanceof InternalStatementError ? decodeErrorFields(error.frame) : fieldsOfError(error);
+  if (NOT_PASSED.has(fields.sqlstate))
+    return {
+      severity: 'ERROR',
+      sqlstate: '0A000',
+      message: 'a column that the query uses has a type whose values cannot be passed from shard to shard',
+      detail: fields.message,
+      hint: KEY_HINT,
+    };
+  const hint =
+    fields.sqlstate === '42501' && fields.message.includes('temporary tables')
+      ? {
+          hint: 'Queries over several shards are finished in temporary tables of the home shard: GRANT TEMPORARY ON DATABASE … TO the user there.',
+        }
+      : {};
+  return { ...fields, ...hint, severity: 'ERROR' };
+}

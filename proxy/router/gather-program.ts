@@ -1,0 +1,393 @@
+import type { ColumnRef, JoinExpr, Node, RangeVar, SelectStmt } from 'libpg-query';
+import { type KeyspaceName, type ShardName, shardsOf, type Topology } from '../../topology/topology.js';
+import { Analysis, type Context, type Occurrence } from './analysis.js';
+import { conjuncts, strings, walk } from './ast.js';
+import { bare, type ColumnWords, expressionText, quoted } from './expression-text.js';
+import { classifyFunction } from './functions.js';
+import { columnsAs, hasStar } from './gather.js';
+import { Lexer, type Token } from './lexer.js';
+import type { Relation } from './metadata.js';
+import { analyzeStatement } from './modify.js';
+import { parse } from './parse.js';
+import { ownConditions } from './resolve.js';
+import { tellsTransaction } from './telling.js';
+
+/** A table whose rows are brought together. */
+export interface GatheredTable {
+  /** In the workspace it has the same name. */
+  readonly schema: string;
+  readonly table: string;
+  readonly keyspace: KeyspaceName;
+  readonly keyColumns: readonly string[];
+  /** What of it the query looks at, in its order; never empty. */
+  readonly columns: readonly string[];
+  /** For grouping by it, which leaves its other columns to be selected; null: there is none, or it does not matter. */
+  readonly primaryKey: readonly string[] | null;
+  /** What is true of all rows that the query can use, of `"t"`; may have parameters. Null: nothing is known. */
+  readonly filter: string | null;
+}
+
+export interface GatherProgram {
+  readonly tables: readonly GatheredTable[];
+  /** Some filter has parameters of the query. */
+  readonly filtersByParameters: boolean;
+  /** The query as the workspace runs it. */
+  readonly text: Buffer;
+  /** A position in `text`, in characters from 1, as one in the client's own text. */
+  positionAsSent(position: number): number;
+}
+
+/** The name of a table where its rows are read. */
+const ROW = 't';
+
+/** Bytes of the text that others take the place of. */
+interface Edit {
+  readonly start: number;
+  readonly end: number;
+  readonly put: string;
+}
+
+/** Perhaps: also in a string. */
+const PARAMETER = /\$\d/;
+
+const lexer = new Lexer();
+
+/**
+ * What is to be done to answer a query from copies of its tables' rows ({@link gatherRefusal} allows it). Pure. Null: it is not understood well enough after
+ * all. @param text one statement, perhaps with semicolons, as PostgreSQL reads it with standard_conforming_strings on or off: as sent
+ */
+export function gatherProgram(
+  text: Buffer,
+  parsed: Buffer,
+  conforming: boolean,
+  context: Omit<Context, 'literals'>,
+): GatherProgram | null {
+  const read = parse(parsed);
+  const [statement] = read?.statements ?? [];
+  if (!read || !statement || read.statements.length > 1 || read.garbledNames) return null;
+  const a = new Analysis({ ...context, literals: read.literals }, analyzeStatement);
+  analyzeStatement(a, statement.node, null, null);
+  const edits = editsOf(a, statement.node, text, conforming);
+  if (edits === null) return null;
+  const edited = apply(text, edits);
+  if (!meansTheSame(a, statement.node, edited, text, parsed)) return null;
+  const tables = tablesOf(a, statement.node, conforming);
+  return {
+    tables,
+    filtersByParameters: tables.some(({ filter }) => filter !== null && PARAMETER.test(filter)),
+    text: edited,
+    positionAsSent: (position) => positionAsSent(text, edits, position),
+  };
+}
+
+/** By shard, what makes the statement that gives the rows of a table that it owns. */
+export function fetches(
+  { schema, table, keyspace, keyColumns, columns, filter }: GatheredTable,
+  topology: Topology,
+): ReadonlyMap<ShardName, string> {
+  const own = ownConditions({ keyspace, name: ROW, keyColumns }, topology);
+  const list = columns.map((column) => `${quoted(ROW)}.${quoted(column)}`).join(', ');
+  const from = `${quoted(schema)}.${quoted(table)} AS ${quoted(ROW)}`;
+  const found = topology.keyspaces.get(keyspace);
+  return new Map(
+    (found === undefined ? [] : shardsOf(found)).map((shard) => {
+      const conditions = [keyColumns.length === 0 ? null : own.get(shard), filter].filter((c) => c !== null);
+      const where = conditions.length === 0 ? '' : ` WHERE ${conditions.map((c) => `(${c})`).join(' AND ')}`;
+      return [shard, `SELECT ${list} FROM ${from}${where}`];
+    }),
+  );
+}
+
+function apply(text: Buffer, edits: readonly Edit[]): Buffer {
+  const pieces: Buffer[] = [];
+  let at = 0;
+  for (const { start, end, put } of edits) {
+    pieces.push(text.subarray(at, start), Buffer.from(put));
+    at = end;
+  }
+  return Buffer.concat([...pieces, text.subarray(at)]);
+}
+
+function positionAsSent(text: Buffer, edits: readonly Edit[], position: number): number {
+  let added = 0;
+  for (const { start, end, put } of edits) {
+    const at = text.toString('utf8', 0, start).length + added;
+    if (position <= at) break;
+    const replaced = text.toString('utf8', start, end).length;
+    if (position <= at + put.length) return at - added + 1;
+    added += put.length - replaced;
+  }
+  return position - added;
+}
+
+/** Tables by the names that they have in the workspace, and columns without the schemas that these have no more. In order; null: a name is not found. */
+function editsOf(a: Analysis, statement: Node, text: Buffer, conforming: boolean): Edit[] | null {
+  if (!lexer.scan(text, true, conforming)) return null;
+  const tokens: Token[] = [...lexer.tokens];
+  const byStart = new Map(tokens.map((token, i) => [token.start, i]));
+  const edits: Edit[] = [];
+  let lost = false;
+  const schemaOf = (location: number | undefined) => {
+    const at = byStart.get(location ?? -1) ?? -1;
+    const [schema, dot, name] = tokens.slice(at, at + 3);
+    const isDot = dot !== undefined && text.toString('latin1', dot.start, dot.end) === '.';
+    return at < 0 || !schema || !name || !isDot ? null : { start: schema.start, end: name.start };
+  };
+  for (const { node } of a.occurrences) {
+    if (!node) return null;
+    if (node.schemaname === undefined) {
+      if (!byStart.has(node.location ?? -1)) return null;
+      edits.push({ start: node.location as number, end: node.location as number, put: 'pg_temp.' });
+      continue;
+    }
+    const schema = schemaOf(node.location);
+    if (schema === null) return null;
+    edits.push({ ...schema, put: 'pg_temp.' });
+  }
+  walk(statement, {
+    column: (ref) => {
+      if (!hasSchema(a, ref)) return;
+      const schema = schemaOf(ref.location);
+      if (schema === null) lost = true;
+      else edits.push({ ...schema, put: '' });
+    },
+  });
+  return lost ? null : edits.sort((x, y) => x.start - y.start);
+}
+
+/** `schema.table.column`, of a gathered table. */
+function hasSchema(a: Analysis, ref: ColumnRef): boolean {
+  const fields = ref.fields ?? [];
+  if (fields.length !== 3) return false;
+  const [schema, table] = strings(fields);
+  return a.occurrences.some((o) => o.relation?.schema === schema && o.relation?.table === table && !o.node?.alias);
+}
+
+/** Whether PostgreSQL reads the edited text as the same query, but for those names. */
+function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer, parsed: Buffer): boolean {
+  // A text with other strings for the parser cannot be told apart from its own, edited: then the edits are believed, which are of names only.
+  if (text !== parsed && !text.equals(parsed)) return true;
+  const read = parse(edited)?.statements[0]?.node;
+  const cut: ColumnWords = (ref) => (hasSchema(a, ref) && !hasStar(ref) ? strings(ref.fields).slice(1) : null);
+  const wanted = structuredClone(statement);
+  const own = new Set(a.occurrences.map((o) => o.node));
+  // In the same order as in the copy.
+  const nodes: RangeVar[] = [];
+  walk(statement, { rangeVar: (node) => nodes.push(node) });
+  let i = 0;
+  walk(wanted, {
+    rangeVar: (node) => {
+      if (own.has(nodes[i++] as RangeVar)) node.schemaname = 'pg_temp';
+    },
+    column: (ref) => {
+      if (hasStar(ref) && hasSchema(a, ref)) ref.fields = ref.fields?.slice(1) ?? [];
+    },
+  });
+  return canonical(bare(wanted, cut)) === canonical(bare(read, () => null));
+}
+
+/** As JSON, with properties in one order. */
+function canonical(tree: unknown): string {
+  return JSON.stringify(tree, (_, value: unknown) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).sort(([x], [y]) => (x < y ? -1 : 1)))
+      : value,
+  );
+}
+
+function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] {
+  const used = usedColumns(statement);
+  const grouped = isGrouped(statement);
+  // The parser has not seen what is in strings with backslashes.
+  const filters = sure ? filtersOf(a, statement) : new Map<RangeVar, string>();
+  const byTable = new Map<Relation, Occurrence[]>();
+  for (const o of a.occurrences) {
+    const relation = o.relation as Relation;
+    byTable.set(relation, [...(byTable.get(relation) ?? []), o]);
+  }
+  return [...byTable].map(([relation, occurrences]) => {
+    const { keyspace, keyColumns } = (occurrences[0] as Occurrence).table;
+    const all = relation.columns ?? [];
+    const primaryKey = grouped ? (relation.primaryKey ?? null) : null;
+    const renamed = occurrences.some((o) => strings(o.node?.alias?.colnames).length > 0);
+    const columns = all.filter(
+      (c) => used === 'all' || renamed || used.has(c) || primaryKey?.includes(c) || keyColumns.includes(c),
+    );
+    const own = occurrences.map((o) => filters.get(o.node as RangeVar) ?? null);
+    return {
+      schema: relation.schema,
+      table: relation.table,
+      keyspace,
+      keyColumns,
+      columns: columns.length > 0 ? columns : all.slice(0, 1),
+      primaryKey,
+      filter: own.includes(null) ? null : own.length === 1 ? (own[0] as string) : own.map((f) => `(${f})`).join(' OR '),
+    };
+  });
+}
+
+/** The names of all columns that are referred to, whosever they are. */
+function usedColumns(statement: Node): ReadonlySet<string> | 'all' {
+  const names = new Set<string>();
+  let all = false;
+  walk(statement, {
+    any: (kind, value) => {
+      if (kind !== 'JoinExpr') return;
+      const { isNatural, usingClause } = value as JoinExpr;
+      if (isNatural) all = true;
+      for (const name of strings(usingClause)) names.add(name);
+    },
+    column: (ref) => {
+      if (hasStar(ref)) all = true;
+      else names.add(strings(ref.fields).at(-1) ?? '');
+    },
+  });
+  return all ? 'all' : names;
+}
+
+function isGrouped(statement: Node): boolean {
+  return JSON.stringify(statement).includes('"groupClause":');
+}
+
+/** What stands in FROM at one level. */
+interface Source {
+  readonly node: RangeVar | null;
+  readonly name: string;
+  /** Null: not known. */
+  readonly columns: readonly string[] | null;
+  readonly occurrence: Occurrence | null;
+  /** Rows of it may be made up by an outer join. */
+  readonly nullable: boolean;
+}
+
+/** By table in FROM: what the conditions of its level say of it alone. */
+function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, string> {
+  const filters = new Map<RangeVar, string[]>();
+  const occurrences = new Map(a.occurrences.map((o) => [o.node as RangeVar, o]));
+  const levelOf = (select: SelectStmt) => {
+    const sources = (select.fromClause ?? []).flatMap((item) => sourcesOf(item));
+    push(select.whereClause, sources, sources);
+  };
+  /** @param all those that a name may mean @param restricted those whose rows the condition leaves out */
+  const push = (condition: Node | undefined, all: readonly Source[], restricted: readonly Source[]) => {
+    const left = new Set<Source>();
+    for (const conjunct of conjuncts(condition)) {
+      const source = onlySource(conjunct, all);
+      if (source?.occurrence == null || source.nullable || !restricted.includes(source)) continue;
+      const text = isPushable(a, conjunct) ? expressionText(conjunct, (ref) => [ROW, columnOf(ref, source)]) : null;
+      // What may fail is looked at behind what stands before it, or not at all.
+      if (text === null || tellsTransaction(text) || (left.has(source) && mayFail(conjunct))) left.add(source);
+      else filters.set(source.node as RangeVar, [...(filters.get(source.node as RangeVar) ?? []), text]);
+    }
+  };
+  const sourcesOf = (item: Node): Source[] => {
+    if ('RangeVar' in item) {
+      const node = item.RangeVar;
+      const occurrence = occurrences.get(node) ?? null;
+      const { metadata, searchPath } = a.context;
+      const relation =
+        occurrence?.relation ?? metadata.resolveRelation(node.schemaname ?? null, node.relname ?? '', searchPath);
+      const name = node.alias?.aliasname ?? node.relname ?? '';
+      // A name without a schema may be a common table expression's.
+      const columns = relation && (occurrence || node.schemaname) ? columnsAs(node, relation) : null;
+      return [{ node, name, columns, occurrence, nullable: false }];
+    }
+    if ('JoinExpr' in item) {
+      const { larg, rarg, quals, jointype = 'JOIN_INNER', alias } = item.JoinExpr;
+      const left = larg ? sourcesOf(larg) : [];
+      const right = rarg ? sourcesOf(rarg) : [];
+      const restricted = [
+        ...(jointype === 'JOIN_INNER' || jointype === 'JOIN_RIGHT' ? left : []),
+        ...(jointype === 'JOIN_INNER' || jointype === 'JOIN_LEFT' ? right : []),
+      ];
+      push(quals, [...left, ...right], restricted);
+      const madeUp = (sources: Source[], is: boolean) =>
+        is ? sources.map((s) => ({ ...s, nullable: true })) : sources;
+      const both = [
+        ...madeUp(left, jointype === 'JOIN_RIGHT' || jointype === 'JOIN_FULL'),
+        ...madeUp(right, jointype === 'JOIN_LEFT' || jointype === 'JOIN_FULL'),
+      ];
+      if (alias === undefined) return both;
+    }
+    return [{ node: null, name: '', columns: null, occurrence: null, nullable: false }];
+  };
+  if ('SelectStmt' in statement) levelOf(statement.SelectStmt);
+  walk(statement, {
+    any: (kind, value) => {
+      if (kind === 'SelectStmt' && !('SelectStmt' in statement && statement.SelectStmt === value))
+        levelOf(value as SelectStmt);
+    },
+  });
+  return new Map([...filters].map(([node, texts]) => [node, texts.join(' AND ')]));
+}
+
+/** The only thing in FROM whose columns the condition has, if it has no others. */
+function onlySource(condition: Node, all: readonly Source[]): Source | null {
+  let only: Source | null = null;
+  let several = false;
+  walk(condition, {
+    column: (ref) => {
+      const source = sourceOfColumn(ref, all);
+      if (source === null || (only !== null && only !== source)) several = true;
+      only = source;
+    },
+  });
+  return several ? null : only;
+}
+
+function sourceOfColumn(ref: ColumnRef, all: readonly Source[]): Source | null {
+  const names = strings(ref.fields);
+  const column = names.at(-1) ?? '';
+  if (hasStar(ref)) return null;
+  const having =
+    names.length === 1
+      ? all.filter((s) => s.columns === null || s.columns.includes(column))
+      : all.filter((s) => s.name === names.at(-2));
+  const [source] = having;
+  return having.length === 1 && source?.columns?.includes(column) ? source : null;
+}
+
+/** The table's own name of a column. */
+function columnOf(ref: ColumnRef, { columns, occurrence }: Source): string {
+  const at = columns?.indexOf(strings(ref.fields).at(-1) ?? '') ?? -1;
+  return occurrence?.relation?.columns?.[at] ?? '';
+}
+
+/** Whether a condition says the same wherever it is looked at. */
+function isPushable(a: Analysis, condition: Node): boolean {
+  const { metadata, searchPath } = a.context;
+  let pushable = true;
+  walk(condition, {
+    func: (call) => {
+      const names = strings(call.funcname);
+      const schema = names.length > 1 ? (names.at(-2) as string) : null;
+      if (classifyFunction(schema, names.at(-1) ?? '', searchPath, metadata).kind !== 'immutable') pushable = false;
+    },
+    expr: (e) => {
+      const names = strings(e.name);
+      if ((names.length > 1 && names[0] !== 'pg_catalog') || metadata.volatileOperators.has(names.at(-1) ?? ''))
+        pushable = false;
+    },
+  });
+  return pushable;
+}
+
+const COMPARISONS = new Set(['=', '<>', '!=', '<', '<=', '>', '>=', '~~', '!~~', '~~*', '!~~*']);
+
+/** Whether the condition does more than compare. */
+function mayFail(condition: Node): boolean {
+  let fails = false;
+  walk(condition, {
+    func: () => {
+      fails = true;
+    },
+    any: (kind) => {
+      if (kind === 'TypeCast') fails = true;
+    },
+    expr: (e) => {
+      const name = strings(e.name).at(-1) ?? '';
+      if (e.kind === 'AEXPR_OP' && !COMPARISONS.has(name)) fails = true;
+    },
+  });
+  return fails;
+}

@@ -1,0 +1,108 @@
+import type { ColumnRef, Node, RangeVar, ResTarget } from 'libpg-query';
+import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
+import { qualifiedName, strings, walk } from './ast.js';
+import type { Relation } from './metadata.js';
+import type { Refusal } from './route.js';
+
+const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
+
+/** They tell what the text of the statement is, which another one takes the place of. */
+const TELL_TEXT = new Set(['current_query']);
+
+/**
+ * Whether a query can be answered by the home shard once it has the rows of all its sharded tables, in temporary tables of their names: null; or why not. All it
+ * needs is that nothing in it sees that these are other tables.
+ */
+export function gatherRefusal(a: Analysis, statement: Node): Refusal | null {
+  if (a.noGather !== null) return { hint: PIN_HINT, ...a.noGather };
+  if (a.writes || a.pin !== null) return no('FOR UPDATE, FOR SHARE, and functions with side effects');
+  if (a.homeBehind !== null) return no('a table whose policies use tables of the home shard');
+  const shared = sharedName(a.occurrences);
+  if (shared !== null) return no(`tables of the same name ("${shared}") of several schemas`);
+  for (const { node, relation } of a.occurrences) {
+    if (!node || !relation?.columns?.length) return no('a table whose columns are not known');
+    if (node.inh !== true) return no('ONLY');
+    if (node.catalogname) return no('the name of a database before that of a table');
+  }
+  const found = blocker(a, statement);
+  return found === null ? null : no(found);
+}
+
+function no(what: string): Refusal {
+  return {
+    sqlstate: '0A000',
+    message: `${what} in a query over several shards is not supported`,
+    hint: PIN_HINT,
+  };
+}
+
+/** Two tables that would be one name in the workspace. */
+function sharedName(occurrences: readonly Occurrence[]): string | null {
+  const schemas = new Map<string, string>();
+  for (const { relation } of occurrences) {
+    if (!relation) continue;
+    const before = schemas.get(relation.table);
+    if (before !== undefined && before !== relation.schema) return relation.table;
+    schemas.set(relation.table, relation.schema);
+  }
+  return null;
+}
+
+function blocker(a: Analysis, statement: Node): string | null {
+  let found: string | null = null;
+  const rows = new Map<string, ReadonlySet<string>>();
+  for (const { node, relation } of a.occurrences) {
+    const name = node?.alias?.aliasname ?? relation?.table ?? '';
+    rows.set(name, new Set([...(rows.get(name) ?? []), ...columnsAs(node, relation)]));
+  }
+  const stars = new Set<ColumnRef>();
+  walk(statement, {
+    any: (kind, value) => {
+      if (kind === 'ResTarget') {
+        const { val } = value as ResTarget;
+        if (val && 'ColumnRef' in val && hasStar(val.ColumnRef)) stars.add(val.ColumnRef);
+      }
+      const { typeName } = value as { typeName?: { names?: Node[] } };
+      const { name } = qualifiedName(typeName?.names);
+      if (name.startsWith('reg')) found ??= `the type ${name}`;
+      else if (a.occurrences.some((o) => o.relation?.table === name)) found ??= `the row type "${name}"`;
+    },
+    func: (call) => {
+      const { name } = qualifiedName(call.funcname);
+      if (TELL_TEXT.has(name)) found ??= `function ${name}()`;
+    },
+    column: (ref) => {
+      found ??= columnBlocker(ref, rows, stars);
+    },
+  });
+  return found;
+}
+
+/** References to whole rows, whose type would be another one, and to what only the tables themselves have. */
+function columnBlocker(
+  ref: ColumnRef,
+  rows: ReadonlyMap<string, ReadonlySet<string>>,
+  stars: ReadonlySet<ColumnRef>,
+): string | null {
+  const fields = ref.fields ?? [];
+  if (hasStar(ref)) return stars.has(ref) ? null : 'a whole row as a value';
+  const names = strings(fields);
+  const column = names.at(-1) ?? '';
+  if (SYSTEM_COLUMNS.has(column)) return `the system column ${column}`;
+  if (names.length === 1) return rows.has(column) ? `the whole row "${column}" as a value` : null;
+  const table = names.at(-2) ?? '';
+  const columns = rows.get(table);
+  if (columns !== undefined && !columns.has(column)) return `"${column}" of a whole row`;
+  // Deeper names may be fields of composite columns.
+  return names.length > 3 ? 'a name of four parts' : null;
+}
+
+export function hasStar(ref: ColumnRef): boolean {
+  return (ref.fields ?? []).some((field) => 'A_Star' in field);
+}
+
+/** The columns of a table in FROM by the names that the statement has for them. */
+export function columnsAs(node: RangeVar | undefined, relation: Relation | undefined): readonly string[] {
+  const renamed = strings(node?.alias?.colnames);
+  return (relation?.columns ?? []).map((column, i) => renamed[i] ?? column);
+}
