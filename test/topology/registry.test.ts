@@ -4,12 +4,14 @@ import { beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { raiseEpoch } from '../../topology/catalog/change.js';
+import { Decisions } from '../../topology/catalog/decisions.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import { ForeshardError } from '../../topology/errors.js';
 import type { KeyType } from '../../topology/key.js';
+import { type CoordinatorId, gidOf } from '../../topology/prepared-transactions.js';
 import { parseTableName } from '../../topology/table-name.js';
-import type { Epoch } from '../../topology/topology.js';
+import type { Epoch, ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 
@@ -111,6 +113,49 @@ describe('shards', () => {
     await catalog.pool.query(`UPDATE foreshard.range SET shard = 'one';
       INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', '{"from": "one", "to": "two", "keyspace": "tenants"}', 'copying')`);
     expect((await failure(registry.removeShard('two'))).message).toMatch(/takes part in migration 1/);
+  });
+});
+
+describe('a shard on which a transaction on several shards is open', () => {
+  const name = { coordinator: randomUUID() as CoordinatorId, number: 1n };
+  const gid = gidOf(name, 1);
+
+  beforeEach(async () => {
+    await withShop();
+    await catalog.pool.query("INSERT INTO foreshard.coordinator (id, proxy_id, proxy_name) VALUES ($1, $1, 'p')", [
+      name.coordinator,
+    ]);
+  });
+
+  const decide = () =>
+    new Decisions(catalog.pool).decide(name.coordinator, [
+      { number: name.number, shards: ['one', 'two'] as ShardName[] },
+    ]);
+
+  it.each(['decided', 'not decided'])('stays while it is prepared there, %s, and goes when it is ended', async (is) => {
+    await sql(two, `BEGIN; CREATE TABLE t (); PREPARE TRANSACTION '${gid}'`);
+    try {
+      if (is === 'decided') expect(await decide()).toBe(true);
+      const refused = await failure(registry.removeShard('two'));
+      expect(refused.message).toMatch(/has 1 transaction\(s\) on several shards that are prepared there/);
+      expect(await registry.listShards()).toHaveLength(2);
+    } finally {
+      await sql(two, `COMMIT PREPARED '${gid}'`);
+    }
+    // Its row may be there yet: what is decided has been carried out.
+    await registry.removeShard('two');
+    expect(await registry.listShards()).toHaveLength(1);
+  });
+
+  it('stays while it does not answer and what is decided may not be carried out there', async () => {
+    expect(await decide()).toBe(true);
+    await catalog.pool.query("UPDATE foreshard.shard SET url = $1 WHERE name = 'two'", [cluster.url('gone')]);
+    expect((await failure(registry.removeShard('two'))).message).toMatch(
+      /does not answer, and 1 transaction\(s\) may have to be committed there yet/,
+    );
+    await new Decisions(catalog.pool).forget(name.coordinator, [name.number]);
+    await registry.removeShard('two');
+    expect(await registry.listShards()).toHaveLength(1);
   });
 });
 

@@ -142,6 +142,14 @@ export class Decisions {
     return rowCount === 1;
   }
 
+  /** How many commits are recorded in which this shard has a part, carried out there or not. */
+  async countOn(shard: ShardName): Promise<number> {
+    const { rows } = await this.#pool.query<{ n: number }>(
+      timedQuery('SELECT count(*)::int AS n FROM foreshard.decision WHERE committed AND $1 = ANY(shards)', [shard]),
+    );
+    return rows[0]?.n ?? 0;
+  }
+
   /** They are carried out on all of their shards. */
   async forget(id: CoordinatorId, numbers: readonly bigint[]): Promise<void> {
     await this.#pool.query(

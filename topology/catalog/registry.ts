@@ -2,11 +2,14 @@ import { checkUrl } from '../check-url.js';
 import { errorCode, redactUrl } from '../connection.js';
 import { ForeshardError, UsageError } from '../errors.js';
 import { KEY_TYPES, type KeyType, type Method } from '../key.js';
+import { readPrepared } from '../prepared-transactions.js';
+import { withShard } from '../shard-client.js';
 import {
   isKeyless,
   type Keyspace,
   type KeyspaceName,
   type ReferenceTable,
+  type Shard,
   type ShardedTable,
   type ShardName,
   type TableName,
@@ -15,12 +18,14 @@ import {
 } from '../topology.js';
 import type { Catalog } from './catalog.js';
 import { audit, type CatalogClient, inCatalogTransaction, raiseEpoch } from './change.js';
+import { Decisions } from './decisions.js';
 import { raiseSchemaGeneration } from './schema-generation.js';
 import { checkNewShard } from './shard-check.js';
 import { checkReferenceTable, checkShardedTable } from './table-check.js';
 
 const SHARD_NAME = /^[a-z][a-z0-9_-]{0,39}$/;
 export const KEYSPACE_NAME = /^[a-z][a-z0-9_]{0,39}$/;
+const REFUSED = '55006';
 /** States of a migration in which it owns no object on any shard. */
 const IDLE_STATES = ['planned', 'approved', 'done', 'rolled_back', 'aborted'];
 
@@ -139,11 +144,12 @@ export class Registry {
     const topology = await this.#catalog.loadTopology();
     if (listing === undefined) throw unknownThing('shard', name, topology.shards.keys());
     const keep = (why: string, hint: string): ForeshardError =>
-      new ForeshardError('55006', `shard "${name}" cannot be removed: it ${why}`, { hint });
+      new ForeshardError(REFUSED, `shard "${name}" cannot be removed: it ${why}`, { hint });
     if (listing.home) throw keep('is the home shard', 'The home shard stays as long as the catalog.');
     if (listing.ranges > 0) throw keep(`owns ${listing.ranges} range(s)`, 'Move them to other shards first.');
     if (listing.referenceTables > 0)
       throw keep(`has copies of ${listing.referenceTables} reference table(s)`, 'Drop these copies first.');
+    await this.#refuseOpenTransactions(topology.shards.get(listing.name) as Shard, keep);
 
     await this.#change(topology, async (client) => {
       const busy = await client.query<{ id: string }>(
@@ -156,6 +162,30 @@ export class Registry {
       await client.query('DELETE FROM foreshard.shard WHERE name = $1', [name]);
       await audit(client, { actor: this.#actor, action: 'shard remove', object: name, detail: { url: listing.url } });
     });
+  }
+
+  /**
+   * Without the shard nobody would end what transactions on several shards have prepared there. What is decided to be committed is still prepared there or
+   * is committed, so that the server tells; if it does not answer, the catalog tells what is decided.
+   */
+  async #refuseOpenTransactions(shard: Shard, keep: (why: string, hint: string) => ForeshardError): Promise<void> {
+    try {
+      const prepared = await withShard(shard, readPrepared);
+      if (prepared.length > 0)
+        throw keep(
+          `has ${prepared.length} transaction(s) on several shards that are prepared there`,
+          'A proxy ends them within seconds; if they stay, "foreshard migrate audit" says why, and --repair ends them.',
+        );
+      return;
+    } catch (error) {
+      if (!(error instanceof ForeshardError) || error.sqlstate === REFUSED) throw error;
+    }
+    const decided = await new Decisions(this.#catalog.pool).countOn(shard.name);
+    if (decided > 0)
+      throw keep(
+        `does not answer, and ${decided} transaction(s) may have to be committed there yet`,
+        'Bring it back: a proxy commits them within seconds. If it never comes back, neither does their part there: delete them from foreshard.decision in the catalog.',
+      );
   }
 
   /** A new keyspace: one range from minus to plus infinity, on the home shard. */
