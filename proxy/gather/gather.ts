@@ -1,8 +1,10 @@
+import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { quoted } from '../router/expression-text.js';
-import { fetches, type GatheredTable, type GatherProgram } from '../router/gather-program.js';
+import { fetches, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
+import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
@@ -14,6 +16,8 @@ import {
   CLOSE_COMPLETE,
   decodeCommandComplete,
   decodeParameterDescription,
+  decodeRowDescription,
+  type FieldDescription,
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
@@ -86,6 +90,10 @@ export class Gather implements BackendOwner, SpreadRun {
   #oids: readonly number[] = [];
   /** The shards get them, too. */
   #passesParameters = false;
+  /** The columns of the query. */
+  #shown: readonly FieldDescription[] = [];
+  /** The query runs as it was sent, but for the names of its tables. */
+  #fromItsText = false;
   /** The shard whose rows go to the workspace now. */
   #source: Backend | null = null;
   #brought = 0;
@@ -136,7 +144,7 @@ export class Gather implements BackendOwner, SpreadRun {
     try {
       const all = new Set([...shards, topology.home]);
       if (!(await acquireAll(this.#session, this, [...all], topology, this.#backends, signal))) return false;
-      const program = services.router.gatherProgram(this.#analyzed);
+      const program = services.router.gatherProgram(this.#analyzed, shards);
       if (program === null)
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
           hint: 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.',
@@ -180,6 +188,7 @@ export class Gather implements BackendOwner, SpreadRun {
       { kind: 'describe', message: encodeDescribe('portal', ''), replied: (_, frame) => columns.push(kept(frame)) },
     ]);
     this.#oids = decodeParameterDescription(described[0] as Buffer);
+    this.#shown = decodeRowDescription(columns[0] as Buffer);
     if (extended === null) {
       for (const frame of columns) session.write(frame);
       return;
@@ -196,9 +205,7 @@ export class Gather implements BackendOwner, SpreadRun {
     session.bytesForwarded = 0;
     session.listening.began();
     try {
-      await this.#bringAll(program);
-      await this.#workspace.runInternal(READ_ONLY);
-      await this.#query(program);
+      if (!(await this.#fromParts(program))) await this.#fromRows(program);
       if (!this.#failed) await this.#workspace.runInternal(COMMIT);
     } catch (error) {
       this.#stop();
@@ -217,17 +224,95 @@ export class Gather implements BackendOwner, SpreadRun {
     });
   }
 
-  async #bringAll(program: GatherProgram): Promise<void> {
-    const { shards, topology } = this.#placement;
+  /** From the rows of the query's tables. */
+  async #fromRows({ tables, filtersByParameters, text }: GatherProgram): Promise<void> {
+    const { topology } = this.#placement;
+    const passes = filtersByParameters && this.#mayPassParameters;
+    this.#passesParameters = passes;
+    const readers = await this.#begin();
+    for (const table of tables) {
+      const columns = table.columns.map(quoted).join(', ');
+      const brought = {
+        name: table.table,
+        form: `SELECT ${columns} FROM ${quoted(table.schema)}.${quoted(table.table)}`,
+        texts: fetches(filtersByParameters && !passes ? { ...table, filter: null } : table, topology),
+        primaryKey: table.primaryKey,
+      };
+      await this.#bring(brought, readers);
+    }
+    await this.#release(readers);
+    this.#fromItsText = true;
+    await this.#query(text);
+  }
+
+  /** From what the shards make of their rows. @returns false: that would not be exact, or cannot be told to be; nothing is begun */
+  async #fromParts({ reduction }: GatherProgram): Promise<boolean> {
+    if (reduction === null) return false;
+    const form = reduction.partial('true');
+    const usesParameters = PARAMETER.test(form);
+    if (usesParameters && !this.#mayPassParameters) return false;
     const workspace = this.#workspace;
-    await workspace.runInternal(BEGIN);
+    const parts = await this.#columnsOf(form);
+    const text = parts && reduction.finish(parts.map((column) => column.typeOid));
+    if (text === null) return false;
+    this.#passesParameters = usesParameters;
+    const readers = await this.#begin();
+    const name = `pg_temp.${quoted(PARTS)}`;
+    const made = await this.#create(name, form).catch((error: unknown) => {
+      if (workspace.lost !== null || isNotAllowed(error)) throw error;
+    });
+    const shown = made === undefined ? null : await this.#columnsOf(text);
+    if (shown === null || !agree(shown, this.#shown)) {
+      await Promise.all(this.#backends.map((backend) => backend.status !== IDLE && backend.runInternal(ROLLBACK)));
+      return false;
+    }
+    await this.#fill(
+      { name: PARTS, form, texts: partials(reduction, this.#placement.topology), primaryKey: null },
+      readers,
+    );
+    await this.#release(readers);
+    await this.#query(Buffer.from(text));
+    return true;
+  }
+
+  get #mayPassParameters(): boolean {
+    return this.#oids.every((oid) => oid < FIRST_NORMAL_OID);
+  }
+
+  /** The columns of a query of ours, as the home shard says; null: it does not take it. */
+  async #columnsOf(text: string): Promise<readonly FieldDescription[] | null> {
+    const workspace = this.#workspace;
+    const found: Buffer[] = [];
+    try {
+      await workspace.askInternal([
+        { kind: 'parse', message: encodeParse('', text, this.#oids) },
+        {
+          kind: 'describe',
+          message: encodeDescribe('statement', ''),
+          replied: (type, frame) => type === BACKEND.RowDescription && found.push(kept(frame)),
+        },
+      ]);
+    } catch (error) {
+      if (error instanceof InternalStatementError && workspace.lost === null) return null;
+      throw error;
+    }
+    const [frame] = found;
+    return frame === undefined ? null : decodeRowDescription(frame);
+  }
+
+  /** One moment for each shard. @returns who reads there */
+  async #begin(): Promise<readonly Backend[]> {
+    const { shards, topology } = this.#placement;
+    await this.#workspace.runInternal(BEGIN);
     if (shards.includes(topology.home)) await this.#readOwn();
     const readers = this.#readers;
     await Promise.all(readers.filter((r) => r.status === IDLE).map((reader) => reader.runInternal(BEGIN_READING)));
-    this.#passesParameters = program.filtersByParameters && this.#oids.every((oid) => oid < FIRST_NORMAL_OID);
-    const filtered = this.#passesParameters || !program.filtersByParameters;
-    for (const table of program.tables) await this.#bring(filtered ? table : { ...table, filter: null }, readers);
-    await Promise.all(readers.map((reader) => reader.runInternal(COMMIT)));
+    return readers;
+  }
+
+  /** The readers have done their work; the query is the next thing to run. */
+  async #release(readers: readonly Backend[]): Promise<void> {
+    await Promise.all([...readers.map((reader) => reader.runInternal(COMMIT)), this.#workspace.runInternal(READ_ONLY)]);
   }
 
   /** A second connection to the home shard, which reads at the same moment as the workspace. */
@@ -235,36 +320,42 @@ export class Gather implements BackendOwner, SpreadRun {
     const { lease, services } = this.#session;
     const workspace = this.#workspace;
     const snapshot = await workspace.value(EXPORT_SNAPSHOT);
-    const reader = await services.pool(workspace.shard).acquireBeyond();
-    reader.attach(this);
-    this.#backends.push(reader);
-    await lease.serverSettings.adopt(reader);
+    let reader = this.#readers.find((backend) => backend.shard === workspace.shard);
+    if (reader === undefined) {
+      reader = await services.pool(workspace.shard).acquireBeyond();
+      reader.attach(this);
+      this.#backends.push(reader);
+      await lease.serverSettings.adopt(reader);
+    }
     await reader.runInternal(BEGIN_READING);
     await reader.runInternal(encodeQuery(`SET TRANSACTION SNAPSHOT '${snapshot}'`));
   }
 
   /** Makes a table of the workspace, and fills it. */
-  async #bring(table: GatheredTable, readers: readonly Backend[]): Promise<void> {
-    const workspace = this.#workspace;
-    const texts = fetches(table, this.#placement.topology);
-    const name = `pg_temp.${quoted(table.table)}`;
-    const columns = table.columns.map(quoted).join(', ');
-    const from = `${quoted(table.schema)}.${quoted(table.table)}`;
-    // Of the same columns: names, types, collations.
-    await workspace.runInternal(
-      encodeQuery(
-        `CREATE TEMPORARY TABLE ${name} USING heap ON COMMIT DROP AS SELECT ${columns} FROM ${from} WITH NO DATA`,
-      ),
+  async #bring(table: Brought, readers: readonly Backend[]): Promise<void> {
+    await this.#create(`pg_temp.${quoted(table.name)}`, table.form);
+    await this.#fill(table, readers);
+  }
+
+  /** With the columns of a query: names, types, collations. */
+  #create(name: string, form: string): Promise<string> {
+    return this.#workspace.runBatchInternal(
+      this.#messages(`CREATE TEMPORARY TABLE ${name} USING heap ON COMMIT DROP AS ${form} WITH NO DATA`),
     );
+  }
+
+  async #fill({ name, texts, primaryKey }: Brought, readers: readonly Backend[]): Promise<void> {
+    const workspace = this.#workspace;
+    const table = `pg_temp.${quoted(name)}`;
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
       .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string));
-    const rows = await this.#copy(encodeQuery(`COPY ${name} FROM STDIN (FORMAT binary)`), fetched);
-    if (table.primaryKey !== null) {
-      const key = table.primaryKey.map(quoted).join(', ');
-      await workspace.runInternal(encodeQuery(`ALTER TABLE ${name} ADD PRIMARY KEY (${key})`));
+    const rows = await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched);
+    if (primaryKey !== null) {
+      const key = primaryKey.map(quoted).join(', ');
+      await workspace.runInternal(encodeQuery(`ALTER TABLE ${table} ADD PRIMARY KEY (${key})`));
     }
-    if (rows >= ANALYZED_ROWS) await workspace.runInternal(encodeQuery(`ANALYZE ${name}`));
+    if (rows >= ANALYZED_ROWS) await workspace.runInternal(encodeQuery(`ANALYZE ${table}`));
   }
 
   /** Asks a shard for rows, which wait there until they are let through. */
@@ -326,7 +417,7 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   /** The query itself, as the workspace has its tables. */
-  #query(program: GatherProgram): Promise<void> {
+  #query(text: Buffer): Promise<void> {
     const statement = this.#statement;
     const bind =
       statement.kind === 'simple'
@@ -335,7 +426,7 @@ export class Gather implements BackendOwner, SpreadRun {
     this.#answering = true;
     return new Promise((resolve, reject) => {
       const workspace = this.#workspace;
-      workspace.send([encodeParse('', program.text, this.#oids), encodeBind(bind), encodeExecute(''), SYNC], {
+      workspace.send([encodeParse('', text, this.#oids), encodeBind(bind), encodeExecute(''), SYNC], {
         kind: 'batch',
         internal: false,
         completed: (frame) => {
@@ -399,12 +490,10 @@ export class Gather implements BackendOwner, SpreadRun {
 
   /** An error of the query, with its position where it is in the client's text. */
   #asSent(frame: Buffer): Buffer {
-    const fields = decodeErrorFields(frame);
-    if (fields.position === undefined) return frame;
-    return encodeErrorResponse({
-      ...fields,
-      position: (this.#program as GatherProgram).positionAsSent(fields.position),
-    });
+    const { position, ...fields } = decodeErrorFields(frame);
+    if (position === undefined) return frame;
+    const at = this.#fromItsText ? (this.#program as GatherProgram).positionAsSent(position) : undefined;
+    return encodeErrorResponse(at === undefined ? fields : { ...fields, position: at });
   }
 
   onData(_backend: Backend, slice: Buffer): void {
@@ -444,6 +533,16 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 }
 
+/** A table of the workspace. */
+interface Brought {
+  readonly name: string;
+  /** A query with its columns. */
+  readonly form: string;
+  /** What gives its rows, by shard. */
+  readonly texts: ReadonlyMap<ShardName, string>;
+  readonly primaryKey: readonly string[] | null;
+}
+
 /** Rows of one table that a shard has been asked for. */
 interface Fetch {
   readonly reader: Backend;
@@ -451,6 +550,20 @@ interface Fetch {
   /** Rows that had been read before their turn came. */
   readonly early: readonly Buffer[];
   readonly done: Promise<string>;
+}
+
+function agree(made: readonly FieldDescription[], wanted: readonly FieldDescription[]): boolean {
+  return (
+    made.length === wanted.length &&
+    made.every(
+      ({ typeOid, typeModifier }, i) => typeOid === wanted[i]?.typeOid && typeModifier === wanted[i].typeModifier,
+    )
+  );
+}
+
+/** Not about the query. */
+function isNotAllowed(error: unknown): boolean {
+  return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
 }
 
 const KEY_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';

@@ -366,6 +366,7 @@ export class Analysis {
         // The weakest reason gives way to any other.
         else if (found.pin !== null && (this.pin === null || this.pin === 'pg_backend_pid')) this.pin = found.pin;
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
+        this.blockGather(`function ${name}() cannot run on several shards`);
         return;
       }
       case 'sequence':
@@ -377,6 +378,7 @@ export class Analysis {
           this.#drawsFrom(call, name);
         }
         this.blockFanOut(`function ${name}() cannot run on several shards`, PIN_HINT);
+        this.blockGather(`function ${name}() cannot run on several shards`);
         return;
       case 'unknown': {
         this.writes = true;

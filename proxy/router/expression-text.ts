@@ -41,6 +41,15 @@ const PLACES = new Set([
   'rexpr_list_end',
 ]);
 
+/** As JSON, with properties in one order. */
+export function canonical(tree: unknown): string {
+  return JSON.stringify(tree, (_, value: unknown) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).sort(([x], [y]) => (x < y ? -1 : 1)))
+      : value,
+  );
+}
+
 export function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
@@ -76,6 +85,23 @@ function put(node: Node | undefined, columns: ColumnWords): string | null {
   if ('A_ArrayExpr' in node) {
     const items = all(node.A_ArrayExpr.elements, columns);
     return items && `ARRAY[${items.join(', ')}]`;
+  }
+  if ('CollateClause' in node) {
+    const value = put(node.CollateClause.arg, columns);
+    return value && `(${value} COLLATE ${strings(node.CollateClause.collname).map(quoted).join('.')})`;
+  }
+  if ('CaseExpr' in node) {
+    const { arg, args, defresult } = node.CaseExpr;
+    const parts = [
+      ...(arg === undefined ? [] : [put(arg, columns)]),
+      ...(args ?? []).map((item) => {
+        if (!('CaseWhen' in item)) return null;
+        const [condition, result] = [put(item.CaseWhen.expr, columns), put(item.CaseWhen.result, columns)];
+        return condition && result && `WHEN ${condition} THEN ${result}`;
+      }),
+      ...(defresult === undefined ? [] : [defresult].map((d) => put(d, columns)).map((d) => d && `ELSE ${d}`)),
+    ];
+    return parts.includes(null) ? null : `(CASE ${parts.join(' ')} END)`;
   }
   if ('FuncCall' in node) return functionCall(node.FuncCall, columns);
   return null;

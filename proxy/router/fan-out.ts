@@ -3,6 +3,7 @@ import { KEY_TYPES, type KeyType } from '../../topology/key.js';
 import { sameFamily } from '../../topology/key-codec.js';
 import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
 import { qualifiedName, sourceOf, strings, walk } from './ast.js';
+import { classifyFunction } from './functions.js';
 import type { Variable } from './pins.js';
 import type { KeyColumnSource, Refusal, Spread } from './route.js';
 
@@ -106,12 +107,25 @@ function blocker(a: Analysis, s: SelectStmt): Refusal | null {
   if (a.home) return no('joining tables that only the home shard has');
   if (!s.targetList?.length) return no('a SELECT without columns');
   if (a.occurrences.some((o) => !o.top)) return no('a sub-query');
-  return expressionBlocker(a, s);
+  return expressionBlocker(a, [s.targetList, s.fromClause, s.whereClause]);
 }
 
-function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
+/** Whether these expressions mean the same on every shard. */
+export function areAlikeEverywhere(a: Analysis, parts: readonly unknown[]): boolean {
+  let pure = true;
+  walk(parts, {
+    func: (call) => {
+      const { schema, name } = qualifiedName(call.funcname);
+      const { metadata, searchPath } = a.context;
+      if (classifyFunction(schema, name, searchPath, metadata).kind !== 'immutable') pure = false;
+    },
+  });
+  return pure && expressionBlocker(a, parts) === null;
+}
+
+function expressionBlocker(a: Analysis, parts: readonly unknown[]): Refusal | null {
   let found: string | null = null;
-  walk([s.targetList, s.fromClause, s.whereClause], {
+  walk(parts, {
     any: (kind) => {
       if (!PLAIN.has(kind))
         found ??= kind === 'SQLValueFunction' ? 'the current date, time or user' : `this kind of expression (${kind})`;
@@ -127,7 +141,7 @@ function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
     },
   });
   // 'x'::regclass gives an OID, which differs from shard to shard.
-  walk([s.targetList, s.fromClause, s.whereClause], {
+  walk(parts, {
     any: (kind, value) => {
       if (kind !== 'TypeCast') return;
       const { name } = qualifiedName(
@@ -142,12 +156,12 @@ function expressionBlocker(a: Analysis, s: SelectStmt): Refusal | null {
 }
 
 /** The table that every other one follows, by key equalities, and that no outer join leaves out; null: there is none. */
-function rootOf(a: Analysis): Occurrence | null {
+export function rootOf(a: Analysis): Occurrence | null {
   return a.occurrences.find((root) => !root.nullable && a.occurrences.every((o) => follows(a, root, o))) ?? null;
 }
 
 /** `(a JOIN b …) AS j`: the names inside are not seen outside. */
-function renames(select: SelectStmt): boolean {
+export function renames(select: SelectStmt): boolean {
   let found = false;
   walk(select.fromClause, {
     any: (kind, value) => {

@@ -1,14 +1,16 @@
+import { isUtf8 } from 'node:buffer';
 import type { ColumnRef, JoinExpr, Node, RangeVar, SelectStmt } from 'libpg-query';
 import { type KeyspaceName, type ShardName, shardsOf, type Topology } from '../../topology/topology.js';
 import { Analysis, type Context, type Occurrence } from './analysis.js';
 import { conjuncts, strings, walk } from './ast.js';
-import { bare, type ColumnWords, expressionText, quoted } from './expression-text.js';
+import { bare, type ColumnWords, canonical, expressionText, quoted } from './expression-text.js';
 import { classifyFunction } from './functions.js';
 import { columnsAs, hasStar } from './gather.js';
 import { Lexer, type Token } from './lexer.js';
 import type { Relation } from './metadata.js';
 import { analyzeStatement } from './modify.js';
 import { parse } from './parse.js';
+import { type Reduction, reductionOf } from './reduction.js';
 import { ownConditions } from './resolve.js';
 import { tellsTransaction } from './telling.js';
 
@@ -28,6 +30,8 @@ export interface GatheredTable {
 }
 
 export interface GatherProgram {
+  /** In place of the tables' rows, where parts of the shards' answers will do. */
+  readonly reduction: Reduction | null;
   readonly tables: readonly GatheredTable[];
   /** Some filter has parameters of the query. */
   readonly filtersByParameters: boolean;
@@ -48,7 +52,7 @@ interface Edit {
 }
 
 /** Perhaps: also in a string. */
-const PARAMETER = /\$\d/;
+export const PARAMETER = /\$\d/;
 
 const lexer = new Lexer();
 
@@ -61,6 +65,7 @@ export function gatherProgram(
   parsed: Buffer,
   conforming: boolean,
   context: Omit<Context, 'literals'>,
+  where: { readonly topology: Topology; readonly shards: readonly ShardName[] },
 ): GatherProgram | null {
   const read = parse(parsed);
   const [statement] = read?.statements ?? [];
@@ -71,8 +76,10 @@ export function gatherProgram(
   if (edits === null) return null;
   const edited = apply(text, edits);
   if (!meansTheSame(a, statement.node, edited, text, parsed)) return null;
-  const tables = tablesOf(a, statement.node, conforming);
+  const tables = tablesOf(a, statement.node, conforming && isUtf8(text));
+  const select = 'SelectStmt' in statement.node ? statement.node.SelectStmt : null;
   return {
+    reduction: select === null || !conforming ? null : reductionOf(a, select, text, where),
     tables,
     filtersByParameters: tables.some(({ filter }) => filter !== null && PARAMETER.test(filter)),
     text: edited,
@@ -96,6 +103,20 @@ export function fetches(
       return [shard, `SELECT ${list} FROM ${from}${where}`];
     }),
   );
+}
+
+/** The same of what the shards make of their rows. */
+export function partials({ of, partial }: Reduction, topology: Topology): ReadonlyMap<ShardName, string> {
+  return new Map([...ownConditions(of, topology)].map(([shard, own]) => [shard, partial(own)]));
+}
+
+/** Whether all that is sent besides the client's own text says the same in any encoding. */
+export function isAscii({ tables, reduction }: GatherProgram, topology: Topology): boolean {
+  const texts = [
+    ...tables.flatMap((table) => [...fetches(table, topology).values()]),
+    ...(reduction === null ? [] : partials(reduction, topology).values()),
+  ];
+  return !texts.some((text) => /[^ -~\s]/.test(text));
 }
 
 function apply(text: Buffer, edits: readonly Edit[]): Buffer {
@@ -184,15 +205,6 @@ function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer
     },
   });
   return canonical(bare(wanted, cut)) === canonical(bare(read, () => null));
-}
-
-/** As JSON, with properties in one order. */
-function canonical(tree: unknown): string {
-  return JSON.stringify(tree, (_, value: unknown) =>
-    typeof value === 'object' && value !== null && !Array.isArray(value)
-      ? Object.fromEntries(Object.entries(value).sort(([x], [y]) => (x < y ? -1 : 1)))
-      : value,
-  );
 }
 
 function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] {

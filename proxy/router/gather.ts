@@ -15,7 +15,7 @@ const TELL_TEXT = new Set(['current_query']);
  */
 export function gatherRefusal(a: Analysis, statement: Node): Refusal | null {
   if (a.noGather !== null) return { hint: PIN_HINT, ...a.noGather };
-  if (a.writes || a.pin !== null) return no('FOR UPDATE, FOR SHARE, and functions with side effects');
+  if (a.writes || a.pin !== null) return no('FOR UPDATE or FOR SHARE');
   if (a.homeBehind !== null) return no('a table whose policies use tables of the home shard');
   const shared = sharedName(a.occurrences);
   if (shared !== null) return no(`tables of the same name ("${shared}") of several schemas`);

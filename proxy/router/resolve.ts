@@ -292,7 +292,7 @@ function routeUnpinned(
   return { kind: 'fanout', shards, own, touches, writes: false, writesReference: false, why };
 }
 
-/** What no way through the shards leads to: the home shard answers it if it can. @param refusal if there is no such way */
+/** What no way through the shards leads to: the home shard answers it if it can. @param refusal if it is not one to be answered so, and that is not all there is to say */
 function gathered(
   target: KeysTarget | UnpinnedTarget,
   { shards, touches }: Pick<Extract<Route, { kind: 'gather' }>, 'shards' | 'touches'>,
@@ -300,9 +300,10 @@ function gathered(
   refusal: Refusal,
   why: string,
 ): Route {
-  const { gather } = target;
+  const { gather, spread } = target;
   if (gather === undefined) return refused(refusal, why);
-  if (gather !== 'possible') return refused(gather, why);
+  if (gather !== 'possible')
+    return refused(spread.kind === 'refused' && spread.refusal === refusal ? gather : refusal, why);
   const away = awayFromHome(target, topology) ?? missingCopy([topology.home], target.referenceReads, topology);
   if (away !== null) return refused(away, 'its tables are on different shards');
   return { kind: 'gather', shards, touches, writes: false, writesReference: false, why };

@@ -1,7 +1,7 @@
 import type { RangeReplica, ShardName, Topology } from '../../topology/topology.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
-import { type GatherProgram, gatherProgram } from './gather-program.js';
+import { type GatherProgram, gatherProgram, isAscii } from './gather-program.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
@@ -275,15 +275,20 @@ export class Router {
   }
 
   /** How the home shard can answer a text whose route is `gather`. The text is refreshed before. Null: it is not understood well enough. */
-  gatherProgram(analyzed: Analyzed): GatherProgram | null {
+  gatherProgram(analyzed: Analyzed, shards: readonly ShardName[]): GatherProgram | null {
     const from = this.refresh(analyzed);
     if (!(from instanceof AnalyzedText)) return null;
     const { text, scope } = from;
-    return gatherProgram(text, scope.conforming ? text : conforming(text), scope.conforming, {
-      registry: registryOf(this.#options.topology()),
+    const topology = this.#options.topology();
+    const context = {
+      registry: registryOf(topology),
       metadata: this.#options.metadata(),
       searchPath: pathOf(scope.session),
-    });
+    };
+    const read = scope.conforming ? text : conforming(text);
+    const program = gatherProgram(text, read, scope.conforming, context, { topology, shards });
+    // What is written here is in UTF-8.
+    return program !== null && scope.foreign && !isAscii(program, topology) ? null : program;
   }
 
   /**
