@@ -196,6 +196,33 @@ describe('check', () => {
     expect(bad(await check(topology))).toEqual([]);
   });
 
+  it('names clients whose prepared transactions the user of a shard could not end', async () => {
+    const url = new URL(other.url('shop'));
+    url.username = 'shard';
+    url.password = 'shard';
+    const topology = await shop('', '', { two: url.href });
+    const run = (sql: string) => withClient(other.url('shop'), (client) => client.query(sql));
+    await run(`CREATE ROLE shard LOGIN REPLICATION PASSWORD 'shard'; GRANT pg_create_subscription TO shard; GRANT CREATE ON DATABASE shop TO shard;
+      CREATE ROLE app LOGIN; CREATE ROLE web LOGIN; CREATE ROLE root LOGIN SUPERUSER; CREATE ROLE people; CREATE ROLE elsewhere LOGIN;
+      REVOKE CONNECT ON DATABASE shop FROM PUBLIC; GRANT CONNECT ON DATABASE shop TO shard, app, people; GRANT people TO web`);
+    try {
+      const findings = (await check(topology)).filter((f) => f.object === 'shard two' && f.level !== 'ok');
+      expect(findings).toEqual([
+        {
+          level: 'warning',
+          object: 'shard two',
+          what: 'user "shard" may not end what "app" and 1 other role(s) have prepared: after a crash, transactions on several shards would keep their locks',
+          remedy: 'GRANT "app", "web" TO "shard", as far as they are clients of the proxy',
+        },
+      ]);
+      await run('GRANT app, web TO shard');
+      expect(bad(await check(topology))).toEqual([]);
+    } finally {
+      for (const role of ['shard', 'app', 'web', 'root', 'people', 'elsewhere'])
+        await run(`DROP OWNED BY ${role}; DROP ROLE ${role}`);
+    }
+  });
+
   it('reports a shard that is down, by name and without its password', async () => {
     const away = new URL(other.url('shop'));
     away.port = '1';

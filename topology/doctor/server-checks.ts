@@ -1,3 +1,4 @@
+import { quoteIdent } from '../quote.js';
 import { error, type Finding, ok, warning } from './finding.js';
 import { numberSetting, type ServerReport } from './server-report.js';
 
@@ -23,6 +24,7 @@ export const SERVER_CHECKS: readonly ServerCheck[] = [
   checkRetryInterval,
   checkSlotRetention,
   checkPreparedTransactions,
+  checkEndsPrepared,
   checkPrivileges,
   checkLargeObjects,
 ];
@@ -173,6 +175,22 @@ function checkPreparedTransactions(object: string, report: ServerReport): Findin
       object,
       `${what}: no transaction that writes here and on another shard can be committed`,
       restart('max_prepared_transactions', PREPARED_TRANSACTIONS),
+    ),
+  ];
+}
+
+/** PostgreSQL lets a superuser end a prepared transaction, and whoever has prepared it: a client, as who the proxy has been logged in. */
+function checkEndsPrepared(object: string, report: ServerReport): Finding[] {
+  const { user, notToBecome: roles } = report;
+  if (numberSetting(report, 'max_prepared_transactions') === 0) return [];
+  if (roles.length === 0) return [ok(object, `user "${user}" may end what clients have prepared`)];
+  const [first, ...others] = roles;
+  const whose = others.length === 0 ? `"${first}" has` : `"${first}" and ${others.length} other role(s) have`;
+  return [
+    warning(
+      object,
+      `user "${user}" may not end what ${whose} prepared: after a crash, transactions on several shards would keep their locks`,
+      `GRANT ${roles.map(quoteIdent).join(', ')} TO ${quoteIdent(user)}, as far as they are clients of the proxy`,
     ),
   ];
 }

@@ -15,6 +15,8 @@ export interface ServerReport {
   readonly replication: boolean;
   readonly createSubscription: boolean;
   readonly createOnDatabase: boolean;
+  /** Roles that may log in to the database and that the user can become neither by itself nor as a superuser; without superusers. */
+  readonly notToBecome: readonly string[];
   readonly encoding: string;
   /** Provider, LC_COLLATE, LC_CTYPE of the database. */
   readonly collation: string;
@@ -35,6 +37,9 @@ SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery(
   coalesce((SELECT pg_has_role(r.oid, s.oid, 'MEMBER') FROM pg_roles s WHERE s.rolname = 'pg_create_subscription'), false)
     AS "createSubscription",
   has_database_privilege(current_database(), 'CREATE') AS "createOnDatabase",
+  (SELECT coalesce(json_agg(o.rolname ORDER BY o.rolname), '[]') FROM pg_roles o
+    WHERE o.rolcanlogin AND NOT o.rolsuper AND has_database_privilege(o.oid, d.oid, 'CONNECT')
+      AND NOT pg_has_role(r.oid, o.oid, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)) AS "notToBecome",
   pg_encoding_to_char(d.encoding) AS encoding,
   concat_ws(' ', d.datlocprovider, d.datcollate, d.datctype) AS collation,
   (SELECT coalesce(json_object_agg(extname, extversion), '{}') FROM pg_extension) AS extensions,
