@@ -272,6 +272,7 @@ export class Backend {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       let tag = '';
+      this.unnamed = null;
       this.send(data, {
         kind,
         internal: true,
@@ -311,6 +312,7 @@ export class Backend {
       const failed = (frame: Buffer) => {
         error ??= kept(frame);
       };
+      this.unnamed = null;
       for (const { message, ...asked } of messages)
         this.send(message, { ...asked, internal: true, quiet: true, failed });
       this.send(SYNC, {

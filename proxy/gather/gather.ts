@@ -238,6 +238,7 @@ export class Gather implements BackendOwner, SpreadRun {
         texts: fetches(filtersByParameters && !passes ? { ...table, filter: null } : table, topology),
         primaryKey: table.primaryKey,
       };
+      if ((await this.#columnsOf(brought.form))?.some(isOfItsShard)) throw notPassed();
       await this.#bring(brought, readers);
     }
     await this.#release(readers);
@@ -254,7 +255,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const workspace = this.#workspace;
     const parts = await this.#columnsOf(form);
     const text = parts && reduction.finish(parts.map((column) => column.typeOid));
-    if (text === null) return false;
+    if (parts === null || text === null || parts.some(isOfItsShard)) return false;
     this.#passesParameters = usesParameters;
     const readers = await this.#begin();
     const name = `pg_temp.${quoted(PARTS)}`;
@@ -566,6 +567,17 @@ function isNotAllowed(error: unknown): boolean {
   return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
 }
 
+/** Types that name objects by OIDs, and arrays of them: regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regnamespace, regrole, regcollation (pg_type.dat). */
+const OBJECT_TYPES: ReadonlySet<number> = new Set([
+  24, 1008, 2202, 2207, 2203, 2208, 2204, 2209, 2205, 2210, 2206, 2211, 3734, 3735, 3769, 3770, 4089, 4090, 4096, 4097,
+  4191, 4192,
+]);
+
+/** Whether values of the column mean something else on another shard. */
+function isOfItsShard({ typeOid }: FieldDescription): boolean {
+  return OBJECT_TYPES.has(typeOid);
+}
+
 const KEY_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
 
 function switchedOff(): RefusedError {
@@ -583,6 +595,11 @@ function tooMuch(limit: number): ErrorFields {
   };
 }
 
+function notPassed(): RefusedError {
+  const message = 'a column that the query uses has a type whose values cannot be passed from shard to shard';
+  return new RefusedError('0A000', message, { hint: KEY_HINT });
+}
+
 /** Binary forms that name types by OIDs, or that a type does not have. */
 const NOT_PASSED = new Set(['42804', '42883']);
 
@@ -594,14 +611,7 @@ function wordsFor(error: unknown): ErrorFields {
     internalQuery: ___,
     ...fields
   } = error instanceof InternalStatementError ? decodeErrorFields(error.frame) : fieldsOfError(error);
-  if (NOT_PASSED.has(fields.sqlstate))
-    return {
-      severity: 'ERROR',
-      sqlstate: '0A000',
-      message: 'a column that the query uses has a type whose values cannot be passed from shard to shard',
-      detail: fields.message,
-      hint: KEY_HINT,
-    };
+  if (NOT_PASSED.has(fields.sqlstate)) return { ...fieldsOfError(notPassed()), detail: fields.message };
   const hint =
     fields.sqlstate === '42501' && fields.message.includes('temporary tables')
       ? {

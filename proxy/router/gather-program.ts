@@ -245,8 +245,9 @@ function usedColumns(statement: Node): ReadonlySet<string> | 'all' {
   walk(statement, {
     any: (kind, value) => {
       if (kind !== 'JoinExpr') return;
-      const { isNatural, usingClause } = value as JoinExpr;
-      if (isNatural) all = true;
+      const { alias, isNatural, usingClause } = value as JoinExpr;
+      // A join that has a name can be named as a whole, and have other names for its columns, by their places.
+      if (isNatural || alias) all = true;
       for (const name of strings(usingClause)) names.add(name);
     },
     column: (ref) => {

@@ -39,6 +39,9 @@ const NUMERIC = 1700;
 /** They give of their own results what they give of all rows. */
 const SELF_COMBINING = new Set(['min', 'max', 'bool_and', 'bool_or', 'every', 'bit_and', 'bit_or', 'bit_xor']);
 
+/** They are put together from sums. */
+const ADDED_UP = new Set(['count', 'sum', 'avg']);
+
 /** A value of the query that stands for rows, and what each shard computes for it. */
 interface Part {
   /** The partial's columns, by name. */
@@ -49,6 +52,9 @@ interface Part {
 
 /** The largest bigint. */
 const MOST_ROWS = '9223372036854775807';
+
+/** Stands for the condition on a shard's own rows, where only the form matters. */
+const OWN = 'own_rows';
 
 const lexer = new Lexer();
 
@@ -126,17 +132,19 @@ function coreText(select: SelectStmt, text: Buffer): CoreText | null {
     } else if (word === ';' || (BEHIND.has(word) && !(word === 'where' && where >= 0))) {
       if (word === 'where') where = i;
       else {
-        end = token.start;
+        end = i;
         break;
       }
     }
   }
-  const last = end >= 0 ? end : text.length;
   if (from < 0) return null;
+  // Up to the last token: a comment behind it would hide what is put there.
+  const last = end >= 0 ? end : tokens.length;
+  const endOf = (behind: number) => tokens[behind - 1]?.end ?? 0;
   const at = where >= 0 ? (tokens[where] as Token) : null;
-  const condition = at === null ? null : text.toString('utf8', at.end, last);
+  const condition = at === null ? null : text.toString('utf8', at.end, endOf(last));
   if (condition !== null && tellsTransaction(condition)) return null;
-  return { from: text.toString('utf8', from, at?.start ?? last), where: condition };
+  return { from: text.toString('utf8', from, endOf(at === null ? last : where)), where: condition };
 }
 
 function firstLocation(items: readonly Node[] | undefined): number {
@@ -190,7 +198,7 @@ class Reducer {
         return `SELECT ${distinct}${list.join(', ')} FROM ${inner} AS r${having && ` WHERE ${having}`}${sort}${limit && ` LIMIT ${limit}`}${offset && ` OFFSET ${offset}`}`;
       },
     };
-    return this.#readsAsMeant(made.partial('true')) ? made : null;
+    return this.#readsAsMeant(made.partial(OWN)) ? made : null;
   }
 
   /** What the query shows, with the columns that a star stands for. Null: these are not known. */
@@ -246,11 +254,7 @@ class Reducer {
 
   #isAggregate(call: FuncCall): boolean {
     const { schema, name } = qualifiedName(call.funcname);
-    return (
-      call.agg_star === true ||
-      name === 'count' ||
-      ((schema === null || schema === 'pg_catalog') && (SELF_COMBINING.has(name) || name === 'sum' || name === 'avg'))
-    );
+    return (schema === null || schema === 'pg_catalog') && (SELF_COMBINING.has(name) || ADDED_UP.has(name));
   }
 
   /** Takes note of what is grouped by. @returns false: not what shards can group by ahead */
@@ -419,6 +423,7 @@ class Reducer {
     targets: readonly Node[],
     { limit, offset, distinct }: { readonly limit: string; readonly offset: string; readonly distinct: string },
   ): { readonly distinct: string; readonly behind: string } {
+    const { limitCount, limitOffset } = this.#select;
     const columnsOnly = targets.every((t) => 'ColumnRef' in t);
     const sort = (this.#select.sortClause ?? []).map((item) =>
       this.#sortItem(item, targets, (e) =>
@@ -430,7 +435,7 @@ class Reducer {
       limit !== '' &&
       !sort.includes(null) &&
       (!distinct || columnsOnly) &&
-      this.#isAhead({ List: { items: [...targets] } });
+      [...targets, limitCount, limitOffset].every((e) => e === undefined || this.#isAhead(e));
     const by = sort.length > 0 ? ` ORDER BY ${sort.join(', ')}` : '';
     // NULL, and what is too large, is no limit.
     const skipped = offset && ` + greatest(coalesce(CAST(${offset} AS numeric), 0), 0)`;
@@ -461,13 +466,16 @@ class Reducer {
     const node = read?.length === 1 ? read[0]?.node : undefined;
     if (!node || !('SelectStmt' in node)) return false;
     const { fromClause, whereClause } = node.SelectStmt;
-    const own = whereClause && 'BoolExpr' in whereClause ? (whereClause.BoolExpr.args ?? []) : [];
-    const rest = this.#core.where === null ? undefined : own[1];
+    const parts =
+      this.#core.where !== null && whereClause && 'BoolExpr' in whereClause ? whereClause.BoolExpr.args : [whereClause];
+    const [own, rest, ...others] = parts ?? [];
     return (
-      idOf(fromClause) === idOf(this.#select.fromClause) &&
-      (this.#core.where === null) === (this.#select.whereClause === undefined) &&
-      (this.#core.where === null || own.length === 2) &&
-      idOf(rest) === idOf(this.#select.whereClause)
+      others.length === 0 &&
+      own !== undefined &&
+      'ColumnRef' in own &&
+      strings(own.ColumnRef.fields).join() === OWN &&
+      idOf(rest) === idOf(this.#select.whereClause) &&
+      idOf(fromClause) === idOf(this.#select.fromClause)
     );
   }
 }
