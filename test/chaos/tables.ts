@@ -38,8 +38,13 @@ export function readAccounts(tenant: number): Statement {
     : { text: `${OF_TENANTS} WHERE tenant = $1 ORDER BY id`, values: [tenant] };
 }
 
-/** Of all tenants but the house. */
-export const READ_ALL_ACCOUNTS = OF_TENANTS;
+/** Of all tenants but the house: as the shards have them, in one order, by rows that are brought together; and with the house's. */
+export const READ_ALL_ACCOUNTS: readonly { readonly text: string; readonly house: boolean }[] = [
+  { text: OF_TENANTS, house: false },
+  { text: `${OF_TENANTS} ORDER BY balance, op, tenant, id LIMIT ${TENANTS * ACCOUNTS + 1}`, house: false },
+  { text: OF_TENANTS.replace(/FROM accounts$/, 'FROM (SELECT *, count(*) OVER () FROM accounts) a'), house: false },
+  { text: `${OF_HOUSE} UNION ALL ${OF_TENANTS}`, house: true },
+];
 
 /** Rows of the ledger. */
 export function enter(tenant: number, ids: readonly string[], body: string): Statement {
