@@ -301,6 +301,9 @@ function isOutage(error: unknown): boolean {
   if (error instanceof ShardUnavailableError || error instanceof CatalogUnavailableError) return true;
   const code = errorCode(error);
   return (
-    /^(53|57P)/.test(code) || /^E[A-Z]+$/.test(code) || code === '40001' || /Connection terminated/.test(String(error))
+    /^(53|57P)/.test(code) ||
+    /^E[A-Z]+$/.test(code) ||
+    code === '40001' ||
+    /Connection terminated|not queryable/.test(String(error))
   );
 }

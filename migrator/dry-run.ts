@@ -188,6 +188,8 @@ class DryExecutor implements Executor {
     return { ...row, facts: { ...row.facts, ...facts } };
   }
 
+  async foresee(): Promise<void> {}
+
   async inLease(): Promise<never> {
     throw new Error('a dry run changes nothing in the catalog');
   }

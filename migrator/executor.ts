@@ -7,7 +7,7 @@ import type { MigrationProgress, MigrationState } from '../topology/migration.js
 import type { MigrationControls } from '../topology/migration-controls.js';
 import { quoteIdent } from '../topology/quote.js';
 import type { Action, CatalogStatement } from './action.js';
-import { catalogMessage, conflictOf } from './catalog-message.js';
+import { catalogMessage, conflictOf, withLiterals } from './catalog-message.js';
 import { CRASH_POINTS, type CrashPoint, crashPoint } from './crash-points.js';
 import { endHold } from './hold-end.js';
 import type { MigrationLease } from './lease.js';
@@ -58,7 +58,7 @@ export interface Executor {
   /** @param detail of an event that tells of it; left out: none does */
   noteFacts(row: MigrationRow, facts: Facts, detail?: Facts): Promise<MigrationRow>;
   /** Work in one transaction of the catalog, done only while the migration is as `row` says, and ours. */
-  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T>;
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>, over?: CatalogClient): Promise<T>;
   /** Nobody asks for the flip any more. */
   withdrawFlip(): Promise<void>;
   /** The migration as the catalog has it now. */
@@ -70,13 +70,21 @@ export interface Executor {
     to: MigrationState,
     change: StateChange,
   ): Promise<MigrationRow>;
-  /** The flip: the same, and it ends the hold, which must still stand. */
+  /** The flip: the same, and it ends the hold, which must still stand. @param over a connection that is at hand; default: one of the pool */
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
     to: MigrationState,
     change: StateChange,
+    over?: CatalogClient,
   ): Promise<MigrationRow>;
+  /** Has the catalog plan what such a flip does, over the connection that is to do it; nothing is carried out. */
+  foresee(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    over: CatalogClient,
+  ): Promise<void>;
   /** Says how far it is; written at most once a second. */
   progress(progress: Partial<MigrationProgress>): Promise<void>;
   /** Goes no further while the migration is paused, if it can be. @returns for how long it was, ms */
@@ -211,9 +219,9 @@ export class RealExecutor implements Executor {
     return this.#store.noteFacts(row, facts, detail);
   }
 
-  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>, over?: CatalogClient): Promise<T> {
     this.check();
-    return this.#store.inLease(row, work);
+    return this.#store.inLease(row, work, over);
   }
 
   async withdrawFlip(): Promise<void> {
@@ -241,8 +249,19 @@ export class RealExecutor implements Executor {
     statements: readonly CatalogStatement[],
     to: MigrationState,
     change: StateChange,
+    over?: CatalogClient,
   ): Promise<MigrationRow> {
-    return this.#commit(row, statements, to, change, [endHold(row.id)]);
+    return this.#commit(row, statements, to, change, [endHold(row.id)], over);
+  }
+
+  async foresee(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    over: CatalogClient,
+  ): Promise<void> {
+    const all = [...statements, this.#store.transitionStatement(row, to, {}), endHold(row.id)];
+    await over.query(all.map(({ sql, values }) => `EXPLAIN ${withLiterals(sql, values)}`).join(';\n'));
   }
 
   async #commit(
@@ -251,17 +270,16 @@ export class RealExecutor implements Executor {
     to: MigrationState,
     change: StateChange,
     last: readonly CatalogStatement[] = [],
+    over?: CatalogClient,
   ): Promise<MigrationRow> {
     this.check();
     const all = [...statements, this.#store.transitionStatement(row, to, change), ...last];
-    const client = await this.#store.pool.connect();
+    const message = catalogMessage(all, this.#store.rowQuery);
     let results: pg.QueryResult<RawRow>[];
     try {
-      const message = catalogMessage(all, this.#store.rowQuery);
-      results = (await client.query<RawRow>(message)) as unknown as pg.QueryResult<RawRow>[];
-      client.release();
+      results = (await (over ?? this.#store.pool).query<RawRow>(message)) as unknown as pg.QueryResult<RawRow>[];
     } catch (error) {
-      client.release(true);
+      await over?.query('ROLLBACK').catch(() => undefined); // the first error says more
       throw conflictOf(error, all);
     }
     return this.#entered(fromRaw(results.flatMap((r) => r.rows)[0] as RawRow));

@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import { type CatalogClient, inCatalogTransaction } from '../topology/catalog/change.js';
+import { type CatalogClient, inCatalogTransaction, inTransactionOf } from '../topology/catalog/change.js';
 import { ConflictError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
@@ -25,6 +25,23 @@ const SILENCE_MS = 2000;
 /** Begins a transaction of the catalog, which ends it when the next word of us does not come within SILENCE_MS. */
 export const BEGIN_OR_BE_ENDED = `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_MS}`;
+
+/** The plan is done with its migration. Parts of a change of state, of the states that have them: each costs the flip its planning. */
+const CARRY_OUT = `, carried_out AS (
+         UPDATE foreshard.plan p SET status = 'done' FROM moved WHERE p.id = moved.plan_id
+       )`;
+
+/** Members of the change that have not begun. */
+const STOP = `, stopped AS (
+         UPDATE foreshard.migration s SET state = 'aborted', generation = s.generation + 1, updated_at = clock_timestamp(),
+                error = format('migration %s of the same change %s', moved.id, CASE moved.state WHEN 'failed' THEN 'failed'
+                               WHEN 'aborted' THEN 'was aborted' ELSE 'was taken back' END || coalesce(': ' || moved.error, ''))
+           FROM moved WHERE s.change_id = moved.change_id AND s.id <> moved.id
+                        AND s.state IN ('planned', 'approved') RETURNING s.id, s.error
+       ), stopped_event AS (
+         INSERT INTO foreshard.migration_event (migration_id, state, detail)
+         SELECT id, 'aborted', jsonb_build_object('why', error) FROM stopped
+       )`;
 
 /** What people want of a migration, and the catalog's clock. */
 export interface Wishes {
@@ -91,18 +108,19 @@ export class MigrationStore {
    * @throws ConflictError when state, generation or lease are no longer what `row` says
    */
   async transition(row: MigrationRow, to: MigrationState, change: StateChange = {}): Promise<MigrationRow> {
-    const { sql, values, elseConflict } = this.transitionStatement(row, to, change);
+    const { sql, values, elseConflict } = this.transitionStatement(row, to, change, COLUMNS);
     const result = await this.pool.query<RawRow>(sql, [...values]);
     const moved = result.rows[0];
     if (moved === undefined) throw new ConflictError(elseConflict);
     return fromRaw(moved);
   }
 
-  /** What `transition` does, to be a part of a transaction of the catalog; gives the row as it is then. */
+  /** What `transition` does, to be a part of a transaction of the catalog. @param columns what it gives of the row as it is then */
   transitionStatement(
     row: MigrationRow,
     to: MigrationState,
     change: StateChange,
+    columns = '',
   ): CatalogStatement & { readonly elseConflict: string } {
     return {
       text: `the migration is ${to}`,
@@ -119,20 +137,8 @@ export class MigrationStore {
          INSERT INTO foreshard.migration_event (migration_id, state, detail) SELECT id, $5, $9::jsonb FROM moved
        ), told AS (
          SELECT pg_notify('foreshard_migration', id::text) FROM moved
-       ), carried_out AS (
-         UPDATE foreshard.plan p SET status = 'done' FROM moved WHERE p.id = moved.plan_id AND moved.state = 'done'
-       )
-       , stopped AS (
-         UPDATE foreshard.migration s SET state = 'aborted', generation = s.generation + 1, updated_at = clock_timestamp(),
-                error = format('migration %s of the same change %s', moved.id, CASE moved.state WHEN 'failed' THEN 'failed'
-                               WHEN 'aborted' THEN 'was aborted' ELSE 'was taken back' END || coalesce(': ' || moved.error, ''))
-           FROM moved WHERE moved.state IN (${STOPPING}) AND s.change_id = moved.change_id AND s.id <> moved.id
-                        AND s.state IN ('planned', 'approved') RETURNING s.id, s.error
-       ), stopped_event AS (
-         INSERT INTO foreshard.migration_event (migration_id, state, detail)
-         SELECT id, 'aborted', jsonb_build_object('why', error) FROM stopped
-       )
-       SELECT ${COLUMNS} FROM moved, told`,
+       )${to === 'done' ? CARRY_OUT : ''}${STOPPING.includes(`'${to}'`) ? STOP : ''}
+       SELECT ${columns} FROM moved, told`,
       values: [
         row.id.toString(),
         row.state,
@@ -156,23 +162,23 @@ export class MigrationStore {
   /**
    * Does `work` in one transaction of the catalog in which nobody else can take the migration over, so that a driver that slept
    * meanwhile neither leaves something behind that nobody drops, nor drops what is its successor's.
+   * @param over a connection that is at hand; default: one of the pool
    * @throws LeaseLostError when state, generation or lease are no longer what `row` says; nothing is done then
    */
-  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
-    return inCatalogTransaction(
-      this.pool,
-      async (client) => {
-        // A successor has written another owner and generation, or will wait for us to do so.
-        const { rowCount } = await client.query(
-          `SELECT FROM foreshard.migration
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>, over?: CatalogClient): Promise<T> {
+    const guarded = async (client: CatalogClient): Promise<T> => {
+      // A successor has written another owner and generation, or will wait for us to do so.
+      const { rowCount } = await client.query(
+        `SELECT FROM foreshard.migration
           WHERE id = $1 AND state = $2 AND generation = $3 AND lease_owner = $4 AND lease_until > clock_timestamp() FOR SHARE`,
-          [row.id.toString(), row.state, row.generation.toString(), this.owner],
-        );
-        if (rowCount === 0) throw new LeaseLostError(this.#notOurs(row));
-        return work(client);
-      },
-      BEGIN_OR_BE_ENDED,
-    );
+        [row.id.toString(), row.state, row.generation.toString(), this.owner],
+      );
+      if (rowCount === 0) throw new LeaseLostError(this.#notOurs(row));
+      return work(client);
+    };
+    return over === undefined
+      ? inCatalogTransaction(this.pool, guarded, BEGIN_OR_BE_ENDED)
+      : inTransactionOf(over, guarded, BEGIN_OR_BE_ENDED);
   }
 
   /** Notes facts without a change of state, with an event when it has a `detail`. */

@@ -50,7 +50,11 @@ export class Migrator {
         this.#wake = resolve;
       });
       try {
-        const work = await this.#catalog.pool.query<{ id: string }>(WORK, [this.#owner]);
+        const work = await this.#catalog.pool.query<{ id: string }>({
+          name: 'foreshard work',
+          text: WORK,
+          values: [this.#owner],
+        });
         for (const { id } of work.rows) this.#start(id, signal);
         if (!reachable) this.#log.info('the catalog can be asked for migrations again');
         reachable = true;

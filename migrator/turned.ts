@@ -80,8 +80,8 @@ class TurnedExecutor implements Executor {
     return this.#exec.noteFacts(row, facts, detail);
   }
 
-  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>): Promise<T> {
-    return this.#exec.inLease(row, work);
+  inLease<T>(row: MigrationRow, work: (client: CatalogClient) => Promise<T>, over?: CatalogClient): Promise<T> {
+    return this.#exec.inLease(row, work, over);
   }
 
   withdrawFlip(): Promise<void> {
@@ -106,8 +106,18 @@ class TurnedExecutor implements Executor {
     statements: readonly CatalogStatement[],
     to: MigrationState,
     change: StateChange,
+    over?: CatalogClient,
   ): Promise<MigrationRow> {
-    return this.#exec.flip(row, statements, to, change);
+    return this.#exec.flip(row, statements, to, change, over);
+  }
+
+  foresee(
+    row: MigrationRow,
+    statements: readonly CatalogStatement[],
+    to: MigrationState,
+    over: CatalogClient,
+  ): Promise<void> {
+    return this.#exec.foresee(row, statements, to, over);
   }
 
   progress(progress: Partial<MigrationProgress>): Promise<void> {

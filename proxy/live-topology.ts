@@ -28,6 +28,9 @@ export interface LiveTopologyOptions {
   readonly stale: (topology: Topology) => boolean;
 }
 
+/** All proxies hear of a flip at once, when its migrator and the clients that were held have more need of the servers. */
+const AFTER_FLIP_MS = 100;
+
 /** The catalog is asked no more often than this whether a hold is over. */
 const HOLD_RECHECK_MS = 50;
 
@@ -252,8 +255,9 @@ export class LiveTopology {
       if (hold.endsTransactions) this.#options.end((footprint) => holdCovers(hold, footprint, topology));
     this.#acknowledge();
     this.#notify();
-    // Migrators wait for this before they remove rows from the source, and DDL before its client is told.
-    if (changed || this.#schemaHeard > this.#schemaTold) void this.#renew();
+    // DDL waits for this before its client is told, and migrators, which have time, before they remove rows from the source.
+    if (this.#schemaHeard > this.#schemaTold) void this.#renew();
+    else if (changed) setTimeout(() => void this.#renew(), AFTER_FLIP_MS).unref();
     if (changed) for (const listener of this.#onNewEpoch) listener(before, topology);
   }
 

@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto';
+import type pg from 'pg';
+import type { CatalogClient } from '../../topology/catalog/change.js';
 import { createHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import { errorCode } from '../../topology/connection.js';
 import { ConflictError } from '../../topology/errors.js';
@@ -16,7 +18,7 @@ import { markerArrived, writeMarkerSql } from '../replication.js';
 import type { SequenceInfo } from '../schema-read.js';
 import { ShardSession } from '../shard-session.js';
 import { writersInFlight } from '../writers-in-flight.js';
-import { type FlipPlan, flip, planFlip } from './flip.js';
+import { type FlipPlan, flip, foreseeFlip, planFlip } from './flip.js';
 import { followOn } from './follow.js';
 import { letGoOn, missed } from './missed-fence.js';
 import { openDestination } from './open.js';
@@ -26,6 +28,7 @@ import { beginWayBackHere } from './reverse.js';
 /** Values a sequence skips, so that those cached by sessions at the source are not given out again at the destination. */
 const SEQUENCE_HEADROOM = 1000;
 const FENCE_LOCK_TIMEOUT_MS = 250;
+const NO_HOLD = 0n;
 /** How long writes wait at most for the gate of a new owner whose migrator says nothing after the flip. */
 const SILENCE_MS = 1000;
 
@@ -61,19 +64,28 @@ interface Crossing {
  */
 export async function cross(m: Move, { to, timings, missed }: Crossing): Promise<void> {
   const sequences = (await readSourceTables(m)).flatMap((t) => t.sequences);
-  // Connected before anybody is held: a connection takes longer than all the rest.
+  // Connected before anybody is held, and asked before what they will be asked: each takes longer than all the rest.
   m.snapshot = await ShardSession.open(m.destination.shard, null);
   const sessions = [m.source, m.destination, m.snapshot];
   const partitions = new PartitionLocks();
+  let catalog: pg.Client | null = null;
   let waiting = false;
   try {
     const why = await partitions.take(m);
     if (why !== null) throw new FenceMissed(why);
-    const plan = await planFlip(m);
+    catalog = await m.catalog.connectAlone();
+    const plan = await planFlip(m, catalog);
+    await foreseeFlip(m, plan, catalog);
+    await together([
+      holdStatus(catalog, NO_HOLD),
+      m.source.query(readGateSql(m.names)),
+      m.destination.query(flushSql(m)),
+      m.snapshot.query(snapshotSql(m)),
+    ]);
     const patienceMs = m.options.ackMs + (m.exec.controls.endTransactionsAfterMs ?? 0);
-    const held = await hold(m, patienceMs);
+    const held = await hold(m, patienceMs, catalog);
     const pause = new Pause();
-    await untilHeld(m, held, patienceMs);
+    await untilHeld(m, held, patienceMs, catalog);
     pause.took('hold');
     // Clients wait for what is left, and not for a server that has gone without a word.
     for (const session of sessions) session.answerWithin(m.options.fenceMs + m.options.drainMs);
@@ -92,7 +104,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
         .then(() => beginWayBackHere(m)),
     ]);
     pause.took('carry');
-    await flipAtEpoch(m, plan);
+    await flipAtEpoch(m, plan, catalog);
     pause.took('flip');
     await openDestination(m, goThroughGateSql(m.names));
     pause.took('open');
@@ -112,6 +124,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     await missed(error.message);
     if (waiting) await m.destination.query(goThroughGateSql(m.names));
   } finally {
+    void catalog?.end().catch(() => undefined); // it is gone already
     for (const session of sessions) session.answerWithin(null);
     await partitions.release();
   }
@@ -121,10 +134,10 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
  * Another migration of other shards, or a declaration, may have raised the epoch meanwhile. All that was done for the flip still holds then, but for
  * the ranges that were read: they are read again, at once, while the hold lasts.
  */
-async function flipAtEpoch(m: Move, plan: FlipPlan): Promise<void> {
-  for (let now = plan; ; now = await planFlip(m)) {
+async function flipAtEpoch(m: Move, plan: FlipPlan, catalog: CatalogClient): Promise<void> {
+  for (let now = plan; ; now = await planFlip(m, catalog)) {
     try {
-      return await flip(m, now);
+      return await flip(m, now, catalog);
     } catch (error) {
       if (!(error instanceof StatementConflict) || error.conflict !== 'epoch') throw error;
       m.log.info({ migration: m.row.id.toString(), epoch: now.epoch.toString() }, 'the epoch has moved: once more');
@@ -197,41 +210,44 @@ async function together(work: readonly Promise<unknown>[]): Promise<void> {
 }
 
 /** Asks the proxies to let nothing new start on the interval. @returns the hold's id */
-async function hold(m: Move, patienceMs: number): Promise<bigint> {
+async function hold(m: Move, patienceMs: number, catalog: CatalogClient): Promise<bigint> {
   m.exec.at('before:hold');
   await m.exec.record({ kind: 'hold', shard: '', object: { migration: m.row.id.toString() } });
   m.exec.at('recorded:hold');
   const { fenceMs, drainMs } = m.options;
   const deadlineMs = patienceMs + fenceMs + drainMs + HOLD_MARGIN_MS;
-  const id = await m.exec.inLease(m.row, (client) =>
-    createHold(client, {
-      migrationId: m.row.id,
-      keyspace: m.keyspace,
-      lo: m.spec.lo,
-      hi: m.spec.hi,
-      referenceTables: m.tables.some(isReference),
-      deadlineMs,
-    }),
+  const id = await m.exec.inLease(
+    m.row,
+    (client) =>
+      createHold(client, {
+        migrationId: m.row.id,
+        keyspace: m.keyspace,
+        lo: m.spec.lo,
+        hi: m.spec.hi,
+        referenceTables: m.tables.some(isReference),
+        deadlineMs,
+      }),
+    catalog,
   );
   m.exec.at('after:hold');
   return id;
 }
 
-async function untilHeld(m: Move, id: bigint, patienceMs: number): Promise<void> {
+async function untilHeld(m: Move, id: bigint, patienceMs: number, catalog: CatalogClient): Promise<void> {
   const since = performance.now();
   let ending = false;
   let waitingFor: readonly string[] = [];
   const held = await m.exec.wait(
     'every proxy holds',
     async () => {
-      const status = await holdStatus(m.catalog.pool, id);
+      const status = await holdStatus(catalog, id);
       if (status.remainingMs === 0) throw new FenceMissed('the hold is gone');
       waitingFor = status.waitingFor.map((p) => p.name);
       if (waitingFor.length === 0) return true;
       const { endTransactionsAfterMs } = m.exec.controls;
       if (!ending && endTransactionsAfterMs !== null && performance.now() - since >= endTransactionsAfterMs) {
         ending = true;
-        await m.exec.inLease(m.row, (client) => endTransactions(client, id));
+        await m.exec.inLease(m.row, (client) => endTransactions(client, id), catalog);
         m.log.info({ migration: m.row.id.toString(), proxies: waitingFor }, 'transactions on the interval are ended');
       }
       return false;
@@ -332,9 +348,12 @@ async function carrySequences(m: Move, sequences: readonly SequenceInfo[]): Prom
 
 /** The destination as it is now, to be compared at leisure. */
 async function beginSnapshot(m: Move, snapshot: ShardSession): Promise<void> {
-  await snapshot.query(
-    `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT count(*) FROM ${quoteTable(m.names.marker)}`,
-  );
+  await snapshot.query(`BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; ${snapshotSql(m)}`);
+}
+
+/** Any statement makes the snapshot of its transaction. */
+function snapshotSql(m: Move): string {
+  return `SELECT count(*) FROM ${quoteTable(m.names.marker)}`;
 }
 
 /** A source that failed over to a standby may have lost its gate: better to begin again than to have two owners. */

@@ -1,3 +1,5 @@
+import type { CatalogClient } from '../../topology/catalog/change.js';
+import { readTopology } from '../../topology/catalog/topology-reader.js';
 import { positionToJson } from '../../topology/key-codec.js';
 import type { Epoch } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
@@ -14,11 +16,11 @@ export interface FlipPlan {
 }
 
 /** Reads ranges and segments and makes the flip's statements. @throws ConflictError when the interval is no longer the source's */
-export async function planFlip(m: Move): Promise<FlipPlan> {
-  const topology = m.exec.dry ? m.topology : await m.catalog.loadTopology();
+export async function planFlip(m: Move, catalog: CatalogClient = m.catalog.pool): Promise<FlipPlan> {
+  const topology = m.exec.dry ? m.topology : await readTopology(catalog);
   if (m.row.state === 'fencing') refuseNewTables(m, topology);
   const keyspace = topology.keyspaces.get(m.keyspace.name) ?? m.keyspace;
-  const segments = await readSegments(m.catalog.pool, keyspace);
+  const segments = await readSegments(catalog, keyspace);
   const current: Move = { ...m, topology, keyspace };
   const cuts = segmentStatements(keyspace, [m.spec.lo, m.spec.hi], segments);
   return { epoch: topology.epoch, statements: [...flipStatements(current), ...cuts] };
@@ -28,15 +30,26 @@ export async function planFlip(m: Move): Promise<FlipPlan> {
  * fencing → flipped, and on the way back rolling_back → flipped_back: the point of no return, one transaction of the catalog. It commits only while the hold is alive, every
  * proxy that lives has acknowledged it, and the epoch is the one that the ranges were read at.
  */
-export async function flip(m: Move, plan: FlipPlan): Promise<void> {
+export async function flip(m: Move, plan: FlipPlan, catalog?: CatalogClient): Promise<void> {
   m.exec.at('before:flip');
   const epoch = (plan.epoch + 1n).toString();
-  const isBack = m.row.state === 'rolling_back';
-  m.row = await m.exec.flip(m.row, [...plan.statements, ...replacedByOwner(m)], isBack ? 'flipped_back' : 'flipped', {
-    facts: isBack ? { backEpoch: epoch } : { flipEpoch: epoch },
-    detail: { epoch },
-  });
+  const to = flippedState(m);
+  const change = { facts: to === 'flipped' ? { flipEpoch: epoch } : { backEpoch: epoch }, detail: { epoch } };
+  m.row = await m.exec.flip(m.row, statementsOf(m, plan), to, change, catalog);
   m.exec.at('after:flip');
+}
+
+/** Spares the flip what a connection takes longer for the first time. */
+export async function foreseeFlip(m: Move, plan: FlipPlan, catalog: CatalogClient): Promise<void> {
+  await m.exec.foresee(m.row, statementsOf(m, plan), flippedState(m), catalog);
+}
+
+function flippedState(m: Move): 'flipped' | 'flipped_back' {
+  return m.row.state === 'rolling_back' ? 'flipped_back' : 'flipped';
+}
+
+function statementsOf(m: Move, plan: FlipPlan): CatalogStatement[] {
+  return [...plan.statements, ...replacedByOwner(m)];
 }
 
 /** What the flip changes in the catalog, in order; data, so that the dry run can show it. */

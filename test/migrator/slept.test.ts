@@ -119,12 +119,20 @@ describe('a hold that runs out while the flip is under way', () => {
     const hold = `INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
       VALUES ($1, 'tenant', false, clock_timestamp() + $2::interval)`;
     const raise = { sql: 'UPDATE foreshard.meta SET epoch = epoch + 1', values: [], text: '', elseConflict: null };
+    const own = await s.catalog.connectAlone();
+    moves.atStop(() => own.end());
     await pool.query(hold, [id.toString(), '500 ms']);
-    await expect(exec.flip(row, [raise], 'flipped', {})).rejects.toThrow('the hold ran out before the flip');
-    expect([await epoch(), (await store.load()).state]).toEqual([before, row.state]);
+    for (const over of [own, undefined]) {
+      await expect(exec.flip(row, [raise], 'flipped', {}, over)).rejects.toThrow('the hold ran out before the flip');
+      expect([await epoch(), (await store.load()).state]).toEqual([before, row.state]);
+    }
     await pool.query('DELETE FROM foreshard.hold');
     await pool.query(hold, [id.toString(), '1 h']);
-    await exec.flip(row, [raise], 'flipped', {});
+    // What is only to be planned is not done, and the connection on which a flip was missed is of use for the next try.
+    await exec.foresee(row, [raise], 'flipped', own);
+    expect([await epoch(), (await store.load()).state]).toEqual([before, row.state]);
+    expect((await pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(1);
+    await exec.flip(row, [raise], 'flipped', {}, own);
     expect([await epoch(), (await store.load()).state]).toEqual([before + 1n, 'flipped']);
     expect((await pool.query('SELECT FROM foreshard.hold')).rowCount).toBe(0);
   });

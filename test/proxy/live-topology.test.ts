@@ -182,7 +182,7 @@ it('goes back to no older epoch, which a catalog may show that has lost its last
   }
 });
 
-it('acknowledges an epoch at once: a migrator waits for that before it removes rows', async () => {
+it('acknowledges an epoch before its lease is to be renewed: a migrator waits for that before it removes rows', async () => {
   const live = await start(LONG);
   try {
     const before = live.current.epoch;

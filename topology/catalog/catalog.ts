@@ -82,6 +82,27 @@ export class Catalog {
     return watch;
   }
 
+  /**
+   * A connection besides the pool, for whoever keeps clients waiting. Its user ends it.
+   * @throws CatalogUnavailableError
+   */
+  async connectAlone(): Promise<pg.Client> {
+    const client = new pg.Client({
+      connectionString: this.url,
+      connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      keepAlive: true,
+      application_name: 'foreshard catalog',
+    });
+    client.on('error', () => undefined); // the next query says so, too
+    try {
+      await client.connect();
+    } catch (error) {
+      await client.end().catch(() => undefined); // it never came up
+      throw asCatalogError(error, this.url);
+    }
+    return client;
+  }
+
   async close(): Promise<void> {
     await this.pool.end();
   }

@@ -27,6 +27,23 @@ export async function inCatalogTransaction<T>(
   }
 }
 
+/** The same over a connection that is at hand, and goes on to be of use. */
+export async function inTransactionOf<T>(
+  client: CatalogClient,
+  work: (client: CatalogClient) => Promise<T>,
+  begin = BEGIN,
+): Promise<T> {
+  try {
+    await client.query(begin);
+    const result = await work(client);
+    await client.query('COMMIT');
+    return result;
+  } catch (error) {
+    await client.query('ROLLBACK').catch(() => undefined); // the first error says more
+    throw error;
+  }
+}
+
 /**
  * Raises the epoch by one if it still is `expected`: the compare-and-set under every change of routing. The row lock it
  * takes makes concurrent changes wait, and then fail.

@@ -121,6 +121,7 @@ export class ProxyLeases {
         RETURNING (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::float8 AS "remainingMs",
                   (SELECT schema_generation::text FROM foreshard.meta) AS "schemaGeneration"`,
         [proxyId, ttlMs, epochAcked.toString(), schemaHeard.toString()],
+        'foreshard renew',
       ),
     );
     const row = rows[0];
@@ -146,6 +147,7 @@ export class ProxyLeases {
           AND set_config('synchronous_commit', 'off', true) = 'off'
        ON CONFLICT (hold_id, proxy_id) DO UPDATE SET acked_at = clock_timestamp()`,
         [holdId.toString(), proxyId],
+        'foreshard acknowledge',
       ),
     );
     return acknowledged.then(
@@ -188,16 +190,17 @@ export async function dropHold(client: CatalogClient, holdId: bigint): Promise<v
 
 /** Who has yet to acknowledge a hold. Proxies whose lease has ended do not count: they have stopped serving. */
 export async function holdStatus(client: CatalogClient, holdId: bigint): Promise<HoldStatus> {
-  const { rows } = await client.query<{ remainingMs: number; waiting: LiveProxyRow[] }>(
-    `SELECT greatest(0, extract(epoch FROM h.deadline - clock_timestamp()) * 1000)::float8 AS "remainingMs",
+  const { rows } = await client.query<{ remainingMs: number; waiting: LiveProxyRow[] }>({
+    name: 'foreshard hold status',
+    text: `SELECT greatest(0, extract(epoch FROM h.deadline - clock_timestamp()) * 1000)::float8 AS "remainingMs",
        (SELECT coalesce(json_agg(w), '[]') FROM (
           SELECT ${LIVE_PROXY} FROM foreshard.proxy p
            WHERE p.lease_until > clock_timestamp()
              AND NOT EXISTS (SELECT FROM foreshard.hold_ack a WHERE a.hold_id = h.id AND a.proxy_id = p.id)
            ORDER BY p.name, p.id) w) AS waiting
      FROM foreshard.hold h WHERE h.id = $1`,
-    [holdId.toString()],
-  );
+    values: [holdId.toString()],
+  });
   const row = rows[0];
   if (row === undefined) return { remainingMs: 0, waitingFor: [] };
   return { remainingMs: row.remainingMs, waitingFor: row.waiting.map(liveProxy) };

@@ -81,7 +81,7 @@ interface Row {
 
 /** Reads the topology over any connection; inside a transaction it is the transaction's view. */
 export async function readTopology(db: Pick<pg.ClientBase, 'query'> | pg.Pool): Promise<Topology> {
-  const row = (await (db as pg.Pool).query<Row>({ ...timedQuery(READ_TOPOLOGY), name: 'foreshard topology' })).rows[0];
+  const row = (await (db as pg.Pool).query<Row>(timedQuery(READ_TOPOLOGY, [], 'foreshard topology'))).rows[0];
   if (row === undefined) throw damaged('foreshard.meta is empty');
   return buildTopology(row);
 }
