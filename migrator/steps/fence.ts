@@ -74,6 +74,8 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     const why = await partitions.take(m);
     if (why !== null) throw new FenceMissed(why);
     catalog = await m.catalog.connectAlone();
+    // Else what is asked again and again is planned anew the first five times.
+    await catalog.query('SET plan_cache_mode = force_generic_plan');
     const plan = await planFlip(m, catalog);
     await foreseeFlip(m, plan, catalog);
     await together([
