@@ -250,8 +250,8 @@ export class Backend {
   }
 
   /** The same of messages of the extended protocol, with their Sync. */
-  runBatchInternal(messages: readonly Buffer[], rows?: (slice: Buffer) => void): Promise<string> {
-    return this.#run('batch', messages, rows === undefined ? {} : { rows });
+  runBatchInternal(messages: readonly Buffer[], told: Pick<Expectation, 'rows' | 'replied'> = {}): Promise<string> {
+    return this.#run('batch', messages, told);
   }
 
   /** A COPY … FROM STDIN of our own. `opened`: the server waits for data, which is sent by `sendRaw`, with CopyDone or CopyFail behind it. */

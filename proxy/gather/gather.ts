@@ -3,7 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { quoted } from '../router/expression-text.js';
-import { fetches, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
+import { fetches, type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
@@ -55,9 +55,11 @@ export type GatherStatement =
 
 const NO_PARAMETERS = { portal: '', statement: '', formats: [], values: [] };
 
-const BEGIN = encodeQuery('BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE');
-/** One moment for all tables of a shard. */
-const BEGIN_READING = encodeQuery('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
+/** One moment for all tables of a shard. Their transactions wait for each other, which is not their client's idleness. */
+const begin = (mode: string) =>
+  encodeQuery(`BEGIN ISOLATION LEVEL REPEATABLE READ ${mode}; SET LOCAL idle_in_transaction_session_timeout = 0`);
+const BEGIN = begin('READ WRITE');
+const BEGIN_READING = begin('READ ONLY');
 /** The query itself changes nothing: whatever it calls. */
 const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
 const COMMIT = encodeQuery('COMMIT');
@@ -105,6 +107,10 @@ export class Gather implements BackendOwner, SpreadRun {
   #failed = false;
   /** What still comes is of no use. */
   #stopped = false;
+  /** A shard has columns of other types than the workspace. */
+  #differs = false;
+  /** The client's wish to go on. */
+  #signal: AbortSignal | null = null;
 
   constructor(
     session: ClientSession,
@@ -141,6 +147,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const { services } = this.#session;
     const { shards, topology } = this.#placement;
     if (services.gatherBytes === 0) throw switchedOff();
+    this.#signal = signal;
     try {
       const all = new Set([...shards, topology.home]);
       if (!(await acquireAll(this.#session, this, [...all], topology, this.#backends, signal))) return false;
@@ -177,8 +184,10 @@ export class Gather implements BackendOwner, SpreadRun {
       extended === null ? { ...NO_PARAMETERS, resultFormats: [] } : { ...extended.bind, statement: '', portal: '' };
     const described: Buffer[] = [];
     const columns: Buffer[] = [];
-    await this.#workspace.askInternal([
-      { kind: 'parse', message: encodeParse('', this.#analyzed.text, extended?.oids ?? []) },
+    const workspace = this.#workspace;
+    const { text } = this.#analyzed;
+    const asked = workspace.askInternal([
+      { kind: 'parse', message: encodeParse('', text, extended?.oids ?? []) },
       {
         kind: 'describe',
         message: encodeDescribe('statement', ''),
@@ -187,6 +196,13 @@ export class Gather implements BackendOwner, SpreadRun {
       { kind: 'bind', message: encodeBind(bind) },
       { kind: 'describe', message: encodeDescribe('portal', ''), replied: (_, frame) => columns.push(kept(frame)) },
     ]);
+    await asked.catch(async (error: unknown) => {
+      // A Query that names parameters: PostgreSQL says that there are none.
+      const [parameters] = described;
+      if (extended === null && parameters !== undefined && decodeParameterDescription(parameters).length > 0)
+        await workspace.runInternal(encodeQuery(text));
+      throw error;
+    });
     this.#oids = decodeParameterDescription(described[0] as Buffer);
     this.#shown = decodeRowDescription(columns[0] as Buffer);
     if (extended === null) {
@@ -206,7 +222,8 @@ export class Gather implements BackendOwner, SpreadRun {
     session.listening.began();
     try {
       if (!(await this.#fromParts(program))) await this.#fromRows(program);
-      if (!this.#failed) await this.#workspace.runInternal(COMMIT);
+      // The answer is whole, whatever comes of this.
+      if (!this.#failed) await this.#workspace.runInternal(COMMIT).catch(() => undefined);
     } catch (error) {
       this.#stop();
       this.#fail(error);
@@ -225,25 +242,44 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   /** From the rows of the query's tables. */
-  async #fromRows({ tables, filtersByParameters, text }: GatherProgram): Promise<void> {
-    const { topology } = this.#placement;
-    const passes = filtersByParameters && this.#mayPassParameters;
+  async #fromRows(program: GatherProgram): Promise<void> {
+    const passes = program.filtersByParameters && this.#mayPassParameters;
     this.#passesParameters = passes;
+    const filtered = passes || !program.filtersByParameters;
+    try {
+      await this.#bring(program.tables, filtered);
+    } catch (error) {
+      if (!filtered || !isOfValues(error) || this.#isOver || this.#differs || this.#abandoned) throw error;
+      // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
+      await Promise.all(this.#cancels.splice(0));
+      await Promise.all(this.#backends.map((backend) => this.#end(backend)));
+      this.#stopped = false;
+      this.#brought = 0;
+      this.#passesParameters = false;
+      await this.#bring(program.tables, false);
+    }
+    this.#fromItsText = true;
+    await this.#query(program.text);
+  }
+
+  /** @param filtered shards leave out what the query surely does not use */
+  async #bring(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
+    const { topology } = this.#placement;
     const readers = await this.#begin();
     for (const table of tables) {
       const columns = table.columns.map(quoted).join(', ');
       const brought = {
         name: table.table,
         form: `SELECT ${columns} FROM ${quoted(table.schema)}.${quoted(table.table)}`,
-        texts: fetches(filtersByParameters && !passes ? { ...table, filter: null } : table, topology),
+        texts: fetches(filtered ? table : { ...table, filter: null }, topology),
         primaryKey: table.primaryKey,
       };
-      if ((await this.#columnsOf(brought.form))?.some(isOfItsShard)) throw notPassed();
-      await this.#bring(brought, readers);
+      const types = await this.#columnsOf(brought.form);
+      if (types?.some(isOfItsShard)) throw notPassed();
+      await this.#create(`pg_temp.${quoted(brought.name)}`, brought.form);
+      await this.#fill(brought, types ?? [], readers);
     }
     await this.#release(readers);
-    this.#fromItsText = true;
-    await this.#query(text);
   }
 
   /** From what the shards make of their rows. @returns false: that would not be exact, or cannot be told to be; nothing is begun */
@@ -269,6 +305,7 @@ export class Gather implements BackendOwner, SpreadRun {
     }
     await this.#fill(
       { name: PARTS, form, texts: partials(reduction, this.#placement.topology), primaryKey: null },
+      parts,
       readers,
     );
     await this.#release(readers);
@@ -316,6 +353,12 @@ export class Gather implements BackendOwner, SpreadRun {
     await Promise.all([...readers.map((reader) => reader.runInternal(COMMIT)), this.#workspace.runInternal(READ_ONLY)]);
   }
 
+  /** A cancel request may have come between two steps, when nothing was there to be canceled, and a limit may have been passed by the last rows of a step. */
+  #checkGoing(): void {
+    this.#signal?.throwIfAborted();
+    if (this.#stopped) throw new Error('what still comes is of no use');
+  }
+
   /** A second connection to the home shard, which reads at the same moment as the workspace. */
   async #readOwn(): Promise<void> {
     const { lease, services } = this.#session;
@@ -332,12 +375,6 @@ export class Gather implements BackendOwner, SpreadRun {
     await reader.runInternal(encodeQuery(`SET TRANSACTION SNAPSHOT '${snapshot}'`));
   }
 
-  /** Makes a table of the workspace, and fills it. */
-  async #bring(table: Brought, readers: readonly Backend[]): Promise<void> {
-    await this.#create(`pg_temp.${quoted(table.name)}`, table.form);
-    await this.#fill(table, readers);
-  }
-
   /** With the columns of a query: names, types, collations. */
   #create(name: string, form: string): Promise<string> {
     return this.#workspace.runBatchInternal(
@@ -345,12 +382,18 @@ export class Gather implements BackendOwner, SpreadRun {
     );
   }
 
-  async #fill({ name, texts, primaryKey }: Brought, readers: readonly Backend[]): Promise<void> {
+  /** Fills a table of the workspace, whose columns are of these types. */
+  async #fill(
+    { name, texts, primaryKey }: Brought,
+    types: readonly FieldDescription[],
+    readers: readonly Backend[],
+  ): Promise<void> {
+    this.#checkGoing();
     const workspace = this.#workspace;
     const table = `pg_temp.${quoted(name)}`;
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
-      .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string));
+      .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string, types));
     const rows = await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched);
     if (primaryKey !== null) {
       const key = primaryKey.map(quoted).join(', ');
@@ -360,15 +403,22 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   /** Asks a shard for rows, which wait there until they are let through. */
-  #fetch(reader: Backend, text: string): Fetch {
+  #fetch(reader: Backend, text: string, types: readonly FieldDescription[]): Fetch {
     const relay = new RowRelay();
     const early: Buffer[] = [];
     reader.connection.pause();
-    const done = reader.runBatchInternal(this.#messages(text), (slice) => {
-      if (this.#stopped) return;
-      const bytes = relay.convert(slice);
-      if (this.#source === reader) this.#pass(bytes);
-      else early.push(bytes);
+    const done = reader.runBatchInternal(this.#messages(text), {
+      rows: (slice) => {
+        if (this.#stopped) return;
+        const bytes = relay.convert(slice);
+        if (this.#source === reader) this.#pass(bytes);
+        else early.push(bytes);
+      },
+      replied: (type, frame) => {
+        if (type !== BACKEND.RowDescription || readAlike(decodeRowDescription(frame), types)) return;
+        this.#differs = true;
+        this.#stop();
+      },
     });
     // It may fail before its turn comes.
     done.catch(() => undefined);
@@ -387,6 +437,7 @@ export class Gather implements BackendOwner, SpreadRun {
         for (const bytes of early) this.#pass(bytes);
         reader.connection.resume();
         await done;
+        this.#checkGoing();
       }
       workspace.sendRaw(COPY_TRAILER);
       workspace.sendRaw(COPY_DONE);
@@ -418,16 +469,18 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   /** The query itself, as the workspace has its tables. */
-  #query(text: Buffer): Promise<void> {
+  async #query(text: Buffer): Promise<void> {
     const statement = this.#statement;
     const bind =
       statement.kind === 'simple'
         ? { ...NO_PARAMETERS, resultFormats: [] }
         : { ...statement.bind, statement: '', portal: '' };
+    this.#checkGoing();
     this.#answering = true;
     return new Promise((resolve, reject) => {
       const workspace = this.#workspace;
-      workspace.send([encodeParse('', text, this.#oids), encodeBind(bind), encodeExecute(''), SYNC], {
+      const describe = encodeDescribe('portal', '');
+      workspace.send([encodeParse('', text, this.#oids), encodeBind(bind), describe, encodeExecute(''), SYNC], {
         kind: 'batch',
         internal: false,
         completed: (frame) => {
@@ -447,6 +500,7 @@ export class Gather implements BackendOwner, SpreadRun {
     return [
       encodeParse('', text, this.#passesParameters ? this.#oids : []),
       encodeBind({ portal: '', statement: '', formats, values, resultFormats: [1] }),
+      encodeDescribe('portal', ''),
       encodeExecute(''),
       SYNC,
     ];
@@ -478,7 +532,10 @@ export class Gather implements BackendOwner, SpreadRun {
       case BACKEND.NotificationResponse:
       case BACKEND.ParseComplete:
       case BACKEND.BindComplete:
+        return;
       case BACKEND.RowDescription:
+        // The rows would be taken for others than they are.
+        if (!agree(decodeRowDescription(frame), this.#shown)) this.#fail(typesDiffer());
         return;
       case BACKEND.CommandComplete:
         this.#session.write(frame);
@@ -524,7 +581,11 @@ export class Gather implements BackendOwner, SpreadRun {
   #fail(error: unknown): void {
     if (this.#failed || this.#abandoned) return;
     this.#failed = true;
-    this.#session.writeError(this.#isOver ? tooMuch(this.#session.services.gatherBytes) : wordsFor(error));
+    this.#session.writeError(
+      this.#isOver
+        ? tooMuch(this.#session.services.gatherBytes)
+        : wordsFor(this.#differs ? typesDiffer() : this.#signal?.aborted ? this.#signal.reason : error),
+    );
   }
 
   #stop(): void {
@@ -562,6 +623,11 @@ function agree(made: readonly FieldDescription[], wanted: readonly FieldDescript
   );
 }
 
+/** Class 22, what an expression says of its arguments ("PostgreSQL Error Codes"). */
+function isOfValues(error: unknown): boolean {
+  return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate.startsWith('22');
+}
+
 /** Not about the query. */
 function isNotAllowed(error: unknown): boolean {
   return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
@@ -595,6 +661,22 @@ function tooMuch(limit: number): ErrorFields {
   };
 }
 
+/** Whether the binary form of the one is that of the other, as far as types have the same OIDs everywhere. */
+function readAlike(sent: readonly FieldDescription[], taken: readonly FieldDescription[]): boolean {
+  return (
+    sent.length === taken.length &&
+    sent.every(({ typeOid }, i) => {
+      const other = taken[i]?.typeOid ?? 0;
+      return typeOid === other || (typeOid >= FIRST_NORMAL_OID && other >= FIRST_NORMAL_OID);
+    })
+  );
+}
+
+function typesDiffer(): RefusedError {
+  const message = 'a column that the query uses has not the same type on all shards, or had another a moment ago';
+  return new RefusedError('0A000', message, { hint: 'Try again when the change of its table is complete.' });
+}
+
 function notPassed(): RefusedError {
   const message = 'a column that the query uses has a type whose values cannot be passed from shard to shard';
   return new RefusedError('0A000', message, { hint: KEY_HINT });
@@ -613,7 +695,7 @@ function wordsFor(error: unknown): ErrorFields {
   } = error instanceof InternalStatementError ? decodeErrorFields(error.frame) : fieldsOfError(error);
   if (NOT_PASSED.has(fields.sqlstate)) return { ...fieldsOfError(notPassed()), detail: fields.message };
   const hint =
-    fields.sqlstate === '42501' && fields.message.includes('temporary tables')
+    fields.sqlstate === '42501' && /temporary tables|schema pg_temp/.test(fields.message)
       ? {
           hint: 'Queries over several shards are finished in temporary tables of the home shard: GRANT TEMPORARY ON DATABASE … TO the user there.',
         }

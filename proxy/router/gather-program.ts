@@ -3,7 +3,7 @@ import type { ColumnRef, JoinExpr, Node, RangeVar, SelectStmt } from 'libpg-quer
 import { type KeyspaceName, type ShardName, shardsOf, type Topology } from '../../topology/topology.js';
 import { Analysis, type Context, type Occurrence } from './analysis.js';
 import { conjuncts, strings, walk } from './ast.js';
-import { bare, type ColumnWords, canonical, expressionText, quoted } from './expression-text.js';
+import { bare, canonical, expressionText, quoted } from './expression-text.js';
 import { classifyFunction } from './functions.js';
 import { columnsAs, hasStar } from './gather.js';
 import { Lexer, type Token } from './lexer.js';
@@ -132,16 +132,16 @@ function apply(text: Buffer, edits: readonly Edit[]): Buffer {
 function positionAsSent(text: Buffer, edits: readonly Edit[], position: number): number {
   let added = 0;
   for (const { start, end, put } of edits) {
-    const at = text.toString('utf8', 0, start).length + added;
+    const at = [...text.toString('utf8', 0, start)].length + added;
     if (position <= at) break;
-    const replaced = text.toString('utf8', start, end).length;
+    const replaced = [...text.toString('utf8', start, end)].length;
     if (position <= at + put.length) return at - added + 1;
     added += put.length - replaced;
   }
   return position - added;
 }
 
-/** Tables by the names that they have in the workspace, and columns without the schemas that these have no more. In order; null: a name is not found. */
+/** Tables, and columns that are named with them, by the names that they have in the workspace. In order; null: a name is not found. */
 function editsOf(a: Analysis, statement: Node, text: Buffer, conforming: boolean): Edit[] | null {
   if (!lexer.scan(text, true, conforming)) return null;
   const tokens: Token[] = [...lexer.tokens];
@@ -170,7 +170,7 @@ function editsOf(a: Analysis, statement: Node, text: Buffer, conforming: boolean
       if (!hasSchema(a, ref)) return;
       const schema = schemaOf(ref.location);
       if (schema === null) lost = true;
-      else edits.push({ ...schema, put: '' });
+      else edits.push({ ...schema, put: 'pg_temp.' });
     },
   });
   return lost ? null : edits.sort((x, y) => x.start - y.start);
@@ -189,7 +189,6 @@ function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer
   // A text with other strings for the parser cannot be told apart from its own, edited: then the edits are believed, which are of names only.
   if (text !== parsed && !text.equals(parsed)) return true;
   const read = parse(edited)?.statements[0]?.node;
-  const cut: ColumnWords = (ref) => (hasSchema(a, ref) && !hasStar(ref) ? strings(ref.fields).slice(1) : null);
   const wanted = structuredClone(statement);
   const own = new Set(a.occurrences.map((o) => o.node));
   // In the same order as in the copy.
@@ -201,10 +200,10 @@ function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer
       if (own.has(nodes[i++] as RangeVar)) node.schemaname = 'pg_temp';
     },
     column: (ref) => {
-      if (hasStar(ref) && hasSchema(a, ref)) ref.fields = ref.fields?.slice(1) ?? [];
+      if (hasSchema(a, ref)) ref.fields = [{ String: { sval: 'pg_temp' } }, ...(ref.fields?.slice(1) ?? [])];
     },
   });
-  return canonical(bare(wanted, cut)) === canonical(bare(read, () => null));
+  return canonical(bare(wanted, () => null)) === canonical(bare(read, () => null));
 }
 
 function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] {
@@ -221,9 +220,10 @@ function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] 
     const { keyspace, keyColumns } = (occurrences[0] as Occurrence).table;
     const all = relation.columns ?? [];
     const primaryKey = grouped ? (relation.primaryKey ?? null) : null;
+    const shown = occurrences.map(({ node }) => node?.alias?.aliasname ?? relation.table);
     const renamed = occurrences.some((o) => strings(o.node?.alias?.colnames).length > 0);
     const columns = all.filter(
-      (c) => used === 'all' || renamed || used.has(c) || primaryKey?.includes(c) || keyColumns.includes(c),
+      (c) => renamed || shown.some((of) => used(of, c)) || primaryKey?.includes(c) || keyColumns.includes(c),
     );
     const own = occurrences.map((o) => filters.get(o.node as RangeVar) ?? null);
     return {
@@ -238,24 +238,31 @@ function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] 
   });
 }
 
-/** The names of all columns that are referred to, whosever they are. */
-function usedColumns(statement: Node): ReadonlySet<string> | 'all' {
-  const names = new Set<string>();
+/** Whether a column may be referred to, of a table in FROM of this name. */
+function usedColumns(statement: Node): (of: string, column: string) => boolean {
+  /** By what stands before them: nothing, or the name of something in FROM. */
+  const names = new Map<string, Set<string>>();
+  const whole = new Set<string>();
   let all = false;
+  const use = (of: string, column: string) => names.set(of, (names.get(of) ?? new Set()).add(column));
   walk(statement, {
     any: (kind, value) => {
       if (kind !== 'JoinExpr') return;
       const { alias, isNatural, usingClause } = value as JoinExpr;
       // A join that has a name can be named as a whole, and have other names for its columns, by their places.
       if (isNatural || alias) all = true;
-      for (const name of strings(usingClause)) names.add(name);
+      for (const name of strings(usingClause)) use('', name);
     },
     column: (ref) => {
-      if (hasStar(ref)) all = true;
-      else names.add(strings(ref.fields).at(-1) ?? '');
+      const path = strings(ref.fields);
+      const of = path.at(-2);
+      if (!hasStar(ref)) use(of ?? '', path.at(-1) ?? '');
+      else if (of === undefined) all = true;
+      else whole.add(of);
     },
   });
-  return all ? 'all' : names;
+  return (of, column) =>
+    all || whole.has(of) || names.get('')?.has(column) === true || names.get(of)?.has(column) === true;
 }
 
 function isGrouped(statement: Node): boolean {

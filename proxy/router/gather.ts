@@ -6,8 +6,17 @@ import type { Refusal } from './route.js';
 
 const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
 
-/** They tell what the text of the statement is, which another one takes the place of. */
-const TELL_TEXT = new Set(['current_query']);
+/** They tell of the statement's text, of its transaction, of temporary tables, or of how a value is stored. */
+const TELLING = new Set([
+  'current_query',
+  'current_schemas',
+  'pg_column_compression',
+  'pg_column_size',
+  'pg_current_xact_id_if_assigned',
+  'txid_current_if_assigned',
+]);
+/** Settings that the workspace has of its own. */
+const OWN_SETTINGS = /^(transaction_|idle_in_transaction_)/i;
 
 /**
  * Whether a query can be answered by the home shard once it has the rows of all its sharded tables, in temporary tables of their names: null; or why not. All it
@@ -56,6 +65,7 @@ function blocker(a: Analysis, statement: Node): string | null {
     rows.set(name, new Set([...(rows.get(name) ?? []), ...columnsAs(node, relation)]));
   }
   const stars = new Set<ColumnRef>();
+  const own = new Set(a.occurrences.map(({ node }) => node));
   walk(statement, {
     any: (kind, value) => {
       if (kind === 'ResTarget') {
@@ -69,13 +79,30 @@ function blocker(a: Analysis, statement: Node): string | null {
     },
     func: (call) => {
       const { name } = qualifiedName(call.funcname);
-      if (TELL_TEXT.has(name)) found ??= `function ${name}()`;
+      if (TELLING.has(name) || (name === 'current_setting' && !isKept(call.args?.[0]))) found ??= `function ${name}()`;
     },
     column: (ref) => {
       found ??= columnBlocker(ref, rows, stars);
     },
+    rangeVar: (node) => {
+      if (!own.has(node) && isHidden(a, node)) found ??= `another table of the name "${node.relname}"`;
+    },
   });
   return found;
+}
+
+/** Whether a temporary table would be found in place of the one that is meant, which is not one of those whose rows come together. */
+function isHidden(a: Analysis, { schemaname, relname }: RangeVar): boolean {
+  const { metadata, searchPath } = a.context;
+  if (schemaname !== undefined || !a.occurrences.some((o) => o.relation?.table === relname)) return false;
+  const meant = metadata.resolveRelation(null, relname ?? '', searchPath);
+  return meant !== null && !a.occurrences.some((o) => o.relation === meant);
+}
+
+/** Whether it names a setting that is the client's in the workspace, too. */
+function isKept(name: Node | undefined): boolean {
+  const text = name !== undefined && 'A_Const' in name ? name.A_Const.sval?.sval : undefined;
+  return text !== undefined && !OWN_SETTINGS.test(text);
 }
 
 /** References to whole rows, whose type would be another one, and to what only the tables themselves have. */

@@ -437,9 +437,9 @@ class Reducer {
       (!distinct || columnsOnly) &&
       [...targets, limitCount, limitOffset].every((e) => e === undefined || this.#isAhead(e));
     const by = sort.length > 0 ? ` ORDER BY ${sort.join(', ')}` : '';
-    // NULL, and what is too large, is no limit.
-    const skipped = offset && ` + greatest(coalesce(CAST(${offset} AS numeric), 0), 0)`;
-    const behind = `${by} LIMIT CAST(least(CAST(${limit} AS numeric)${skipped}, ${MOST_ROWS}) AS int8)`;
+    // NULL, and what is too large, is no limit. Each is rounded by itself.
+    const skipped = offset && ` + greatest(coalesce(CAST(CAST(${offset} AS int8) AS numeric), 0), 0)`;
+    const behind = `${by} LIMIT CAST(least(CAST(CAST(${limit} AS int8) AS numeric)${skipped}, ${MOST_ROWS}) AS int8)`;
     return { distinct: columnsOnly ? distinct : '', behind: cuts ? behind : '' };
   }
 

@@ -41,7 +41,16 @@ describe('the rows that shards send', () => {
     ],
     [
       'SELECT o.* FROM orders o WHERE EXISTS (SELECT FROM items i WHERE i.qty = o.id)',
-      ['orders(tenant_id id note total country placed_at)', 'items(tenant_id order_id sku qty)'],
+      ['orders(tenant_id id note total country placed_at)', 'items(tenant_id qty)'],
+    ],
+    // A name says whose column it is; without one, it may be anybody's.
+    [
+      'SELECT o.note, i.tenant_id, country FROM orders o, items i',
+      ['orders(tenant_id note country)', 'items(tenant_id)'],
+    ],
+    [
+      'SELECT max(x.id), public.orders.total FROM public.orders, (SELECT order_id AS id, 1 AS note FROM items) x GROUP BY 2',
+      ['orders(tenant_id id total)', 'items(tenant_id order_id)'],
     ],
     // What a level says of one table alone.
     [
@@ -109,7 +118,7 @@ describe('the text that the workspace runs', () => {
     ['SELECT count(*) FROM orders, items', 'SELECT count(*) FROM pg_temp.orders, pg_temp.items'],
     [
       'SELECT "public"."orders"."id", public . items.* FROM "public"."orders", public.items -- done\n;',
-      'SELECT "orders"."id", items.* FROM pg_temp."orders", pg_temp.items -- done\n;',
+      'SELECT pg_temp."orders"."id", pg_temp.items.* FROM pg_temp."orders", pg_temp.items -- done\n;',
     ],
     [
       'WITH orders AS (SELECT id FROM public.orders) SELECT (SELECT max(id) FROM orders), currencies FROM items, currencies',
@@ -153,13 +162,13 @@ describe('the parts that shards send', () => {
     ],
     [
       'SELECT o.note, i.qty FROM orders o JOIN items i ON i.tenant_id = o.tenant_id ORDER BY qty, o.id DESC LIMIT $1 OFFSET $2',
-      'SELECT "o"."note" AS "p1", "i"."qty" AS "p2", "o"."id" AS "p3" FROM orders o JOIN items i ON i.tenant_id = o.tenant_id WHERE (own) ORDER BY "i"."qty", "o"."id" DESC LIMIT CAST(least(CAST($1 AS numeric) + greatest(coalesce(CAST($2 AS numeric), 0), 0), 9223372036854775807) AS int8)',
+      'SELECT "o"."note" AS "p1", "i"."qty" AS "p2", "o"."id" AS "p3" FROM orders o JOIN items i ON i.tenant_id = o.tenant_id WHERE (own) ORDER BY "i"."qty", "o"."id" DESC LIMIT CAST(least(CAST(CAST($1 AS int8) AS numeric) + greatest(coalesce(CAST(CAST($2 AS int8) AS numeric), 0), 0), 9223372036854775807) AS int8)',
       [25, INT8, INT8],
       'SELECT "p1", "p2" FROM pg_temp."foreshard_parts" AS r ORDER BY "p2", "p3" DESC LIMIT $1 OFFSET $2',
     ],
     [
       'SELECT DISTINCT note FROM orders ORDER BY note LIMIT 2',
-      'SELECT DISTINCT "note" AS "p1" FROM orders WHERE (own) ORDER BY "note" LIMIT CAST(least(CAST(2 AS numeric), 9223372036854775807) AS int8)',
+      'SELECT DISTINCT "note" AS "p1" FROM orders WHERE (own) ORDER BY "note" LIMIT CAST(least(CAST(CAST(2 AS int8) AS numeric), 9223372036854775807) AS int8)',
       [25],
       'SELECT DISTINCT "p1" FROM pg_temp."foreshard_parts" AS r ORDER BY "p1" LIMIT 2',
     ],
