@@ -64,7 +64,12 @@ const BEGIN_READING = begin('READ ONLY');
 const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
 const COMMIT = encodeQuery('COMMIT');
 const ROLLBACK = encodeQuery('ROLLBACK');
-const EXPORT_SNAPSHOT = encodeQuery('SELECT pg_export_snapshot()');
+
+/** Of the home shard's rows so far; in a message of the server's: that there are too many of them. */
+const OWN_SIZE = 'foreshard size of rows';
+
+/** How long a connection may take to leave a transaction that has failed, ms. */
+const ROLLBACK_MS = 5_000;
 
 const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
 
@@ -98,6 +103,9 @@ export class Gather implements BackendOwner, SpreadRun {
   #fromItsText = false;
   /** The shard whose rows go to the workspace now. */
   #source: Backend | null = null;
+  #relay: RowRelay | null = null;
+  /** The workspace has been sent a row up to its middle. */
+  #torn = false;
   #brought = 0;
   #rows = 0;
   #abandoned = false;
@@ -171,8 +179,10 @@ export class Gather implements BackendOwner, SpreadRun {
 
   /** Nothing is left open on a connection. */
   async #end(backend: Backend): Promise<void> {
-    if (backend.lost !== null || backend.status === IDLE) return;
+    if (backend.lost !== null || (backend.status === IDLE && backend.quiet)) return;
+    const late = setTimeout(() => backend.destroy(), ROLLBACK_MS);
     await backend.runInternal(ROLLBACK).catch(() => backend.destroy());
+    clearTimeout(late);
   }
 
   /** Has the home shard read the query as it was sent, with its parameters: what is wrong with these, and what columns it has, is said as of the tables. */
@@ -275,7 +285,7 @@ export class Gather implements BackendOwner, SpreadRun {
         primaryKey: table.primaryKey,
       };
       const types = await this.#columnsOf(brought.form);
-      if (types?.some(isOfItsShard)) throw notPassed();
+      if (types !== null && (await this.#areOfTheirShard(types))) throw notPassed();
       await this.#create(`pg_temp.${quoted(brought.name)}`, brought.form);
       await this.#fill(brought, types ?? [], readers);
     }
@@ -291,7 +301,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const workspace = this.#workspace;
     const parts = await this.#columnsOf(form);
     const text = parts && reduction.finish(parts.map((column) => column.typeOid));
-    if (parts === null || text === null || parts.some(isOfItsShard)) return false;
+    if (parts === null || text === null || (await this.#areOfTheirShard(parts))) return false;
     this.#passesParameters = usesParameters;
     const readers = await this.#begin();
     const name = `pg_temp.${quoted(PARTS)}`;
@@ -338,13 +348,22 @@ export class Gather implements BackendOwner, SpreadRun {
     return frame === undefined ? null : decodeRowDescription(frame);
   }
 
+  /** Whether values of some column mean something else on another shard: they name objects by OIDs. */
+  async #areOfTheirShard(columns: readonly FieldDescription[]): Promise<boolean> {
+    const oids = columns.map(({ typeOid }) => typeOid);
+    if (oids.some((oid) => OBJECT_TYPES.has(oid))) return true;
+    const own = oids.filter((oid) => oid >= FIRST_NORMAL_OID);
+    if (own.length === 0) return false;
+    return (await this.#workspace.value(encodeQuery(objectsWithin(own)))) === 't';
+  }
+
   /** One moment for each shard. @returns who reads there */
   async #begin(): Promise<readonly Backend[]> {
-    const { shards, topology } = this.#placement;
-    await this.#workspace.runInternal(BEGIN);
-    if (shards.includes(topology.home)) await this.#readOwn();
     const readers = this.#readers;
-    await Promise.all(readers.filter((r) => r.status === IDLE).map((reader) => reader.runInternal(BEGIN_READING)));
+    await Promise.all([
+      this.#workspace.runInternal(BEGIN),
+      ...readers.map((reader) => reader.runInternal(BEGIN_READING)),
+    ]);
     return readers;
   }
 
@@ -357,22 +376,6 @@ export class Gather implements BackendOwner, SpreadRun {
   #checkGoing(): void {
     this.#signal?.throwIfAborted();
     if (this.#stopped) throw new Error('what still comes is of no use');
-  }
-
-  /** A second connection to the home shard, which reads at the same moment as the workspace. */
-  async #readOwn(): Promise<void> {
-    const { lease, services } = this.#session;
-    const workspace = this.#workspace;
-    const snapshot = await workspace.value(EXPORT_SNAPSHOT);
-    let reader = this.#readers.find((backend) => backend.shard === workspace.shard);
-    if (reader === undefined) {
-      reader = await services.pool(workspace.shard).acquireBeyond();
-      reader.attach(this);
-      this.#backends.push(reader);
-      await lease.serverSettings.adopt(reader);
-    }
-    await reader.runInternal(BEGIN_READING);
-    await reader.runInternal(encodeQuery(`SET TRANSACTION SNAPSHOT '${snapshot}'`));
   }
 
   /** With the columns of a query: names, types, collations. */
@@ -394,12 +397,56 @@ export class Gather implements BackendOwner, SpreadRun {
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
       .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string, types));
-    const rows = await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched);
+    const rows = await this.#take(table, texts, types, fetched).catch((error: unknown) => {
+      this.#stop();
+      throw error;
+    });
     if (primaryKey !== null) {
       const key = primaryKey.map(quoted).join(', ');
       await workspace.runInternal(encodeQuery(`ALTER TABLE ${table} ADD PRIMARY KEY (${key})`));
     }
     if (rows >= ANALYZED_ROWS) await workspace.runInternal(encodeQuery(`ANALYZE ${table}`));
+  }
+
+  /** @returns the number of rows */
+  async #take(
+    table: string,
+    texts: Brought['texts'],
+    types: readonly FieldDescription[],
+    fetched: readonly Fetch[],
+  ): Promise<number> {
+    const { shard } = this.#workspace;
+    const own = this.#placement.shards.includes(shard) ? texts.get(shard) : undefined;
+    const rows = own === undefined ? 0 : await this.#takeOwn(table, own, types);
+    if (fetched.length === 0) return rows;
+    return rows + (await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched));
+  }
+
+  /**
+   * Rows of the home shard's own, in its own transaction: another one of the same query might wait for a lock that waits for this one. It stops where there are too
+   * many bytes. @returns the number of rows
+   */
+  async #takeOwn(table: string, text: string, types: readonly FieldDescription[]): Promise<number> {
+    const workspace = this.#workspace;
+    // Names of columns are those of the text.
+    const names = types.map(({ name }) => quoted(Buffer.from(name, 'latin1').toString('utf8')));
+    const size = names.map((name) => `coalesce(pg_catalog.pg_column_size(${name}), 0)`).join(' + ');
+    const left = this.#session.services.gatherBytes - this.#brought;
+    const sized = `SELECT ${names.join(', ')}, pg_catalog.sum(${size}) OVER (ROWS UNBOUNDED PRECEDING) AS ${quoted(OWN_SIZE)} FROM (${text}) o`;
+    const checked = `CASE WHEN ${quoted(OWN_SIZE)} > ${left} THEN CAST('${OWN_SIZE} ' || ${quoted(OWN_SIZE)} AS bool) ELSE true END`;
+    try {
+      const tag = await workspace.runBatchInternal(
+        this.#messages(`INSERT INTO ${table} SELECT ${names.join(', ')} FROM (${sized}) s WHERE ${checked}`),
+      );
+      this.#brought += Number(
+        await workspace.value(encodeQuery(`SELECT pg_catalog.pg_table_size('${table.replaceAll("'", "''")}')`)),
+      );
+      return rowsOfTag(tag) ?? 0;
+    } catch (error) {
+      if (error instanceof InternalStatementError && decodeErrorFields(error.frame).message.includes(OWN_SIZE))
+        this.#brought = Number.POSITIVE_INFINITY;
+      throw error;
+    }
   }
 
   /** Asks a shard for rows, which wait there until they are let through. */
@@ -432,10 +479,11 @@ export class Gather implements BackendOwner, SpreadRun {
     await opened;
     const feed = async () => {
       workspace.sendRaw(COPY_HEADER);
-      for (const { reader, early, done } of fetched) {
+      for (const { reader, relay, early, done } of fetched) {
         this.#source = reader;
-        for (const bytes of early) this.#pass(bytes);
+        this.#relay = relay;
         reader.connection.resume();
+        for (const bytes of early) this.#pass(bytes);
         await done;
         this.#checkGoing();
       }
@@ -446,7 +494,9 @@ export class Gather implements BackendOwner, SpreadRun {
       await Promise.race([feed(), copied]);
     } catch (error) {
       this.#stop();
-      workspace.sendRaw(encodeCopyFail('the rows of a shard did not come'));
+      // In the middle of a row, whatever followed would be taken for the rest of it.
+      if (this.#torn) workspace.destroy();
+      else workspace.sendRaw(encodeCopyFail('the rows of a shard did not come'));
       await copied.catch(() => undefined);
       throw error;
     } finally {
@@ -461,6 +511,8 @@ export class Gather implements BackendOwner, SpreadRun {
     this.#brought += bytes.length;
     if (this.#isOver) this.#stop();
     if (this.#stopped) return;
+    // Of bytes that were kept, the last may be part of a row though others of them are not: then it is a connection the less.
+    this.#torn = this.#relay?.whole === false;
     if (!this.#workspace.sendRaw(bytes)) this.#source?.connection.pause();
   }
 
@@ -639,10 +691,17 @@ const OBJECT_TYPES: ReadonlySet<number> = new Set([
   4191, 4192,
 ]);
 
-/** Whether values of the column mean something else on another shard. */
-function isOfItsShard({ typeOid }: FieldDescription): boolean {
-  return OBJECT_TYPES.has(typeOid);
-}
+/** Whether they are within these types: as elements, fields, bounds, or under a domain. */
+const objectsWithin = (oids: readonly number[]) => `
+WITH RECURSIVE within(part) AS (
+  SELECT pg_catalog.unnest(ARRAY[${oids.join(', ')}]::pg_catalog.oid[])
+  UNION
+  SELECT p.part FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.part CROSS JOIN LATERAL (
+    SELECT t.typelem UNION ALL SELECT t.typbasetype
+    UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)) p(part)
+  WHERE p.part <> 0)
+SELECT coalesce(pg_catalog.bool_or(part IN (${[...OBJECT_TYPES].join(', ')})), false) FROM within`;
 
 const KEY_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
 

@@ -74,7 +74,8 @@ function blocker(a: Analysis, statement: Node): string | null {
       }
       const { typeName } = value as { typeName?: { names?: Node[] } };
       const { name } = qualifiedName(typeName?.names);
-      if (name.startsWith('reg')) found ??= `the type ${name}`;
+      if (/^reg(proc|procedure|oper|operator|class|type|role|namespace|config|dictionary|collation)$/.test(name))
+        found ??= `the type ${name}`;
       else if (a.occurrences.some((o) => o.relation?.table === name)) found ??= `the row type "${name}"`;
     },
     func: (call) => {

@@ -5,6 +5,7 @@ import type { Analysis } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
 import { bare, canonical, expressionText, quoted } from './expression-text.js';
 import { areAlikeEverywhere, renames, rootOf } from './fan-out.js';
+import { classifyFunction } from './functions.js';
 import { columnsAs, hasStar } from './gather.js';
 import { areTogether } from './layout.js';
 import { Lexer, type Token } from './lexer.js';
@@ -53,6 +54,9 @@ interface Part {
 /** The largest bigint. */
 const MOST_ROWS = '9223372036854775807';
 
+/** A column of this name might be taken for a part. */
+const NAME_OF_OURS = /^[kp]\d+n?$/;
+
 /** Stands for the condition on a shard's own rows, where only the form matters. */
 const OWN = 'own_rows';
 
@@ -92,6 +96,10 @@ function coreOf(a: Analysis, select: SelectStmt, topology: Topology, shards: rea
     },
     func: (call) => {
       if (call.over) plain = false;
+    },
+    column: ({ fields }) => {
+      const [name, ...others] = strings(fields);
+      if (others.length === 0 && name !== undefined && NAME_OF_OURS.test(name)) plain = false;
     },
   });
   return plain && areAlikeEverywhere(a, [select.fromClause, select.whereClause]) ? rootOf(a) : null;
@@ -143,7 +151,6 @@ function coreText(select: SelectStmt, text: Buffer): CoreText | null {
   const endOf = (behind: number) => tokens[behind - 1]?.end ?? 0;
   const at = where >= 0 ? (tokens[where] as Token) : null;
   const condition = at === null ? null : text.toString('utf8', at.end, endOf(last));
-  if (condition !== null && tellsTransaction(condition)) return null;
   return { from: text.toString('utf8', from, endOf(at === null ? last : where)), where: condition };
 }
 
@@ -198,7 +205,8 @@ class Reducer {
         return `SELECT ${distinct}${list.join(', ')} FROM ${inner} AS r${having && ` WHERE ${having}`}${sort}${limit && ` LIMIT ${limit}`}${offset && ` OFFSET ${offset}`}`;
       },
     };
-    return this.#readsAsMeant(made.partial(OWN)) ? made : null;
+    const partial = made.partial(OWN);
+    return !tellsTransaction(partial) && this.#readsAsMeant(partial) ? made : null;
   }
 
   /** What the query shows, with the columns that a star stands for. Null: these are not known. */
@@ -327,7 +335,8 @@ class Reducer {
       if (Array.isArray(tree)) return tree.map(replace);
       if (typeof tree !== 'object' || tree === null) return tree;
       const found = this.#partOf(tree as Node, aggregated);
-      if (found !== null) return { ColumnRef: { fields: [{ String: { sval: found } }] } };
+      // With the table's name: by itself, it might be taken for one of what is shown.
+      if (found !== null) return { ColumnRef: { fields: [{ String: { sval: 'r' } }, { String: { sval: found } }] } };
       return Object.fromEntries(Object.entries(tree).map(([key, value]) => [key, replace(value)]));
     };
     return replace(node) as Node;
@@ -337,7 +346,13 @@ class Reducer {
   #partOf(node: Node, aggregated: boolean): string | null {
     const group = aggregated ? this.#groups.find((g) => g.id === idOf(node)) : undefined;
     if (group !== undefined) return group.name;
-    if ('FuncCall' in node && aggregated && this.#isAggregate(node.FuncCall)) return this.#aggregate(node.FuncCall);
+    if ('FuncCall' in node && aggregated) {
+      if (this.#isAggregate(node.FuncCall)) return this.#aggregate(node.FuncCall);
+      const { schema, name } = qualifiedName(node.FuncCall.funcname);
+      const { metadata, searchPath } = this.#a.context;
+      // It is about rows, which are not there any more.
+      if (classifyFunction(schema, name, searchPath, metadata).kind === 'aggregate') this.#failed = true;
+    }
     if (!('ColumnRef' in node)) return null;
     // Of a group of rows, a column is only what it is grouped by; what follows from a primary key is not looked at.
     if (aggregated || hasStar(node.ColumnRef)) this.#failed = true;

@@ -279,6 +279,8 @@ export class Router {
     const from = this.refresh(analyzed);
     if (!(from instanceof AnalyzedText)) return null;
     const { text, scope } = from;
+    // There and back again, a text in such an encoding may be another one.
+    if (scope.foreign && !OF_ONE_BYTE.test(scope.session.encoding ?? '')) return null;
     const topology = this.#options.topology();
     const context = {
       registry: registryOf(topology),
@@ -468,6 +470,9 @@ function trimmed(text: Buffer, start: number, end: number): { start: number; end
   while (to > from && space(text[to - 1])) to--;
   return { start: from, end: to };
 }
+
+/** Encodings of the client in which each byte is a character. */
+const OF_ONE_BYTE = /^(latin|iso|win|koi|sql_ascii)/i;
 
 function isForeign(encoding: string | undefined): boolean {
   return encoding !== undefined && !/^(utf-?8|unicode)$/i.test(encoding);
