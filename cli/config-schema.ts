@@ -213,6 +213,7 @@ const proxy = z.strictObject({
       idleTimeoutMs: milliseconds(0, 0),
       idleInTransactionTimeoutMs: milliseconds(0, 0),
       transactionTimeoutMs: milliseconds(0, 0),
+      prepareTimeoutMs: milliseconds(60_000, 0),
       drainTimeoutMs: milliseconds(0, 0),
     })
     .prefault({}),

@@ -79,6 +79,8 @@ export interface ProxyOptions {
     readonly largeMessageBytes?: number;
     /** What one query may bring together of the rows of several shards, in bytes; 0: there are no such queries. Default: 256 MiB. */
     readonly gatherBytes?: number;
+    /** How long a shard may take to prepare its part of a transaction on several shards, ms; 0: as long as it likes. Default: 60,000. */
+    readonly prepareTimeoutMs?: number;
   } & SessionTimeouts;
   readonly lease: { readonly ttlMs: number };
   /** On how many shards a transaction may do something. Default: several. */
@@ -98,6 +100,7 @@ export interface ProxyOptions {
 /** The largest message that PostgreSQL takes. */
 const LARGE_MESSAGES = 1_073_741_824;
 const GATHER_BYTES = 268_435_456;
+const PREPARE_MS = 60_000;
 
 /** What `reload` changes; all else of the options needs a restart. */
 export type ReloadableOptions = Pick<
@@ -256,7 +259,14 @@ export class ProxyServer {
     const decisions = new Decisions(options.catalog.pool);
     const topology = () => live.current;
     this.#resolver = new Resolver({ decisions, topology, logger });
-    this.#coordinator = new Coordinator({ decisions, lease: live, topology, resolver: this.#resolver, logger });
+    this.#coordinator = new Coordinator({
+      decisions,
+      lease: live,
+      topology,
+      resolver: this.#resolver,
+      logger,
+      prepareMs: () => this.#options.limits.prepareTimeoutMs ?? PREPARE_MS,
+    });
     this.#deadlocks = new DeadlockDetector({ shards: () => live.current.shards.values(), logger });
     this.#notifications = new Notifications({
       shards: () => live.current.shards.keys(),

@@ -356,8 +356,9 @@ export class Backend {
     return this.#canceling > 0;
   }
 
-  destroy(): void {
-    this.connection.destroy();
+  /** `reason`: what whoever waits for an answer is told. */
+  destroy(reason?: ForeshardError): void {
+    this.connection.destroy(reason);
   }
 
   #onData(slice: Buffer): void {

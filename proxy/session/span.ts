@@ -125,11 +125,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   /** What has been prepared already is rolled back when the others have not been. */
   #stopCommit(reason: ForeshardError): void {
     this.#stopped = reason;
-    const cancels = this.underWay.map((backend) =>
-      backend.cancel().catch((error: unknown) => {
-        this.#client.services.logger.debug({ err: error, shard: backend.shard }, 'could not cancel');
-      }),
-    );
+    const cancels = this.underWay.map((backend) => this.#cancel(backend));
     void Promise.all(cancels).then(() => this.#client.canceled());
   }
 
@@ -292,9 +288,12 @@ export class Span implements BackendOwner, SpanningTransaction {
     if (text === null) return; // then the transaction is tied to where it is
     const query = encodeQuery(text);
     const work = [...this.#parked.values()].map(async (branch) => {
+      const { backend } = branch;
       try {
-        await branch.backend.runInternal(query);
-        if (effect.kind === 'rollback-to') await this.#markAgain({ backend: branch.backend, query });
+        await this.#answered(backend, async () => {
+          await backend.runInternal(query);
+          if (effect.kind === 'rollback-to') await this.#markAgain({ backend, query });
+        });
       } catch (error) {
         branch.error = asServerError(error);
       }
@@ -335,7 +334,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   async #failOthers(echoes: Promise<void> | null): Promise<void> {
     await echoes;
     const open = [...this.#parked.values()].filter(({ backend }) => backend.status === IN_TRANSACTION);
-    await Promise.all(open.map(({ backend }) => failAt(backend).catch(() => undefined)));
+    await Promise.all(open.map(({ backend }) => this.#answered(backend, () => failAt(backend)).catch(() => undefined)));
   }
 
   /** Rolls all back that are not the lease's, and gives them back. */
@@ -379,7 +378,9 @@ export class Span implements BackendOwner, SpanningTransaction {
   }
 
   async #commitAll(all: readonly Backend[], allowed: () => Promise<void>): Promise<void> {
-    const asked = await Promise.all(all.map((backend) => backend.value(HAS_WRITTEN))).catch((error: unknown) => {
+    const asked = await Promise.all(
+      all.map((backend) => this.#answered(backend, () => backend.value(HAS_WRITTEN))),
+    ).catch((error: unknown) => {
       throw told(all, error);
     });
     await allowed();
@@ -388,17 +389,48 @@ export class Span implements BackendOwner, SpanningTransaction {
     const [only] = writers;
     if (writers.length > 1) {
       const branches = writers.map(
-        (backend): BranchEnd => ({ shard: backend.shard, run: (text) => run(backend, text) }),
+        (backend): BranchEnd => ({
+          shard: backend.shard,
+          run: (text) => run(backend, text),
+          giveUp: () => {
+            // It may go on all the same, and is the resolver's then.
+            void this.#cancel(backend);
+            backend.destroy();
+          },
+        }),
       );
       await this.#spanning.coordinator.commit(branches);
     } else if (only !== undefined) await commitOnly(only);
     // Behind them: what these hold, such as an advisory lock, is given up when the others' rows are to be seen. Nothing of theirs can be lost.
-    await Promise.allSettled(readers.map((backend) => run(backend, COMMIT)));
+    await Promise.allSettled(readers.map((backend) => this.#answered(backend, () => run(backend, COMMIT))));
   }
 
   async #rollBackOn(backend: Backend): Promise<void> {
     if (!backend.quiet) backend.destroy();
-    else await this.#lease.rollBack(backend).catch(() => backend.destroy());
+    else await this.#answered(backend, () => this.#lease.rollBack(backend)).catch(() => backend.destroy());
+  }
+
+  /**
+   * What a server has nothing to wait for is answered at once. One that takes longer than a new connection may is given up: its part of the transaction is lost, and
+   * the others are not kept waiting.
+   */
+  async #answered<T>(backend: Backend, work: () => Promise<T>): Promise<T> {
+    const ms = this.#client.services.pool(backend.shard).options.connectTimeoutMs;
+    const timer = setTimeout(
+      () => backend.destroy(new ForeshardError('08006', `shard "${backend.shard}" has not answered for ${ms} ms`)),
+      ms,
+    );
+    try {
+      return await work();
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #cancel(backend: Backend): Promise<void> {
+    await backend.cancel().catch((error: unknown) => {
+      this.#client.services.logger.debug({ err: error, shard: backend.shard }, 'could not cancel');
+    });
   }
 
   /** Rolls back what is open there and gives the connection back. */

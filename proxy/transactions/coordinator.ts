@@ -18,6 +18,8 @@ export interface BranchEnd {
    * @throws ServerError the server's refusal (fields for the client), or another error when the connection is lost
    */
   run(text: string): Promise<string>;
+  /** Its server has not answered for too long: what runs there is canceled, which may come too late, and the connection closed. */
+  giveUp(): void;
 }
 
 /** Where a test stops a coordinator for good: on both sides of each step. `shard`: that of the branch, null for the decision. */
@@ -37,6 +39,8 @@ export interface CoordinatorOptions {
   readonly logger: Logger;
   /** How long a client waits for a catalog or a shard that does not answer, before it is told that the outcome is not known or not yet visible. Default: 10,000. */
   readonly patienceMs?: number;
+  /** How long a shard may take to prepare its branch: what is deferred to the end of the transaction runs then. 0: as long as it likes. */
+  readonly prepareMs: () => number;
   /** For tests: awaited at each point. */
   readonly at?: (point: CommitPoint, shard: ShardName | null) => Promise<void>;
 }
@@ -111,7 +115,7 @@ export class Coordinator {
     try {
       enrolled = await this.#enrollment.get();
     } catch (error) {
-      await Promise.all(ends.map((end) => rollBackOpen(end)));
+      await Promise.all(ends.map((end) => this.#rollBackOpen(end)));
       throw error instanceof ForeshardError ? error : notDecided(error);
     }
     const name = enrolled.next();
@@ -141,8 +145,14 @@ export class Coordinator {
 
   async #prepare({ end, gid }: Branch): Promise<Prepared> {
     await this.#at('before:prepare', end.shard);
+    const ms = this.#options.prepareMs();
     try {
-      const tag = await end.run(`PREPARE TRANSACTION ${quoteLiteral(gid)}`);
+      const work = end.run(`PREPARE TRANSACTION ${quoteLiteral(gid)}`);
+      const tag = await this.#until(this.#deadline(ms === 0 ? Number.POSITIVE_INFINITY : ms), work, null);
+      if (tag === null) {
+        end.giveUp();
+        return { is: 'lost', error: notPrepared(end.shard) };
+      }
       await this.#at('after:prepare', end.shard);
       if (tag === 'PREPARE TRANSACTION') return { is: 'prepared' };
       const error = new ForeshardError('40000', `the transaction on shard "${end.shard}" had failed`, {
@@ -162,12 +172,18 @@ export class Coordinator {
     const left = await Promise.all(
       branches.map(async (branch, i) => {
         const { is } = prepared[i] as Prepared;
-        if (is === 'failed') await rollBackOpen(branch.end);
+        if (is === 'failed') await this.#rollBackOpen(branch.end);
         if (is !== 'prepared') return [];
         return (await this.#endHere(branch, 'rollback')) ? [] : [branch];
       }),
     );
     this.#leave(name, 'rollback', left.flat(), lost);
+  }
+
+  /** The connection is gone, and the transaction with it; or no transaction was open any more; or who asked closes it, for it is still at it. */
+  async #rollBackOpen(end: BranchEnd): Promise<void> {
+    const rolledBack = end.run('ROLLBACK').catch(() => undefined);
+    await this.#until(this.#deadline(), rolledBack, undefined);
   }
 
   async #decide(enrolled: Enrolled, name: TransactionName, branches: readonly Branch[]): Promise<Decided> {
@@ -274,8 +290,8 @@ export class Coordinator {
   }
 
   /** On performance.now()'s clock. */
-  #deadline(): number {
-    const patient = performance.now() + (this.#options.patienceMs ?? PATIENCE_MS);
+  #deadline(ms = this.#options.patienceMs ?? PATIENCE_MS): number {
+    const patient = performance.now() + ms;
     return this.#closingUntil === null ? patient : Math.min(patient, this.#closingUntil);
   }
 
@@ -286,7 +302,10 @@ export class Coordinator {
         done();
         resolve(late);
       };
-      const timer = setTimeout(giveUp, Math.max(0, deadline - performance.now()));
+      const timer =
+        deadline === Number.POSITIVE_INFINITY
+          ? undefined
+          : setTimeout(giveUp, Math.max(0, deadline - performance.now()));
       const done = () => {
         clearTimeout(timer);
         this.#waits.delete(giveUp);
@@ -295,11 +314,6 @@ export class Coordinator {
       work.finally(done).then(resolve, reject);
     });
   }
-}
-
-/** The connection is gone, and the transaction with it; or no transaction was open any more. */
-async function rollBackOpen(end: BranchEnd): Promise<void> {
-  await end.run('ROLLBACK').catch(() => undefined);
 }
 
 /** The server's own words are what the client is told, if one has said why. */
@@ -322,6 +336,13 @@ function lostWhilePreparing(shard: ShardName, cause: unknown): ForeshardError {
       cause,
     },
   );
+}
+
+function notPrepared(shard: ShardName): ForeshardError {
+  return new ForeshardError('08006', `shard "${shard}" has not prepared its part of the transaction in time`, {
+    detail: 'Nothing has been committed.',
+    hint: 'Try the transaction again. If what is deferred to its end takes that long, raise proxy.limits.prepareTimeoutMs.',
+  });
 }
 
 function fenced(): ForeshardError {

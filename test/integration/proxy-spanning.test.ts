@@ -496,3 +496,91 @@ describe('what can go wrong with a transaction on several shards', () => {
     await client.query('ROLLBACK');
   });
 });
+
+describe('a transaction of which a part hangs', () => {
+  let sharded: Sharded;
+  beforeAll(async () => {
+    sharded = await Sharded.start({
+      splitAt: 100,
+      limits: { prepareTimeoutMs: 2_000 },
+      pool: { connectTimeoutMs: 2_000 },
+    });
+    await sharded.onShard(0, `INSERT INTO tenants SELECT n, 'here' FROM generate_series(1, 3) n`);
+    await sharded.onShard(1, `INSERT INTO tenants SELECT n, 'there' FROM generate_series(101, 103) n`);
+    await sharded.onShard(1, 'ALTER TABLE orders ALTER CONSTRAINT orders_tenant_id_fkey DEFERRABLE INITIALLY DEFERRED');
+  });
+  afterAll(() => sharded.stop());
+
+  const rename = (client: pg.Client, tenant: number) =>
+    client.query(`UPDATE tenants SET name = 'new' WHERE tenant_id = $1`, [tenant]);
+  const processOn = async (name: string): Promise<number> =>
+    (
+      await sharded.onShard<{ pid: number }>(1, 'SELECT pid FROM pg_stat_activity WHERE application_name = $1', [name])
+    )[0]?.pid as number;
+  /** Whatever its server process does. */
+  const nothingOf = async (pid: number, ...tenants: number[]) => {
+    await waitFor(
+      async () => (await sharded.onShard(1, 'SELECT FROM pg_stat_activity WHERE pid = $1', [pid])).length === 0,
+      { what: 'the end of the server process' },
+    );
+    for (const shard of [0, 1] as const) {
+      expect(await sharded.onShard(shard, 'SELECT gid FROM pg_prepared_xacts')).toEqual([]);
+      const sql = `UPDATE tenants SET name = name WHERE tenant_id = ANY($1) AND name = 'new'`;
+      expect(await sharded.onShard(shard, `${sql} RETURNING tenant_id`, [tenants])).toEqual([]);
+    }
+  };
+
+  it.each(['COMMIT', 'ROLLBACK', 'ROLLBACK TO a', 'a statement that fails'])(
+    'is told so at %s, and rolled back',
+    async (what) => {
+      const client = await sharded.connect({ application_name: what });
+      await client.query('BEGIN; SAVEPOINT a');
+      await rename(client, 101);
+      await rename(client, 1);
+      const pid = await processOn(what);
+      process.kill(pid, 'SIGSTOP');
+      try {
+        if (what === 'ROLLBACK') expect((await client.query(what)).command).toBe(what);
+        else if (what === 'COMMIT')
+          await expect(client.query(what)).rejects.toMatchObject({
+            code: '08006',
+            detail: 'shard "s2" has not answered for 2000 ms',
+          });
+        else {
+          if (what === 'ROLLBACK TO a') await client.query(what);
+          else await expect(client.query('SELECT nothing')).rejects.toMatchObject({ code: '42703' });
+          if (what === 'ROLLBACK TO a') await expect(rename(client, 1)).rejects.toMatchObject({ code: '08006' });
+          expect((await client.query('COMMIT')).command).toBe('ROLLBACK');
+        }
+        // Its other part is over, and the client goes on.
+        await sharded.onShard(0, `SET lock_timeout = '10s'; UPDATE tenants SET name = 'here' WHERE tenant_id = 1`);
+        expect((await client.query('SELECT name FROM tenants WHERE tenant_id = 1')).rows).toEqual([{ name: 'here' }]);
+      } finally {
+        process.kill(pid, 'SIGCONT');
+      }
+      await nothingOf(pid, 1, 101);
+    },
+  );
+
+  it('is rolled back when it waits for too long to be prepared', async () => {
+    const blocker = new pg.Client(sharded.clusters[1].url('shop'));
+    await blocker.connect();
+    await blocker.query('BEGIN');
+    const client = await sharded.connect({ application_name: 'prepares' });
+    await client.query('BEGIN');
+    await client.query('INSERT INTO orders (tenant_id, id) VALUES (103, 1)');
+    await blocker.query('SELECT FROM tenants WHERE tenant_id = 103 FOR UPDATE');
+    await rename(client, 3);
+    const pid = await processOn('prepares');
+    try {
+      await expect(client.query('COMMIT')).rejects.toMatchObject({
+        code: '08006',
+        message: 'shard "s2" has not prepared its part of the transaction in time',
+      });
+      await nothingOf(pid, 3, 103);
+    } finally {
+      await blocker.end();
+    }
+    expect(await sharded.onShard(1, 'SELECT FROM orders')).toEqual([]);
+  });
+});

@@ -73,7 +73,7 @@ test('two shards on one server are two branches', async () => {
       tag = text;
     });
     const run = (text: string) => client.query(text).then(() => tag);
-    await proxy.coordinator.commit([first, { shard: S2, run }]);
+    await proxy.coordinator.commit([first, { shard: S2, run, giveUp: () => undefined }]);
     expect((await client.query('SELECT id FROM t')).rows).toEqual([{ id: 1 }]);
   });
   expect(await s.rows()).toEqual([[1], []]);
@@ -163,6 +163,7 @@ test.each(['while its proxy runs', 'when its proxy has ended'])(
         gid = /'(.*)'/.exec(text)?.[1] ?? '';
         return Promise.reject(new Error('Connection terminated'));
       },
+      giveUp: () => undefined,
     };
     await expect(proxy.coordinator.commit([one, lost])).rejects.toMatchObject({ sqlstate: '08006' });
     await proxy.resolver.round();
@@ -173,6 +174,29 @@ test.each(['while its proxy runs', 'when its proxy has ended'])(
     expect(await s.rows()).toEqual([[], []]);
   },
 );
+
+test('a server process that hangs when it is to prepare is given up: nothing is committed, also when it goes on', async () => {
+  const proxy = await s.proxy({ prepareMs: () => 3_000 });
+  const branches = await s.written(1);
+  const { processID } = branches[1].client as unknown as { processID: number };
+  process.kill(processID, 'SIGSTOP');
+  try {
+    await expect(proxy.coordinator.commit(branches)).rejects.toMatchObject({
+      sqlstate: '08006',
+      message: 'shard "s2" has not prepared its part of the transaction in time',
+    });
+    await proxy.resolver.round();
+    expect(await s.prepared()).toEqual([[], []]);
+  } finally {
+    process.kill(processID, 'SIGCONT');
+  }
+  branches[0].cut();
+  await s.sessionsGone();
+  expect((await s.prepared()).map((gids) => gids.length)).toEqual([0, 1]);
+  await proxy.resolver.round();
+  expect(await s.prepared()).toEqual([[], []]);
+  expect(await s.rows()).toEqual([[], []]);
+});
 
 test('a connection that is lost while it is being committed: it is committed over another one', async () => {
   const branches = await s.written(1);

@@ -71,6 +71,10 @@ export class Branch implements BranchEnd {
     }
   }
 
+  giveUp(): void {
+    this.cut();
+  }
+
   /** As a process that dies leaves it. */
   cut(): void {
     (this.client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
@@ -222,6 +226,7 @@ export class TestProxy {
       topology,
       resolver: this.resolver,
       logger: SILENT,
+      prepareMs: () => 0,
       ...options,
     });
   }
