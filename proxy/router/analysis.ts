@@ -157,8 +157,15 @@ export class Analysis {
     } else uses.set(source.number, { count: 1, type });
   }
 
-  /** Takes note of a table that is read, or changed so, and gives what columns can say about it. */
-  table(node: RangeVar, use: Use): { entry: Entry; occurrence: Occurrence | null; columns: readonly string[] | null } {
+  /**
+   * Takes note of a table that is read, or changed so, and gives what columns can say about it.
+   * @param gives columns to which each row that is inserted is given something, be it DEFAULT; or so many of the first
+   */
+  table(
+    node: RangeVar,
+    use: Use,
+    gives: readonly (string | null)[] | number = 0,
+  ): { entry: Entry; occurrence: Occurrence | null; columns: readonly string[] | null } {
     this.#seen.add(node);
     const role: TableRole = use === 'read' ? 'read' : 'write';
     const { registry, metadata, searchPath } = this.context;
@@ -187,8 +194,13 @@ export class Analysis {
       for (const f of reachOf(metadata, registry).functionsRun(relation, use)) {
         this.#runs(f);
         if (!functionTells(metadata, f)) continue;
-        // An UPDATE uses a default where it says so, and a DELETE none; those of other tables, behind foreign keys, are not used.
-        const inserts = use !== 'update' && use !== 'delete' && relation.fires.includes(f);
+        // An INSERT uses a default where it gives nothing or says so, an UPDATE where it says so, and a DELETE none; those of other tables, behind foreign keys, are not used.
+        const given = typeof gives === 'number' ? (columns ?? []).slice(0, gives) : gives;
+        const inserts =
+          use !== 'update' &&
+          use !== 'delete' &&
+          relation.fires.includes(f) &&
+          relation.defaultsOf?.get(f)?.every((column) => given.includes(column)) !== true;
         if (inserts || triggersRun(metadata, f)) this.setsOffTelling = true;
         else this.defaultsTell = true;
       }

@@ -10,13 +10,16 @@ import { type Ctes, type Level, openVariables, resolveColumn } from './scope.js'
 export function analyzeInsert(a: Analysis, insert: InsertStmt, parent: Level | null, outer: Ctes | null): void {
   if (!insert.relation) return;
   const ctes = analyzeWith(a, insert.withClause, parent, outer);
+  const cols = targets(insert.cols);
+  const named = cols.length > 0 ? cols.map((c) => (c.indirection ? null : (c.name ?? null))) : null;
+  const query = insert.selectStmt && 'SelectStmt' in insert.selectStmt ? insert.selectStmt.SelectStmt : null;
+  const [first] = query?.valuesLists ?? [];
   const target = a.table(
     insert.relation,
     insert.onConflictClause?.action === 'ONCONFLICT_UPDATE' ? 'upsert' : 'insert',
+    named ?? (first !== undefined && 'List' in first ? (first.List.items ?? []).length : 0),
   );
-  const cols = targets(insert.cols);
-  const names = cols.length > 0 ? cols.map((c) => (c.indirection ? null : (c.name ?? null))) : target.columns;
-  const query = insert.selectStmt && 'SelectStmt' in insert.selectStmt ? insert.selectStmt.SelectStmt : null;
+  const names = named ?? target.columns;
   const empty: Level = { entries: [], merged: new Map(), parent };
 
   if (query?.valuesLists && !query.withClause && !query.sortClause && !query.limitCount && !query.limitOffset) {

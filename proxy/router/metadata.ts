@@ -71,6 +71,8 @@ export interface Relation extends TableName {
   readonly fires: readonly string[];
   /** Of these, those that only triggers run: at which events, as `tgtype` of pg_trigger has them. All others: at any. */
   readonly firesAt?: ReadonlyMap<string, number>;
+  /** Of these, PostgreSQL's own that only defaults of its columns call: of which columns. A row that is given a value for all of them does not run it. */
+  readonly defaultsOf?: ReadonlyMap<string, readonly string[]>;
 }
 
 export interface UserFunction {
@@ -124,13 +126,14 @@ export interface MetadataJson {
     kind: 'reads' | 'writes' | 'checks';
     to: readonly [string, string];
   }[];
-  /** From a relation to a function, by name; PostgreSQL's own are among them. `events`: see {@link Relation.firesAt}. */
+  /** From a relation to a function, by name; PostgreSQL's own are among them. `events`: see {@link Relation.firesAt}; `columns`: {@link Relation.defaultsOf}. */
   readonly runs?: readonly {
     schema: string;
     table: string;
     kind: 'calls' | 'fires';
     name: string;
     events?: number | null;
+    columns?: readonly string[];
   }[];
   readonly builtins?: Readonly<Record<string, BuiltinFunction>>;
   readonly eventTriggers?: readonly string[];
@@ -178,8 +181,13 @@ class Snapshot implements Metadata {
     };
     for (const e of row.edges ?? []) edgesOf(e)[e.kind].push({ schema: e.to[0], table: e.to[1] });
     const firesAt = new Map<string, Map<string, number>>();
+    const defaultsOf = new Map<string, Map<string, readonly string[]>>();
     for (const r of row.runs ?? []) {
       edgesOf(r)[r.kind].push(r.name);
+      if (r.columns !== undefined) {
+        const of = defaultsOf.get(tableId(r)) ?? new Map<string, readonly string[]>();
+        defaultsOf.set(tableId(r), of.set(r.name, r.columns));
+      }
       if (r.kind === 'calls' || r.events == null) continue;
       const at = firesAt.get(tableId(r)) ?? new Map<string, number>();
       firesAt.set(tableId(r), at.set(r.name, r.events));
@@ -196,6 +204,9 @@ class Snapshot implements Metadata {
         ...(edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
         ...(firesAt.has(tableId(r)) ? { firesAt: firesAt.get(tableId(r)) as Map<string, number> } : {}),
+        ...(defaultsOf.has(tableId(r))
+          ? { defaultsOf: defaultsOf.get(tableId(r)) as Map<string, readonly string[]> }
+          : {}),
       });
     }
     const settings = new SettingFunctions(row.functions);
@@ -345,19 +356,21 @@ carriers AS (
 domains AS MATERIALIZED (
   SELECT DISTINCT a.attrelid AS rel, c.domain FROM carriers c JOIN pg_attribute a ON a.atttypid = c.type WHERE a.attnum > 0 AND NOT a.attisdropped),
 trees AS (
-  SELECT ev_class AS rel, 'calls' AS kind, NULL::int AS events, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
-  UNION ALL SELECT polrelid, 'calls', NULL, concat(polqual, polwithcheck) FROM pg_policy
-  UNION ALL SELECT adrelid, 'fires', NULL, adbin::text FROM pg_attrdef
-  UNION ALL SELECT d.rel, 'fires', NULL, t.typdefaultbin::text FROM domains d JOIN pg_type t ON t.oid = d.domain WHERE t.typdefaultbin IS NOT NULL
-  UNION ALL SELECT d.rel, 'fires', NULL, c.conbin::text FROM domains d JOIN pg_constraint c ON c.contypid = d.domain WHERE c.contype = 'c'
-  UNION ALL SELECT conrelid, 'fires', NULL, conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
-  UNION ALL SELECT tgrelid, 'fires', ${EVENTS}, concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
+  SELECT ev_class AS rel, 'calls' AS kind, NULL::int AS events, NULL::name AS col, concat(ev_qual, ev_action) AS tree FROM pg_rewrite
+  UNION ALL SELECT polrelid, 'calls', NULL, NULL, concat(polqual, polwithcheck) FROM pg_policy
+  -- what is generated is so whatever is given
+  UNION ALL SELECT adrelid, 'fires', NULL, CASE attgenerated WHEN '' THEN attname END, adbin::text
+  FROM pg_attrdef JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum
+  UNION ALL SELECT d.rel, 'fires', NULL, NULL, t.typdefaultbin::text FROM domains d JOIN pg_type t ON t.oid = d.domain WHERE t.typdefaultbin IS NOT NULL
+  UNION ALL SELECT d.rel, 'fires', NULL, NULL, c.conbin::text FROM domains d JOIN pg_constraint c ON c.contypid = d.domain WHERE c.contype = 'c'
+  UNION ALL SELECT conrelid, 'fires', NULL, NULL, conbin::text FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
+  UNION ALL SELECT tgrelid, 'fires', ${EVENTS}, NULL, concat('{:funcid ', tgfoid, ' ', tgqual) FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}),
 called AS (
-  SELECT DISTINCT t.rel, t.kind, t.events, substring(f.node FROM '^\\d+')::oid AS function
+  SELECT DISTINCT t.rel, t.kind, t.events, t.col, substring(f.node FROM '^\\d+')::oid AS function
   FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
   WHERE f.n > 1
   -- CURRENT_TIMESTAMP and its like (SVFOP_CURRENT_DATE to SVFOP_LOCALTIMESTAMP_N of primnodes.h) are no functions: they count as now().
-  UNION SELECT rel, kind, events, 'pg_catalog.now()'::regprocedure::oid FROM trees WHERE kind = 'fires' AND tree ~ '\\{SQLVALUEFUNCTION :op [0-8] '),
+  UNION SELECT rel, kind, events, col, 'pg_catalog.now()'::regprocedure::oid FROM trees WHERE kind = 'fires' AND tree ~ '\\{SQLVALUEFUNCTION :op [0-8] '),
 triggered AS (
   SELECT tgrelid AS rel, ${EVENTS} AS events, 'pg_proc'::regclass AS refclassid, tgfoid AS refobjid FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT tgrelid, ${EVENTS}, d.refclassid, d.refobjid
@@ -445,18 +458,19 @@ SELECT jsonb_build_object(
       'to', jsonb_build_array(n.nspname, c.relname)) ORDER BY a.schema, a.name, a.kind, n.nspname, c.relname), '[]'::jsonb)
     FROM about a JOIN pg_class c ON a.refclassid = 'pg_class'::regclass AND c.oid = a.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')),
-  'runs', (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('schema', schema, 'table', "table", 'kind', kind, 'name', name, 'events', events))
+  'runs', (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('schema', schema, 'table', "table", 'kind', kind, 'name', name, 'events', events, 'columns', columns))
       ORDER BY schema, "table", kind, name), '[]'::jsonb)
-    FROM (SELECT schema, "table", kind, name, CASE WHEN bool_and(events IS NOT NULL) THEN bit_or(events) END AS events FROM (
-      SELECT a.schema, a.name AS "table", CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END AS kind, NULL::int AS events, p.proname AS name
+    FROM (SELECT schema, "table", kind, name, CASE WHEN bool_and(events IS NOT NULL) THEN bit_or(events) END AS events,
+                 CASE WHEN bool_and(col IS NOT NULL) THEN jsonb_agg(DISTINCT col ORDER BY col) END AS columns FROM (
+      SELECT a.schema, a.name AS "table", CASE a.kind WHEN 'reads' THEN 'calls' ELSE 'fires' END AS kind, NULL::int AS events, NULL::name AS col, p.proname AS name
       FROM about a LEFT JOIN pg_operator o ON a.refclassid = 'pg_operator'::regclass AND o.oid = a.refobjid
         JOIN pg_proc p ON p.oid = CASE WHEN a.refclassid = 'pg_proc'::regclass THEN a.refobjid ELSE o.oprcode::oid END
-      UNION ALL SELECT n.nspname, c.relname, 'fires', t.events, p.proname
+      UNION ALL SELECT n.nspname, c.relname, 'fires', t.events, NULL, p.proname
       FROM triggered t LEFT JOIN pg_operator o ON t.refclassid = 'pg_operator'::regclass AND o.oid = t.refobjid
         JOIN pg_proc p ON p.oid = CASE WHEN t.refclassid = 'pg_proc'::regclass THEN t.refobjid ELSE o.oprcode::oid END
         JOIN pg_class c ON c.oid = t.rel JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)'
-      UNION ALL SELECT n.nspname, c.relname, d.kind, d.events, p.proname
+      UNION ALL SELECT n.nspname, c.relname, d.kind, d.events, d.col, p.proname
       FROM called d JOIN pg_proc p ON p.oid = d.function AND p.pronamespace = 'pg_catalog'::regnamespace
         JOIN pg_class c ON c.oid = d.rel JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(temp_|toast_temp_)') each

@@ -24,6 +24,9 @@ beforeAll(async () => {
     CREATE TABLE by_trigger (a int, at timestamptz);
     CREATE TRIGGER t BEFORE UPDATE ON by_trigger FOR EACH ROW EXECUTE FUNCTION touched();
     CREATE FUNCTION raised() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.a := NEW.a + 1; RETURN NEW; END';
+    CREATE TABLE by_two (a int, at timestamptz DEFAULT now(), till timestamptz DEFAULT now() + '1 day', day date DEFAULT CURRENT_DATE);
+    CREATE TABLE by_check_too (a int, at timestamptz DEFAULT now() CHECK (at <= now()));
+    CREATE TABLE by_own (a int, at timestamptz DEFAULT told());
     CREATE TABLE by_other_trigger (a int);
     CREATE TRIGGER t BEFORE INSERT ON by_other_trigger FOR EACH ROW EXECUTE FUNCTION raised();
   `));
@@ -34,6 +37,19 @@ afterAll(() => pool.end());
 it.each([
   ['INSERT INTO plain (a) VALUES (1)', undefined],
   ['INSERT INTO by_now (a) VALUES (1)', 'always'],
+  ['INSERT INTO by_now (a, at) VALUES (1, $1)', 'by-default'],
+  ['INSERT INTO by_now (at, a) VALUES ($1, 1), (DEFAULT, 2)', 'by-default'],
+  ['INSERT INTO by_now (a, at) SELECT 1, clock_timestamp()', 'by-default'],
+  ['INSERT INTO by_now VALUES (1, $1)', 'by-default'],
+  ['INSERT INTO by_now VALUES (1)', 'always'],
+  ['INSERT INTO by_now SELECT 1', 'always'],
+  ['INSERT INTO by_now DEFAULT VALUES', 'always'],
+  ['INSERT INTO by_now (a, at) VALUES (1, $1) ON CONFLICT (a) DO UPDATE SET at = DEFAULT', 'by-default'],
+  ['INSERT INTO by_two (a, at, till) VALUES (1, $1, $1)', 'always'],
+  ['INSERT INTO by_two (a, at, day) VALUES (1, $1, $1)', 'always'],
+  ['INSERT INTO by_two (a, at, till, day) VALUES (1, $1, $1, $1)', 'by-default'],
+  ['INSERT INTO by_check_too (a, at) VALUES (1, $1)', 'always'],
+  ['INSERT INTO by_own (a, at) VALUES (1, $1)', 'always'],
   ['UPDATE by_now SET a = 2', 'by-default'],
   ['UPDATE by_now SET at = DEFAULT', 'by-default'],
   ['DELETE FROM by_now', 'by-default'],
