@@ -244,6 +244,32 @@ describe('more rows than may be brought together', () => {
     await c.end();
   });
 
+  it('are refused in the middle of one, and the session goes on', async () => {
+    for (const [shard, tenant] of [
+      [0, 2],
+      [1, 160],
+    ] as const)
+      await s.onShard(
+        shard,
+        `INSERT INTO tenants SELECT ${tenant}, string_agg(md5(i::text), '') FROM generate_series(1, 300000) i`,
+      );
+    const wide = 'SELECT count(DISTINCT md5(name)) FROM tenants';
+    for (const gatherBytes of [1_000_000, 12_000_000, 16_000_000]) {
+      proxy = await startProxy(s.catalog, { ...s.options, limits: { gatherBytes } });
+      const c = await connectTo(proxy);
+      await expect(c.query(wide)).rejects.toMatchObject({ code: '54000' });
+      expect((await c.query('SELECT count(*)::int AS n FROM tenants')).rows).toEqual([{ n: 4 }]);
+      await untilClean();
+      await c.end();
+      if (gatherBytes < 16_000_000) await proxy.close();
+    }
+    for (const [shard, tenant] of [
+      [0, 2],
+      [1, 160],
+    ] as const)
+      await s.onShard(shard, `DELETE FROM tenants WHERE tenant_id = ${tenant}`);
+  });
+
   it('0 switches such queries off', async () => {
     proxy = await startProxy(s.catalog, { ...s.options, limits: { gatherBytes: 0 } });
     const c = await connectTo(proxy);
