@@ -1,4 +1,4 @@
-import type { ColumnRef, Node, RangeVar, ResTarget } from 'libpg-query';
+import type { ColumnRef, CommonTableExpr, Node, RangeSubselect, RangeVar, ResTarget } from 'libpg-query';
 import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
 import type { Relation } from './metadata.js';
@@ -66,8 +66,17 @@ function blocker(a: Analysis, statement: Node): string | null {
   }
   const stars = new Set<ColumnRef>();
   const own = new Set(a.occurrences.map(({ node }) => node));
+  const queries: { readonly name: string | undefined; readonly columns: readonly string[] }[] = [];
+  const columns: ColumnRef[] = [];
   walk(statement, {
     any: (kind, value) => {
+      if (kind === 'RangeSubselect') {
+        const { alias, subquery } = value as RangeSubselect;
+        queries.push({ name: alias?.aliasname, columns: [...strings(alias?.colnames), ...outputNames(subquery)] });
+      } else if (kind === 'CommonTableExpr') {
+        const { ctename, aliascolnames, ctequery } = value as CommonTableExpr;
+        queries.push({ name: ctename, columns: [...strings(aliascolnames), ...outputNames(ctequery)] });
+      }
       if (kind === 'ResTarget') {
         const { val } = value as ResTarget;
         if (val && 'ColumnRef' in val && hasStar(val.ColumnRef)) stars.add(val.ColumnRef);
@@ -83,12 +92,20 @@ function blocker(a: Analysis, statement: Node): string | null {
       if (TELLING.has(name) || (name === 'current_setting' && !isKept(call.args?.[0]))) found ??= `function ${name}()`;
     },
     column: (ref) => {
-      found ??= columnBlocker(ref, rows, stars);
+      columns.push(ref);
     },
     rangeVar: (node) => {
       if (!own.has(node) && isHidden(a, node)) found ??= `another table of the name "${node.relname}"`;
     },
   });
+  // A sub-query may have the name of a table: its columns, too, unless `name.column` may call a function with the table's row.
+  const { metadata } = a.context;
+  const isFunction = (name: string) => metadata.builtin(name) !== null || metadata.functionsNamed(name).length > 0;
+  for (const query of queries) {
+    const known = rows.get(query.name ?? '');
+    if (known) rows.set(query.name ?? '', new Set([...known, ...query.columns.filter((c) => !isFunction(c))]));
+  }
+  for (const ref of columns) found ??= columnBlocker(ref, rows, stars);
   return found;
 }
 
@@ -104,6 +121,17 @@ function isHidden(a: Analysis, { schemaname, relname }: RangeVar): boolean {
 function isKept(name: Node | undefined): boolean {
   const text = name !== undefined && 'A_Const' in name ? name.A_Const.sval?.sval : undefined;
   return text !== undefined && !OWN_SETTINGS.test(text);
+}
+
+/** The names that a query itself gives to its columns. */
+function outputNames(query: Node | undefined): string[] {
+  const targets = (query && 'SelectStmt' in query ? query.SelectStmt.targetList : null) ?? [];
+  return targets.flatMap((target) => {
+    if (!('ResTarget' in target)) return [];
+    const { name, val } = target.ResTarget;
+    if (name !== undefined) return [name];
+    return val && 'ColumnRef' in val && !hasStar(val.ColumnRef) ? strings(val.ColumnRef.fields).slice(-1) : [];
+  });
 }
 
 /** References to whole rows, whose type would be another one, and to what only the tables themselves have. */
