@@ -143,15 +143,6 @@ describeShop<DrizzleShop>(
       return { ...shopOf(db), db, close: () => pool.end() };
     },
     refused: {
-      'db.query.tenants.findFirst() without a key': ({ db }) =>
-        db.query.tenants.findFirst({ where: eq(tenants.plan, 'free') }),
-      'db.query.tenants.findMany({ with })': ({ db }) => db.query.tenants.findMany({ with: { orders: true } }),
-      'db.select().from(orders).orderBy(…)': ({ db }) => db.select().from(orders).orderBy(orders.placed),
-      'db.select().from(orders).limit(1)': ({ db }) => db.select().from(orders).limit(1),
-      'db.$count(orders)': ({ db }) => db.$count(orders),
-      'db.selectDistinct().from(tenants)': ({ db }) => db.selectDistinct({ plan: tenants.plan }).from(tenants),
-      'db.select().from(orders).groupBy(…)': ({ db }) =>
-        db.select({ note: orders.note, n: count() }).from(orders).groupBy(orders.note),
       'db.insert(tenants).values(rows of several keys)': ({ db }) =>
         db.insert(tenants).values([8n, 108n, 208n].map((tenantId) => ({ tenantId, name: 'new' }))),
       'db.update(orders) without a key': ({ db }) => db.update(orders).set({ note: 'all' }),
@@ -160,6 +151,22 @@ describeShop<DrizzleShop>(
         await db.execute(sql`ALTER TABLE orders ADD COLUMN extra int`);
         await db.execute(sql`ALTER TABLE orders DROP COLUMN extra`);
       },
+    },
+    gathered: {
+      'db.query.tenants.findFirst() without a key': ({ db }) =>
+        db.query.tenants.findFirst({ where: eq(tenants.plan, 'free'), orderBy: desc(tenants.name) }),
+      'db.query.tenants.findMany({ with })': ({ db }) =>
+        db.query.tenants.findMany({
+          with: { orders: { columns: { note: true, total: true }, orderBy: desc(orders.id) } },
+          orderBy: asc(tenants.name),
+        }),
+      'db.select().from(orders).orderBy(…)': ({ db }) => db.select().from(orders).orderBy(orders.placed),
+      'db.select().from(orders).limit(1)': ({ db }) => db.select().from(orders).orderBy(desc(orders.placed)).limit(1),
+      'db.$count(orders)': ({ db }) => db.$count(orders),
+      'db.selectDistinct().from(tenants)': ({ db }) =>
+        db.selectDistinct({ plan: tenants.plan }).from(tenants).orderBy(tenants.plan),
+      'db.select().from(orders).groupBy(…)': ({ db }) =>
+        db.select({ note: orders.note, n: count() }).from(orders).groupBy(orders.note).orderBy(orders.note),
     },
     also(place, shop) {
       it('reads a tenant with its orders in one query', async () => {

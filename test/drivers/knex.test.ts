@@ -135,18 +135,6 @@ describeShop<KnexShop>(
         await db.schema.alterTable('orders', (t) => t.integer('extra'));
         await db.schema.alterTable('orders', (t) => t.dropColumn('extra'));
       },
-      "db('orders').orderBy('placed')": ({ db }) => db('orders').orderBy('placed'),
-      "db('orders').first()": ({ db }) => db('orders').first(),
-      "db('orders').offset(1)": ({ db }) => db('orders').offset(1),
-      "db('orders').count()": ({ db }) => db('orders').count(),
-      "db('orders').groupBy('note')": ({ db }) => db('orders').groupBy('note').select('note'),
-      "db('tenants').distinct('plan')": ({ db }) => db('tenants').distinct('plan'),
-      "db('tenants').whereIn('tenant_id', sub-query)": ({ db }) =>
-        db('tenants').whereIn('tenant_id', db('orders').select('tenant_id')),
-      "db('tenants').whereExists(sub-query)": ({ db }) =>
-        db('tenants').whereExists(db('orders').whereRaw('orders.tenant_id = tenants.tenant_id')),
-      "db('tenants').union(…)": ({ db }) => db('tenants').select('name').union(db('orders').select('note')),
-      "db.with('t', …).from('t')": ({ db }) => db.with('t', db('tenants')).from('t'),
       "db('tenants').forUpdate()": ({ db }) => db('tenants').forUpdate(),
       "db('tenants').insert(rows of several keys)": ({ db }) => db('tenants').insert(NEW_TENANTS),
       "db.batchInsert('tenants', rows of several keys)": ({ db }) => db.batchInsert('tenants', NEW_TENANTS),
@@ -155,6 +143,22 @@ describeShop<KnexShop>(
       "db('orders').where({ tenant_id }).update({ tenant_id: another })": ({ db }) =>
         db('orders').where({ tenant_id: '7' }).update({ tenant_id: '107', id: '99' }),
       "db('orders').truncate()": ({ db }) => db('orders').truncate(),
+    },
+    gathered: {
+      "db('orders').orderBy('placed')": ({ db }) => db('orders').orderBy('placed'),
+      "db('orders').first()": ({ db }) => db('orders').orderBy('placed').first(),
+      "db('orders').offset(1)": ({ db }) => db('orders').orderBy('placed').offset(1),
+      "db('orders').count()": ({ db }) => db('orders').count(),
+      "db('orders').groupBy('note')": ({ db }) =>
+        db('orders').groupBy('note').select('note').sum('total').orderBy('note'),
+      "db('tenants').distinct('plan')": ({ db }) => db('tenants').distinct('plan').orderBy('plan'),
+      "db('tenants').whereIn('tenant_id', sub-query)": ({ db }) =>
+        db('tenants').whereIn('tenant_id', db('orders').select('tenant_id')).orderBy('name'),
+      "db('tenants').whereExists(sub-query)": ({ db }) =>
+        db('tenants').whereExists(db('orders').whereRaw('orders.tenant_id = tenants.tenant_id')).orderBy('name'),
+      "db('tenants').union(…)": ({ db }) =>
+        db('tenants').select('name').union(db('orders').select('note')).orderBy('name'),
+      "db.with('t', …).from('t')": ({ db }) => db.with('t', db('tenants')).from('t').orderBy('name'),
     },
   },
   refusalsOf('Knex'),

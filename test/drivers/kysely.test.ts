@@ -242,31 +242,6 @@ describeShop<KyselyShop>(
         await db.schema.alterTable('orders').addColumn('extra', 'integer').execute();
         await db.schema.alterTable('orders').dropColumn('extra').execute();
       },
-      "selectFrom('orders').orderBy('placed')": ({ db }) => all(db).orderBy('placed').execute(),
-      "selectFrom('orders').limit(1)": ({ db }) => all(db).limit(1).execute(),
-      "selectFrom('orders').select(countAll)": ({ db }) =>
-        db
-          .selectFrom('orders')
-          .select((e) => e.fn.countAll().as('n'))
-          .execute(),
-      "selectFrom('orders').groupBy('note')": ({ db }) =>
-        db.selectFrom('orders').select('note').groupBy('note').execute(),
-      "selectFrom('tenants').select('plan').distinct()": ({ db }) =>
-        db.selectFrom('tenants').select('plan').distinct().execute(),
-      "with('t', …).selectFrom('t')": ({ db }) =>
-        db
-          .with('t', (q) => q.selectFrom('tenants').selectAll())
-          .selectFrom('t')
-          .selectAll()
-          .execute(),
-      "selectFrom('tenants').where(exists(…))": ({ db }) =>
-        db
-          .selectFrom('tenants')
-          .selectAll()
-          .where((e) =>
-            e.exists(e.selectFrom('orders').select('id').whereRef('orders.tenant_id', '=', 'tenants.tenant_id')),
-          )
-          .execute(),
       "selectFrom('orders').stream() without a key": async ({ db }) => {
         for await (const o of all(db).stream(2)) if (o.id === 'none') return;
       },
@@ -278,6 +253,35 @@ describeShop<KyselyShop>(
       "updateTable('orders') without a key": ({ db }) => db.updateTable('orders').set({ note: 'all' }).execute(),
       "deleteFrom('orders') without a key": ({ db }) =>
         db.deleteFrom('orders').where('note', '=', 'order 1 of 7').execute(),
+    },
+    gathered: {
+      "selectFrom('orders').orderBy('placed')": ({ db }) => all(db).orderBy('placed').execute(),
+      "selectFrom('orders').limit(1)": ({ db }) => all(db).orderBy('placed').limit(1).execute(),
+      "selectFrom('orders').select(countAll)": ({ db }) =>
+        db
+          .selectFrom('orders')
+          .select((e) => e.fn.countAll().as('n'))
+          .execute(),
+      "selectFrom('orders').groupBy('note')": ({ db }) =>
+        db.selectFrom('orders').select('note').groupBy('note').orderBy('note').execute(),
+      "selectFrom('tenants').select('plan').distinct()": ({ db }) =>
+        db.selectFrom('tenants').select('plan').distinct().orderBy('plan').execute(),
+      "with('t', …).selectFrom('t')": ({ db }) =>
+        db
+          .with('t', (q) => q.selectFrom('tenants').selectAll())
+          .selectFrom('t')
+          .selectAll()
+          .orderBy('name')
+          .execute(),
+      "selectFrom('tenants').where(exists(…))": ({ db }) =>
+        db
+          .selectFrom('tenants')
+          .selectAll()
+          .where((e) =>
+            e.exists(e.selectFrom('orders').select('id').whereRef('orders.tenant_id', '=', 'tenants.tenant_id')),
+          )
+          .orderBy('name')
+          .execute(),
     },
     also(place, shop) {
       it('streams rows by a cursor', async () => {

@@ -6,6 +6,7 @@ import {
   LockMode,
   MikroORM,
   PrimaryKeyProp,
+  wrap,
 } from '@mikro-orm/postgresql';
 import { expect, it } from 'vitest';
 import { refusalsOf } from './refusals.js';
@@ -195,11 +196,6 @@ describeShop<MikroShop>(
         await orm.schema.execute('alter table orders add column extra int');
         await orm.schema.execute('alter table orders drop column extra');
       },
-      'em.find(Order, {}, { orderBy })': ({ orm }) => orm.em.fork().find(OrderSchema, {}, { orderBy: { placed: 1 } }),
-      'em.findOne(Order, { note })': ({ orm }) => orm.em.fork().findOne(OrderSchema, { note: 'order 1 of 7' }),
-      'em.find(Order, {}, { limit })': ({ orm }) => orm.em.fork().find(OrderSchema, {}, { limit: 1 }),
-      'em.count(Order)': ({ orm }) => orm.em.fork().count(OrderSchema),
-      'em.findAndCount(Order, {})': ({ orm }) => orm.em.fork().findAndCount(OrderSchema, {}),
       'em.insertMany(Tenant, rows of several keys)': ({ orm }) =>
         orm.em.fork().insertMany(
           TenantSchema,
@@ -214,6 +210,19 @@ describeShop<MikroShop>(
       'em.nativeUpdate(Order, { note }, …)': ({ orm }) =>
         orm.em.fork().nativeUpdate(OrderSchema, { note: 'order 1 of 7' }, { note: 'changed' }),
       'em.nativeDelete(Order, { note })': ({ orm }) => orm.em.fork().nativeDelete(OrderSchema, { note: 'changed' }),
+    },
+    gathered: {
+      'em.find(Order, {}, { orderBy })': async ({ orm }) =>
+        (await orm.em.fork().find(OrderSchema, {}, { orderBy: { placed: 1 } })).map((o) => wrap(o).toPOJO()),
+      'em.findOne(Order, { note })': async ({ orm }) =>
+        wrap(await orm.em.fork().findOneOrFail(OrderSchema, { note: 'order 1 of 107' })).toPOJO(),
+      'em.find(Order, {}, { limit })': async ({ orm }) =>
+        (await orm.em.fork().find(OrderSchema, {}, { orderBy: { placed: 1 }, limit: 2 })).map((o) => wrap(o).toPOJO()),
+      'em.count(Order)': ({ orm }) => orm.em.fork().count(OrderSchema),
+      'em.findAndCount(Order, {})': async ({ orm }) => {
+        const [found, all] = await orm.em.fork().findAndCount(OrderSchema, {}, { orderBy: { placed: -1 }, limit: 4 });
+        return [found.map((o) => wrap(o).toPOJO()), all];
+      },
     },
     also(place, shop) {
       it('commits a transaction over keys of several shards', async () => {

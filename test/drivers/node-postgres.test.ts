@@ -149,6 +149,12 @@ const texts =
       }
     });
 
+/** What a query gives: over the extended protocol if it has values. */
+const rows =
+  (text: string, ...values: unknown[]) =>
+  async ({ pool }: PgShop) =>
+    (await (values.length > 0 ? pool.query(text, values) : pool.query(text))).rows;
+
 async function withPooled<T>(pool: pg.Pool, use: (client: pg.PoolClient) => Promise<T>): Promise<T> {
   const client = await pool.connect();
   try {
@@ -173,10 +179,8 @@ describeShop<PgShop>(
     },
     refused: {
       'ALTER TABLE orders …': texts('BEGIN', 'ALTER TABLE orders ADD COLUMN extra int'),
-      'SELECT … FROM orders ORDER BY placed': texts('SELECT * FROM orders ORDER BY placed'),
-      'SELECT … FROM orders LIMIT 1': texts('SELECT * FROM orders LIMIT 1'),
-      'SELECT count(*) FROM orders': texts('SELECT count(*) FROM orders'),
       'BEGIN; SELECT … FROM tenants': texts('BEGIN', 'SELECT * FROM tenants'),
+      'SELECT … FROM tenants FOR UPDATE': texts('SELECT * FROM tenants FOR UPDATE'),
       'INSERT of rows with keys of two shards': texts(
         'BEGIN',
         "INSERT INTO tenants (tenant_id, name) VALUES (8, 'new'), (108, 'new')",
@@ -192,6 +196,29 @@ describeShop<PgShop>(
         'BEGIN',
         'CREATE TEMP TABLE mine AS SELECT * FROM orders WHERE tenant_id = 107',
       ),
+    },
+    gathered: {
+      'SELECT … ORDER BY': rows('SELECT * FROM orders ORDER BY placed'),
+      'SELECT … ORDER BY … LIMIT $1 OFFSET $2': rows('SELECT * FROM orders ORDER BY placed LIMIT $1 OFFSET $2', 3, 2),
+      'SELECT count(*), sum(…), min(…)': rows('SELECT count(*), sum(total), avg(total), min(placed) FROM orders'),
+      'SELECT … WHERE … = (SELECT …)': rows('SELECT * FROM orders WHERE total = (SELECT max(total) FROM orders)'),
+      'SELECT … GROUP BY … HAVING': rows(
+        'SELECT note, count(*) FROM orders WHERE total > $1 GROUP BY note HAVING count(*) > 1',
+        '5',
+      ),
+      'SELECT … FROM orders JOIN countries': rows(
+        "SELECT c.code, count(*) FROM orders o, countries c WHERE c.code <> 'at' GROUP BY c.code",
+      ),
+      'a statement with a name': async ({ pool }) => {
+        const query = { name: 'n', text: 'SELECT count(*) AS n, $1::text AS x FROM orders', values: ['x'] };
+        return [(await pool.query(query)).rows, (await pool.query(query)).rows];
+      },
+      'a query in rows of arrays': async ({ pool }) =>
+        (await pool.query({ text: 'SELECT DISTINCT plan FROM tenants ORDER BY 1', rowMode: 'array' })).rows,
+      'its columns': async ({ pool }) =>
+        (await pool.query('SELECT sum(total) AS s, max(body) AS b, array_agg(tags) FROM orders')).fields.map(
+          ({ name, dataTypeID, dataTypeModifier, dataTypeSize }) => [name, dataTypeID, dataTypeModifier, dataTypeSize],
+        ),
     },
     also(place, shop) {
       const key = TENANTS[1];

@@ -96,9 +96,6 @@ describeShop<PostgresShop>(
       return { ...shopOf(sql), sql, close: () => sql.end() };
     },
     refused: {
-      'SELECT … ORDER BY': ({ sql }) => sql`SELECT * FROM orders ORDER BY placed`,
-      'SELECT … LIMIT': ({ sql }) => sql`SELECT * FROM orders LIMIT 1`,
-      'SELECT count(*)': ({ sql }) => sql`SELECT count(*) FROM orders`,
       'INSERT … of rows of several keys': ({ sql }) =>
         sql`INSERT INTO tenants ${sql([8n, 108n, 208n].map((tenant_id) => ({ tenant_id, name: 'new' })))}`,
       'UPDATE … without a key': ({ sql }) => sql`UPDATE orders SET note = 'changed'`,
@@ -118,6 +115,16 @@ describeShop<PostgresShop>(
       'sql.unsafe() of several statements for several shards': ({ sql }) =>
         sql.unsafe('SELECT * FROM tenants WHERE tenant_id = 7; SELECT * FROM tenants WHERE tenant_id = 107').simple(),
       'sql.unsafe(DDL)': ({ sql }) => sql.unsafe('ALTER TABLE orders ADD extra int; ALTER TABLE orders DROP extra'),
+    },
+    gathered: {
+      'SELECT … ORDER BY': async ({ sql }) => [...(await sql`SELECT * FROM orders ORDER BY placed`)],
+      'SELECT … ORDER BY … LIMIT': async ({ sql }) => [
+        ...(await sql`SELECT * FROM orders WHERE total > ${'10'} ORDER BY placed DESC LIMIT ${2}`),
+      ],
+      'SELECT count(*)': async ({ sql }) => [...(await sql`SELECT count(*), sum(total) FROM orders`)],
+      'sql.unsafe() of a query': async ({ sql }) => [
+        ...(await sql.unsafe('SELECT note, count(*) FROM orders GROUP BY note ORDER BY note').simple()),
+      ],
     },
     also(place, shop) {
       const key = TENANTS[1];

@@ -98,13 +98,6 @@ describeShop<PrismaShop>(
       return { ...shopOf(prisma), prisma, close: () => prisma.$disconnect() };
     },
     refused: {
-      'prisma.tenant.findMany({ skip })': ({ prisma }) => prisma.tenant.findMany({ skip: 1 }),
-      'prisma.order.findFirst({ where: { note } })': ({ prisma }) =>
-        prisma.order.findFirst({ where: { note: 'order 1 of 7' } }),
-      'prisma.tenant.findMany({ orderBy })': ({ prisma }) => prisma.tenant.findMany({ orderBy: { name: 'asc' } }),
-      'prisma.order.count()': ({ prisma }) => prisma.order.count(),
-      'prisma.order.aggregate(…)': ({ prisma }) => prisma.order.aggregate({ _sum: { total: true } }),
-      'prisma.tenant.groupBy(…)': ({ prisma }) => prisma.tenant.groupBy({ by: ['plan'], _count: true }),
       'prisma.tenant.createMany(rows of several keys)': ({ prisma }) =>
         prisma.tenant.createMany({ data: [8n, 108n, 208n].map((tenantId) => ({ tenantId, name: 'new' })) }),
       'prisma.order.updateMany({ where: { note } })': ({ prisma }) =>
@@ -115,6 +108,18 @@ describeShop<PrismaShop>(
         await prisma.$executeRaw`ALTER TABLE orders ADD COLUMN extra int`;
         await prisma.$executeRaw`ALTER TABLE orders DROP COLUMN extra`;
       },
+    },
+    gathered: {
+      'prisma.tenant.findMany({ skip })': ({ prisma }) => prisma.tenant.findMany({ skip: 1 }),
+      'prisma.order.findFirst({ where: { note } })': ({ prisma }) =>
+        prisma.order.findFirst({ where: { note: 'order 1 of 107' } }),
+      'prisma.tenant.findMany({ orderBy, include })': ({ prisma }) =>
+        prisma.tenant.findMany({ orderBy: { name: 'asc' }, include: { orders: { orderBy: { placed: 'asc' } } } }),
+      'prisma.order.count()': ({ prisma }) => prisma.order.count(),
+      'prisma.order.aggregate(…)': ({ prisma }) =>
+        prisma.order.aggregate({ _sum: { total: true }, _max: { placed: true } }),
+      'prisma.tenant.groupBy(…)': ({ prisma }) =>
+        prisma.tenant.groupBy({ by: ['plan'], _count: true, orderBy: { plan: 'asc' } }),
     },
     also(place, shop) {
       it('commits a transaction over keys of several shards', async () => {

@@ -11,6 +11,8 @@ export interface Driver<C extends ConnectedShop> {
   connect(url: string): Promise<C>;
   /** Its statements that several shards refuse, by what REFUSALS calls them. */
   readonly refused: Readonly<Record<string, (shop: C) => Promise<unknown>>>;
+  /** Its queries that need rows of several shards in one place, by what the application calls: what they give, as plain data, in one order. */
+  readonly gathered: Readonly<Record<string, (shop: C) => Promise<unknown>>>;
   /** What only it has. */
   readonly also?: (place: () => Place, shop: () => C) => void;
 }
@@ -23,10 +25,18 @@ const BULK = 1000;
 /** Does the same with a driver on PostgreSQL itself, through the proxy on one shard, and on three. */
 export function describeShop<T extends ConnectedShop>(driver: Driver<T>, refusals: readonly Refusal[]): void {
   let setting: DriverSetting;
+  /** At PostgreSQL itself. */
+  let plain: T;
   beforeAll(async () => {
     setting = await DriverSetting.start();
+    const itself = setting.place('PostgreSQL itself');
+    await setting.migrate(itself.name, driver.migrate);
+    plain = await driver.connect(itself.url);
   });
-  afterAll(() => setting?.stop());
+  afterAll(async () => {
+    await plain?.close();
+    await setting?.stop();
+  });
 
   describe.each(PLACES)('%s', (name) => {
     let place: Place;
@@ -34,13 +44,11 @@ export function describeShop<T extends ConnectedShop>(driver: Driver<T>, refusal
 
     beforeAll(async () => {
       place = setting.place(name);
-      await setting.migrate(name, driver.migrate);
+      if (name !== 'PostgreSQL itself') await setting.migrate(name, driver.migrate);
       shop = await driver.connect(place.url);
     });
     afterAll(() => shop?.close());
-    beforeEach(async () => {
-      for (const url of place.servers) await withClient(url, (c) => c.query('TRUNCATE orders, tenants CASCADE'));
-    });
+    beforeEach(() => empty(place));
 
     it('gives back every value as it was', async () => {
       await addTenants(shop);
@@ -252,6 +260,16 @@ export function describeShop<T extends ConnectedShop>(driver: Driver<T>, refusal
       expect(await contents(place)).toEqual(before);
     });
 
+    it.each(Object.keys(driver.gathered))('answers as PostgreSQL itself does: %s', async (what) => {
+      await empty(setting.place('PostgreSQL itself'));
+      await fill(plain);
+      if (name !== 'PostgreSQL itself') await fill(shop);
+      const action = driver.gathered[what] as (shop: T) => Promise<unknown>;
+      const expected = await action(plain);
+      expect([[], {}, undefined, null]).not.toContainEqual(expected);
+      expect(await action(shop)).toEqual(expected);
+    });
+
     it('refuses what the list says, no more and no less', () => {
       expect(Object.keys(driver.refused).sort()).toEqual(refusals.map((r) => r.what).sort());
     });
@@ -270,6 +288,26 @@ export function tenant(tenantId: bigint): Tenant {
 /** One statement for each, as statements for several shards cannot write. */
 async function addTenants(shop: Shop): Promise<void> {
   for (const id of TENANTS) await shop.addTenants([tenant(id)]);
+}
+
+async function empty(place: Place): Promise<void> {
+  for (const url of place.servers) await withClient(url, (c) => c.query('TRUNCATE orders, tenants CASCADE'));
+}
+
+/** Three orders of each tenant, whose order in time goes from shard to shard. */
+async function fill(shop: Shop): Promise<void> {
+  for (const [i, id] of TENANTS.entries()) {
+    await shop.addTenants([{ ...tenant(id), plan: i === 1 ? null : 'free' }]);
+    await shop.addOrders(
+      [1n, 2n, 3n].map((n) =>
+        anOrder(id, n, {
+          note: n === 3n ? 'the last' : `order ${n} of ${id}`,
+          total: `${n * id}.25`,
+          placed: new Date(Date.UTC(2026, 1, 28 - 3 * Number(n) - i)),
+        }),
+      ),
+    );
+  }
 }
 
 export async function caught(promise: Promise<unknown>): Promise<unknown> {

@@ -149,12 +149,6 @@ describeShop<SequelizeShop>(
         await db.sequelize.getQueryInterface().addColumn('tenants', 'extra', DataTypes.TEXT);
         await db.sequelize.getQueryInterface().removeColumn('tenants', 'extra');
       },
-      'Order.findAll({ order })': ({ db }) => db.Order.findAll({ order: ['placed'] }),
-      'Order.findOne({ where: { note } })': ({ db }) => db.Order.findOne({ where: { note: 'order 1 of 7' } }),
-      'Order.findAll({ limit })': ({ db }) => db.Order.findAll({ limit: 1 }),
-      'Order.count()': ({ db }) => db.Order.count(),
-      'Order.findAndCountAll()': ({ db }) => db.Order.findAndCountAll(),
-      'Order.max()': ({ db }) => db.Order.max('id'),
       'Tenant.bulkCreate(rows of several keys)': ({ db }) =>
         db.Tenant.bulkCreate(['8', '108', '208'].map((tenantId) => ({ tenantId, name: 'new' }))),
       'Tenant.findOrCreate({ where: key })': ({ db }) =>
@@ -163,6 +157,16 @@ describeShop<SequelizeShop>(
         db.Order.update({ note: 'changed' }, { where: { note: 'order 1 of 7' } }),
       'Order.destroy({ where: { note } })': ({ db }) => db.Order.destroy({ where: { note: 'changed' } }),
       'Order.truncate()': ({ db }) => db.Order.truncate(),
+    },
+    gathered: {
+      'Order.findAll({ order })': ({ db }) => db.Order.findAll({ order: ['placed'], raw: true }),
+      'Order.findOne({ where: { note } })': ({ db }) =>
+        db.Order.findOne({ where: { note: 'order 1 of 107' }, raw: true }),
+      'Order.findAll({ limit })': ({ db }) => db.Order.findAll({ order: ['placed'], limit: 2, raw: true }),
+      'Order.count()': ({ db }) => db.Order.count(),
+      'Order.findAndCountAll()': ({ db }) =>
+        db.Order.findAndCountAll({ order: [['placed', 'DESC']], offset: 1, limit: 3, raw: true }),
+      'Order.max()': ({ db }) => db.Order.max('total'),
     },
     also(place, shop) {
       it('binds the parameters of SQL of its own', async () => {

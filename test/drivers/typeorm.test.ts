@@ -202,14 +202,6 @@ describeShop<TypeOrmShop>(
           await runner.release();
         }
       },
-      'repository.find({ order })': ({ source }) =>
-        source.getRepository(OrderEntity).find({ order: { placed: 'ASC' } }),
-      'repository.findOneBy({ note })': ({ source }) =>
-        source.getRepository(OrderEntity).findOneBy({ note: 'order 1 of 7' }),
-      'repository.find({ take })': ({ source }) => source.getRepository(OrderEntity).find({ take: 1 }),
-      'repository.count()': ({ source }) => source.getRepository(OrderEntity).count(),
-      'repository.existsBy({ note })': ({ source }) =>
-        source.getRepository(OrderEntity).existsBy({ note: 'order 1 of 7' }),
       'repository.insert(rows of several keys)': ({ source }) =>
         source.getRepository(TenantEntity).insert([8n, 108n, 208n].map((tenantId) => ({ tenantId, name: 'new' }))),
       'repository.save(entities of several keys)': ({ source }) =>
@@ -220,6 +212,22 @@ describeShop<TypeOrmShop>(
         source.getRepository(OrderEntity).update({ note: 'order 1 of 7' }, { note: 'changed' }),
       'repository.delete({ note })': ({ source }) => source.getRepository(OrderEntity).delete({ note: 'changed' }),
       'repository.clear()': ({ source }) => source.getRepository(OrderEntity).clear(),
+    },
+    gathered: {
+      'repository.find({ order })': ({ source }) =>
+        source.getRepository(OrderEntity).find({ order: { placed: 'ASC' } }),
+      'repository.findOneBy({ note })': ({ source }) =>
+        source.getRepository(OrderEntity).findOneBy({ note: 'order 1 of 107' }),
+      'repository.find({ order, skip, take })': ({ source }) =>
+        source.getRepository(OrderEntity).find({ order: { placed: 'ASC' }, skip: 1, take: 3 }),
+      'repository.find({ relations, order, take })': ({ source }) =>
+        source.getRepository(TenantEntity).find({ relations: { orders: true }, order: { tenantId: 'DESC' }, take: 2 }),
+      'repository.count()': ({ source }) => source.getRepository(OrderEntity).count(),
+      'repository.findAndCount()': ({ source }) =>
+        source.getRepository(OrderEntity).findAndCount({ order: { placed: 'DESC' }, take: 2 }),
+      'repository.existsBy({ note })': ({ source }) =>
+        source.getRepository(OrderEntity).existsBy({ note: 'order 1 of 207' }),
+      'repository.sum()': ({ source }) => source.getRepository(OrderEntity).sum('total' as never),
     },
     also(place, shop) {
       it('finds by the catalogs that the schema is what the entities say', async () => {

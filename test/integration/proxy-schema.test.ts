@@ -71,11 +71,11 @@ describe('while several shards have data', () => {
   it('another proxy knows what DDL has made by the time its client hears that it is done', async () => {
     await a.query('CREATE TABLE marks (mark int)');
     await a.query('INSERT INTO marks VALUES (1)');
-    const sql = 'SELECT id FROM orders, marks WHERE tenant_id = 1';
+    const sql = 'SELECT id FROM orders, marks WHERE tenant_id = 1 FOR UPDATE';
     await b.query({ name: 'prepared before', text: sql });
     for (let i = 0; i < 10; i++) {
       expect((await b.query(sql)).rowCount).toBe(1);
-      // Now it may be a column of either table, and the statement is not about one tenant's orders.
+      // Now it may be a column of either table, and the statement locks orders of any tenant.
       await a.query('ALTER TABLE marks ADD tenant_id bigint DEFAULT 1');
       await expect(b.query(sql)).rejects.toMatchObject(REFUSED);
       await expect(b.query({ name: 'prepared before', text: sql })).rejects.toMatchObject(REFUSED);

@@ -82,9 +82,10 @@ describe('routing', () => {
     const c = await s.connect();
     await seed(c);
     for (const sql of [
-      'SELECT count(*) FROM tenants',
-      'SELECT name FROM tenants ORDER BY name',
-      'SELECT name FROM tenants LIMIT 1',
+      'SELECT name FROM tenants ORDER BY name FOR UPDATE',
+      'SELECT t, count(*) FROM tenants t GROUP BY t',
+      'SELECT count(*) FROM ONLY tenants',
+      'EXPLAIN SELECT count(*) FROM tenants',
       `UPDATE tenants SET name = 'x'`,
       'DELETE FROM tenants',
       `INSERT INTO tenants (tenant_id, name) VALUES (5, 'a'), (155, 'b')`,
@@ -93,6 +94,17 @@ describe('routing', () => {
     ])
       expect([sql, await sqlstate(c.query(sql))]).toEqual([sql, '0A000']);
     expect(await s.onShard(0, 'SELECT count(*)::int AS n FROM tenants')).toEqual([{ n: 2 }]);
+  });
+
+  it('answers from rows of several shards', async () => {
+    const c = await s.connect();
+    await seed(c);
+    expect((await c.query('SELECT count(*)::int AS n, max(name) FROM tenants')).rows).toEqual([{ n: 4, max: 't2' }]);
+    expect((await c.query('SELECT name FROM tenants ORDER BY tenant_id DESC LIMIT $1', [3])).rows).toEqual([
+      { name: 't151' },
+      { name: 't150' },
+      { name: 't2' },
+    ]);
   });
 
   it('answers from any shard what is the same everywhere', async () => {

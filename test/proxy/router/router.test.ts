@@ -176,9 +176,9 @@ describe('the template cache', () => {
     const through = makeRouter(() => spread);
     expect(go('SELECT count(*) FROM orders WHERE tenant_id = 5', [], spread, through)).toBe('a');
     expect(go('SELECT count(*) FROM orders WHERE tenant_id = 0x96', [], spread, through)).toBe('b');
-    expect(go("SELECT count(*) FROM orders WHERE tenant_id = 'x'", [], spread, through)).toMatch(/^refused/);
+    expect(go("SELECT count(*) FROM orders WHERE tenant_id = 'x'", [], spread, through)).toBe('gather a b c');
     expect(go("SELECT count(*) FROM orders WHERE tenant_id = '150'", [], spread, through)).toBe('b');
-    expect(go("SELECT count(*) FROM orders WHERE tenant_id = E'15\\x30'", [], spread, through)).toMatch(/^refused/);
+    expect(go("SELECT count(*) FROM orders WHERE tenant_id = E'15\\x30'", [], spread, through)).toBe('gather a b c');
     expect(go('SELECT count(*) FROM orders WHERE tenant_id = -150', [], spread, through)).toBe('a');
     expect(through.counters.parses).toBe(3); // :int, :str and - :int
   });
@@ -341,7 +341,7 @@ describe('texts with several statements', () => {
     const sql = Buffer.from("SELECT count(*) FROM docs WHERE owner = 'é' AND day = '2026-01-02'");
     expect(summary(router.route(router.analyze(sql, SESSION), 0, null, spread))).toBe('b');
     const latin1 = { ...SESSION, encoding: 'LATIN1' };
-    expect(summary(router.route(router.analyze(sql, latin1), 0, null, spread))).toMatch(/^refused/);
+    expect(summary(router.route(router.analyze(sql, latin1), 0, null, spread))).toBe('gather a b');
     expect(go("SELECT count(*) FROM docs WHERE owner = 'zoe' AND day = '2026-01-02'")).toBe('b');
   });
 
@@ -364,12 +364,12 @@ describe('parameters', () => {
     expect(at(sql, [], [1], [int8(150n)])).toBe('b');
     expect(at(sql, [20], [1], [int8(250n)])).toBe('c');
     expect(at(sql, [23], [1], [Buffer.from([0, 0, 0, 150])])).toBe('b');
-    expect(at(sql, [701], [1], [int8(150n)])).toMatch(/^refused/); // float8
+    expect(at(sql, [701], [1], [int8(150n)])).toBe('gather a b c'); // float8
     expect(at('SELECT count(*) FROM orders WHERE tenant_id = $1::int', [], [1], [Buffer.from([0, 0, 0, 150])])).toBe(
       'b',
     );
-    expect(at('SELECT count(*) FROM orders WHERE tenant_id = $1::float8', [], [0], [Buffer.from('150')])).toMatch(
-      /^refused/,
+    expect(at('SELECT count(*) FROM orders WHERE tenant_id = $1::float8', [], [0], [Buffer.from('150')])).toBe(
+      'gather a b c',
     );
   });
 
@@ -378,10 +378,10 @@ describe('parameters', () => {
     expect(at(sql, [], [1], [int8(0n)])).toBe('fanout a b c');
     expect(at(sql, [20], [1], [int8(0n)])).toBe('fanout a b c');
     expect(at(sql, [23], [1], [Buffer.alloc(4)])).toBe('fanout a b c');
-    expect(at(sql, [], [1], [int8(1n)])).toMatch(/^refused 0A000: LIMIT or OFFSET/);
-    expect(at(sql, [701], [1], [Buffer.alloc(8)])).toMatch(/^refused/); // float8
+    expect(at(sql, [], [1], [int8(1n)])).toBe('gather a b c');
+    expect(at(sql, [701], [1], [Buffer.alloc(8)])).toBe('gather a b c'); // float8
     // The server may have taken it for something else there.
-    expect(at('SELECT * FROM orders WHERE total = $1 OFFSET $1', [], [1], [int8(0n)])).toMatch(/^refused/);
+    expect(at('SELECT * FROM orders WHERE total = $1 OFFSET $1', [], [1], [int8(0n)])).toBe('gather a b c');
     expect(at('SELECT * FROM orders WHERE total = $1 OFFSET $1', [23], [1], [Buffer.alloc(4)])).toBe('fanout a b c');
   });
 
@@ -390,7 +390,7 @@ describe('parameters', () => {
       'SELECT count(*) FROM orders o JOIN items i ON i.tenant_id = o.tenant_id WHERE o.tenant_id = $1 AND i.tenant_id = $1';
     expect(at(both, [], [1], [int8(150n)])).toBe('b');
     const mixed = 'SELECT count(*) FROM orders WHERE total = $1 AND tenant_id = $1';
-    expect(at(mixed, [], [1], [int8(150n)])).toMatch(/^refused/);
+    expect(at(mixed, [], [1], [int8(150n)])).toBe('gather a b c');
     expect(at(mixed, [], [0], [Buffer.from('150')])).toBe('b');
     expect(at(mixed, [20], [1], [int8(150n)])).toBe('b');
   });
