@@ -4,7 +4,7 @@ import type { Relation } from '../proxy/router/metadata.js';
 import { reachHome, reachOf } from '../proxy/router/reach.js';
 import { beyond, type Registry, registryOf } from '../proxy/router/registry.js';
 import { homeBehind } from '../proxy/router/resolve.js';
-import type { StatementPlan } from '../proxy/router/route.js';
+import type { StatementPlan, Target } from '../proxy/router/route.js';
 import { Router } from '../proxy/router/router.js';
 import { sampleText } from '../proxy/router/sample-text.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
@@ -23,6 +23,8 @@ export interface AffectedTemplate {
 /** What runs now, and will be refused once a range of the tables is on another shard than its counterpart. */
 export interface SeparationEffects {
   readonly templates: readonly AffectedTemplate[];
+  /** Queries that will be answered by the home shard, from rows of both. */
+  readonly gathered: readonly Omit<AffectedTemplate, 'why'>[];
   /** Templates too long, or in a form, that could not be looked at. */
   readonly unread: number;
   /** Views and functions, as people name them. */
@@ -58,6 +60,7 @@ export async function separationEffects(
   const plansNow = plansAt(topology);
   const plansThen = plansAt(separated);
   const templates: AffectedTemplate[] = [];
+  const gathered: Omit<AffectedTemplate, 'why'>[] = [];
   let unread = 0;
   for (const { template, calls } of recorded.rows) {
     const text = Buffer.from(sampleText(template));
@@ -71,8 +74,9 @@ export async function separationEffects(
       .map((plan, i) => whyRefused(now[i], plan, topology, separated, separation))
       .find((w) => w !== null);
     if (why) templates.push({ template, calls: Number(calls), why });
+    else if (then.some((plan) => willGather(plan, separation))) gathered.push({ template, calls: Number(calls) });
   }
-  return { templates, unread, objects: tiedObjects(names, topology, separated, separation) };
+  return { templates, gathered, unread, objects: tiedObjects(names, topology, separated, separation) };
 }
 
 /** Null: it runs as before. */
@@ -89,14 +93,25 @@ function whyRefused(
     const runsNow = now?.target.kind !== 'sole' || soleShard(topology) !== null;
     return runsNow ? target.refusal.message : null;
   }
-  const keyspaces =
-    target.kind === 'unpinned'
-      ? target.keyspaces
-      : [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
-  if (!keyspaces.includes(as as KeyspaceName)) return null;
+  const keyspaces = keyspacesOf(target);
+  if (!keyspaces.includes(as as KeyspaceName) || willGather(then, { as })) return null;
   if (keyspaces.length > 1) return apart(separated, keyspaces).message;
   if (target.home && target.homeBehind !== undefined) return homeBehind(target, separated)?.message ?? null;
   return target.home ? `it also uses tables that only shard "${topology.home}" has` : null;
+}
+
+function keyspacesOf(target: Extract<Target, { kind: 'keys' | 'unpinned' }>): readonly KeyspaceName[] {
+  return target.kind === 'unpinned'
+    ? target.keyspaces
+    : [target.keyspace, ...(target.also ?? []).map((other) => other.keyspace)];
+}
+
+/** A query of these tables and others, which the home shard can answer wherever they are. */
+function willGather({ target }: StatementPlan, { as }: Pick<Separation, 'as'>): boolean {
+  if ((target.kind !== 'unpinned' && target.kind !== 'keys') || target.gather !== 'possible') return false;
+  const keyspaces = keyspacesOf(target);
+  const apart = keyspaces.length > 1 || target.home === true;
+  return apart && keyspaces.includes(as as KeyspaceName) && !target.atHome?.includes(as as KeyspaceName);
 }
 
 /** Views, triggers and functions that use tables of both sides. They run on one shard, and find there what that has. */

@@ -61,7 +61,9 @@ function statementText(s: ExplainedStatement): string[] {
   if (s.keySources.length > 0) lines.push(`key from  ${s.keySources.join('; ')}`);
   for (const { keyspace, position } of s.touches)
     lines.push(`touches   keyspace ${keyspace}: ${position === null ? 'anywhere' : position.join(', ')}`);
-  if (s.refusal === null) lines.push(`route     ${s.route}: ${s.shards.join(', ')}`);
+  const shards = s.shards.join(', ');
+  if (s.route === 'gather') lines.push(`route     gather: rows of ${shards}, on the home shard`);
+  else if (s.refusal === null) lines.push(`route     ${s.route}: ${shards}`);
   else {
     lines.push(`route     refused: ${s.refusal.sqlstate} ${s.refusal.message}`);
     if (s.refusal.hint !== null) lines.push(`hint      ${s.refusal.hint}`);

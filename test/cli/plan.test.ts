@@ -248,11 +248,23 @@ describe('explain', () => {
   });
 
   it('says what would be refused, and why', async () => {
-    expect(await one('SELECT count(*) FROM orders')).toMatchObject({
+    expect(await one('DELETE FROM orders')).toMatchObject({
       route: 'refused',
       refusal: { sqlstate: '0A000' },
     });
-    expect((await foreshard('explain', 'SELECT count(*) FROM orders')).stdout).toMatch(/route +refused: 0A000 /);
+    expect((await foreshard('explain', 'DELETE FROM orders')).stdout).toMatch(/route +refused: 0A000 .*\nhint +Add /);
+  });
+
+  it('says what needs rows of several shards in one place', async () => {
+    expect(await one('SELECT count(*) FROM orders')).toMatchObject({
+      route: 'gather',
+      shards: ['s1', 's2'],
+      touches: [{ keyspace: 'shop', position: null }],
+      refusal: null,
+    });
+    expect((await foreshard('explain', 'SELECT count(*) FROM orders')).stdout).toMatch(
+      /\nroute +gather: rows of s1, s2, on the home shard\nwhy +it is not restricted to a sharding key\n$/,
+    );
   });
 
   it('tells statements apart, and a syntax error', async () => {

@@ -50,7 +50,9 @@ beforeAll(async () => {
          (0, 'insert into documents select :int, id from orders where tenant_id = :int', 3),
          (0, 'insert into orders values(:any, :any)', 40),
          (0, 'insert into documents values(:any, :any, :any)', 30),
-         (0, 'select * from documents, settings where tenant_id in($1)', 2),
+         (0, 'delete from documents using orders where documents.tenant_id = :int and orders.tenant_id = :int', 15),
+         (0, 'select * from documents, settings where tenant_id in($1) for update', 2),
+         (0, 'select count(*) from documents, settings where tenant_id in($1)', 4),
          (0, 'select * from orders, settings where tenant_id in($1)', 2),
          (0, 'select counted()', 1),
          (0, 'truncated select (', 5),
@@ -93,7 +95,7 @@ describe('foreshard keyspace separate', () => {
           why: '"documents" has triggers, rules, policies, defaults, checks or other parts that may use tables that only shard "s1" has, and the rows are on another shard',
         },
         {
-          template: 'select * from documents d join orders o using(tenant_id) where tenant_id = $1 and d.body = :str',
+          template: 'delete from documents using orders where documents.tenant_id = :int and orders.tenant_id = :int',
           calls: 15,
           why: expect.stringMatching(/^this statement uses tables of keyspaces "(main|docs)" and "(main|docs)"/),
         },
@@ -103,7 +105,7 @@ describe('foreshard keyspace separate', () => {
           why: expect.stringMatching(/^this statement uses tables of keyspaces|^"orders" has|^INSERT/),
         },
         {
-          template: 'select * from documents, settings where tenant_id in($1)',
+          template: 'select * from documents, settings where tenant_id in($1) for update',
           calls: 2,
           why: 'it also uses tables that only shard "s1" has',
         },
@@ -113,9 +115,19 @@ describe('foreshard keyspace separate', () => {
           why: expect.stringMatching(/^function counted\(\) may read or change/),
         },
       ],
+      gathered: [
+        {
+          template: 'select * from documents d join orders o using(tenant_id) where tenant_id = $1 and d.body = :str',
+          calls: 15,
+        },
+        { template: 'select count(*) from documents, settings where tenant_id in($1)', calls: 4 },
+      ],
     });
     const text = await foreshard(...SEPARATE, '--dry-run');
     expect(text.stdout).toContain(APART.slice(0, 40));
+    expect(text.stdout).toMatch(
+      /\nWhat will then need rows of both in one place, the home shard:\n {2}calls in 7 days\n {12}15 {2}select \* from documents d join/,
+    );
     expect(text.stdout).toMatch(
       /\n1 recorded template\(s\) could not be read\.\nNothing is changed\. The tables can be separated\.\n$/,
     );
