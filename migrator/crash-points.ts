@@ -5,7 +5,8 @@ const aroundEach = <N extends string>(name: N) => [`recorded:${name}`, `within:$
 
 /**
  * Places where a test kills the migrator: on either side of every effect that outlives the process, in the order in which a move passes them. `recorded:`
- * lies between the clean-up record and the object it names, `after:` behind the object, before anything else knows of it.
+ * lies between the clean-up record and the object it names, `after:` behind the object, before anything else knows of it, `within:` behind a part of it.
+ * The last ones are those of `foreshard migrate audit --repair`, for each of its repairs.
  */
 export const CRASH_POINTS = [
   'before:preflight',
@@ -50,17 +51,23 @@ export const CRASH_POINTS = [
   'after:repair',
   'recorded:serve-replica',
   'after:serve-replica',
+  'before:note-generation',
+  'after:note-generation',
   'before:stop-replica',
   'after:stop-replica',
   'before:hold',
   'recorded:hold',
   'after:hold',
+  'before:end-transactions',
+  'after:end-transactions',
   'after:acks',
   'before:fence',
   ...around('wait-at-gate'),
   'after:fence',
   'after:reopen-gate',
   'after:drop-hold',
+  'before:withdraw-flip',
+  'after:withdraw-flip',
   'after:drain',
   'after:flush-progress',
   'after:carry-sequences',
@@ -79,6 +86,7 @@ export const CRASH_POINTS = [
   'after:proxies-acked',
   ...around('quiet-triggers-source'),
   'before:remove-rows',
+  'within:remove-rows',
   'after:remove-rows',
   ...around('restore-triggers-destination'),
   ...around('restore-triggers-source'),
@@ -95,6 +103,8 @@ export const CRASH_POINTS = [
   'back-before:hold',
   'back-recorded:hold',
   'back-after:hold',
+  'back-before:end-transactions',
+  'back-after:end-transactions',
   'back-after:acks',
   'back-before:fence',
   ...around('back-wait-at-gate'),
@@ -129,6 +139,9 @@ export const CRASH_POINTS = [
   'after:recut',
   'before:separate',
   'after:separate',
+  'before:audit-repair',
+  'within:audit-repair',
+  'after:audit-repair',
 ] as const;
 export type CrashPoint = (typeof CRASH_POINTS)[number];
 

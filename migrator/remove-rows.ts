@@ -34,6 +34,7 @@ export async function removeRows(
         session,
         `${sql} WHERE ctid >= '(${page},0)'::tid AND ctid < '(${end},0)'::tid AND ${table.predicate()}`,
       );
+      m.exec.at('within:remove-rows');
       done += Math.min(pages, end) - page;
       await m.exec.progress({
         note: `removing moved rows of ${table.schema}.${table.table}: ${Math.floor((100 * done) / all)} %${throttle.note === null ? '' : `, ${throttle.note}`}`,

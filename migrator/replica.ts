@@ -1,4 +1,4 @@
-import { audit, raiseEpoch } from '../topology/catalog/change.js';
+import { audit, type CatalogClient, raiseEpoch } from '../topology/catalog/change.js';
 import { epochAckedByAll } from '../topology/catalog/leases.js';
 import { readTopology } from '../topology/catalog/topology-reader.js';
 import { positionToJson } from '../topology/key-codec.js';
@@ -8,7 +8,7 @@ import { MigrationFailure } from './executor.js';
 import { isReference, type Move } from './move.js';
 
 /**
- * From here on proxies may read the interval at its destination. A clean-up record comes first. Repeated, it changes nothing.
+ * From here on proxies may read the interval at its destination. A clean-up record comes first. Repeated, it notes the generation alone.
  * @param generation of the schema, as of which (or a later one) the tables of both sides were seen to be alike
  */
 export async function putInService(m: Move, generation: bigint): Promise<void> {
@@ -23,7 +23,8 @@ export async function putInService(m: Move, generation: bigint): Promise<void> {
     // Whoever changes who owns what waits until this is committed.
     await client.query('SELECT FROM foreshard.meta FOR UPDATE');
     const topology = await readTopology(client);
-    if (topology.replicas.some((r) => r.id === m.row.id)) return;
+    // The schema may have changed while no migrator was there to look at the tables.
+    if (topology.replicas.some((r) => r.id === m.row.id)) return setGeneration(client, m, generation);
     checkOwner(m, topology);
     const epoch = await raiseEpoch(client, topology.epoch);
     const bound = (p: typeof m.spec.lo) => (p === null ? null : JSON.stringify(positionToJson(m.keyspace, p)));
@@ -106,10 +107,14 @@ export function replacedByOwner(m: Move): CatalogStatement[] {
 
 /** The tables of both sides were seen to be alike again. */
 export async function noteGeneration(m: Move, generation: bigint): Promise<void> {
-  await m.exec.inLease(m.row, (client) =>
-    client.query(
-      'UPDATE foreshard.range_replica SET schema_generation = $2 WHERE migration_id = $1 AND since IS NOT NULL',
-      [m.row.id.toString(), generation.toString()],
-    ),
+  m.exec.at('before:note-generation');
+  await m.exec.inLease(m.row, (client) => setGeneration(client, m, generation));
+  m.exec.at('after:note-generation');
+}
+
+async function setGeneration(client: CatalogClient, m: Move, generation: bigint): Promise<void> {
+  await client.query(
+    'UPDATE foreshard.range_replica SET schema_generation = $2 WHERE migration_id = $1 AND since IS NOT NULL',
+    [m.row.id.toString(), generation.toString()],
   );
 }

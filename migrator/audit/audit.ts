@@ -2,6 +2,7 @@ import type { Catalog } from '../../topology/catalog/catalog.js';
 import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
+import { crashPoint } from '../crash-points.js';
 import { clusterPart } from '../names.js';
 import { ShardSession } from '../shard-session.js';
 import { auditCatalog } from './catalog.js';
@@ -64,14 +65,18 @@ export async function audit(
     if (!repair || found.every((finding) => finding.repair === null)) return found.map((f) => outcome(f, 'open'));
     const rank = ({ kind }: AuditFinding) => (ORDER.includes(kind) ? ORDER.indexOf(kind) : ORDER.length);
     const why = new Map<AuditFinding, string>();
-    for (const finding of found.toSorted((a, b) => rank(a) - rank(b)))
+    for (const finding of found.toSorted((a, b) => rank(a) - rank(b))) {
+      if (finding.repair === null) continue;
+      crashPoint('before:audit-repair');
       try {
-        await finding.repair?.();
+        await finding.repair();
       } catch (error) {
         // What is in use, or has begun to move, is found again.
         if (!NOT_NOW.has(error instanceof ForeshardError ? error.sqlstate : errorCode(error))) throw error;
         why.set(finding, (error as Error).message);
       }
+      crashPoint('after:audit-repair');
+    }
     const left = new Set((await look(new Portions(false))).map(identity));
     return found.map((f) => {
       if (!left.has(identity(f))) return outcome(f, 'repaired');

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseGid } from '../../topology/prepared-transactions.js';
 import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
+import { crashPoint } from '../crash-points.js';
 import { GUARD_LOCK_CLASS, SHARD_SCHEMA } from '../names.js';
 import { DROP_SHARD_SCHEMA } from '../replication.js';
 import type { ShardSession } from '../shard-session.js';
@@ -102,7 +103,7 @@ export function judgeObjects({ session, found, prepared }: ShardObjects, atWork:
         object: name,
         text: `${kind} ${name} is left of migration ${id} (${atWork.state(id)})`,
         remedy: drop.join('; '),
-        repair: () => (kind === 'slot' ? dropSlot(session, name) : inOrder(session, [...drop, DROP_SHARD_SCHEMA])),
+        repair: () => (kind === 'slot' ? dropSlot(session, name) : inOrder(session, withSchema(drop))),
       }),
     );
   const transactions = prepared
@@ -121,8 +122,16 @@ export function judgeObjects({ session, found, prepared }: ShardObjects, atWork:
   return [...objects, ...transactions];
 }
 
+/** The last one takes our schema along, when that is empty then, in one transaction: nobody looks for a schema without anything in it. */
+function withSchema(drop: readonly string[]): string[] {
+  return drop.map((sql, i) => (i < drop.length - 1 ? sql : `${sql}; ${DROP_SHARD_SCHEMA}`));
+}
+
 async function inOrder(session: ShardSession, statements: readonly string[]): Promise<void> {
-  for (const sql of statements) await session.query(sql);
+  for (const [i, sql] of statements.entries()) {
+    if (i > 0) crashPoint('within:audit-repair');
+    await session.query(sql);
+  }
 }
 
 async function dropSlot(session: ShardSession, name: string): Promise<void> {

@@ -3,6 +3,7 @@ import { inCatalogTransaction, audit as note } from '../../topology/catalog/chan
 import { ForeshardError } from '../../topology/errors.js';
 import { quoteIdent, quoteTable } from '../../topology/quote.js';
 import { type Shard, type ShardName, tableId } from '../../topology/topology.js';
+import { crashPoint } from '../crash-points.js';
 import { byKey, type RowsOf, rowsByKey } from '../keyed-rows.js';
 import { BESIDE } from '../migration-row.js';
 import { countOf, replaceRows, wrongRows } from '../replace-rows.js';
@@ -75,7 +76,9 @@ export async function repairReference({ catalog, actor, info, from, to, keys }: 
       for (const [i, key] of inbound.entries()) await refuseOrphans(destination, sql, info, key, gone[i] ?? []);
       for (const key of info.constraints) await refuseOrphanRows(destination, rows, key, keys);
       await note(client, { ...entry, action: 'reference.repair', detail: { from: from.name, to: to.name, ...wrong } });
+      crashPoint('within:audit-repair');
       await destination.query('COMMIT');
+      crashPoint('within:audit-repair');
     });
   } catch (error) {
     if (signal.aborted) throw refusal('it took too long');

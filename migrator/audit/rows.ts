@@ -5,6 +5,7 @@ import { intervalPredicate } from '../../topology/interval-sql.js';
 import type { Interval } from '../../topology/key.js';
 import { quoteTable } from '../../topology/quote.js';
 import { type Keyspace, type ShardedTable, type ShardName, type Topology, tableId } from '../../topology/topology.js';
+import { crashPoint } from '../crash-points.js';
 import { identityColumns } from '../hashing.js';
 import { asTheyWere, differing, type RowsOf, rowsByKey, rowsOfPages } from '../keyed-rows.js';
 import { deleteAsReplica } from '../remove-rows.js';
@@ -105,6 +106,7 @@ async function removeCopies(a: RowsAudit, table: ShardedTable, session: ShardSes
           const others = new Set(differing(here, await rowsByKey(owner, rows, keys)));
           const copies = here.filter((row) => !others.has(row.key));
           await deleteAsReplica(session, ...asTheyWere(rows, copies), whole);
+          crashPoint('within:audit-repair');
         });
       }
       return 0;

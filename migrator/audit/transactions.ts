@@ -3,6 +3,7 @@ import { CLEAN_FOR_MS, Decisions, type KnownCoordinator } from '../../topology/c
 import { ForeshardError } from '../../topology/errors.js';
 import { endPrepared, endSql, type PreparedTransaction, readPrepared } from '../../topology/prepared-transactions.js';
 import type { ShardName } from '../../topology/topology.js';
+import { crashPoint } from '../crash-points.js';
 import type { ShardSession } from '../shard-session.js';
 import type { AuditFinding } from './finding.js';
 
@@ -66,6 +67,7 @@ function judge(
         await decisions.fenceIfExpired(id);
         // The proxy may have come back just now, or all may have been ended. Only what is fenced can be judged.
         if ((await decisions.known([id])).get(id)?.fenced !== true) return;
+        crashPoint('within:audit-repair');
         await endPrepared(session.reader, one.gid, (await decisions.isDecided(one)) ? 'commit' : 'rollback');
       },
     );

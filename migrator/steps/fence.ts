@@ -249,7 +249,9 @@ async function untilHeld(m: Move, id: bigint, patienceMs: number, catalog: Catal
       const { endTransactionsAfterMs } = m.exec.controls;
       if (!ending && endTransactionsAfterMs !== null && performance.now() - since >= endTransactionsAfterMs) {
         ending = true;
+        m.exec.at('before:end-transactions');
         await m.exec.inLease(m.row, (client) => endTransactions(client, id), catalog);
+        m.exec.at('after:end-transactions');
         m.log.info({ migration: m.row.id.toString(), proxies: waitingFor }, 'transactions on the interval are ended');
       }
       return false;
@@ -385,6 +387,8 @@ async function giveUp(m: Move, error: string, why: string): Promise<void> {
       'End the sessions named, or choose a quieter time, and start the migration again.',
     );
   // Whoever asked for the flip may ask again, and a window comes again: what has been copied is kept.
+  m.exec.at('before:withdraw-flip');
   await m.exec.withdrawFlip();
+  m.exec.at('after:withdraw-flip');
   await catchUpAgain(m, 0, why);
 }

@@ -16,6 +16,12 @@ describe('a migrator killed at', () => {
     expect(await crashes.resume(points)).toBe('done');
   });
 
+  test('within:remove-rows, behind each part of the rows that are removed', async () => {
+    await crashes.reset();
+    const parts = ([2, 3, 4, 5, 6, 7] as const).map((part) => `within:remove-rows#${part}` as const);
+    expect(await crashes.resume(parts)).toBe('done');
+  });
+
   test('after:reopen-gate and after:drop-hold, which another has left that died behind its fence', async () => {
     expect(await crashes.resume(POINTS.reopening.flatMap((point) => ['after:fence', point] as const))).toBe('done');
   });

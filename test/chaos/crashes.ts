@@ -18,7 +18,7 @@ import {
 import { audit } from '../migrator/writers.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { type Lives, startLives } from './lives.js';
+import { type Lives, type Place, startLives } from './lives.js';
 
 const TENANTS = 12;
 const CUT = 6;
@@ -36,6 +36,12 @@ export const POINTS = {
   undoingTables: named(/:undo-(table|sequence|type|function|schema)$/),
   /** It is a replica; the last ones: and is dropped. */
   ofReplicas: named(/:(serve|stop)-replica$/),
+  /** Its tables are looked at again. */
+  notingGenerations: named(/:note-generation$/),
+  /** Transactions on the interval are ended for the flip. */
+  endingTransactions: named(/:end-transactions$/),
+  /** A flip that somebody has asked for is given up. */
+  givingUp: named(/:withdraw-flip$/),
   repairing: named(/:repair$/, /:(replace|repair)-rows$/, /^before:compare-again$/),
   pausing: named(/^after:stop-following$/, /^after:follow-again$/),
   /** A copy begins again. */
@@ -43,7 +49,7 @@ export const POINTS = {
   /** One before it has died while clients were held. */
   reopening: named(/^after:(reopen-gate|drop-hold)$/),
   /** It has a way back, and takes it. */
-  onTheWayBack: named(/\bback-(?!.*-partition$)/),
+  onTheWayBack: named(/\bback-(?!.*-(partition|end-transactions)$)/),
   /** Partitions come while it moves: see partitions-crash.test.ts. */
   ofPartitions: named(/-partition$/),
   /** PostgreSQL 15, with a way back. */
@@ -52,6 +58,8 @@ export const POINTS = {
   recut: named(/:recut$/),
   /** It takes tables out of a keyspace. */
   separate: named(/:separate$/),
+  /** It is an audit that repairs. */
+  auditing: named(/:audit-repair$/),
 };
 
 /** All others: every move passes them. */
@@ -124,12 +132,13 @@ export class Crashes {
   }
 
   /**
-   * The interval moves to where it is not, under load; a migrator dies at the first of `points`, the next one goes on and dies at the second, and so on,
+   * The interval moves to where it is not, under load; a migrator dies at the first of `places`, the next one goes on and dies at the second, and so on,
    * and the last goes on to the end. @param often it dies too at the last, each time that it has got further @returns the end
    */
-  async resume(points: readonly CrashPoint[], { often = false, back = false } = {}): Promise<string> {
+  async resume(places: readonly Place[], { often = false, back = false } = {}): Promise<string> {
     const { s } = this.moves;
     const lives = this.#lives;
+    const points = places.map((place) => place.replace(/#.*/, '') as CrashPoint);
     const passes = (some: readonly CrashPoint[]) => points.some((point) => some.includes(point));
     const isBack = back || passes(POINTS.onTheWayBack);
     const { writers } = await this.moves.startLoad(TENANTS, { stale: false, count: 1 });
@@ -140,7 +149,7 @@ export class Crashes {
       if (points.includes('after:stop-replica')) await abortOnEntering(s, 'ready');
       if (passes(POINTS.aborting)) await abortOnEntering(s, 'verifying');
       await rollBackOnReversing(s, isBack);
-      for (const point of points) expect([point, await lives.untilCrash(point, isBack)]).toEqual([point, 'SIGKILL']);
+      for (const place of places) expect([place, await lives.untilCrash(place, isBack)]).toEqual([place, 'SIGKILL']);
       if (often) expect(await this.#dieBehindEach(points.at(-1) as CrashPoint, id, isBack)).toBeGreaterThan(3);
       end = await lives.toTheEnd(id);
       await abortOnEntering(s, null);

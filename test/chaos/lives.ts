@@ -1,11 +1,15 @@
 import { spawn } from 'node:child_process';
 import { afterAll, beforeAll } from 'vitest';
 import type { CrashPoint } from '../../migrator/crash-points.js';
+import type { MigratorOptions } from '../../migrator/options.js';
 import type { MigrationState } from '../../topology/migration.js';
 import type { Moves } from '../migrator/moves.js';
 import { type Compiled, compile } from './compile.js';
 
 const HOUR = 3_600_000;
+
+/** Where a migrator dies; `point#2`: when it comes there for the second time. */
+export type Place = CrashPoint | `${CrashPoint}#${number}`;
 
 /** Migrators with one life each, in the tests of this file. */
 export function startLives(moves: Moves): Lives {
@@ -27,22 +31,26 @@ export class Lives {
     this.#file = file;
   }
 
-  /** Program of a migrator; its argument is the catalog's URL. */
+  /** Program of a migrator; its arguments are the catalog's URL and, if any, options as JSON. */
   get file(): string {
     return this.#file();
   }
 
-  /** Runs a migrator that kills itself at the point. @returns the signal that ended it */
-  untilCrash(point: CrashPoint, wayBack = false): Promise<string | null> {
-    return this.until(point, wayBack).ended;
+  /** Runs a migrator that kills itself at the place. @returns the signal that ended it */
+  untilCrash(place: Place, wayBack = false, options: Partial<MigratorOptions> = {}): Promise<string | null> {
+    return this.until(place, wayBack, options).ended;
   }
 
-  /** @param point where it kills itself; `point#2`: the second time */
-  until(point: string, wayBack: boolean): { readonly ended: Promise<string | null>; stop(): void } {
+  until(
+    place: Place,
+    wayBack: boolean,
+    options: Partial<MigratorOptions> = {},
+  ): { readonly ended: Promise<string | null>; stop(): void } {
+    const all = { wayBackMs: wayBack ? HOUR : 0, ...options };
     let stop = (): void => undefined;
     const ended = new Promise<string | null>((resolve, reject) => {
-      const running = spawn(process.execPath, [this.file, this.#moves.s.catalogUrl, `${wayBack ? HOUR : 0}`], {
-        env: { ...process.env, FORESHARD_CRASH_POINT: point },
+      const running = spawn(process.execPath, [this.file, this.#moves.s.catalogUrl, JSON.stringify(all)], {
+        env: { ...process.env, FORESHARD_CRASH_POINT: place },
         stdio: ['ignore', 'ignore', 'inherit'],
       });
       stop = () => running.kill('SIGTERM');

@@ -1,11 +1,18 @@
 import { spawn } from 'node:child_process';
 import { beforeEach, describe, expect, test } from 'vitest';
+import { audit as auditShards } from '../../migrator/audit/audit.js';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { splitMembers, verticalMembers } from '../../migrator/changes/members.js';
 import { lastComparison } from '../../migrator/comparison.js';
 import type { CrashPoint } from '../../migrator/crash-points.js';
-import { createMigration, requestRepair, setPaused } from '../../migrator/migration-requests.js';
+import {
+  createMigration,
+  requestAbort,
+  requestFlip,
+  requestRepair,
+  setPaused,
+} from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
 import { lastRepair } from '../../migrator/repair.js';
 import type { KeyspaceName, ShardName } from '../../topology/topology.js';
@@ -13,11 +20,15 @@ import { startMoves } from '../migrator/moves.js';
 import {
   addNotes,
   approveMove,
+  approveReplica,
+  forgetProxy,
   keyspaceOf,
   leftovers,
   NOTES,
   pauseOnEntering,
+  registerProxy,
   resetShop,
+  rollBackOnReversing,
 } from '../migrator/setting.js';
 import { audit } from '../migrator/writers.js';
 import { withClient } from '../support/client.js';
@@ -101,6 +112,97 @@ describe('a migrator killed as it pauses', () => {
     expect(await lives.toTheEnd(id)).toBe('done');
     expect(await audit(s, null, (tenant) => tenant >= CUT)).toEqual([]);
     expect(await leftovers(s)).toEqual([]);
+  });
+});
+
+describe('a migrator killed around what it writes into the catalog alone', () => {
+  const endsTransactions = async () =>
+    (await s.catalog.pool.query('SELECT ends_transactions AS ends FROM foreshard.hold')).rows.map(({ ends }) => ends);
+  /** Under load; migrators die as `lost` says, and another one goes on to the `end`: nothing is lost, and nothing left. */
+  async function underLoad(lost: () => Promise<bigint>, end: string): Promise<void> {
+    await resetShop(s, TENANTS, 30);
+    const { writers } = await moves.startLoad(TENANTS, { stale: false, count: 1 });
+    try {
+      expect(await lives.toTheEnd(await lost())).toBe(end);
+    } finally {
+      await writers.stop();
+    }
+    expect(writers.errors).toEqual([]);
+    expect(await audit(s, writers, (tenant) => tenant >= CUT && end === 'done')).toEqual([]);
+    expect(await leftovers(s)).toEqual([]);
+    expect(await auditShards(s.catalog, false)).toEqual([]);
+  }
+
+  test('as transactions are ended for a flip there and back', async () => {
+    await underLoad(async () => {
+      const id = await approveMove(s, [BigInt(CUT)], null, 'one', 'two', { endTransactionsAfterMs: 10 });
+      // The one that is waited for.
+      await registerProxy(s, 'deaf');
+      const die = async (point: CrashPoint, ends: boolean) => {
+        expect([point, await lives.untilCrash(point, true)]).toEqual([point, 'SIGKILL']);
+        expect(await endsTransactions()).toEqual([ends]);
+      };
+      await die('before:end-transactions', false);
+      await die('after:end-transactions', true);
+      await forgetProxy(s, 'deaf');
+      await rollBackOnReversing(s, true);
+      expect(await lives.untilCrash('back-before:hold', true)).toBe('SIGKILL');
+      await rollBackOnReversing(s, false);
+      await registerProxy(s, 'deaf');
+      await die('back-before:end-transactions', false);
+      await die('back-after:end-transactions', true);
+      await forgetProxy(s, 'deaf');
+      return id;
+    }, 'rolled_back');
+  });
+
+  test('as a flip is given up that somebody has asked for', async () => {
+    await underLoad(async () => {
+      const id = await approveMove(s, [BigInt(CUT)], null, 'one', 'two', { auto: false, flipRequested: true });
+      await registerProxy(s, 'deaf');
+      const options = { ackMs: 50, fenceBackoffMs: 10, maxFenceTries: 2 };
+      for (const [point, asked] of [
+        ['before:withdraw-flip', true],
+        ['after:withdraw-flip', false],
+      ] as const) {
+        expect([point, await lives.untilCrash(point, false, options)]).toEqual([point, 'SIGKILL']);
+        const { state, controls } = await moves.load(id);
+        expect([state, controls.flipRequested]).toEqual(['fencing', asked]);
+        // Whom it held before it gave up is not held any more.
+        expect(await endsTransactions()).toEqual([]);
+      }
+      await forgetProxy(s, 'deaf');
+      const stop = moves.startMigrator({ pollMs: 50, leaseMs: 1000 });
+      await moves.noted(id, /^ready to flip/);
+      await requestFlip(s.catalog.pool, id, 'test');
+      await moves.inState(id, 'done');
+      await stop();
+      return id;
+    }, 'done');
+  });
+
+  test('as a replica’s tables are looked at again: reads go there again', async () => {
+    await underLoad(async () => {
+      const id = await approveReplica(s, [BigInt(CUT)], null);
+      const served = async () => {
+        const { replicas, schemaGeneration } = await s.catalog.loadTopology();
+        return replicas.map((replica) => schemaGeneration - replica.schemaGeneration);
+      };
+      for (const [point, behind] of [
+        ['before:note-generation', 1n],
+        ['after:note-generation', 0n],
+      ] as const) {
+        const life = lives.until(point, false);
+        await moves.noted(id, /^following, /);
+        await waitFor(async () => (await served())[0] === 0n, { what: 'the replica to be in service' });
+        await s.catalog.pool.query('UPDATE foreshard.meta SET schema_generation = schema_generation + 1');
+        expect([point, await life.ended]).toEqual([point, 'SIGKILL']);
+        expect(await served()).toEqual([behind]);
+      }
+      await requestAbort(s.catalog.pool, id, 'test');
+      return id;
+    }, 'aborted');
+    expect((await s.catalog.loadTopology()).replicas).toEqual([]);
   });
 });
 

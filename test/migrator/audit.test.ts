@@ -3,6 +3,7 @@ import { audit } from '../../migrator/audit/audit.js';
 import { requestAbort, requestEnd } from '../../migrator/migration-requests.js';
 import type { ShardName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
+import { leaveBehind } from './left-behind.js';
 import { shopMoves } from './moves.js';
 import { approveMove, leftovers } from './setting.js';
 
@@ -20,33 +21,6 @@ async function moved(): Promise<bigint> {
   return id;
 }
 
-/** The objects of a migration, as one that was forgotten would have left them. */
-async function leaveBehind(id: bigint): Promise<void> {
-  const meta = await s.catalog.pool.query<{ part: string }>(
-    "SELECT left(replace(cluster_id::text, '-', ''), 8) AS part FROM foreshard.meta",
-  );
-  const suffix = `${meta.rows[0]?.part}_${id}`;
-  await withClient(s.urlOne, async (c) => {
-    await c.query('CREATE SCHEMA foreshard_shard');
-    await c.query(`CREATE TABLE foreshard_shard.marker_${suffix} (id int PRIMARY KEY)`);
-    await c.query(`CREATE SEQUENCE foreshard_shard.gate_${suffix}`);
-    await c.query(
-      `CREATE FUNCTION foreshard_shard.guard_${suffix}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`,
-    );
-    await c.query(
-      `CREATE TRIGGER foreshard_guard_${suffix}_i BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION foreshard_shard.guard_${suffix}()`,
-    );
-    await c.query(`CREATE PUBLICATION foreshard_${suffix} FOR TABLE foreshard_shard.marker_${suffix}`);
-    await c.query(`SELECT pg_create_logical_replication_slot('foreshard_${suffix}', 'pgoutput')`);
-  });
-  await withClient(s.urlTwo, async (c) => {
-    await c.query('CREATE SCHEMA foreshard_shard');
-    await c.query(`CREATE TABLE foreshard_shard.marker_${suffix} (id int PRIMARY KEY)`);
-    await c.query(`CREATE SUBSCRIPTION foreshard_${suffix} CONNECTION '${s.urlOne}' PUBLICATION foreshard_${suffix}
-      WITH (create_slot = false, slot_name = 'foreshard_${suffix}', copy_data = false)`);
-  });
-}
-
 describe('an audit', () => {
   test('finds nothing where nothing is, also while a migration is under way, and after it', async () => {
     expect(await texts()).toEqual([]);
@@ -62,7 +36,7 @@ describe('an audit', () => {
 
   test.each(['done', 'unknown'])('finds every object of a migration that is %s, and takes it away', async (which) => {
     const id = await moved();
-    await leaveBehind(which === 'done' ? id : id + 1000n);
+    await leaveBehind(s, which === 'done' ? id : id + 1000n);
     await s.catalog.pool.query(
       `INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
        SELECT $1, 'tenant', false, now() + interval '1 hour' WHERE $2`,
@@ -343,7 +317,7 @@ describe('an audit', () => {
 
   test('does not wait behind a lock for long: what cannot be taken away now is said', async () => {
     const id = await moved();
-    await leaveBehind(id);
+    await leaveBehind(s, id);
     const locker = await moves.session(s.urlOne);
     await locker.query('BEGIN; SELECT FROM orders LIMIT 1');
     expect(await texts(true)).toContain('not repaired one trigger');
