@@ -1,4 +1,7 @@
+import { errorCode } from '../topology/connection.js';
+import { ForeshardError } from '../topology/errors.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
+import { tableId } from '../topology/topology.js';
 import type { Action } from './action.js';
 import type { CrashPoint } from './crash-points.js';
 import { type CleanupRecord, tableOf } from './migration-row.js';
@@ -11,7 +14,9 @@ import { dropSlots } from './slots.js';
 import { Throttle } from './throttle.js';
 import { restoreTriggers } from './trigger-actions.js';
 
-/** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. */
+const DEPENDENT_OBJECTS = '2BP01';
+
+/** Takes back what a clean-up record names, whether it was made or not, all of it or a part. May be repeated. @throws ForeshardError 55000 when something is used that others have made */
 export async function undo(m: Move, record: CleanupRecord): Promise<void> {
   const on = record.shard === m.spec.from ? 'source' : 'destination';
   const publisher = on === 'source' ? 'destination' : 'source';
@@ -89,23 +94,9 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       return;
     }
 
-    case 'table': {
-      const keys = await session.query<{ sql: string }>(
-        `SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) AS sql FROM pg_constraint
-          WHERE contype = 'f' AND conparentid = 0 AND confrelid = to_regclass($1) AND conrelid <> confrelid
-         UNION ALL SELECT DISTINCT format('DROP POLICY %I ON %s', polname, polrelid::regclass) FROM pg_policy p
-           JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
-          WHERE d.refobjid = to_regclass($1) AND polrelid <> d.refobjid`,
-        [named()],
-      );
-      await act(
-        'undo-table',
-        `drop table ${object.schema}.${object.table}`,
-        [...keys.map((k) => k.sql), `DROP TABLE IF EXISTS ${named()}`],
-        'locking',
-      );
+    case 'table':
+      await dropTable(m, record, on);
       return;
-    }
 
     case 'function':
       await act('undo-function', `drop function ${object.signature}`, [
@@ -156,6 +147,47 @@ const BEHIND: Partial<Record<CleanupRecord['kind'], readonly CleanupRecord['kind
 
 function nextOf(open: readonly CleanupRecord[]): CleanupRecord | undefined {
   return open.findLast(({ kind }) => !open.some((other) => BEHIND[kind]?.includes(other.kind) === true));
+}
+
+/**
+ * With the foreign keys and policies by which other tables of this migration use it, which go as well. Whatever else uses it is not ours to take away.
+ * @throws ForeshardError 55000 when something does
+ */
+async function dropTable(m: Move, record: CleanupRecord, on: 'source' | 'destination'): Promise<void> {
+  const session = on === 'source' ? m.source : m.destination;
+  const name = quoteTable(tableOf(record));
+  const id = tableId(tableOf(record));
+  const ours = (await m.exec.openCleanup('table')).filter(({ shard }) => shard === record.shard);
+  const uses = await session.query<{ sql: string }>(
+    `WITH ours AS (SELECT to_regclass(name) AS oid FROM unnest($2::text[]) AS name)
+     SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) AS sql FROM pg_constraint
+      WHERE contype = 'f' AND conparentid = 0 AND confrelid = to_regclass($1) AND conrelid <> confrelid
+        AND coalesce(pg_partition_root(conrelid), conrelid) IN (SELECT oid FROM ours)
+     UNION ALL SELECT DISTINCT format('DROP POLICY %I ON %s', polname, polrelid::regclass) FROM pg_policy p
+       JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
+      WHERE d.refobjid = to_regclass($1) AND polrelid <> d.refobjid
+        AND coalesce(pg_partition_root(polrelid), polrelid) IN (SELECT oid FROM ours)`,
+    [name, ours.map((one) => quoteTable(tableOf(one)))],
+  );
+  try {
+    await m.exec.perform({
+      name: 'undo-table',
+      on,
+      text: `drop table ${id}`,
+      sql: [...uses.map(({ sql }) => sql), `DROP TABLE IF EXISTS ${name}`],
+      mode: 'locking',
+    });
+  } catch (error) {
+    if (errorCode(error) !== DEPENDENT_OBJECTS) throw error;
+    const { detail } = error as Error & { detail?: string };
+    throw new ForeshardError(
+      '55000',
+      `table "${id}" on shard "${record.shard}" is used by what is not of this migration: ${detail}`,
+      {
+        hint: `Drop what uses it on shard "${record.shard}"; then undoing goes on by itself.`,
+      },
+    );
+  }
 }
 
 /** What something else uses by now stays: a copy of a reference table that outlives a rollback, or what somebody has made since. */
