@@ -3,7 +3,7 @@ import { type ShardName, soleShard, type Topology } from '../../topology/topolog
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
-import { SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
+import { type Refusal, SETTINGS_OF_FUNCTION, type StatementPlan } from '../router/route.js';
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
@@ -116,7 +116,7 @@ export class Lease {
     // A failed transaction runs nothing more: its server says so (25P02), or ends it.
     if (this.backend?.status === FAILED && !this.unsynced) {
       this.span?.checkFailed(executions);
-      if (revives(executions) && soleShard(this.#client.services.live.current) === null) throw behindFailed();
+      if (revives(executions)) return this.#revive(executions, wait);
       return {
         kind: 'one',
         shards: [this.backend.shard],
@@ -128,6 +128,25 @@ export class Lease {
     const how = together ? TOGETHER : APART;
     const ready = this.#getReady(executions, wait, how, null);
     return ready instanceof Promise ? this.#keepGettingReady(ready, executions, wait, how) : ready;
+  }
+
+  /** What ends the failed transaction and goes on with rows waits for a flip, and a flip for it, like anything else. Only where one shard has all rows is it known to be at the right one. */
+  #revive(executions: readonly Execution[], wait: Wait, since = performance.now()): Prepared | Promise<Prepared> {
+    const { backend } = this;
+    // It may have died meanwhile.
+    if (backend?.status !== FAILED) return this.prepare(executions, wait);
+    const { live, router } = this.#client.services;
+    const topology = live.current;
+    wait.throwIfAborted();
+    if (soleShard(topology) === null) throw behindFailed();
+    const placement = place(executions, router, topology);
+    if (placement.kind === 'refused') throw refusedAs(placement.refusal);
+    if (placement.kind !== 'one' || !placement.shards.includes(backend.shard)) throw behindFailed();
+    if (!live.admits(placement, this.transaction, this.span))
+      return this.#waitForChange(wait.signal, since).then(() => this.#revive(executions, wait, since));
+    this.transaction ??= new Transaction(topology);
+    this.transaction.touch(placement);
+    return { ...placement, shards: [backend.shard], writes: false };
   }
 
   /** Opens a transaction that no server has heard of, only to fail it there: that touches nothing, so it waits for nothing. */
@@ -171,10 +190,7 @@ export class Lease {
     // Not within a transaction: it may itself keep the schema from being read.
     if (!unheld && !this.#begun && schema.holdsUp(executions)) return this.#waitForSchema(wait.signal);
     const placement = place(executions, router, topology);
-    if (placement.kind === 'refused') {
-      const { sqlstate, message, hint } = placement.refusal;
-      throw new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
-    }
+    if (placement.kind === 'refused') throw refusedAs(placement.refusal);
     if (!unheld && !live.admits(placement, this.transaction, this.span))
       return this.#waitForChange(wait.signal, since ?? performance.now());
     if (placement.kind === 'fanout' || placement.kind === 'gather') {
@@ -679,6 +695,10 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.serverSettings.tellParameters(backend);
   }
+}
+
+function refusedAs({ sqlstate, message, hint }: Refusal): RefusedError {
+  return new RefusedError(sqlstate, message, hint === undefined ? {} : { hint });
 }
 
 /** Rejects with what the server says, in its own words. */

@@ -85,6 +85,32 @@ describe('a hold', () => {
     await held;
   });
 
+  it('keeps back what goes on behind the ROLLBACK of a failed transaction, in one message with it, or waits for that', async () => {
+    const c = await s.connect();
+    const READ = 'SELECT name FROM tenants WHERE tenant_id = 150';
+    const fail = async () => {
+      await c.query('BEGIN');
+      await expect(c.query('SELECT 1 / 0')).rejects.toMatchObject({ code: '22012' });
+    };
+    await fail();
+    await c.query(`ROLLBACK; BEGIN; ${READ}`);
+    const id = await hold(20_000);
+    // The statement beside it proves that the proxy has seen the hold: a new one on the interval waits.
+    const other = (await s.connect()).query(READ);
+    await c.query(READ);
+    expect([await settled(other), await acked(id)]).toEqual([false, false]);
+    await c.query('COMMIT');
+    await waitFor(() => acked(id), { what: 'the acknowledgement' });
+    await fail();
+    const held = c.query(`ROLLBACK; ${READ}`);
+    const beside = await s.connect();
+    await beside.query('SELECT name FROM tenants WHERE tenant_id = 1');
+    expect(await settled(held)).toBe(false);
+    await dropHold(s.catalog.pool, id);
+    const [, read] = (await held) as unknown as pg.QueryResult[];
+    expect(read?.rows).toEqual((await other).rows);
+  });
+
   describe('is acknowledged as soon as what it waits for is over, and not when the lease is renewed or the catalog read again', () => {
     let around: [Sharded, Keyspace];
     let direct: pg.Client;
