@@ -1,6 +1,7 @@
 import { quoteIdent, quoteLiteral } from '../topology/quote.js';
 import type { Move } from './move.js';
 import { createFunctionAction, isMade } from './schema-functions.js';
+import { type Grant, grantsSql, privilegesSql } from './schema-grants.js';
 import type { TableInfo } from './schema-read.js';
 
 /** Makes the functions of the tables' triggers at the destination, unless they are there, in schemas like the source's. @param schemas others that are to be there */
@@ -24,20 +25,15 @@ export async function makeFunctions(
 }
 
 async function schemaSql(m: Move, name: string): Promise<string[]> {
-  const rows = await m.source.query<{ owner: string; grants: { grantee: string; privilege: string }[] }>(
-    `SELECT pg_get_userbyid(n.nspowner) AS owner,
-       (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END,
-                 'privilege', g.privilege_type)), '[]') FROM aclexplode(n.nspacl) g) AS grants
-     FROM pg_namespace n WHERE n.nspname = $1`,
+  const rows = await m.source.query<{ owner: string; grants: Grant[] | null }>(
+    `SELECT pg_get_userbyid(n.nspowner) AS owner, ${grantsSql('n.nspacl')} AS grants
+       FROM pg_namespace n WHERE n.nspname = $1`,
     [name],
   );
   const schema = rows[0];
   if (schema === undefined) return [`CREATE SCHEMA ${quoteIdent(name)}`];
   return [
     `CREATE SCHEMA ${quoteIdent(name)} AUTHORIZATION ${quoteIdent(schema.owner)}`,
-    ...schema.grants.map(
-      (g) =>
-        `GRANT ${g.privilege} ON SCHEMA ${quoteIdent(name)} TO ${g.grantee === '' ? 'PUBLIC' : quoteIdent(g.grantee)}`,
-    ),
+    ...privilegesSql('SCHEMA', quoteIdent(name), schema.grants),
   ];
 }

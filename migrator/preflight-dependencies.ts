@@ -87,6 +87,7 @@ export async function checkDependencies(m: Move, info: TableInfo, report: Report
       info.owner,
       ...info.grants.map((g) => g.grantee),
       ...info.sequences.flatMap((s) => [s.owner, ...s.grants.map((g) => g.grantee)]),
+      ...info.types.flatMap((y) => [y.owner, ...(y.grants ?? []).map((g) => g.grantee)]),
       ...info.rowSecurity.roles,
       ...info.functions.filter(isMade).flatMap((f) => [f.owner, ...(f.grants ?? []).map((g) => g.grantee)]),
     ]),

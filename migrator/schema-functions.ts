@@ -1,6 +1,6 @@
 import { quoteIdent, quoteLiteral } from '../topology/quote.js';
 import type { Action } from './action.js';
-import type { Grant } from './schema-read.js';
+import { type Grant, grantsSql, privilegesSql } from './schema-grants.js';
 
 /** A function, not an extension's nor PostgreSQL's own, that a table's parts call. */
 export interface FunctionInfo {
@@ -24,8 +24,7 @@ export interface FunctionInfo {
 export const FUNCTION_JSON = `json_build_object('signature', f.oid::regprocedure::text, 'schema', (SELECT nspname FROM pg_namespace WHERE oid = f.pronamespace),
   'definition', CASE WHEN f.prokind <> 'a' THEN pg_get_functiondef(f.oid) END, 'language', (SELECT lanname FROM pg_language WHERE oid = f.prolang),
   'owner', pg_get_userbyid(f.proowner), 'definer', f.prosecdef, 'trigger', f.prorettype = 'trigger'::regtype,
-  'grants', CASE WHEN f.proacl IS NOT NULL THEN (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END,
-    'privilege', g.privilege_type, 'grantable', g.is_grantable, 'column', NULL)), '[]') FROM aclexplode(f.proacl) g) END, 'comment', obj_description(f.oid, 'pg_proc'))`;
+  'grants', ${grantsSql('f.proacl')}, 'comment', obj_description(f.oid, 'pg_proc'))`;
 
 /**
  * Whether a function that the destination lacks is made there. Only what triggers alone call: whatever else uses functions may do so
@@ -42,10 +41,6 @@ export function isSame(a: FunctionInfo, b: FunctionInfo): boolean {
 
 export function createFunctionAction(f: FunctionInfo, shard: string): Action {
   const on = `FUNCTION ${f.signature}`;
-  const grants = (f.grants ?? []).map(
-    (g) =>
-      `GRANT ${g.privilege} ON ${on} TO ${g.grantee === '' ? 'PUBLIC' : quoteIdent(g.grantee)}${g.grantable ? ' WITH GRANT OPTION' : ''}`,
-  );
   return {
     name: 'create-function',
     on: 'destination',
@@ -58,7 +53,7 @@ export function createFunctionAction(f: FunctionInfo, shard: string): Action {
       'SET LOCAL check_function_bodies = off',
       f.definition as string,
       `ALTER ${on} OWNER TO ${quoteIdent(f.owner)}`,
-      ...(f.grants === null ? [] : [`REVOKE ALL ON ${on} FROM PUBLIC`, ...grants]),
+      ...privilegesSql('FUNCTION', f.signature, f.grants),
       ...(f.comment === null ? [] : [`COMMENT ON ${on} IS ${quoteLiteral(f.comment)}`]),
     ],
   };

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import type { TableName } from '../topology/topology.js';
 import { OURS, SHARD_SCHEMA } from './names.js';
 import { FUNCTION_JSON, type FunctionInfo } from './schema-functions.js';
+import { type Grant, grantsSql } from './schema-grants.js';
 import {
   behaviourOf,
   type ClonedTrigger,
@@ -65,19 +66,15 @@ export interface SequenceInfo extends TableName {
   readonly grants: readonly Grant[];
 }
 
-export interface Grant {
-  readonly grantee: string;
-  readonly privilege: string;
-  readonly grantable: boolean;
-  readonly column: string | null;
-}
-
 export interface TypeInfo {
   readonly name: string;
   readonly schema: string;
   readonly kind: 'enum' | 'domain' | 'other';
   /** The CREATE statement; empty for `other`. */
   readonly create: string;
+  readonly owner: string;
+  /** Null: everybody may use it. */
+  readonly grants: readonly Grant[] | null;
 }
 
 /** Everything about a table that its copy needs, and what stands in the way of one. */
@@ -186,7 +183,7 @@ SELECT t.oid::text, n.nspname AS schema, t.relname AS "table", t.relkind AS kind
       'kind', CASE own.deptype WHEN 'i' THEN 'identity' WHEN 'a' THEN 'owned' ELSE 'used' END,
       'options', format('AS %s INCREMENT %s MINVALUE %s MAXVALUE %s START %s CACHE %s %s', format_type(q.seqtypid, NULL), q.seqincrement, q.seqmin, q.seqmax, q.seqstart, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END),
       'increment', q.seqincrement::text, 'min', q.seqmin::text, 'max', q.seqmax::text, 'owner', pg_get_userbyid(s.relowner),
-      'grants', (SELECT coalesce(json_agg(json_build_object('grantee', CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee) END, 'privilege', g.privilege_type, 'grantable', g.is_grantable, 'column', NULL)), '[]') FROM aclexplode(s.relacl) g)
+      'grants', coalesce(${grantsSql('s.relacl')}, '[]')
       ) ORDER BY sn.nspname, s.relname), '[]')
      FROM pg_class s JOIN pg_namespace sn ON sn.oid = s.relnamespace JOIN pg_sequence q ON q.seqrelid = s.oid
      LEFT JOIN LATERAL (SELECT a.attname, d.deptype FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
@@ -205,7 +202,7 @@ ${READ_TRIGGERS},
           || coalesce((SELECT format(' COLLATE %I.%I', cn.nspname, co.collname) FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace JOIN pg_type by ON by.oid = y.typbasetype WHERE co.oid = y.typcollation AND y.typcollation <> by.typcollation), '')
           || coalesce(' DEFAULT ' || y.typdefault, '') || CASE WHEN y.typnotnull THEN ' NOT NULL' ELSE '' END
           || coalesce((SELECT string_agg(format(' CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)), '' ORDER BY k.conname) FROM pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'), '')
-        ELSE '' END) ORDER BY y.typtype DESC, y.oid), '[]')
+        ELSE '' END, 'owner', pg_get_userbyid(y.typowner), 'grants', ${grantsSql('y.typacl')}) ORDER BY y.typtype DESC, y.oid), '[]')
      FROM pg_type y JOIN pg_namespace yn ON yn.oid = y.typnamespace
     WHERE y.oid IN (SELECT oid FROM bases) AND yn.nspname <> 'pg_catalog' AND y.typcategory <> 'A'
       AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = y.oid AND e.deptype = 'e')) AS types,

@@ -1,6 +1,6 @@
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
-import type { TableName } from '../topology/topology.js';
-import type { ColumnInfo, Grant, SequenceInfo, TableInfo } from './schema-read.js';
+import { grantSql, withoutDefaults } from './schema-grants.js';
+import type { ColumnInfo, SequenceInfo, TableInfo } from './schema-read.js';
 
 function column(c: ColumnInfo, sequences: readonly SequenceInfo[]): string {
   const parts = [quoteIdent(c.name), c.type];
@@ -18,28 +18,13 @@ function column(c: ColumnInfo, sequences: readonly SequenceInfo[]): string {
   return parts.join(' ');
 }
 
-function grant(what: string, g: Grant): string {
-  const columns = g.column === null ? '' : ` (${quoteIdent(g.column)})`;
-  const to = g.grantee === '' ? 'PUBLIC' : quoteIdent(g.grantee);
-  return `GRANT ${g.privilege}${columns} ON ${what} TO ${to}${g.grantable ? ' WITH GRANT OPTION' : ''}`;
-}
-
-/** Takes from all but the owner what the server's default privileges have given them: nobody is to see more of a table on one shard than on another. */
-function withoutDefaults(what: 'TABLE' | 'SEQUENCE', name: TableName): string {
-  const it = quoteLiteral(quoteTable(name));
-  return `DO $foreshard$ DECLARE who text; BEGIN
-    FOR who IN SELECT DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END
-                 FROM pg_class c, aclexplode(c.relacl) g WHERE c.oid = to_regclass(${it}) AND g.grantee <> c.relowner
-    LOOP EXECUTE format('REVOKE ALL ON ${what} %s FROM %s', ${it}, who); END LOOP; END $foreshard$`;
-}
-
 /** Sequences that must be there before the table: those of serial columns and plain defaults. */
 export function createSequenceSql(s: SequenceInfo): string[] {
   const name = quoteTable(s);
   return [
     `CREATE SEQUENCE ${name} ${s.options}`,
     `ALTER SEQUENCE ${name} OWNER TO ${quoteIdent(s.owner)}`,
-    withoutDefaults('SEQUENCE', s),
+    withoutDefaults('SEQUENCE', quoteTable(s)),
   ];
 }
 
@@ -68,15 +53,15 @@ export function createTableSql(t: TableInfo): string[] {
   for (const c of t.columns)
     if (c.comment !== null) sql.push(`COMMENT ON COLUMN ${name}.${quoteIdent(c.name)} IS ${quoteLiteral(c.comment)}`);
   // Before its sequences: one that a column owns must have the owner of the table.
-  sql.push(`ALTER TABLE ${name} OWNER TO ${quoteIdent(t.owner)}`, withoutDefaults('TABLE', t));
+  sql.push(`ALTER TABLE ${name} OWNER TO ${quoteIdent(t.owner)}`, withoutDefaults('TABLE', name));
   for (const s of t.sequences) {
     if (s.kind === 'owned' && s.column !== null)
       sql.push(`ALTER SEQUENCE ${quoteTable(s)} OWNED BY ${name}.${quoteIdent(s.column)}`);
     // The others may have been there before.
-    if (s.kind === 'identity') sql.push(withoutDefaults('SEQUENCE', s));
-    for (const g of s.grants) sql.push(grant(`SEQUENCE ${quoteTable(s)}`, g));
+    if (s.kind === 'identity') sql.push(withoutDefaults('SEQUENCE', quoteTable(s)));
+    for (const g of s.grants) sql.push(grantSql('SEQUENCE', quoteTable(s), g));
   }
-  for (const g of t.grants) sql.push(grant(`TABLE ${name}`, g));
+  for (const g of t.grants) sql.push(grantSql('TABLE', name, g));
   return sql;
 }
 

@@ -1,7 +1,7 @@
 import { errorCode } from '../../topology/connection.js';
 import { ForeshardError } from '../../topology/errors.js';
 import { overlaps } from '../../topology/key.js';
-import { quoteLiteral, quoteTable } from '../../topology/quote.js';
+import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { gateAction, guardTableAction } from '../guards.js';
@@ -21,6 +21,7 @@ import {
   subscriptionAction,
   subscriptionPresent,
 } from '../replication.js';
+import { privilegesSql } from '../schema-grants.js';
 import { createPartitionSql, fromLeaves, readWholeTable } from '../schema-partitions.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import { createSequenceSql, createTableSql } from '../schema-sql.js';
@@ -197,7 +198,11 @@ async function createTables(
         mode: 'transaction',
         cleanup: [{ kind: 'type', shard, object: { schema: type.schema, table: type.name } }],
         present: `SELECT to_regtype(${quoteLiteral(name)}) IS NOT NULL AS present`,
-        sql: [type.create],
+        sql: [
+          type.create,
+          `ALTER TYPE ${name} OWNER TO ${quoteIdent(type.owner)}`,
+          ...privilegesSql('TYPE', name, type.grants),
+        ],
       });
     }
     for (const s of t.sequences.filter((q) => q.kind !== 'identity'))

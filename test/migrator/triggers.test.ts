@@ -323,24 +323,46 @@ describe('row-level security', () => {
 
 test('privileges come to be those of the source, whatever the destination gives by default, and to whom', async () => {
   await withClient(s.urlOne, (c) =>
-    c.query('GRANT SELECT ON tenants TO shop_owner; GRANT SELECT (body) ON orders TO PUBLIC'),
+    c.query(`GRANT SELECT ON tenants TO shop_owner; GRANT SELECT (body) ON orders TO PUBLIC;
+      CREATE SCHEMA parts; GRANT USAGE ON SCHEMA parts TO shop_owner;
+      CREATE FUNCTION parts.closed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+      CREATE FUNCTION parts.open() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+      REVOKE EXECUTE ON FUNCTION parts.closed() FROM PUBLIC;
+      CREATE TRIGGER closed AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION parts.closed();
+      CREATE TRIGGER open AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION parts.open();
+      ALTER TYPE mood OWNER TO shop_owner; REVOKE USAGE ON TYPE quantity FROM PUBLIC`),
   );
   await withClient(s.urlTwo, (c) =>
     c.query(`ALTER DEFAULT PRIVILEGES GRANT SELECT, DELETE ON TABLES TO PUBLIC, shop_owner;
-      ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC`),
+      ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC;
+      ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO PUBLIC, shop_owner;
+      ALTER DEFAULT PRIVILEGES GRANT ALL ON TYPES TO shop_owner;
+      ALTER DEFAULT PRIVILEGES REVOKE ALL ON TYPES FROM PUBLIC;
+      ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO shop_owner;
+      ALTER DEFAULT PRIVILEGES REVOKE ALL ON FUNCTIONS FROM PUBLIC`),
   );
   moves.startMigrator();
   expect(await moves.atRest(await approveMove(s, [20n], null))).toBe('done');
   const privileges = (url: string) =>
     rows<{ of: string }>(
       url,
-      `SELECT concat_ws(' ', c.relname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type) AS of
-         FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))) a
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'S') ORDER BY 1`,
+      `SELECT concat_ws(' ', o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type, 'of', pg_get_userbyid(o.owner)) AS of
+         FROM (SELECT relname, relowner, coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner)) FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')
+               UNION ALL SELECT proname, proowner, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc WHERE pronamespace = 'parts'::regnamespace
+               UNION ALL SELECT typname, typowner, coalesce(typacl, acldefault('T', typowner)) FROM pg_type
+                WHERE typnamespace = 'public'::regnamespace AND typtype IN ('e', 'd')
+               UNION ALL SELECT nspname, nspowner, coalesce(nspacl, acldefault('n', nspowner)) FROM pg_namespace WHERE nspname = 'parts') o (name, owner, acl),
+              aclexplode(o.acl) a ORDER BY 1`,
     ).then((all) => all.map(({ of }) => of));
   const there = await privileges(s.urlTwo);
   expect(there).toEqual(await privileges(s.urlOne));
-  expect(there).toContain('tenants shop_owner SELECT');
+  for (const one of [
+    'tenants shop_owner SELECT of postgres',
+    'open PUBLIC EXECUTE of postgres',
+    'mood PUBLIC USAGE of shop_owner',
+  ])
+    expect(there).toContain(one);
 });
 
 describe('before a move', () => {
