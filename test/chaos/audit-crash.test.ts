@@ -103,7 +103,7 @@ const KINDS = [
   'trigger',
 ];
 
-test.each(someOf(POINTS.auditing, 2))(
+test.each(someOf(POINTS.auditing, 3))(
   'an audit that dies %s leaves to the next one what it has not repaired',
   async (point) => {
     await spoil();

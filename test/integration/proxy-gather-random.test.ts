@@ -6,7 +6,7 @@ import { SHOP_SCHEMA, Sharded } from '../support/sharded.js';
 
 // Random queries over rows of two shards, answered by the home shard, and by one database that has all rows.
 
-const COUNT = Number(process.env.GATHER_QUERIES ?? 500);
+const COUNT = Number(process.env.GATHER_QUERIES ?? 250);
 const SEED = Number(process.env.GATHER_SEED ?? 20261122);
 
 let s: Sharded;
