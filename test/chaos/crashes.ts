@@ -49,7 +49,7 @@ export const POINTS = {
   /** One before it has died while clients were held. */
   reopening: named(/^after:(reopen-gate|drop-hold)$/),
   /** It has a way back, and takes it. */
-  onTheWayBack: named(/\bback-(?!.*-(partition|end-transactions)$)/),
+  onTheWayBack: named(/\bback-(?!.*[-:](partition|end-transactions)$)/),
   /** Partitions come while it moves: see partitions-crash.test.ts. */
   ofPartitions: named(/-partition$/),
   /** PostgreSQL 15, with a way back. */
