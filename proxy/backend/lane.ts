@@ -1,5 +1,5 @@
 import { namesOf } from '../session/name-lookup.js';
-import { decodeErrorFields } from '../wire/error-response.js';
+import { decodeErrorFields, isFatal } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
 import { IDLE } from '../wire/transaction-status.js';
 import type { Backend } from './backend.js';
@@ -36,9 +36,6 @@ export type RetireReason = 'late' | 'slow reader' | 'canceled' | 'parameters' | 
 
 /** And for so many times what it was expected to take. */
 const LATE_TIMES = 8;
-/** What the server says of itself in place of an answer to one read. */
-const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
-
 /** The answer that is looked at; nothing of it is kept. */
 const answer = new WholeAnswer();
 
@@ -407,7 +404,7 @@ export class Lane implements BackendOwner {
     if (read === null || (read.dropped && read.bundle === null)) return;
     const fields = decodeErrorFields(frame);
     // The loss of the connection follows.
-    if (FATAL.has(fields.severity)) return;
+    if (isFatal(fields)) return;
     (read.bundle ?? read).onError(fields, frame, this.#canceled && !read.canceled);
   }
 

@@ -5,6 +5,16 @@ import type { BackendOwner } from '../backend/expectation.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import { queueNotice } from '../session/queue-notice.js';
 
+/** Of a batch of the extended protocol with one statement in it. */
+export interface SentBatch {
+  /** Of the parameters. */
+  readonly oids: readonly number[];
+  /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
+  readonly parsed: boolean;
+  readonly describe: 'statement' | 'portal' | null;
+  readonly closePortal: boolean;
+}
+
 /**
  * Connections to all these shards for one statement, with the client's settings: put into `backends` one by one, in the order of the shards' names, so that
  * two statements never wait for each other's.

@@ -15,27 +15,15 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
+import { decodeErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
 import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
-import { acquireAll, cancelAll } from './connections.js';
-
-const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
+import { acquireAll, cancelAll, type SentBatch } from './connections.js';
 
 /** What the client has sent. Each shard gets the text with a condition that leaves it the rows that it owns. */
 export type FanOutStatement =
   | { readonly kind: 'simple' }
-  | {
-      readonly kind: 'extended';
-      /** Of the parameters. */
-      readonly oids: readonly number[];
-      /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
-      readonly parsed: boolean;
-      readonly describe: 'statement' | 'portal' | null;
-      readonly bind: readonly Buffer[];
-      readonly portal: string;
-      readonly closePortal: boolean;
-    };
+  | (SentBatch & { readonly kind: 'extended'; readonly bind: readonly Buffer[]; readonly portal: string });
 
 /**
  * A SELECT whose answer is the plain union of what several shards answer. All shards work at the same time; their rows go
@@ -170,7 +158,7 @@ export class FanOut implements BackendOwner, SpreadRun {
     const first = backend === this.#backends[0];
     switch (type) {
       case BACKEND.ErrorResponse:
-        if (!FATAL.has(decodeErrorFields(frame).severity)) this.#failed = true;
+        if (!isFatal(decodeErrorFields(frame))) this.#failed = true;
         else return; // the loss of the connection follows, which is not the end of the client's session
         this.#session.write(this.#session.worded(this.#asSent(backend, frame)));
         this.#stop();

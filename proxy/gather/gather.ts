@@ -1,9 +1,11 @@
+import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
-import { quoted } from '../router/expression-text.js';
+import { PIN_HINT } from '../router/analysis.js';
 import { fetches, type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
+import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
@@ -21,7 +23,7 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields, type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/error-response.js';
+import { decodeErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
 import {
   type BindMessage,
   COPY_DONE,
@@ -36,22 +38,15 @@ import {
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
 import { IDLE } from '../wire/transaction-status.js';
-import { acquireAll, cancelAll } from './connections.js';
+import { agree, OBJECT_TYPES, objectsWithin, readAlike } from './column-types.js';
+import { acquireAll, cancelAll, type SentBatch } from './connections.js';
+import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor } from './refusals.js';
 import { COPY_HEADER, COPY_TRAILER, RowRelay } from './row-relay.js';
 
 /** What the client has sent. */
 export type GatherStatement =
   | { readonly kind: 'simple' }
-  | {
-      readonly kind: 'extended';
-      /** Of the parameters. */
-      readonly oids: readonly number[];
-      /** Whether the client's own batch has the Parse, so that it waits for ParseComplete. */
-      readonly parsed: boolean;
-      readonly describe: 'statement' | 'portal' | null;
-      readonly bind: BindMessage;
-      readonly closePortal: boolean;
-    };
+  | (SentBatch & { readonly kind: 'extended'; readonly bind: BindMessage });
 
 const NO_PARAMETERS = { portal: '', statement: '', formats: [], values: [] };
 
@@ -71,13 +66,8 @@ const OWN_SIZE = 'foreshard size of rows';
 /** How long a connection may take to leave a transaction that has failed, ms. */
 const ROLLBACK_MS = 5_000;
 
-const FATAL: ReadonlySet<string> = new Set(['FATAL', 'PANIC']);
-
 /** From so many rows on, the planner is told what is in a table; without, it goes by its size. */
 const ANALYZED_ROWS = 1_000;
-
-/** Types with higher OIDs are not PostgreSQL's own: they may have others on other shards (FirstNormalObjectId in transam.h). */
-const FIRST_NORMAL_OID = 16384;
 
 /**
  * A query that is answered by the home shard, from copies of the rows of its sharded tables: temporary tables of one transaction there, the *workspace*, under the
@@ -162,7 +152,7 @@ export class Gather implements BackendOwner, SpreadRun {
       const program = services.router.gatherProgram(this.#analyzed, shards);
       if (program === null)
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
-          hint: 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.',
+          hint: PIN_HINT,
         });
       this.#program = program;
       await this.#describe().catch((error: unknown) => {
@@ -172,9 +162,13 @@ export class Gather implements BackendOwner, SpreadRun {
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      await Promise.all(this.#backends.map((backend) => this.#end(backend)));
+      await this.#endAll();
       for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
     }
+  }
+
+  async #endAll(): Promise<void> {
+    await Promise.all(this.#backends.map((backend) => this.#end(backend)));
   }
 
   /** Nothing is left open on a connection. */
@@ -190,8 +184,6 @@ export class Gather implements BackendOwner, SpreadRun {
     const session = this.#session;
     const statement = this.#statement;
     const extended = statement.kind === 'extended' ? statement : null;
-    const bind =
-      extended === null ? { ...NO_PARAMETERS, resultFormats: [] } : { ...extended.bind, statement: '', portal: '' };
     const described: Buffer[] = [];
     const columns: Buffer[] = [];
     const workspace = this.#workspace;
@@ -203,7 +195,7 @@ export class Gather implements BackendOwner, SpreadRun {
         message: encodeDescribe('statement', ''),
         replied: (_, frame) => described.push(kept(frame)),
       },
-      { kind: 'bind', message: encodeBind(bind) },
+      { kind: 'bind', message: encodeBind(this.#bind) },
       { kind: 'describe', message: encodeDescribe('portal', ''), replied: (_, frame) => columns.push(kept(frame)) },
     ]);
     await asked.catch(async (error: unknown) => {
@@ -262,7 +254,7 @@ export class Gather implements BackendOwner, SpreadRun {
       if (!filtered || !isOfValues(error) || this.#isOver || this.#differs || this.#abandoned) throw error;
       // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
       await Promise.all(this.#cancels.splice(0));
-      await Promise.all(this.#backends.map((backend) => this.#end(backend)));
+      await this.#endAll();
       this.#stopped = false;
       this.#brought = 0;
       this.#passesParameters = false;
@@ -277,16 +269,16 @@ export class Gather implements BackendOwner, SpreadRun {
     const { topology } = this.#placement;
     const readers = await this.#begin();
     for (const table of tables) {
-      const columns = table.columns.map(quoted).join(', ');
+      const columns = table.columns.map(quoteIdent).join(', ');
+      const form = `SELECT ${columns} FROM ${quoteTable(table)}`;
       const brought = {
         name: table.table,
-        form: `SELECT ${columns} FROM ${quoted(table.schema)}.${quoted(table.table)}`,
         texts: fetches(filtered ? table : { ...table, filter: null }, topology),
         primaryKey: table.primaryKey,
       };
-      const types = await this.#columnsOf(brought.form);
+      const types = await this.#columnsOf(form);
       if (types !== null && (await this.#areOfTheirShard(types))) throw notPassed();
-      await this.#create(`pg_temp.${quoted(brought.name)}`, brought.form);
+      await this.#create(`pg_temp.${quoteIdent(brought.name)}`, form);
       await this.#fill(brought, types ?? [], readers);
     }
     await this.#release(readers);
@@ -304,17 +296,17 @@ export class Gather implements BackendOwner, SpreadRun {
     if (parts === null || text === null || (await this.#areOfTheirShard(parts))) return false;
     this.#passesParameters = usesParameters;
     const readers = await this.#begin();
-    const name = `pg_temp.${quoted(PARTS)}`;
+    const name = `pg_temp.${quoteIdent(PARTS)}`;
     const made = await this.#create(name, form).catch((error: unknown) => {
       if (workspace.lost !== null || isNotAllowed(error)) throw error;
     });
     const shown = made === undefined ? null : await this.#columnsOf(text);
     if (shown === null || !agree(shown, this.#shown)) {
-      await Promise.all(this.#backends.map((backend) => backend.status !== IDLE && backend.runInternal(ROLLBACK)));
+      await this.#endAll();
       return false;
     }
     await this.#fill(
-      { name: PARTS, form, texts: partials(reduction, this.#placement.topology), primaryKey: null },
+      { name: PARTS, texts: partials(reduction, this.#placement.topology), primaryKey: null },
       parts,
       readers,
     );
@@ -393,7 +385,7 @@ export class Gather implements BackendOwner, SpreadRun {
   ): Promise<void> {
     this.#checkGoing();
     const workspace = this.#workspace;
-    const table = `pg_temp.${quoted(name)}`;
+    const table = `pg_temp.${quoteIdent(name)}`;
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
       .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string, types));
@@ -402,7 +394,7 @@ export class Gather implements BackendOwner, SpreadRun {
       throw error;
     });
     if (primaryKey !== null) {
-      const key = primaryKey.map(quoted).join(', ');
+      const key = primaryKey.map(quoteIdent).join(', ');
       await workspace.runInternal(encodeQuery(`ALTER TABLE ${table} ADD PRIMARY KEY (${key})`));
     }
     if (rows >= ANALYZED_ROWS) await workspace.runInternal(encodeQuery(`ANALYZE ${table}`));
@@ -429,17 +421,17 @@ export class Gather implements BackendOwner, SpreadRun {
   async #takeOwn(table: string, text: string, types: readonly FieldDescription[]): Promise<number> {
     const workspace = this.#workspace;
     // Names of columns are those of the text.
-    const names = types.map(({ name }) => quoted(Buffer.from(name, 'latin1').toString('utf8')));
+    const names = types.map(({ name }) => quoteIdent(Buffer.from(name, 'latin1').toString('utf8')));
     const size = names.map((name) => `coalesce(pg_catalog.pg_column_size(${name}), 0)`).join(' + ');
     const left = this.#session.services.gatherBytes - this.#brought;
-    const sized = `SELECT ${names.join(', ')}, pg_catalog.sum(${size}) OVER (ROWS UNBOUNDED PRECEDING) AS ${quoted(OWN_SIZE)} FROM (${text}) o`;
-    const checked = `CASE WHEN ${quoted(OWN_SIZE)} > ${left} THEN CAST('${OWN_SIZE} ' || ${quoted(OWN_SIZE)} AS bool) ELSE true END`;
+    const sized = `SELECT ${names.join(', ')}, pg_catalog.sum(${size}) OVER (ROWS UNBOUNDED PRECEDING) AS ${quoteIdent(OWN_SIZE)} FROM (${text}) o`;
+    const checked = `CASE WHEN ${quoteIdent(OWN_SIZE)} > ${left} THEN CAST('${OWN_SIZE} ' || ${quoteIdent(OWN_SIZE)} AS bool) ELSE true END`;
     try {
       const tag = await workspace.runBatchInternal(
         this.#messages(`INSERT INTO ${table} SELECT ${names.join(', ')} FROM (${sized}) s WHERE ${checked}`),
       );
       this.#brought += Number(
-        await workspace.value(encodeQuery(`SELECT pg_catalog.pg_table_size('${table.replaceAll("'", "''")}')`)),
+        await workspace.value(encodeQuery(`SELECT pg_catalog.pg_table_size(${quoteLiteral(table)})`)),
       );
       return rowsOfTag(tag) ?? 0;
     } catch (error) {
@@ -522,17 +514,12 @@ export class Gather implements BackendOwner, SpreadRun {
 
   /** The query itself, as the workspace has its tables. */
   async #query(text: Buffer): Promise<void> {
-    const statement = this.#statement;
-    const bind =
-      statement.kind === 'simple'
-        ? { ...NO_PARAMETERS, resultFormats: [] }
-        : { ...statement.bind, statement: '', portal: '' };
     this.#checkGoing();
     this.#answering = true;
     return new Promise((resolve, reject) => {
       const workspace = this.#workspace;
       const describe = encodeDescribe('portal', '');
-      workspace.send([encodeParse('', text, this.#oids), encodeBind(bind), describe, encodeExecute(''), SYNC], {
+      workspace.send([encodeParse('', text, this.#oids), encodeBind(this.#bind), describe, encodeExecute(''), SYNC], {
         kind: 'batch',
         internal: false,
         completed: (frame) => {
@@ -542,6 +529,14 @@ export class Gather implements BackendOwner, SpreadRun {
         undo: () => reject(workspace.lost ?? new Error('server connection lost')),
       });
     });
+  }
+
+  /** The client's Bind, of unnamed things. */
+  get #bind(): BindMessage {
+    const statement = this.#statement;
+    return statement.kind === 'simple'
+      ? { ...NO_PARAMETERS, resultFormats: [] }
+      : { ...statement.bind, statement: '', portal: '' };
   }
 
   /** Asks for all columns in binary form, with the client's parameters where filters have some. */
@@ -577,7 +572,7 @@ export class Gather implements BackendOwner, SpreadRun {
     if (this.#failed || this.#abandoned) return;
     switch (type) {
       case BACKEND.ErrorResponse:
-        if (FATAL.has(decodeErrorFields(frame).severity)) return; // the loss of the connection follows
+        if (isFatal(decodeErrorFields(frame))) return; // the loss of the connection follows
         this.#failed = true;
         this.#session.write(this.#session.worded(this.#asSent(frame)));
         return;
@@ -650,8 +645,6 @@ export class Gather implements BackendOwner, SpreadRun {
 /** A table of the workspace. */
 interface Brought {
   readonly name: string;
-  /** A query with its columns. */
-  readonly form: string;
   /** What gives its rows, by shard. */
   readonly texts: ReadonlyMap<ShardName, string>;
   readonly primaryKey: readonly string[] | null;
@@ -666,15 +659,6 @@ interface Fetch {
   readonly done: Promise<string>;
 }
 
-function agree(made: readonly FieldDescription[], wanted: readonly FieldDescription[]): boolean {
-  return (
-    made.length === wanted.length &&
-    made.every(
-      ({ typeOid, typeModifier }, i) => typeOid === wanted[i]?.typeOid && typeModifier === wanted[i].typeModifier,
-    )
-  );
-}
-
 /** Class 22, what an expression says of its arguments ("PostgreSQL Error Codes"). */
 function isOfValues(error: unknown): boolean {
   return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate.startsWith('22');
@@ -683,81 +667,4 @@ function isOfValues(error: unknown): boolean {
 /** Not about the query. */
 function isNotAllowed(error: unknown): boolean {
   return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
-}
-
-/** Types that name objects by OIDs, and arrays of them: regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regnamespace, regrole, regcollation (pg_type.dat). */
-const OBJECT_TYPES: ReadonlySet<number> = new Set([
-  24, 1008, 2202, 2207, 2203, 2208, 2204, 2209, 2205, 2210, 2206, 2211, 3734, 3735, 3769, 3770, 4089, 4090, 4096, 4097,
-  4191, 4192,
-]);
-
-/** Whether they are within these types: as elements, fields, bounds, or under a domain. */
-const objectsWithin = (oids: readonly number[]) => `
-WITH RECURSIVE within(part) AS (
-  SELECT pg_catalog.unnest(ARRAY[${oids.join(', ')}]::pg_catalog.oid[])
-  UNION
-  SELECT p.part FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.part CROSS JOIN LATERAL (
-    SELECT t.typelem UNION ALL SELECT t.typbasetype
-    UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-    UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)) p(part)
-  WHERE p.part <> 0)
-SELECT coalesce(pg_catalog.bool_or(part IN (${[...OBJECT_TYPES].join(', ')})), false) FROM within`;
-
-const KEY_HINT = 'Give the sharding key (key = value) in the WHERE clause, so that one shard can answer.';
-
-function switchedOff(): RefusedError {
-  return new RefusedError('0A000', 'queries that need rows of several shards in one place are switched off', {
-    hint: `${KEY_HINT} Or raise proxy.limits.gatherBytes, which is 0.`,
-  });
-}
-
-function tooMuch(limit: number): ErrorFields {
-  return {
-    severity: 'ERROR',
-    sqlstate: '54000',
-    message: `the query needs more than ${limit} bytes of rows of several shards in one place`,
-    hint: `${KEY_HINT} Or restrict it further, or raise proxy.limits.gatherBytes.`,
-  };
-}
-
-/** Whether the binary form of the one is that of the other, as far as types have the same OIDs everywhere. */
-function readAlike(sent: readonly FieldDescription[], taken: readonly FieldDescription[]): boolean {
-  return (
-    sent.length === taken.length &&
-    sent.every(({ typeOid }, i) => {
-      const other = taken[i]?.typeOid ?? 0;
-      return typeOid === other || (typeOid >= FIRST_NORMAL_OID && other >= FIRST_NORMAL_OID);
-    })
-  );
-}
-
-function typesDiffer(): RefusedError {
-  const message = 'a column that the query uses has not the same type on all shards, or had another a moment ago';
-  return new RefusedError('0A000', message, { hint: 'Try again when the change of its table is complete.' });
-}
-
-function notPassed(): RefusedError {
-  const message = 'a column that the query uses has a type whose values cannot be passed from shard to shard';
-  return new RefusedError('0A000', message, { hint: KEY_HINT });
-}
-
-/** Binary forms that name types by OIDs, or that a type does not have. */
-const NOT_PASSED = new Set(['42804', '42883']);
-
-/** What a step before the query itself has failed with. It is not about the client's text. */
-function wordsFor(error: unknown): ErrorFields {
-  const {
-    position: _,
-    internalPosition: __,
-    internalQuery: ___,
-    ...fields
-  } = error instanceof InternalStatementError ? decodeErrorFields(error.frame) : fieldsOfError(error);
-  if (NOT_PASSED.has(fields.sqlstate)) return { ...fieldsOfError(notPassed()), detail: fields.message };
-  const hint =
-    fields.sqlstate === '42501' && /temporary tables|schema pg_temp/.test(fields.message)
-      ? {
-          hint: 'Queries over several shards are finished in temporary tables of the home shard: GRANT TEMPORARY ON DATABASE … TO the user there.',
-        }
-      : {};
-  return { ...fields, ...hint, severity: 'ERROR' };
 }

@@ -1,4 +1,5 @@
 import type { A_Const, A_Expr, ColumnRef, FuncCall, Node, TypeName } from 'libpg-query';
+import { quoteIdent } from '../../topology/quote.js';
 import { strings } from './ast.js';
 import { parse } from './parse.js';
 
@@ -50,13 +51,9 @@ export function canonical(tree: unknown): string {
   );
 }
 
-export function quoted(name: string): string {
-  return `"${name.replaceAll('"', '""')}"`;
-}
-
 function put(node: Node | undefined, columns: ColumnWords): string | null {
   if (node === undefined) return null;
-  if ('ColumnRef' in node) return columns(node.ColumnRef)?.map(quoted).join('.') ?? null;
+  if ('ColumnRef' in node) return columns(node.ColumnRef)?.map(quoteIdent).join('.') ?? null;
   if ('ParamRef' in node) return node.ParamRef.number === undefined ? null : `$${node.ParamRef.number}`;
   if ('A_Const' in node) return constant(node.A_Const);
   if ('TypeCast' in node) {
@@ -88,7 +85,7 @@ function put(node: Node | undefined, columns: ColumnWords): string | null {
   }
   if ('CollateClause' in node) {
     const value = put(node.CollateClause.arg, columns);
-    return value && `(${value} COLLATE ${strings(node.CollateClause.collname).map(quoted).join('.')})`;
+    return value && `(${value} COLLATE ${strings(node.CollateClause.collname).map(quoteIdent).join('.')})`;
   }
   if ('CaseExpr' in node) {
     const { arg, args, defresult } = node.CaseExpr;
@@ -122,7 +119,7 @@ const called = (name: string, args: readonly string[] | null) => args && `${name
 function functionCall(call: FuncCall, columns: ColumnWords): string | null {
   const { agg_filter, agg_order, agg_distinct, agg_star, agg_within_group, over, func_variadic, funcname } = call;
   if (agg_filter || agg_order || agg_distinct || agg_star || agg_within_group || over || func_variadic) return null;
-  return called(strings(funcname).map(quoted).join('.'), all(call.args, columns));
+  return called(strings(funcname).map(quoteIdent).join('.'), all(call.args, columns));
 }
 
 function constant({ ival, fval, sval, boolval, bsval, isnull }: A_Const): string | null {
@@ -147,14 +144,14 @@ function typeText(type: TypeName | undefined): string | null {
     return bound === null ? null : bound < 0 ? '[]' : `[${bound}]`;
   });
   if (bounds.includes(null)) return null;
-  const name = strings(type.names).map(quoted).join('.');
+  const name = strings(type.names).map(quoteIdent).join('.');
   return `${name}${modifiers.length > 0 ? `(${modifiers.join(', ')})` : ''}${bounds.join('')}`;
 }
 
 function operation(e: A_Expr, columns: ColumnWords): string | null {
   const names = strings(e.name);
   const operator =
-    names.length > 1 ? `OPERATOR(${names.slice(0, -1).map(quoted).join('.')}.${names.at(-1)})` : names[0];
+    names.length > 1 ? `OPERATOR(${names.slice(0, -1).map(quoteIdent).join('.')}.${names.at(-1)})` : names[0];
   const left = e.lexpr === undefined ? '' : put(e.lexpr, columns);
   if (left === null || operator === undefined) return null;
   const list = () => (e.rexpr && 'List' in e.rexpr ? all(e.rexpr.List.items, columns) : null);

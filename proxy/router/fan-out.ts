@@ -36,7 +36,7 @@ const PLAIN = new Set([
   'JoinExpr',
 ]);
 
-const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
+export const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
 
 /**
  * Whether the union of what each shard answers is exactly the answer: one query level without anything that looks at

@@ -1,10 +1,11 @@
 import { isUtf8 } from 'node:buffer';
 import type { ColumnRef, JoinExpr, Node, RangeVar, SelectStmt } from 'libpg-query';
+import { quoteIdent, quoteTable } from '../../topology/quote.js';
 import { type KeyspaceName, type ShardName, shardsOf, type Topology } from '../../topology/topology.js';
 import { Analysis, type Context, type Occurrence } from './analysis.js';
 import { conjuncts, strings, walk } from './ast.js';
-import { bare, canonical, expressionText, quoted } from './expression-text.js';
-import { classifyFunction } from './functions.js';
+import { bare, canonical, expressionText } from './expression-text.js';
+import { areAlikeEverywhere } from './fan-out.js';
 import { columnsAs, hasStar } from './gather.js';
 import { Lexer, type Token } from './lexer.js';
 import type { Relation } from './metadata.js';
@@ -13,6 +14,7 @@ import { parse } from './parse.js';
 import { type Reduction, reductionOf } from './reduction.js';
 import { ownConditions } from './resolve.js';
 import { tellsTransaction } from './telling.js';
+import { applyEdits, type Edit, positionAsSent } from './text-edits.js';
 
 /** A table whose rows are brought together. */
 export interface GatheredTable {
@@ -44,13 +46,6 @@ export interface GatherProgram {
 /** The name of a table where its rows are read. */
 const ROW = 't';
 
-/** Bytes of the text that others take the place of. */
-interface Edit {
-  readonly start: number;
-  readonly end: number;
-  readonly put: string;
-}
-
 /** Perhaps: also in a string. */
 export const PARAMETER = /\$\d/;
 
@@ -74,7 +69,7 @@ export function gatherProgram(
   analyzeStatement(a, statement.node, null, null);
   const edits = editsOf(a, statement.node, text, conforming);
   if (edits === null) return null;
-  const edited = apply(text, edits);
+  const edited = applyEdits(text, edits);
   if (!meansTheSame(a, statement.node, edited, text, parsed)) return null;
   const tables = tablesOf(a, statement.node, conforming && isUtf8(text));
   const select = 'SelectStmt' in statement.node ? statement.node.SelectStmt : null;
@@ -93,8 +88,8 @@ export function fetches(
   topology: Topology,
 ): ReadonlyMap<ShardName, string> {
   const own = ownConditions({ keyspace, name: ROW, keyColumns }, topology);
-  const list = columns.map((column) => `${quoted(ROW)}.${quoted(column)}`).join(', ');
-  const from = `${quoted(schema)}.${quoted(table)} AS ${quoted(ROW)}`;
+  const list = columns.map((column) => `${quoteIdent(ROW)}.${quoteIdent(column)}`).join(', ');
+  const from = `${quoteTable({ schema, table })} AS ${quoteIdent(ROW)}`;
   const found = topology.keyspaces.get(keyspace);
   return new Map(
     (found === undefined ? [] : shardsOf(found)).map((shard) => {
@@ -117,28 +112,6 @@ export function isAscii({ tables, reduction }: GatherProgram, topology: Topology
     ...(reduction === null ? [] : partials(reduction, topology).values()),
   ];
   return !texts.some((text) => /[^ -~\s]/.test(text));
-}
-
-function apply(text: Buffer, edits: readonly Edit[]): Buffer {
-  const pieces: Buffer[] = [];
-  let at = 0;
-  for (const { start, end, put } of edits) {
-    pieces.push(text.subarray(at, start), Buffer.from(put));
-    at = end;
-  }
-  return Buffer.concat([...pieces, text.subarray(at)]);
-}
-
-function positionAsSent(text: Buffer, edits: readonly Edit[], position: number): number {
-  let added = 0;
-  for (const { start, end, put } of edits) {
-    const at = [...text.toString('utf8', 0, start)].length + added;
-    if (position <= at) break;
-    const replaced = [...text.toString('utf8', start, end)].length;
-    if (position <= at + put.length) return at - added + 1;
-    added += put.length - replaced;
-  }
-  return position - added;
 }
 
 /** Tables, and columns that are named with them, by the names that they have in the workspace. In order; null: a name is not found. */
@@ -294,7 +267,9 @@ function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, string> 
     for (const conjunct of conjuncts(condition)) {
       const source = onlySource(conjunct, all);
       if (source?.occurrence == null || source.nullable || !restricted.includes(source)) continue;
-      const text = isPushable(a, conjunct) ? expressionText(conjunct, (ref) => [ROW, columnOf(ref, source)]) : null;
+      const text = areAlikeEverywhere(a, [conjunct])
+        ? expressionText(conjunct, (ref) => [ROW, columnOf(ref, source)])
+        : null;
       // What may fail is looked at behind what stands before it, or not at all.
       if (text === null || tellsTransaction(text) || (left.has(source) && mayFail(conjunct))) left.add(source);
       else filters.set(source.node as RangeVar, [...(filters.get(source.node as RangeVar) ?? []), text]);
@@ -371,25 +346,6 @@ function sourceOfColumn(ref: ColumnRef, all: readonly Source[]): Source | null {
 function columnOf(ref: ColumnRef, { columns, occurrence }: Source): string {
   const at = columns?.indexOf(strings(ref.fields).at(-1) ?? '') ?? -1;
   return occurrence?.relation?.columns?.[at] ?? '';
-}
-
-/** Whether a condition says the same wherever it is looked at. */
-function isPushable(a: Analysis, condition: Node): boolean {
-  const { metadata, searchPath } = a.context;
-  let pushable = true;
-  walk(condition, {
-    func: (call) => {
-      const names = strings(call.funcname);
-      const schema = names.length > 1 ? (names.at(-2) as string) : null;
-      if (classifyFunction(schema, names.at(-1) ?? '', searchPath, metadata).kind !== 'immutable') pushable = false;
-    },
-    expr: (e) => {
-      const names = strings(e.name);
-      if ((names.length > 1 && names[0] !== 'pg_catalog') || metadata.volatileOperators.has(names.at(-1) ?? ''))
-        pushable = false;
-    },
-  });
-  return pushable;
 }
 
 const COMPARISONS = new Set(['=', '<>', '!=', '<', '<=', '>', '>=', '~~', '!~~', '~~*', '!~~*']);

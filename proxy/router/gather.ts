@@ -1,10 +1,9 @@
 import type { ColumnRef, CommonTableExpr, Node, RangeSubselect, RangeVar, ResTarget } from 'libpg-query';
 import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
+import { SYSTEM_COLUMNS } from './fan-out.js';
 import type { Relation } from './metadata.js';
 import type { Refusal } from './route.js';
-
-const SYSTEM_COLUMNS = new Set(['ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'tableoid']);
 
 /** They tell of the statement's text, of its transaction, of temporary tables, or of how a value is stored. */
 const TELLING = new Set([

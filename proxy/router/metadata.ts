@@ -316,7 +316,7 @@ const NOT_A_GUARD = `tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace =
 const EVENTS = 'tgtype & 60';
 
 /** Objects that are not PostgreSQL's own have higher ones (FirstNormalObjectId in transam.h). */
-const FIRST_NORMAL_OID = 16384;
+export const FIRST_NORMAL_OID = 16384;
 
 /**
  * What expressions and queries of relations call is read from their trees, where a call has its function's oid: pg_get_viewdef and

@@ -1,5 +1,6 @@
 import { Lexer, type Token } from './lexer.js';
 import type { Analyzed } from './route.js';
+import { applyEdits, type Edit, positionAsSent } from './text-edits.js';
 
 /** What may stand behind the WHERE clause of a SELECT whose answer is a plain union (see `fan-out.ts`). */
 const BEHIND_WHERE = new Set(['limit', 'offset', 'fetch']);
@@ -7,12 +8,8 @@ const BEHIND_WHERE = new Set(['limit', 'offset', 'fetch']);
 /** Shared: it keeps nothing from one text to the next, and is not cheap to make. */
 const lexer = new Lexer();
 
-/** Bytes of the text that others take the place of; as many as none where they are put in. */
-interface Edit {
-  readonly start: number;
-  readonly end: number;
-  readonly put: (condition: string) => string;
-}
+/** What is put there depends on the condition. */
+type Place = Pick<Edit, 'start' | 'end'> & { readonly put: (condition: string) => string };
 
 /**
  * The text of a SELECT that runs on several shards, to be narrowed to the rows that a shard owns: while ranges move, a shard has rows of others
@@ -21,7 +18,7 @@ interface Edit {
 export class Narrowable {
   readonly #text: Buffer;
   /** In order. */
-  readonly #edits: readonly Edit[];
+  readonly #places: readonly Place[];
 
   constructor({ text, statements, conforming }: Analyzed) {
     const [statement] = statements;
@@ -29,7 +26,7 @@ export class Narrowable {
     this.#text = text;
     lexer.scan(text, true, conforming);
     const { start, end } = statement;
-    this.#edits = editsOf(
+    this.#places = placesOf(
       text,
       lexer.tokens.filter((token) => token.start >= start && token.end <= end),
     );
@@ -37,42 +34,30 @@ export class Narrowable {
 
   /** The text as a shard gets it. @param condition on the rows of the outermost query */
   to(condition: string): Buffer {
-    const pieces: Buffer[] = [];
-    let at = 0;
-    for (const { start, end, put } of this.#edits) {
-      pieces.push(this.#text.subarray(at, start), Buffer.from(put(condition)));
-      at = end;
-    }
-    return Buffer.concat([...pieces, this.#text.subarray(at)]);
+    return applyEdits(this.#text, this.#edits(condition));
   }
 
   /** A position in the narrowed text, in characters from 1, as one in the client's own. */
   positionAsSent(condition: string, position: number): number {
-    let before = 0;
-    for (const { start, end, put } of this.#edits) {
-      const added = put(condition).length;
-      const removed = end - start;
-      const at = characters(this.#text.subarray(0, start)) + before;
-      if (position <= at) break;
-      // What is ours has no place in the text: the place where it was put, then.
-      if (position <= at + added) return at - before + 1;
-      before += added - removed;
-    }
-    return position - before;
+    return positionAsSent(this.#text, this.#edits(condition), position);
+  }
+
+  #edits(condition: string): Edit[] {
+    return this.#places.map(({ put, ...place }) => ({ ...place, put: put(condition) }));
   }
 }
 
 const [OPEN, CLOSE, DOT] = ['(', ')', '.'].map((c) => c.charCodeAt(0)) as [number, number, number];
 
-function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
+function placesOf(text: Buffer, tokens: readonly Token[]): Place[] {
   const textOf = ({ start, end }: Token) => text.toString('latin1', start, end).toLowerCase();
   const is = ({ start, end }: Token, byte: number) => end - start === 1 && text[start] === byte;
   let first = 0;
   while (first < tokens.length && is(tokens[first] as Token, OPEN)) first += 1;
-  const edits: Edit[] = [];
+  const places: Place[] = [];
   const verb = tokens[first] as Token;
   // TABLE name
-  if (textOf(verb) === 'table') edits.push({ start: verb.start, end: verb.end, put: () => 'SELECT * FROM' });
+  if (textOf(verb) === 'table') places.push({ start: verb.start, end: verb.end, put: () => 'SELECT * FROM' });
   let depth = 0;
   let where: Token | null = null;
   let last = verb;
@@ -92,16 +77,11 @@ function editsOf(text: Buffer, tokens: readonly Token[]): Edit[] {
     last = token;
   }
   const at = last.end;
-  if (where === null) edits.push({ start: at, end: at, put: (condition) => ` WHERE (${condition})` });
+  if (where === null) places.push({ start: at, end: at, put: (condition) => ` WHERE (${condition})` });
   else
-    edits.push(
+    places.push(
       { start: where.end, end: where.end, put: (condition) => ` (${condition}) AND (` },
       { start: at, end: at, put: () => ')' },
     );
-  return edits;
-}
-
-/** In UTF-8. */
-function characters(bytes: Buffer): number {
-  return [...bytes.toString('utf8')].length;
+  return places;
 }

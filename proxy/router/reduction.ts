@@ -1,9 +1,10 @@
 import { isUtf8 } from 'node:buffer';
 import type { ColumnRef, FuncCall, Node, SelectStmt } from 'libpg-query';
+import { quoteIdent } from '../../topology/quote.js';
 import { type ShardName, type Topology, tableId } from '../../topology/topology.js';
 import type { Analysis } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
-import { bare, canonical, expressionText, quoted } from './expression-text.js';
+import { bare, canonical, expressionText } from './expression-text.js';
 import { areAlikeEverywhere, renames, rootOf } from './fan-out.js';
 import { classifyFunction } from './functions.js';
 import { columnsAs, hasStar } from './gather.js';
@@ -190,7 +191,7 @@ class Reducer {
     if (this.#failed || sort === null || limit === null || offset === null || list.length === 0) return null;
     const distinct = this.#select.distinctClause ? 'DISTINCT ' : '';
     const columns = [...this.#groups, ...[...this.#parts.values()].flatMap(({ part }) => part.columns)].map(
-      ({ text, name }) => `${text} AS ${quoted(name)}`,
+      ({ text, name }) => `${text} AS ${quoteIdent(name)}`,
     );
     // A row for each row of the query, whatever it shows of it.
     if (columns.length === 0) return null;
@@ -360,7 +361,7 @@ class Reducer {
     if (text === null) this.#failed = true;
     return this.#part(idOf(node), (name) => ({
       columns: [{ name, text: text ?? '' }],
-      combine: () => quoted(name),
+      combine: () => quoteIdent(name),
     }));
   }
 
@@ -384,7 +385,7 @@ class Reducer {
     }
     const of = (aggregate: string) => `pg_catalog.${aggregate}(${argument})${filter && ` FILTER (WHERE ${filter})`}`;
     return this.#part(idOf({ FuncCall: call }), (name) => {
-      const p = quoted(name);
+      const p = quoteIdent(name);
       if (fn === 'count')
         return {
           columns: [{ name, text: of('count') }],
@@ -403,7 +404,7 @@ class Reducer {
             { name: counted, text: of('count') },
           ],
           combine: (types) =>
-            sumOf(p, types.get(name)) && `(pg_catalog.sum(${p}) / nullif(pg_catalog.sum(${quoted(counted)}), 0))`,
+            sumOf(p, types.get(name)) && `(pg_catalog.sum(${p}) / nullif(pg_catalog.sum(${quoteIdent(counted)}), 0))`,
         };
       }
       return { columns: [{ name, text: of(fn) }], combine: () => `pg_catalog.${fn}(${p})` };
@@ -460,16 +461,16 @@ class Reducer {
 
   /** The parts of all shards, put together. */
   #inner(types: readonly number[], aggregated: boolean): string | null {
-    const from = `pg_temp.${quoted(PARTS)}`;
+    const from = `pg_temp.${quoteIdent(PARTS)}`;
     if (!aggregated) return from;
     const names = [...this.#groups, ...[...this.#parts.values()].flatMap(({ part }) => part.columns)].map(
       (c) => c.name,
     );
     const typeOf = new Map(names.map((name, i) => [name, types[i] as number]));
-    const keys = this.#groups.map((g) => quoted(g.name));
+    const keys = this.#groups.map((g) => quoteIdent(g.name));
     const combined = [...this.#parts.values()].map(({ name, part }) => {
       const text = part.combine(typeOf);
-      return text && `${text} AS ${quoted(name)}`;
+      return text && `${text} AS ${quoteIdent(name)}`;
     });
     if (combined.includes(null)) return null;
     return `(SELECT ${[...keys, ...combined].join(', ')} FROM ${from}${keys.length > 0 ? ` GROUP BY ${keys.join(', ')}` : ''})`;

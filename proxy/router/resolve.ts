@@ -190,11 +190,11 @@ function routeKeys(
       why: 'the key is NULL, which no row has',
     };
   }
-  const from = { shards: [...shards], touches };
   if (target.home && (shards.size > 1 || !shards.has(topology.home)))
     return gathered(
       target,
-      from,
+      shards,
+      touches,
       topology,
       homeBehind(target, topology) ??
         awayFromHome(target, topology) ?? {
@@ -205,7 +205,7 @@ function routeKeys(
       'its tables are on different shards',
     );
   const missing = missingCopy([...shards], target.referenceReads, topology);
-  if (missing) return gathered(target, from, topology, missing, 'a reference table has no copy there');
+  if (missing) return gathered(target, shards, touches, topology, missing, 'a reference table has no copy there');
   if (shards.size === 1) {
     const shard = [...shards][0] as ShardName;
     // A NULL does not say where its keyspace's tables are.
@@ -222,10 +222,11 @@ function routeKeys(
           : `all its keys are on shard ${shard}`,
     };
   }
-  if (!areTogether(topology, keyspaces)) return gathered(target, from, topology, apart(topology, keyspaces), APART);
+  if (!areTogether(topology, keyspaces))
+    return gathered(target, shards, touches, topology, apart(topology, keyspaces), APART);
   const why = `its keys are on shards ${[...shards].join(', ')}`;
   const refusal = refusalOf(target.spread, values);
-  if (refusal) return gathered(target, from, topology, refusal, why);
+  if (refusal) return gathered(target, shards, touches, topology, refusal, why);
   const own = ownRows(target.spread, [...shards], values, topology);
   if ('sqlstate' in own) return refused(own, why);
   return {
@@ -280,13 +281,12 @@ function routeUnpinned(
   }
   const away = awayFromHome(target, topology);
   if (away !== null) return refused(away, 'its tables are on different shards');
-  const from = { shards, touches };
   if (!areTogether(topology, target.keyspaces))
-    return gathered(target, from, topology, apart(topology, target.keyspaces), APART);
+    return gathered(target, shards, touches, topology, apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
-  if (refusal) return gathered(target, from, topology, refusal, why);
+  if (refusal) return gathered(target, shards, touches, topology, refusal, why);
   const missing = missingCopy(shards, target.referenceReads, topology);
-  if (missing) return gathered(target, from, topology, missing, 'a reference table has no copy there');
+  if (missing) return gathered(target, shards, touches, topology, missing, 'a reference table has no copy there');
   const own = ownRows(target.spread, shards, values, topology);
   if ('sqlstate' in own) return refused(own, why);
   return { kind: 'fanout', shards, own, touches, writes: false, writesReference: false, why };
@@ -295,7 +295,8 @@ function routeUnpinned(
 /** What no way through the shards leads to: the home shard answers it if it can. @param refusal if it is not one to be answered so, and that is not all there is to say */
 function gathered(
   target: KeysTarget | UnpinnedTarget,
-  { shards, touches }: Pick<Extract<Route, { kind: 'gather' }>, 'shards' | 'touches'>,
+  shards: Iterable<ShardName>,
+  touches: readonly Touch[],
   topology: Topology,
   refusal: Refusal,
   why: string,
@@ -306,7 +307,7 @@ function gathered(
     return refused(spread.kind === 'refused' && spread.refusal === refusal ? gather : refusal, why);
   const away = awayFromHome(target, topology) ?? missingCopy([topology.home], target.referenceReads, topology);
   if (away !== null) return refused(away, 'its tables are on different shards');
-  return { kind: 'gather', shards, touches, writes: false, writesReference: false, why };
+  return { kind: 'gather', shards: [...shards], touches, writes: false, writesReference: false, why };
 }
 
 /**

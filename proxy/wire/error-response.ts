@@ -26,6 +26,11 @@ export interface ErrorFields {
   readonly routine?: string;
 }
 
+/** Whether whoever said it ends the connection. */
+export function isFatal({ severity }: ErrorFields): boolean {
+  return severity === 'FATAL' || severity === 'PANIC';
+}
+
 type TextField = Exclude<keyof ErrorFields, 'severity' | 'position' | 'internalPosition' | 'line'>;
 type NumberField = 'position' | 'internalPosition' | 'line';
 

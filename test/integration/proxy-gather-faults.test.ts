@@ -188,7 +188,7 @@ describe('a query that waits on one shard', () => {
 });
 
 describe('a client that does not read', () => {
-  it('holds back what the home shard says, and gets all of it', async () => {
+  const heldBack = async () => {
     const peer = await loginAt(s.proxy.port);
     peer.socket.pause();
     peer.send(encodeQuery(SHOWN));
@@ -198,6 +198,11 @@ describe('a client that does not read', () => {
           .length > 0,
       { what: 'the home shard to be held back' },
     );
+    return peer;
+  };
+
+  it('holds back what the home shard says, and gets all of it', async () => {
+    const peer = await heldBack();
     peer.socket.resume();
     const heard = await peer.until('Z');
     expect(heard.filter((m) => m.type === 'D')).toHaveLength(2 * ROWS);
@@ -206,15 +211,7 @@ describe('a client that does not read', () => {
   });
 
   it('goes away, and its connections serve the next', async () => {
-    const peer = await loginAt(s.proxy.port);
-    peer.socket.pause();
-    peer.send(encodeQuery(SHOWN));
-    await waitFor(
-      async () =>
-        (await s.onShard(0, `SELECT FROM pg_stat_activity WHERE usename = 'app' AND wait_event = 'ClientWrite'`))
-          .length > 0,
-      { what: 'the home shard to be held back' },
-    );
+    const peer = await heldBack();
     peer.destroy();
     await untilClean();
     const c = await s.connect();
