@@ -31,6 +31,23 @@ export interface ShardedTable extends TableName {
   readonly keyspace: KeyspaceName;
   /** Key columns, in the order of the keyspace's key types. All NOT NULL. None: the table is whole on one shard. */
   readonly keyColumns: readonly string[];
+  /** Some of its columns are kept in another table besides. */
+  readonly split?: ColumnSplit;
+  /** It keeps columns of that table, and is nobody's to write. */
+  readonly halfOf?: TableName;
+}
+
+/**
+ * Columns of a table that are written often are kept in a table of a keyspace of their own, so that they can be on another shard: its hot table. The
+ * table has them still, and on a shard that owns both halves of a row they are the same in both; elsewhere only the hot table's count.
+ */
+export interface ColumnSplit {
+  /** Of a keyspace with the same key; it has the columns of the primary key, and `columns`, under the same names. */
+  readonly hot: TableName;
+  /** In the order of the table. */
+  readonly columns: readonly string[];
+  /** Of both tables; it has the key columns among others. */
+  readonly primaryKey: readonly string[];
 }
 
 export interface Range extends Interval {

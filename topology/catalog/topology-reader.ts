@@ -28,6 +28,9 @@ SELECT m.epoch::text, m.schema_generation::text AS "schemaGeneration", m.databas
             ORDER BY k.name), '[]') FROM foreshard.keyspace k) AS keyspaces,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', t.schema_name, 'table', t.table_name, 'keyspace', t.keyspace,
             'keyColumns', t.key_columns) ORDER BY t.schema_name, t.table_name), '[]') FROM foreshard.sharded_table t) AS tables,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object('table', jsonb_build_object('schema', s.schema_name, 'table', s.table_name),
+            'hot', jsonb_build_object('schema', s.hot_schema, 'table', s.hot_table), 'columns', s.columns, 'primaryKey', s.primary_key)
+            ORDER BY s.schema_name, s.table_name), '[]') FROM foreshard.column_split s) AS splits,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('id', r.id::text, 'keyspace', r.keyspace, 'lo', r.lo, 'hi', r.hi,
             'shard', r.shard)), '[]') FROM foreshard.range r) AS ranges,
   (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', t.schema_name, 'table', t.table_name, 'shards',
@@ -52,6 +55,7 @@ interface Row {
   shards: { name: string; url: string; home: boolean; capacity: number | null }[];
   keyspaces: { name: string; method: Method; keyTypes: KeyType[] }[];
   tables: { schema: string; table: string; keyspace: string; keyColumns: string[] }[];
+  splits: { table: TableName; hot: TableName; columns: string[]; primaryKey: string[] }[];
   ranges: { id: string; keyspace: string; lo: string[] | null; hi: string[] | null; shard: string }[];
   refs: { schema: string; table: string; shards: string[] }[];
   holds: {
@@ -103,6 +107,13 @@ function buildTopology(row: Row): Topology {
   for (const t of row.tables) {
     const table = { schema: t.schema, table: t.table, keyspace: t.keyspace as KeyspaceName, keyColumns: t.keyColumns };
     shardedTables.set(tableId(table), table);
+  }
+  for (const { table, ...split } of row.splits) {
+    const [whole, hot] = [table, split.hot].map((t) => shardedTables.get(tableId(t)));
+    if (whole === undefined || hot === undefined)
+      throw damaged(`the columns of "${tableId(table)}" are split, and it is not sharded`);
+    shardedTables.set(tableId(table), { ...whole, split });
+    shardedTables.set(tableId(hot), { ...hot, halfOf: table });
   }
 
   const keyspaces = new Map<KeyspaceName, Keyspace>();
