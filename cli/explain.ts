@@ -3,7 +3,7 @@ import type { Analyzed, BoundParams, KeySource, Route, StatementPlan } from '../
 import { Router } from '../proxy/router/router.js';
 import { UsageError } from '../topology/errors.js';
 import { positionToJson } from '../topology/key-codec.js';
-import { type Keyspace, shardsOf, soleShard, type Topology } from '../topology/topology.js';
+import { type Keyspace, type ShardName, shardsOf, soleShard, type Topology } from '../topology/topology.js';
 import { readHome } from './home-names.js';
 
 /** How the proxy would route one statement; plain data. */
@@ -19,7 +19,7 @@ export interface ExplainedStatement {
   readonly touches: readonly { readonly keyspace: string; readonly position: readonly string[] | null }[];
   /** `by-parameter`: the key is a parameter whose value was not given. */
   readonly route: Route['kind'] | 'by-parameter';
-  /** The first is preferred when the route is `any`. */
+  /** The first is preferred when the route is `any`; when it is `halves`, it has the base half of the rows, and the second the hot half. */
   readonly shards: readonly string[];
   readonly why: string;
   /** When the route is `refused`: what the client would get. */
@@ -115,10 +115,16 @@ function explained(
       position: positionToJson(topology.keyspaces.get(keyspace) as Keyspace, position),
     })),
     route: route.kind,
-    shards: route.kind === 'shard' ? [route.shard] : route.shards,
+    shards: shardsIn(route),
     why: route.why,
     refusal: null,
   };
+}
+
+/** The first is preferred, or has the base half of the rows. */
+function shardsIn(route: Exclude<Route, { kind: 'refused' }>): readonly ShardName[] {
+  if (route.kind === 'shard') return [route.shard];
+  return route.kind === 'halves' ? [route.shard, route.hotShard] : route.shards;
 }
 
 function sourceText(source: KeySource, analyzed: Analyzed): string {

@@ -95,7 +95,7 @@ export function beyond(registry: Registry, keyspace: KeyspaceName): Registry {
 
 function signatureOf(topology: Registered): string {
   return JSON.stringify([
-    [...topology.shardedTables].map(([id, t]) => [id, t.keyspace, t.keyColumns]).sort(),
+    [...topology.shardedTables].map(([id, t]) => [id, t.keyspace, t.keyColumns, t.split, t.halfOf]).sort(),
     [...topology.referenceTables.keys()].sort(),
     [...topology.keyspaces.values()].map((k) => [k.name, k.method, k.keyTypes]).sort(),
   ]);

@@ -1,5 +1,12 @@
 import type { KeyTuple, Position } from '../../topology/key.js';
-import type { KeyspaceName, RangeReplica, ShardName, TableName, Topology } from '../../topology/topology.js';
+import type {
+  ColumnSplit,
+  KeyspaceName,
+  RangeReplica,
+  ShardName,
+  TableName,
+  Topology,
+} from '../../topology/topology.js';
 import type { Pace } from './pace.js';
 
 /**
@@ -40,6 +47,8 @@ export interface StatementPlan {
   readonly plain?: true;
   /** It may share a server connection with other clients' reads ({@link isLaneSafe}). */
   readonly laneSafe?: true;
+  /** It is refused wherever data is. */
+  readonly forbidden?: Refusal;
 }
 
 /** The reason for which a session is pinned whose server connection listens for it. */
@@ -66,6 +75,38 @@ export interface TargetExtras {
   readonly inserts?: true;
   /** A query that the home shard can answer when it has the rows of all its sharded tables; or why not. */
   readonly gather?: 'possible' | Refusal;
+  /** It is about more than the base half of a table whose columns are split; the hot table's keyspace is in `also`, or among the keyspaces. */
+  readonly halves?: Halves;
+}
+
+/** A statement about a table whose columns are split, and about more than its base half. On a shard that has both halves of all its rows it is as any other. */
+export interface Halves {
+  readonly table: TableName;
+  readonly split: ColumnSplit;
+  /** Of the hot table. */
+  readonly keyspace: KeyspaceName;
+  /** Of the table. */
+  readonly base: KeyspaceName;
+  /** What is to be done while its halves are on different shards. */
+  readonly apart: /** It is only about the hot half: it goes where that is, with the hot table's name. */
+    | { readonly kind: 'hot' }
+    /** It reads both: as `gather` says. */
+    | { readonly kind: 'gather' }
+    | HalvesWrite
+    | { readonly kind: 'refused'; readonly refusal: Refusal };
+  /** Something that it sets off may reach the table, whichever rows: all halves must be together. */
+  readonly behind?: true;
+}
+
+/** It changes, or locks, both halves: it runs where the base half is, as it came. */
+export interface HalvesWrite {
+  readonly kind: 'write';
+  /** It reads hot columns of rows that are there: they are brought first. */
+  readonly brings: boolean;
+  /** It only locks. */
+  readonly locks: boolean;
+  /** Hot columns that its UPDATE gives values, in the order of the split. */
+  readonly assigned: readonly string[];
 }
 
 /** Where the values of the key come from; resolved per execution. */
@@ -274,6 +315,20 @@ export type Route =
       readonly touches: readonly Touch[];
       readonly writes: boolean;
       readonly writesReference: boolean;
+      readonly why: string;
+      /** It is sent with the name of the hot table in place of the table's (`Router.hotText`). */
+      readonly hot?: Halves;
+    }
+  /** It writes, or locks, both halves of rows: `shard` has the base half, `hotShard`, which is another one, the hot half. */
+  | {
+      readonly kind: 'halves';
+      readonly shard: ShardName;
+      readonly hotShard: ShardName;
+      readonly halves: Halves & { readonly apart: HalvesWrite };
+      /** Of both keyspaces. */
+      readonly touches: readonly Touch[];
+      readonly writes: true;
+      readonly writesReference: false;
       readonly why: string;
     }
   /** Any of these shards; the first is preferred, a shard already leased is better still. */

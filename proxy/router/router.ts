@@ -333,6 +333,8 @@ export class Router {
     if (known !== null && known.topology === topology) return known;
     const route = routeExecution(plan, analyzed.values(params), topology);
     if (route.kind !== 'shard' && route.kind !== 'any') return null;
+    // It goes with another text than the client's.
+    if (route.kind === 'shard' && route.hot !== undefined) return null;
     const shard = route.kind === 'shard' ? route.shard : (route.shards[0] as ShardName);
     const everything = plan.target.kind === 'sole';
     const found = {
@@ -365,6 +367,8 @@ export class Router {
     if (plan?.laneSafe !== true || statements.length !== 1 || !this.isCurrent(analyzed)) return null;
     // What only the home shard has is of now, where that has the replica.
     if (plan.target.kind !== 'keys' || plan.target.home) return null;
+    // A shard that follows one half of the rows has nothing of the other that counts.
+    if (plan.target.halves !== undefined) return null;
     const route = routeExecution(plan, analyzed.values(params), there);
     if (route.kind !== 'shard' || route.shard !== replica.shard) return null;
     const { shard, touches } = route;

@@ -91,6 +91,11 @@ export function place(executions: readonly Execution[], router: Router, topology
       : router.route(execution.analyzed, execution.index, execution.params, topology);
     if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
     if (unresolved || planOf(execution)?.target.kind === 'sole') everything = true;
+    if (route.kind === 'halves' || (route.kind === 'shard' && route.hot !== undefined))
+      return refused(
+        'a statement about hot columns whose rows have their halves on different shards is not supported yet',
+        'Bring the hot half back to the shard of its table.',
+      );
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout' || route.kind === 'gather') {

@@ -87,8 +87,10 @@ export class StraightFirst implements Waiter {
     if (plan?.plain !== true || analyzed.statements.length !== 1 || analyzed.syntaxError) return false;
     if (!live.schemaReady || !lease.maySendPlain(plan)) return false;
     const route = router.route(analyzed, 0, params, live.current);
-    if (route.kind === 'shard') this.#shard = route.shard;
-    else if (route.kind !== 'any') return false;
+    if (route.kind === 'shard') {
+      if (route.hot !== undefined) return false;
+      this.#shard = route.shard;
+    } else if (route.kind !== 'any') return false;
     else
       this.#shard = taken !== null && route.shards.includes(taken.shard) ? taken.shard : (route.shards[0] as ShardName);
     // A read on its own is for replicas, as far as there are any. Lanes have been asked, and it is not for them now.

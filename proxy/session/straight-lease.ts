@@ -317,7 +317,7 @@ export class StraightLease {
     if (transaction === null || !lease.maySendPlain(plan)) return false;
     const route = router.route(analyzed, 0, params, live.current);
     if (route.kind === 'shard') {
-      if (route.shard !== backend.shard) return false;
+      if (route.shard !== backend.shard || route.hot !== undefined) return false;
     } else if (route.kind !== 'any' || !route.shards.includes(backend.shard)) return false;
     const footprint: Footprint = {
       topology: live.current,

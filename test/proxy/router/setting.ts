@@ -225,7 +225,9 @@ export function texts(...values: (string | null)[]): BoundParams {
 export function summary(route: Route): string {
   switch (route.kind) {
     case 'shard':
-      return route.shard;
+      return route.hot === undefined ? route.shard : `hot ${route.shard}`;
+    case 'halves':
+      return `halves ${route.shard} ${route.hotShard}`;
     case 'refused':
       return `refused ${route.refusal.sqlstate}: ${route.refusal.message}`;
     default:
