@@ -72,6 +72,7 @@ const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
           keyspace: t.keyspace,
           keyColumns: t.keyColumns,
           reference: false,
+          ...(t.halfOf === undefined ? {} : { halfOf: tableId(t.halfOf) }),
         })),
         ...reference.map((t) => ({ table: tableId(t), keyspace: null, keyColumns: [], reference: true })),
       ];

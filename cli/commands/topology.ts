@@ -1,7 +1,7 @@
 import type { CommandModule } from 'yargs';
 import { redactUrl } from '../../topology/connection.js';
 import { positionToJson } from '../../topology/key-codec.js';
-import { type Topology, tableId } from '../../topology/topology.js';
+import { type ShardedTable, type Topology, tableId } from '../../topology/topology.js';
 import { withCatalog } from '../command.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
@@ -33,7 +33,7 @@ function topologyJson(topology: Topology): unknown {
       name: k.name,
       method: k.method,
       keyTypes: k.keyTypes,
-      tables: k.tables.map((t) => ({ table: tableId(t), keyColumns: t.keyColumns })),
+      tables: k.tables.map((t) => ({ table: tableId(t), keyColumns: t.keyColumns, ...splitJson(t) })),
       ranges: k.ranges.map((r) => ({
         id: r.id,
         lo: positionToJson(k, r.lo),
@@ -62,7 +62,7 @@ function topologyText(topology: Topology): string {
         ),
   );
   for (const k of keyspaces.values()) {
-    const tables = k.tables.map((t) => `  ${tableId(t)} (${t.keyColumns.join(', ')})`);
+    const tables = k.tables.map((t) => `  ${tableId(t)} (${t.keyColumns.join(', ')})${splitText(t)}`);
     const bound = (position: readonly string[] | null, infinity: string) =>
       position === null ? infinity : position.join(', ');
     parts.push(
@@ -88,4 +88,15 @@ function topologyText(topology: Topology): string {
       ),
     );
   return parts.join('\n\n');
+}
+
+/** Nothing of most tables; of one whose columns are split, or of that which has them, what it is. */
+function splitJson({ split, halfOf }: ShardedTable): object {
+  if (split !== undefined) return { split: { ...split, hot: tableId(split.hot) } };
+  return halfOf === undefined ? {} : { halfOf: tableId(halfOf) };
+}
+
+function splitText({ split, halfOf }: ShardedTable): string {
+  if (split !== undefined) return `, of which ${split.columns.join(', ')} are in ${tableId(split.hot)}`;
+  return halfOf === undefined ? '' : `, columns of ${tableId(halfOf)}`;
 }

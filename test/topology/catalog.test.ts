@@ -227,6 +227,27 @@ describe('watch', () => {
     await catalog.close();
   });
 
+  it('finds by its poll that the tables of a replica are known to be as their owner has them', async () => {
+    const catalog = await newCatalog();
+    await catalog.pool.query(`INSERT INTO foreshard.shard (name, url, home) VALUES ('one', 'postgres://x/1', true), ('two', 'postgres://x/2', false);
+      INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ('k', 'range', '{int8}');
+      INSERT INTO foreshard.migration (kind, spec, state) VALUES ('move', '{}', 'following');
+      INSERT INTO foreshard.range_replica (migration_id, max_staleness_ms, read_percent, since, keyspace, source, shard, marker_schema, marker_table, reference_tables, schema_generation)
+      SELECT id, 1000, 0, 1, 'k', 'one', 'two', 's', 't', '[]', 1 FROM foreshard.migration;
+      ALTER TABLE foreshard.range_replica DISABLE TRIGGER announce`);
+    let calls = 0;
+    const watch = await catalog.watch(() => calls++);
+    await waitFor(
+      async () => {
+        await catalog.pool.query('UPDATE foreshard.range_replica SET schema_generation = schema_generation + 1');
+        return calls >= 3;
+      },
+      { what: 'the poll to see the generation' },
+    );
+    await watch.close();
+    await catalog.close();
+  });
+
   it('listens again, and tells, after its connection was cut and after the server was restarted', async () => {
     const own = await startTestCluster();
     const pool = Catalog.pool(own.url());

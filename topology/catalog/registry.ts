@@ -1,4 +1,5 @@
 import { checkUrl } from '../check-url.js';
+import { refuseHotKeyspace } from '../column-split.js';
 import { errorCode, redactUrl } from '../connection.js';
 import { ForeshardError, UsageError } from '../errors.js';
 import { KEY_TYPES, type KeyType, type Method } from '../key.js';
@@ -243,6 +244,7 @@ export class Registry {
         `keyspace "${keyspace.name}" has no key: its tables came into it from the home shard`,
         `Give the table a keyspace of its own ("foreshard migrate plan vertical"), which moves it to the same shard, and join the two ("foreshard keyspace join").`,
       );
+    refuseHotKeyspace(keyspace);
     const warnings = await checkShardedTable(topology, keyspace, table.table, table.keyColumns);
 
     await this.#change(topology, async (client) => {

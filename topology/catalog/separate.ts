@@ -1,4 +1,5 @@
 import type pg from 'pg';
+import { refuseHalves, refuseHotKeyspace } from '../column-split.js';
 import { errorCode } from '../connection.js';
 import { ConflictError, ForeshardError, UsageError } from '../errors.js';
 import { sameLayout } from '../layout.js';
@@ -138,6 +139,8 @@ export async function joinKeyspaces(catalog: Catalog, actor: string, keyspace: s
   const staying = keyspaceOf(topology, into);
   if (leaving === staying)
     throw new UsageError(`"${keyspace}" cannot be joined to itself`, 'Name the keyspace that its tables are to go to.');
+  refuseHalves(topology, leaving.tables, 'cannot leave its keyspace');
+  refuseHotKeyspace(staying);
   if (leaving.method !== staying.method || leaving.keyTypes.join() !== staying.keyTypes.join())
     throw new ForeshardError('55006', `keyspaces "${keyspace}" and "${into}" have different keys`, {
       hint: 'Only keyspaces of the same method and key types can be joined.',
@@ -189,7 +192,7 @@ export async function releaseTables(catalog: Catalog, actor: string, name: strin
 }
 
 /** Where both have counted by the same segments, which they have if no one has refined one of them since, the load is that of both. */
-const KEEP_LOAD = `
+export const KEEP_LOAD = `
 INSERT INTO foreshard.load AS l (step_seconds, at, segment_id, reads, writes, rows, bytes, server_ms)
 SELECT o.step_seconds, o.at, s.id, o.reads, o.writes, o.rows, o.bytes, o.server_ms
   FROM foreshard.load o JOIN foreshard.segment t ON t.id = o.segment_id AND t.keyspace = $1
@@ -221,6 +224,7 @@ export function checkSeparation(topology: Topology, { keyspace: name, tables, as
         `table "${tableId(table)}" is not in keyspace "${name}"`,
         `It has: ${[...own].join(', ') || 'none'}.`,
       );
+  refuseHalves(topology, tables, 'cannot leave its keyspace');
   const going = new Set(tables.map(tableId));
   if (going.size === own.size)
     throw new UsageError(`these are all tables of keyspace "${name}"`, 'Leave at least one where it is.');

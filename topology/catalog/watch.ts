@@ -9,7 +9,9 @@ const MAX_BACKOFF_MS = 5000;
 /** What the poll compares: cheap to read, and different whenever a proxy has something to learn. */
 const SIGNATURE = `
 SELECT m.epoch || ' ' || m.schema_generation || ' ' || coalesce((SELECT string_agg(h.id || '@' || extract(epoch FROM h.deadline) || h.ends_transactions, ',' ORDER BY h.id)
-                                     FROM foreshard.hold h), '') AS signature
+                                     FROM foreshard.hold h), '')
+  || ' ' || coalesce((SELECT string_agg(r.migration_id || '@' || r.schema_generation, ',' ORDER BY r.migration_id)
+                        FROM foreshard.range_replica r WHERE r.since IS NOT NULL), '') AS signature
 FROM foreshard.meta m`;
 
 /**
