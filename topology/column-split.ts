@@ -24,8 +24,9 @@ export interface Halving {
 
 /** A table whose columns come together again. */
 export interface Uniting {
-  /** That the table is in. */
+  /** That of the hot table, which ends. */
   readonly keyspace: string;
+  /** The one that has the columns, and keeps them. */
   readonly table: TableName;
 }
 

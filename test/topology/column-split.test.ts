@@ -34,6 +34,7 @@ async function newDatabase(): Promise<string> {
 }
 
 const named = (table: string) => ({ schema: 'public', table });
+const uniting = { keyspace: 'docs_hot', table: named('documents') };
 const PRIMARY_KEY = ['id', 'tenant_id'];
 const halving: Halving = {
   keyspace: 'main',
@@ -132,9 +133,9 @@ it('splits columns from a table in the catalog, as it was foreseen, and unites t
     `INSERT INTO foreshard.load (step_seconds, at, segment_id, reads)
      SELECT 60, timestamptz '2026-01-01', id, CASE keyspace WHEN 'main' THEN 3 ELSE 4 END FROM foreshard.segment WHERE hi IS NULL`,
   );
-  await commit((topology) => uniteStatements(topology, halving));
+  await commit((topology) => uniteStatements(topology, uniting));
   expect(withoutIds(await catalog.loadTopology())).toEqual(withoutIds(before));
-  expect(withoutIds(afterUnite(after, halving))).toEqual(withoutIds(before));
+  expect(withoutIds(afterUnite(after, uniting))).toEqual(withoutIds(before));
   expect((await catalog.pool.query('SELECT reads FROM foreshard.load')).rows).toEqual([{ reads: '7' }]);
 });
 
@@ -179,16 +180,21 @@ describe('a split is refused', () => {
 });
 
 it('unites only halves that are together', async () => {
-  expect(await refusal(async () => checkUnite(await catalog.loadTopology(), halving))).toMatch(
+  expect(await refusal(async () => checkUnite(await catalog.loadTopology(), uniting))).toMatch(
     /^no columns of "public.documents" are split from it/,
   );
   await split();
+  expect(await refusal(async () => checkUnite(await catalog.loadTopology(), { ...uniting, keyspace: 'main' }))).toMatch(
+    /^columns of "public.documents" are in keyspace "docs_hot", not in "main"/,
+  );
   await catalog.pool.query(`UPDATE foreshard.range SET shard = 'one' WHERE keyspace = 'docs_hot'`);
   const topology = await catalog.loadTopology();
   for (const check of [checkUnite, uniteStatements])
-    expect(await refusal(() => check(topology, halving))).toMatch(
-      /^rows of "public.documents" have their other half on another shard \(Move the ranges of "docs_hot" to where those of "main" are/,
+    expect(await refusal(() => check(topology, uniting))).toMatch(
+      /^rows of "public.documents" have their other half, in "public.documents_hot", on another shard \(Move the ranges of "docs_hot" to where those of "main" are/,
     );
+  const hot = { ...uniting, table: named('documents_hot') };
+  expect(await refusal(() => checkUnite(topology, hot))).toMatch(/^no columns .* \(Name "public.documents"\.\)$/);
 });
 
 describe('while columns are split', () => {

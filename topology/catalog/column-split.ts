@@ -7,6 +7,7 @@ import {
   type Keyspace,
   type KeyspaceName,
   type ShardedTable,
+  type TableName,
   type Topology,
   tableId,
 } from '../topology.js';
@@ -39,8 +40,15 @@ const textArray = (parameter: string) =>
  */
 export function checkSplit(topology: Topology, halving: Halving): { table: ShardedTable; keyspace: Keyspace } {
   const { columns, hot, as } = halving;
-  const { table, keyspace } = tableIn(topology, halving);
-  const id = tableId(table);
+  const keyspace = topology.keyspaces.get(halving.keyspace as KeyspaceName);
+  if (keyspace === undefined) throw unknownThing('keyspace', halving.keyspace, topology.keyspaces.keys());
+  const id = tableId(halving.table);
+  const table = keyspace.tables.find((t) => tableId(t) === id);
+  if (table === undefined)
+    throw new UsageError(
+      `table "${id}" is not in keyspace "${keyspace.name}"`,
+      `It has: ${keyspace.tables.map(tableId).join(', ') || 'none'}.`,
+    );
   if (table.halfOf !== undefined)
     throw new UsageError(`table "${id}" has columns of "${tableId(table.halfOf)}" itself`, 'Name another table.');
   if (table.split !== undefined)
@@ -77,38 +85,49 @@ export function checkSplit(topology: Topology, halving: Halving): { table: Shard
   return { table, keyspace };
 }
 
+/** A table whose columns are split, and the keyspaces of it and of its hot table. */
+export interface FoundSplit {
+  readonly split: ColumnSplit;
+  readonly keyspace: Keyspace;
+  readonly hot: Keyspace;
+}
+
 /**
  * Whether the columns of a table are split, and can be united: the halves of all rows are together.
- * @returns the split, and the keyspaces of the table and of its hot table
  * @throws UsageError
  */
-export function checkUnite(
-  topology: Topology,
-  uniting: Uniting,
-): { split: ColumnSplit; keyspace: Keyspace; hot: Keyspace } {
-  const { split, keyspace, hot } = findSplit(topology, uniting);
+export function checkUnite(topology: Topology, { keyspace: name, table }: Uniting): FoundSplit {
+  const found = findSplit(topology, table);
+  const { keyspace, hot, split } = found;
+  if (hot.name !== name)
+    throw new UsageError(
+      `columns of "${tableId(table)}" are in keyspace "${hot.name}", not in "${name}"`,
+      'The topology has changed: plan again.',
+    );
   if (!sameLayout(keyspace, hot))
     throw new UsageError(
-      `rows of "${tableId(uniting.table)}" have their other half on another shard`,
+      `rows of "${tableId(table)}" have their other half, in "${tableId(split.hot)}", on another shard`,
       `Move the ranges of "${hot.name}" to where those of "${keyspace.name}" are: "foreshard migrate plan unite" does.`,
     );
-  return { split, keyspace, hot };
+  return found;
 }
 
 /** @throws UsageError when the table is not split */
-export function findSplit(
-  topology: Topology,
-  uniting: Uniting,
-): { split: ColumnSplit; keyspace: Keyspace; hot: Keyspace } {
-  const { table, keyspace } = tableIn(topology, uniting);
-  const { split } = table;
-  const hot = split && topology.keyspaces.get(topology.shardedTables.get(tableId(split.hot))?.keyspace as KeyspaceName);
-  if (split === undefined || hot === undefined)
+export function findSplit(topology: Topology, name: TableName): FoundSplit {
+  const id = tableId(name);
+  const table = topology.shardedTables.get(id);
+  if (table?.split === undefined)
     throw new UsageError(
-      `no columns of "${tableId(table)}" are split from it`,
-      table.halfOf === undefined ? 'See "foreshard topology show".' : `Name "${tableId(table.halfOf)}".`,
+      `no columns of "${id}" are split from it`,
+      table?.halfOf === undefined ? 'See "foreshard topology show".' : `Name "${tableId(table.halfOf)}".`,
     );
-  return { split, keyspace, hot };
+  const { split } = table;
+  const half = topology.shardedTables.get(tableId(split.hot)) as ShardedTable;
+  return {
+    split,
+    keyspace: topology.keyspaces.get(table.keyspace) as Keyspace,
+    hot: topology.keyspaces.get(half.keyspace) as Keyspace,
+  };
 }
 
 /**
@@ -193,16 +212,4 @@ export function uniteStatements(topology: Topology, uniting: Uniting): SplitStat
       elseConflict: CHANGED,
     },
   ];
-}
-
-function tableIn(topology: Topology, { keyspace: name, table }: Uniting): { table: ShardedTable; keyspace: Keyspace } {
-  const keyspace = topology.keyspaces.get(name as KeyspaceName);
-  if (keyspace === undefined) throw unknownThing('keyspace', name, topology.keyspaces.keys());
-  const found = topology.shardedTables.get(tableId(table));
-  if (found === undefined || found.keyspace !== name)
-    throw new UsageError(
-      `table "${tableId(table)}" is not in keyspace "${name}"`,
-      `It has: ${keyspace.tables.map(tableId).join(', ') || 'none'}.`,
-    );
-  return { table: found, keyspace };
 }
