@@ -6,6 +6,7 @@ import { inCatalogTransaction, raiseEpoch } from '../../topology/catalog/change.
 import {
   checkSplit,
   checkUnite,
+  findSplit,
   type SplitStatement,
   splitStatements,
   uniteStatements,
@@ -193,8 +194,10 @@ it('unites only halves that are together', async () => {
     expect(await refusal(() => check(topology, uniting))).toMatch(
       /^rows of "public.documents" have their other half, in "public.documents_hot", on another shard \(Move the ranges of "docs_hot" to where those of "main" are/,
     );
-  const hot = { ...uniting, table: named('documents_hot') };
-  expect(await refusal(() => checkUnite(topology, hot))).toMatch(/^no columns .* \(Name "public.documents"\.\)$/);
+  expect(findSplit(topology, uniting.table)).toMatchObject({ keyspace: { name: 'main' }, hot: { name: 'docs_hot' } });
+  expect(await refusal(() => findSplit(topology, named('documents_hot')))).toMatch(
+    /^no columns .* \(Name "public.documents"\.\)$/,
+  );
 });
 
 describe('while columns are split', () => {
