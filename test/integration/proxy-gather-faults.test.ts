@@ -188,10 +188,12 @@ describe('a query that waits on one shard', () => {
 });
 
 describe('a client that does not read', () => {
+  // More than the sockets on its way can hold.
+  const LONG = SHOWN.replace('o.note', 'repeat(o.note, 4) AS note');
   const heldBack = async () => {
     const peer = await loginAt(s.proxy.port);
     peer.socket.pause();
-    peer.send(encodeQuery(SHOWN));
+    peer.send(encodeQuery(LONG));
     await waitFor(
       async () =>
         (await s.onShard(0, `SELECT FROM pg_stat_activity WHERE usename = 'app' AND wait_event = 'ClientWrite'`))
