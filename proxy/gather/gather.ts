@@ -1,9 +1,11 @@
+import { setTimeout as passed } from 'node:timers/promises';
 import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { PIN_HINT } from '../router/analysis.js';
+import { type HalvedTable, halvesFetches, isHalved, joinSql, unfiltered } from '../router/gather-halves.js';
 import { fetches, type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
 import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
@@ -40,6 +42,7 @@ import { kept } from '../wire/read-memory.js';
 import { IDLE } from '../wire/transaction-status.js';
 import { agree, OBJECT_TYPES, objectsWithin, readAlike } from './column-types.js';
 import { acquireAll, cancelAll, type SentBatch } from './connections.js';
+import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
 import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor } from './refusals.js';
 import { COPY_HEADER, COPY_TRAILER, RowRelay } from './row-relay.js';
 
@@ -150,7 +153,7 @@ export class Gather implements BackendOwner, SpreadRun {
       const all = new Set([...shards, topology.home]);
       if (!(await acquireAll(this.#session, this, [...all], topology, this.#backends, signal))) return false;
       const program = services.router.gatherProgram(this.#analyzed, shards);
-      if (program === null)
+      if (program === null || !this.#reaches(program))
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
           hint: PIN_HINT,
         });
@@ -165,6 +168,12 @@ export class Gather implements BackendOwner, SpreadRun {
       await this.#endAll();
       for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
     }
+  }
+
+  /** Whether the query has been sent to where both halves of its rows are. */
+  #reaches({ tables }: GatherProgram): boolean {
+    const { touches } = this.#placement;
+    return tables.every(({ halves }) => halves === null || touches.some((t) => t.keyspace === halves.keyspace));
   }
 
   async #endAll(): Promise<void> {
@@ -249,7 +258,7 @@ export class Gather implements BackendOwner, SpreadRun {
     this.#passesParameters = passes;
     const filtered = passes || !program.filtersByParameters;
     try {
-      await this.#bring(program.tables, filtered);
+      await this.#bringWhole(program.tables, filtered);
     } catch (error) {
       if (!filtered || !isOfValues(error) || this.#isOver || this.#differs || this.#abandoned) throw error;
       // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
@@ -258,30 +267,87 @@ export class Gather implements BackendOwner, SpreadRun {
       this.#stopped = false;
       this.#brought = 0;
       this.#passesParameters = false;
-      await this.#bring(program.tables, false);
+      await this.#bringWhole(program.tables, false);
     }
     this.#fromItsText = true;
     await this.#query(program.text);
   }
 
-  /** @param filtered shards leave out what the query surely does not use */
-  async #bring(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
+  /** Until both halves of rows that are on two shards have been read as of one moment. @param filtered shards leave out what the query surely does not use */
+  async #bringWhole(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
+    const { topology, shards } = this.#placement;
+    for (const ms of AGAIN_MS) {
+      const halves = tables.some(isHalved)
+        ? new HalvesReading(tables, filtered, topology, shards, (on, sql) => this.#textOf(on, sql))
+        : null;
+      try {
+        return await this.#bring(tables, filtered, halves);
+      } catch (error) {
+        if (!(error instanceof TornError)) throw error;
+        await this.#endAll();
+        this.#brought = 0;
+        await passed(ms, undefined, this.#signal === null ? {} : { signal: this.#signal });
+        this.#checkGoing();
+      }
+    }
+    throw stillTorn();
+  }
+
+  async #bring(tables: readonly GatheredTable[], filtered: boolean, halves: HalvesReading | null): Promise<void> {
     const { topology } = this.#placement;
-    const readers = await this.#begin();
-    for (const table of tables) {
+    const readers = await this.#begin(halves);
+    for (const given of tables) {
+      const table = filtered ? given : unfiltered(given);
       const columns = table.columns.map(quoteIdent).join(', ');
       const form = `SELECT ${columns} FROM ${quoteTable(table)}`;
       const brought = {
         name: table.table,
-        texts: fetches(filtered ? table : { ...table, filter: null }, topology),
+        texts: fetches(table, topology),
         primaryKey: table.primaryKey,
       };
       const types = await this.#columnsOf(form);
       if (types !== null && (await this.#areOfTheirShard(types))) throw notPassed();
       await this.#create(`pg_temp.${quoteIdent(brought.name)}`, form);
-      await this.#fill(brought, types ?? [], readers);
+      if (isHalved(table)) await this.#fillFromHalves(table, tables, readers);
+      else await this.#fill(brought, types ?? [], readers);
     }
-    await this.#release(readers);
+    await this.#release(readers, halves);
+  }
+
+  /** Fills a table of the workspace from both halves of its rows. They are tables there for a while, of names that no other one has. */
+  async #fillFromHalves(
+    table: HalvedTable,
+    tables: readonly GatheredTable[],
+    readers: readonly Backend[],
+  ): Promise<void> {
+    const workspace = this.#workspace;
+    const { base, hot } = halvesFetches(table, this.#placement.topology, this.#placement.shards);
+    const free = (name: string): string => (tables.some((t) => t.table === name) ? free(`${name}_`) : name);
+    const names = { base: free('foreshard_base'), hot: free('foreshard_hot') };
+    for (const [half, name] of [
+      [base, names.base],
+      [hot, names.hot],
+    ] as const) {
+      // The hot table may not be at home; its columns are the table's own.
+      const form = `SELECT ${half.columns.map(quoteIdent).join(', ')} FROM ${quoteTable(table)}`;
+      const types = await this.#columnsOf(form);
+      await this.#create(`pg_temp.${quoteIdent(name)}`, form);
+      await this.#fill({ name, texts: half.texts, primaryKey: null }, types ?? [], readers);
+    }
+    this.#checkGoing();
+    const joined = await workspace.runInternal(encodeQuery(joinSql(table, names)));
+    const parts = [names.base, names.hot].map((name) => `pg_temp.${quoteIdent(name)}`).join(', ');
+    await workspace.runInternal(encodeQuery(`DROP TABLE ${parts}`));
+    await this.#finish(table.table, table.primaryKey, rowsOfTag(joined) ?? 0);
+  }
+
+  /** The one value of a query of ours, as text. */
+  async #textOf(backend: Backend, sql: string): Promise<string> {
+    this.#checkGoing();
+    const rows: Buffer[] = [];
+    await backend.runBatchInternal(this.#messages(sql), { rows: (slice) => rows.push(Buffer.from(slice)) });
+    // A DataRow of one column, behind its header, the number of columns and the value's length.
+    return Buffer.concat(rows).toString('utf8', 11);
   }
 
   /** From what the shards make of their rows. @returns false: that would not be exact, or cannot be told to be; nothing is begun */
@@ -350,18 +416,26 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   /** One moment for each shard. @returns who reads there */
-  async #begin(): Promise<readonly Backend[]> {
+  async #begin(halves: HalvesReading | null = null): Promise<readonly Backend[]> {
     const readers = this.#readers;
-    await Promise.all([
-      this.#workspace.runInternal(BEGIN),
-      ...readers.map((reader) => reader.runInternal(BEGIN_READING)),
-    ]);
+    const workspace = this.#workspace;
+    if (halves !== null) {
+      await halves.ahead([...readers, workspace]);
+      await Promise.all(readers.map((reader) => reader.runInternal(BEGIN_READING)));
+      await halves.inSnapshots(readers);
+      await halves.aheadAtHome(workspace);
+      await workspace.runInternal(BEGIN);
+      await halves.inSnapshotAtHome(workspace);
+      return readers;
+    }
+    await Promise.all([workspace.runInternal(BEGIN), ...readers.map((reader) => reader.runInternal(BEGIN_READING))]);
     return readers;
   }
 
   /** The readers have done their work; the query is the next thing to run. */
-  async #release(readers: readonly Backend[]): Promise<void> {
+  async #release(readers: readonly Backend[], halves: HalvesReading | null = null): Promise<void> {
     await Promise.all([...readers.map((reader) => reader.runInternal(COMMIT)), this.#workspace.runInternal(READ_ONLY)]);
+    await halves?.behind(readers);
   }
 
   /** A cancel request may have come between two steps, when nothing was there to be canceled, and a limit may have been passed by the last rows of a step. */
@@ -384,7 +458,6 @@ export class Gather implements BackendOwner, SpreadRun {
     readers: readonly Backend[],
   ): Promise<void> {
     this.#checkGoing();
-    const workspace = this.#workspace;
     const table = `pg_temp.${quoteIdent(name)}`;
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
@@ -393,6 +466,13 @@ export class Gather implements BackendOwner, SpreadRun {
       this.#stop();
       throw error;
     });
+    await this.#finish(name, primaryKey, rows);
+  }
+
+  /** Of a table of the workspace that has all of its rows. */
+  async #finish(name: string, primaryKey: readonly string[] | null, rows: number): Promise<void> {
+    const workspace = this.#workspace;
+    const table = `pg_temp.${quoteIdent(name)}`;
     if (primaryKey !== null) {
       const key = primaryKey.map(quoteIdent).join(', ');
       await workspace.runInternal(encodeQuery(`ALTER TABLE ${table} ADD PRIMARY KEY (${key})`));

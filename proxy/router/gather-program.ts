@@ -7,6 +7,16 @@ import { conjuncts, strings, walk } from './ast.js';
 import { bare, canonical, expressionText } from './expression-text.js';
 import { areAlikeEverywhere } from './fan-out.js';
 import { columnsAs, hasStar } from './gather.js';
+import {
+  filterOf,
+  type GatheredHalves,
+  halvesFetches,
+  halvesLooks,
+  halvesOf,
+  isHalved,
+  ROW,
+  type TableCondition,
+} from './gather-halves.js';
 import { Lexer, type Token } from './lexer.js';
 import type { Relation } from './metadata.js';
 import { analyzeStatement } from './modify.js';
@@ -29,6 +39,8 @@ export interface GatheredTable {
   readonly primaryKey: readonly string[] | null;
   /** What is true of all rows that the query can use, of `"t"`; may have parameters. Null: nothing is known. */
   readonly filter: string | null;
+  /** Some of these columns are on other shards than the others. Null: the rows are whole. */
+  readonly halves: GatheredHalves | null;
 }
 
 export interface GatherProgram {
@@ -42,9 +54,6 @@ export interface GatherProgram {
   /** A position in `text`, in characters from 1, as one in the client's own text. */
   positionAsSent(position: number): number;
 }
-
-/** The name of a table where its rows are read. */
-const ROW = 't';
 
 /** Perhaps: also in a string. */
 export const PARAMETER = /\$\d/;
@@ -71,10 +80,11 @@ export function gatherProgram(
   if (edits === null) return null;
   const edited = applyEdits(text, edits);
   if (!meansTheSame(a, statement.node, edited, text, parsed)) return null;
-  const tables = tablesOf(a, statement.node, conforming && isUtf8(text));
+  const tables = tablesOf(a, statement.node, conforming && isUtf8(text), where.topology);
   const select = 'SelectStmt' in statement.node ? statement.node.SelectStmt : null;
+  const whole = !tables.some(isHalved);
   return {
-    reduction: select === null || !conforming ? null : reductionOf(a, select, text, where),
+    reduction: select === null || !conforming || !whole ? null : reductionOf(a, select, text, where),
     tables,
     filtersByParameters: tables.some(({ filter }) => filter !== null && PARAMETER.test(filter)),
     text: edited,
@@ -106,9 +116,18 @@ export function partials({ of, partial }: Reduction, topology: Topology): Readon
 }
 
 /** Whether all that is sent besides the client's own text says the same in any encoding. */
-export function isAscii({ tables, reduction }: GatherProgram, topology: Topology): boolean {
+export function isAscii(
+  { tables, reduction }: GatherProgram,
+  topology: Topology,
+  shards: readonly ShardName[],
+): boolean {
   const texts = [
     ...tables.flatMap((table) => [...fetches(table, topology).values()]),
+    ...tables.filter(isHalved).flatMap((table) => {
+      const { base, hot } = halvesFetches(table, topology, shards);
+      const looks = halvesLooks(table, topology, shards);
+      return [base.texts, hot.texts, looks.base, looks.hot].flatMap((by) => [...by.values()]);
+    }),
     ...(reduction === null ? [] : partials(reduction, topology).values()),
   ];
   return !texts.some((text) => /[^ -~\s]/.test(text));
@@ -179,11 +198,11 @@ function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer
   return canonical(bare(wanted, () => null)) === canonical(bare(read, () => null));
 }
 
-function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] {
+function tablesOf(a: Analysis, statement: Node, sure: boolean, topology: Topology): GatheredTable[] {
   const used = usedColumns(statement);
   const grouped = isGrouped(statement);
   // The parser has not seen what is in strings with backslashes.
-  const filters = sure ? filtersOf(a, statement) : new Map<RangeVar, string>();
+  const filters = sure ? filtersOf(a, statement) : new Map<RangeVar, readonly TableCondition[]>();
   const byTable = new Map<Relation, Occurrence[]>();
   for (const o of a.occurrences) {
     const relation = o.relation as Relation;
@@ -198,16 +217,17 @@ function tablesOf(a: Analysis, statement: Node, sure: boolean): GatheredTable[] 
     const columns = all.filter(
       (c) => renamed || shown.some((of) => used(of, c)) || primaryKey?.includes(c) || keyColumns.includes(c),
     );
-    const own = occurrences.map((o) => filters.get(o.node as RangeVar) ?? null);
-    return {
+    const conditions = occurrences.map((o) => filters.get(o.node as RangeVar) ?? []);
+    const table = {
       schema: relation.schema,
       table: relation.table,
       keyspace,
       keyColumns,
       columns: columns.length > 0 ? columns : all.slice(0, 1),
       primaryKey,
-      filter: own.includes(null) ? null : own.length === 1 ? (own[0] as string) : own.map((f) => `(${f})`).join(' OR '),
+      filter: filterOf(conditions),
     };
+    return { ...table, halves: halvesOf(table, conditions, topology) };
   });
 }
 
@@ -254,8 +274,8 @@ interface Source {
 }
 
 /** By table in FROM: what the conditions of its level say of it alone. */
-function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, string> {
-  const filters = new Map<RangeVar, string[]>();
+function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, readonly TableCondition[]> {
+  const filters = new Map<RangeVar, TableCondition[]>();
   const occurrences = new Map(a.occurrences.map((o) => [o.node as RangeVar, o]));
   const levelOf = (select: SelectStmt) => {
     const sources = (select.fromClause ?? []).flatMap((item) => sourcesOf(item));
@@ -271,8 +291,14 @@ function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, string> 
         ? expressionText(conjunct, (ref) => [ROW, columnOf(ref, source)])
         : null;
       // What may fail is looked at behind what stands before it, or not at all.
-      if (text === null || tellsTransaction(text) || (left.has(source) && mayFail(conjunct))) left.add(source);
-      else filters.set(source.node as RangeVar, [...(filters.get(source.node as RangeVar) ?? []), text]);
+      const fails = mayFail(conjunct);
+      if (text === null || tellsTransaction(text) || (left.has(source) && fails)) left.add(source);
+      else {
+        const columns: string[] = [];
+        walk([conjunct], { column: (ref) => columns.push(columnOf(ref, source)) });
+        const known = filters.get(source.node as RangeVar) ?? [];
+        filters.set(source.node as RangeVar, [...known, { text, columns, mayFail: fails }]);
+      }
     }
   };
   const sourcesOf = (item: Node): Source[] => {
@@ -313,7 +339,7 @@ function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, string> 
         levelOf(value as SelectStmt);
     },
   });
-  return new Map([...filters].map(([node, texts]) => [node, texts.join(' AND ')]));
+  return filters;
 }
 
 /** The only thing in FROM whose columns the condition has, if it has no others. */

@@ -290,7 +290,7 @@ export class Router {
     const read = scope.conforming ? text : conforming(text);
     const program = gatherProgram(text, read, scope.conforming, context, { topology, shards });
     // What is written here is in UTF-8.
-    return program !== null && scope.foreign && !isAscii(program, topology) ? null : program;
+    return program !== null && scope.foreign && !isAscii(program, topology, shards) ? null : program;
   }
 
   /**
