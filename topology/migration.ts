@@ -37,6 +37,25 @@ export interface SeparateSpec {
   readonly as: KeyspaceName;
 }
 
+/**
+ * Columns of a table get a table of their own, which is filled and kept the same by triggers on every shard that has the table; then, in the catalog, a keyspace
+ * of its own, with the key and the ranges of the table's.
+ */
+export interface HalveSpec {
+  readonly kind: 'halve';
+  /** Of the table. */
+  readonly keyspace: KeyspaceName;
+  readonly table: TableName;
+  /** Columns that go, in the order of the table. */
+  readonly columns: readonly string[];
+  /** Of the table, and then of both. */
+  readonly primaryKey: readonly string[];
+  /** Name of their table. */
+  readonly hot: TableName;
+  /** Name of its keyspace. */
+  readonly as: KeyspaceName;
+}
+
 /** What a migration does. Everything else that people ask for (split, merge, drain …) is made of these. */
 export type MigrationSpec = RangeSpec | SeparateSpec;
 
