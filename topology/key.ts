@@ -66,3 +66,12 @@ export function overlaps(a: Interval, b: Interval): boolean {
   if (a.hi !== null && b.lo !== null && comparePositions(a.hi, b.lo) <= 0) return false;
   return !(b.hi !== null && a.lo !== null && comparePositions(b.hi, a.lo) <= 0);
 }
+
+/** What two half-open intervals have in common; null: nothing. */
+export function intersection(a: Interval, b: Interval): Interval | null {
+  if (!overlaps(a, b)) return null;
+  return {
+    lo: a.lo === null || (b.lo !== null && comparePositions(a.lo, b.lo) < 0) ? b.lo : a.lo,
+    hi: a.hi === null || (b.hi !== null && comparePositions(b.hi, a.hi) < 0) ? b.hi : a.hi,
+  };
+}

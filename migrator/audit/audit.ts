@@ -7,6 +7,7 @@ import { clusterPart } from '../names.js';
 import { ShardSession } from '../shard-session.js';
 import { auditCatalog } from './catalog.js';
 import type { AuditFinding } from './finding.js';
+import { auditHalves } from './halves.js';
 import { AtWork } from './migrations.js';
 import { judgeObjects, judgeRemains, ORDER, readObjects } from './objects.js';
 import { Portions, STATEMENT_MS } from './portions.js';
@@ -104,6 +105,7 @@ async function lookAround(
   findings.push(...judgeRemains(objects, atWork));
   for (const keyspace of topology.keyspaces.values())
     findings.push(...(await auditRows({ catalog, topology, keyspace, sessions, atWork, portions })));
+  findings.push(...(await auditHalves({ catalog, topology, sessions, atWork, portions })));
   for (const table of topology.referenceTables.values())
     findings.push(...(await auditReference(table, { catalog, sessions, portions, truth })));
   findings.push(...(await auditShapes(catalog, topology, sessions, atWork)));
