@@ -1,12 +1,13 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
+import { asServerError } from '../backend/internal-statement.js';
 import { Narrowable } from '../router/narrow.js';
 import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
-import { giveBack } from '../session/give-back.js';
 import type { Placement } from '../session/placement.js';
+import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -15,10 +16,18 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
+import {
+  decodeErrorFields,
+  type ErrorFields,
+  encodeErrorResponse,
+  fieldsOfError,
+  isFatal,
+} from '../wire/error-response.js';
 import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
-import { acquireAll, cancelAll, type SentBatch } from './connections.js';
+import { acquireAll, cancelAll, lend, letGo, type SentBatch } from './connections.js';
+
+const BEGIN = encodeQuery('BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0');
 
 /** What the client has sent. Each shard gets the text with a condition that leaves it the rows that it owns. */
 export type FanOutStatement =
@@ -38,12 +47,17 @@ export class FanOut implements BackendOwner, SpreadRun {
   readonly #template: string;
   readonly #text: Narrowable;
   readonly #statement: FanOutStatement;
-  readonly #backends: Backend[] = [];
+  readonly #own: Backend[] = [];
+  /** With those of the client's transaction block, in the order of the shards' names. */
+  #backends: readonly Backend[] = this.#own;
+  #block: SpreadBlock | null = null;
   readonly #cancels: Promise<void>[] = [];
   /** The shard whose rows go to the client now. */
   #current = 0;
   #rows = 0;
   #failed = false;
+  /** See SpreadRun. */
+  failure: ErrorFields | null = null;
   #abandoned = false;
   #finish: (() => void) | null = null;
   #lost: ((error: Error) => void) | null = null;
@@ -69,16 +83,37 @@ export class FanOut implements BackendOwner, SpreadRun {
 
   /** @returns false when the topology, or what names mean, changed before anything was sent, or a connection was lost. */
   async run(signal: AbortSignal): Promise<boolean> {
-    const { services } = this.#session;
+    const session = this.#session;
     const { topology } = this.#placement;
+    const block = await spreadBlock(session);
+    this.#block = block;
+    const lent: Backend[] = [];
     try {
-      if (!(await acquireAll(this.#session, this, this.#shards, topology, this.#backends, signal))) return false;
+      const others = this.#shards.filter((shard) => block?.writers.has(shard) !== true);
+      if (!(await acquireAll(session, this, others, topology, this.#own, signal, block))) return false;
+      if (block !== null) {
+        if (block.opening.length > 0) await this.#begin(block);
+        for (const shard of this.#shards)
+          lent.push(...(block.writers.get(shard) ? [block.writers.get(shard) as Backend] : []));
+        lend(session, lent, this);
+        const order = (a: Backend, b: Backend) => (a.shard < b.shard ? -1 : 1);
+        this.#backends = [...this.#own, ...lent].sort(order);
+      }
       await this.#execute();
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
+      await letGo(session, this.#own, lent, block);
     }
+  }
+
+  /** So that the block's settings are in force. */
+  async #begin(block: SpreadBlock): Promise<void> {
+    await Promise.all(this.#own.map((backend) => beginLike(block, backend, BEGIN, this.#session))).catch(
+      (error: unknown) => {
+        throw asServerError(error);
+      },
+    );
   }
 
   /** The client reads too slowly. */
@@ -110,13 +145,16 @@ export class FanOut implements BackendOwner, SpreadRun {
       this.#send(backend, i === 0);
     });
     if (this.#statement.kind === 'extended' && this.#statement.parsed) session.write(PARSE_COMPLETE);
-    await done;
+    await done.catch((error: unknown) => {
+      if (this.#block === null) throw error;
+      this.failure ??= fieldsOfError(error);
+    });
     if (!this.#failed) {
       session.write(encodeCommandComplete(`SELECT ${this.#rows}`));
       if (this.#statement.kind === 'extended' && this.#statement.closePortal) session.write(CLOSE_COMPLETE);
     }
-    await session.settled();
-    session.answerReady();
+    if (this.#block === null) await session.settled();
+    if (this.failure === null) session.answerReady();
     session.services.load.record({
       template: this.#template,
       shard: null,
@@ -160,7 +198,7 @@ export class FanOut implements BackendOwner, SpreadRun {
       case BACKEND.ErrorResponse:
         if (!isFatal(decodeErrorFields(frame))) this.#failed = true;
         else return; // the loss of the connection follows, which is not the end of the client's session
-        this.#session.write(this.#session.worded(this.#asSent(backend, frame)));
+        this.#tell(this.#session.worded(this.#asSent(backend, frame)));
         this.#stop();
         return;
       case BACKEND.NotificationResponse:
@@ -175,6 +213,12 @@ export class FanOut implements BackendOwner, SpreadRun {
       default:
         this.#session.write(frame);
     }
+  }
+
+  /** In a block the error is told when all of the block has failed. */
+  #tell(frame: Buffer): void {
+    if (this.#block === null) this.#session.write(frame);
+    else this.failure = boundWorded(this.#block, decodeErrorFields(frame));
   }
 
   /** The error of a shard, with its position where it is in the client's text. */

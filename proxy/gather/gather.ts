@@ -12,9 +12,9 @@ import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
-import { giveBack } from '../session/give-back.js';
 import type { Placement } from '../session/placement.js';
 import { RefusedError } from '../session/refusals.js';
+import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -25,7 +25,7 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
+import { decodeErrorFields, type ErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
 import {
   type BindMessage,
   COPY_DONE,
@@ -39,11 +39,10 @@ import {
 } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
-import { IDLE } from '../wire/transaction-status.js';
 import { agree, OBJECT_TYPES, objectsWithin, readAlike } from './column-types.js';
-import { acquireAll, cancelAll, type SentBatch } from './connections.js';
+import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
-import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor } from './refusals.js';
+import { halvesInBlock, notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
 import { COPY_HEADER, COPY_TRAILER, RowRelay } from './row-relay.js';
 
 /** What the client has sent. */
@@ -61,13 +60,13 @@ const BEGIN_READING = begin('READ ONLY');
 /** The query itself changes nothing: whatever it calls. */
 const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
 const COMMIT = encodeQuery('COMMIT');
-const ROLLBACK = encodeQuery('ROLLBACK');
+/** In the client's own transaction, for what may fail and is then asked for in another way. */
+const SAVE = encodeQuery('SAVEPOINT foreshard_rows');
+const FORGET = encodeQuery('RELEASE SAVEPOINT foreshard_rows');
+const GO_BACK = encodeQuery('ROLLBACK TO SAVEPOINT foreshard_rows; RELEASE SAVEPOINT foreshard_rows');
 
 /** Of the home shard's rows so far; in a message of the server's: that there are too many of them. */
 const OWN_SIZE = 'foreshard size of rows';
-
-/** How long a connection may take to leave a transaction that has failed, ms. */
-const ROLLBACK_MS = 5_000;
 
 /** From so many rows on, the planner is told what is in a table; without, it goes by its size. */
 const ANALYZED_ROWS = 1_000;
@@ -83,7 +82,14 @@ export class Gather implements BackendOwner, SpreadRun {
   readonly #placement: Placement & { kind: 'gather' };
   readonly #analyzed: Analyzed;
   readonly #statement: GatherStatement;
-  readonly #backends: Backend[] = [];
+  readonly #own: Backend[] = [];
+  /** Those of the client's transaction block to shards on which it has written: what these have is read there. */
+  readonly #lent: Backend[] = [];
+  #block: SpreadBlock | null = null;
+  /** The block can go back to where it was. */
+  #saved = false;
+  /** See SpreadRun. */
+  failure: ErrorFields | null = null;
   readonly #cancels: Promise<void>[] = [];
   #program: GatherProgram | null = null;
   /** The types of the query's parameters. */
@@ -127,17 +133,17 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   get backends(): readonly Backend[] {
-    return this.#backends;
+    return [...this.#own, ...this.#lent];
   }
 
   get #workspace(): Backend {
     const { home } = this.#placement.topology;
-    return this.#backends.find((backend) => backend.shard === home) as Backend;
+    return this.#own.find((backend) => backend.shard === home) as Backend;
   }
 
-  /** By shard. */
+  /** Of its own. */
   get #readers(): Backend[] {
-    return this.#backends.filter((backend) => backend !== this.#workspace);
+    return this.#own.filter((backend) => backend !== this.#workspace);
   }
 
   /**
@@ -149,24 +155,29 @@ export class Gather implements BackendOwner, SpreadRun {
     const { shards, topology } = this.#placement;
     if (services.gatherBytes === 0) throw switchedOff();
     this.#signal = signal;
+    const session = this.#session;
+    const block = await spreadBlock(session);
+    this.#block = block;
     try {
-      const all = new Set([...shards, topology.home]);
-      if (!(await acquireAll(this.#session, this, [...all], topology, this.#backends, signal))) return false;
+      const others = shards.filter((shard) => block?.writers.has(shard) !== true);
+      const all = new Set([...others, topology.home]);
+      if (!(await acquireAll(session, this, [...all], topology, this.#own, signal, block))) return false;
+      for (const [shard, backend] of block?.writers ?? []) if (shards.includes(shard)) this.#lent.push(backend);
+      lend(session, this.#lent, this);
       const program = services.router.gatherProgram(this.#analyzed, shards);
       if (program === null || !this.#reaches(program))
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
           hint: PIN_HINT,
         });
       this.#program = program;
-      await this.#describe().catch((error: unknown) => {
+      await this.#asInBlock(() => this.#describe()).catch((error: unknown) => {
         throw asServerError(error);
       });
       await this.#answer(program);
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      await this.#endAll();
-      for (const backend of this.#backends) giveBack(backend, services.pool(backend.shard));
+      await letGo(session, this.#own, this.#lent, block);
     }
   }
 
@@ -177,15 +188,19 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   async #endAll(): Promise<void> {
-    await Promise.all(this.#backends.map((backend) => this.#end(backend)));
+    await Promise.all(this.#own.map(rollBack));
   }
 
-  /** Nothing is left open on a connection. */
-  async #end(backend: Backend): Promise<void> {
-    if (backend.lost !== null || (backend.status === IDLE && backend.quiet)) return;
-    const late = setTimeout(() => backend.destroy(), ROLLBACK_MS);
-    await backend.runInternal(ROLLBACK).catch(() => backend.destroy());
-    clearTimeout(late);
+  /** Runs something on the workspace with the settings of the client's block, where it has some of its own. */
+  async #asInBlock<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#block === null || this.#block.opening.length === 0) return work();
+    const workspace = this.#workspace;
+    try {
+      await beginLike(this.#block, workspace, BEGIN, this.#session);
+      return await work();
+    } finally {
+      await rollBack(workspace);
+    }
   }
 
   /** Has the home shard read the query as it was sent, with its parameters: what is wrong with these, and what columns it has, is said as of the tables. */
@@ -210,8 +225,10 @@ export class Gather implements BackendOwner, SpreadRun {
     await asked.catch(async (error: unknown) => {
       // A Query that names parameters: PostgreSQL says that there are none.
       const [parameters] = described;
-      if (extended === null && parameters !== undefined && decodeParameterDescription(parameters).length > 0)
+      if (extended === null && parameters !== undefined && decodeParameterDescription(parameters).length > 0) {
+        await rollBack(workspace);
         await workspace.runInternal(encodeQuery(text));
+      }
       throw error;
     });
     this.#oids = decodeParameterDescription(described[0] as Buffer);
@@ -239,8 +256,8 @@ export class Gather implements BackendOwner, SpreadRun {
       this.#stop();
       this.#fail(error);
     }
-    await session.settled();
-    session.answerReady();
+    if (this.#block === null) await session.settled();
+    if (this.failure === null) session.answerReady();
     session.services.load.record({
       template: this.#analyzed.template,
       shard: null,
@@ -248,7 +265,7 @@ export class Gather implements BackendOwner, SpreadRun {
       write: false,
       rows: this.#rows,
       bytes: session.bytesForwarded,
-      ms: (performance.now() - started) * this.#backends.length,
+      ms: (performance.now() - started) * this.backends.length,
     });
   }
 
@@ -257,6 +274,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const passes = program.filtersByParameters && this.#mayPassParameters;
     this.#passesParameters = passes;
     const filtered = passes || !program.filtersByParameters;
+    if (program.readsHome && this.#block?.writers.has(this.#placement.topology.home) === true) throw writtenAtHome();
     try {
       await this.#bringWhole(program.tables, filtered);
     } catch (error) {
@@ -264,6 +282,7 @@ export class Gather implements BackendOwner, SpreadRun {
       // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
       await Promise.all(this.#cancels.splice(0));
       await this.#endAll();
+      await this.#goBack();
       this.#stopped = false;
       this.#brought = 0;
       this.#passesParameters = false;
@@ -276,6 +295,10 @@ export class Gather implements BackendOwner, SpreadRun {
   /** Until both halves of rows that are on two shards have been read as of one moment. @param filtered shards leave out what the query surely does not use */
   async #bringWhole(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
     const { topology, shards } = this.#placement;
+    const block = this.#block;
+    // Its own changes of one half would have to be told from those that are committed.
+    const own = block !== null && block.writers.size + block.opening.length > 0;
+    if (own && tables.some(isHalved)) throw halvesInBlock();
     for (const ms of AGAIN_MS) {
       const halves = tables.some(isHalved)
         ? new HalvesReading(tables, filtered, topology, shards, (on, sql) => this.#textOf(on, sql))
@@ -295,7 +318,8 @@ export class Gather implements BackendOwner, SpreadRun {
 
   async #bring(tables: readonly GatheredTable[], filtered: boolean, halves: HalvesReading | null): Promise<void> {
     const { topology } = this.#placement;
-    const readers = await this.#begin(halves);
+    const readers = await this.#begin(filtered && tables.some(({ filter }) => filter !== null), halves);
+    const all: (Formed & { readonly types: readonly FieldDescription[] })[] = [];
     for (const given of tables) {
       const table = filtered ? given : unfiltered(given);
       const columns = table.columns.map(quoteIdent).join(', ');
@@ -309,9 +333,35 @@ export class Gather implements BackendOwner, SpreadRun {
       if (types !== null && (await this.#areOfTheirShard(types))) throw notPassed();
       await this.#create(`pg_temp.${quoteIdent(brought.name)}`, form);
       if (isHalved(table)) await this.#fillFromHalves(table, tables, readers);
-      else await this.#fill(brought, types ?? [], readers);
+      else all.push({ ...brought, form, columns: table.columns.length, types: types ?? [] });
     }
-    await this.#release(readers, halves);
+    // What the block's own connections have of several tables comes at once: each statement of theirs sees another moment.
+    const staged = this.#lent.filter(({ shard }) => all.filter(({ texts }) => texts.has(shard)).length > 1);
+    for (const reader of staged) await this.#stage(reader, all);
+    const others = readers.filter((reader) => !staged.includes(reader));
+    for (const brought of all) await this.#fill(brought, brought.types, others);
+    await this.#release(halves);
+  }
+
+  /** The rows that one shard has of several tables, all of one moment. */
+  async #stage(reader: Backend, all: readonly Formed[]): Promise<void> {
+    const of = all.filter(({ texts }) => texts.has(reader.shard));
+    const name = `pg_temp.${quoteIdent(`foreshard rows of ${reader.shard}`)}`;
+    const form = sideBySide(of, (brought) => brought.form);
+    const types = (await this.#columnsOf(form)) ?? [];
+    await this.#create(name, form);
+    this.#checkGoing();
+    const together = sideBySide(of, ({ texts }) => texts.get(reader.shard) as string);
+    const fetched = this.#fetch(reader, together, types);
+    await this.#copy(encodeQuery(`COPY ${name} FROM STDIN (FORMAT binary)`), [fetched]).catch((error: unknown) => {
+      this.#stop();
+      throw error;
+    });
+    for (const [i, brought] of of.entries()) {
+      const into = `pg_temp.${quoteIdent(brought.name)}`;
+      const sql = `INSERT INTO ${into} SELECT ${columnNames(i, brought.columns)} FROM ${name} WHERE is${i}`;
+      await this.#workspace.runInternal(encodeQuery(sql));
+    }
   }
 
   /** Fills a table of the workspace from both halves of its rows. They are tables there for a while, of names that no other one has. */
@@ -357,11 +407,14 @@ export class Gather implements BackendOwner, SpreadRun {
     const usesParameters = PARAMETER.test(form);
     if (usesParameters && !this.#mayPassParameters) return false;
     const workspace = this.#workspace;
-    const parts = await this.#columnsOf(form);
+    const parts = await this.#asInBlock(async () => {
+      const columns = await this.#columnsOf(form);
+      return columns === null || (await this.#areOfTheirShard(columns)) ? null : columns;
+    });
     const text = parts && reduction.finish(parts.map((column) => column.typeOid));
-    if (parts === null || text === null || (await this.#areOfTheirShard(parts))) return false;
+    if (parts === null || text === null) return false;
     this.#passesParameters = usesParameters;
-    const readers = await this.#begin();
+    const readers = await this.#begin(false);
     const name = `pg_temp.${quoteIdent(PARTS)}`;
     const made = await this.#create(name, form).catch((error: unknown) => {
       if (workspace.lost !== null || isNotAllowed(error)) throw error;
@@ -376,7 +429,7 @@ export class Gather implements BackendOwner, SpreadRun {
       parts,
       readers,
     );
-    await this.#release(readers);
+    await this.#release();
     await this.#query(Buffer.from(text));
     return true;
   }
@@ -415,10 +468,11 @@ export class Gather implements BackendOwner, SpreadRun {
     return (await this.#workspace.value(encodeQuery(objectsWithin(own)))) === 't';
   }
 
-  /** One moment for each shard. @returns who reads there */
-  async #begin(halves: HalvesReading | null = null): Promise<readonly Backend[]> {
+  /** One moment for each shard. @param mayFail what is read may fail, and be asked for again @returns who reads there */
+  async #begin(mayFail: boolean, halves: HalvesReading | null = null): Promise<readonly Backend[]> {
     const readers = this.#readers;
     const workspace = this.#workspace;
+    const session = this.#session;
     if (halves !== null) {
       await halves.ahead([...readers, workspace]);
       await Promise.all(readers.map((reader) => reader.runInternal(BEGIN_READING)));
@@ -428,14 +482,36 @@ export class Gather implements BackendOwner, SpreadRun {
       await halves.inSnapshotAtHome(workspace);
       return readers;
     }
-    await Promise.all([workspace.runInternal(BEGIN), ...readers.map((reader) => reader.runInternal(BEGIN_READING))]);
-    return readers;
+    this.#saved = mayFail && this.#lent.length > 0;
+    await Promise.all([
+      beginLike(this.#block, workspace, BEGIN, session),
+      ...readers.map((reader) => beginLike(this.#block, reader, BEGIN_READING, session)),
+      ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(SAVE)) : []),
+    ]);
+    return [...readers, ...this.#lent];
   }
 
   /** The readers have done their work; the query is the next thing to run. */
-  async #release(readers: readonly Backend[], halves: HalvesReading | null = null): Promise<void> {
-    await Promise.all([...readers.map((reader) => reader.runInternal(COMMIT)), this.#workspace.runInternal(READ_ONLY)]);
+  async #release(halves: HalvesReading | null = null): Promise<void> {
+    const readers = this.#readers;
+    await Promise.all([
+      ...readers.map((reader) => reader.runInternal(COMMIT)),
+      ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(FORGET)) : []),
+      this.#workspace.runInternal(READ_ONLY),
+    ]);
+    this.#saved = false;
     await halves?.behind(readers);
+  }
+
+  /** The client's block is where it was. */
+  async #goBack(): Promise<void> {
+    if (!this.#saved) return;
+    this.#saved = false;
+    await Promise.all(
+      this.#lent.map(async (reader) => {
+        await reader.runInternal(GO_BACK);
+      }),
+    );
   }
 
   /** A cancel request may have come between two steps, when nothing was there to be canceled, and a limit may have been passed by the last rows of a step. */
@@ -488,7 +564,8 @@ export class Gather implements BackendOwner, SpreadRun {
     fetched: readonly Fetch[],
   ): Promise<number> {
     const { shard } = this.#workspace;
-    const own = this.#placement.shards.includes(shard) ? texts.get(shard) : undefined;
+    const isOwn = this.#placement.shards.includes(shard) && this.#block?.writers.has(shard) !== true;
+    const own = isOwn ? texts.get(shard) : undefined;
     const rows = own === undefined ? 0 : await this.#takeOwn(table, own, types);
     if (fetched.length === 0) return rows;
     return rows + (await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched));
@@ -654,7 +731,7 @@ export class Gather implements BackendOwner, SpreadRun {
       case BACKEND.ErrorResponse:
         if (isFatal(decodeErrorFields(frame))) return; // the loss of the connection follows
         this.#failed = true;
-        this.#session.write(this.#session.worded(this.#asSent(frame)));
+        this.#tell(decodeErrorFields(this.#session.worded(this.#asSent(frame))));
         return;
       case BACKEND.NotificationResponse:
       case BACKEND.ParseComplete:
@@ -708,17 +785,23 @@ export class Gather implements BackendOwner, SpreadRun {
   #fail(error: unknown): void {
     if (this.#failed || this.#abandoned) return;
     this.#failed = true;
-    this.#session.writeError(
+    this.#tell(
       this.#isOver
         ? tooMuch(this.#session.services.gatherBytes)
         : wordsFor(this.#differs ? typesDiffer() : this.#signal?.aborted ? this.#signal.reason : error),
     );
   }
 
+  /** In a block the error is told when all of the block has failed. */
+  #tell(fields: ErrorFields): void {
+    if (this.#block === null) this.#session.writeError(fields);
+    else this.failure = boundWorded(this.#block, fields);
+  }
+
   #stop(): void {
     if (this.#stopped) return;
     this.#stopped = true;
-    this.#cancels.push(...cancelAll(this.#backends, this.#session.services.logger));
+    this.#cancels.push(...cancelAll(this.backends, this.#session.services.logger));
   }
 }
 
@@ -730,6 +813,12 @@ interface Brought {
   readonly primaryKey: readonly string[] | null;
 }
 
+/** With what has its columns, by name and type. */
+interface Formed extends Brought {
+  readonly form: string;
+  readonly columns: number;
+}
+
 /** Rows of one table that a shard has been asked for. */
 interface Fetch {
   readonly reader: Backend;
@@ -737,6 +826,18 @@ interface Fetch {
   /** Rows that had been read before their turn came. */
   readonly early: readonly Buffer[];
   readonly done: Promise<string>;
+}
+
+/** What several statements give, as one: the rows of the n-th have true in `isn`, and are in the columns of its `columnNames`. */
+function sideBySide(all: readonly Formed[], textOf: (brought: Formed) => string): string {
+  const [first, ...others] = all.map(
+    (brought, i) => `(SELECT true, q.* FROM (${textOf(brought)}) q) s${i} (is${i}, ${columnNames(i, brought.columns)})`,
+  );
+  return `SELECT * FROM ${first}${others.map((other) => ` FULL JOIN ${other} ON false`).join('')}`;
+}
+
+function columnNames(n: number, columns: number): string {
+  return Array.from({ length: columns }, (_, i) => `c${n}_${i}`).join(', ');
 }
 
 /** Class 22, what an expression says of its arguments ("PostgreSQL Error Codes"). */

@@ -28,6 +28,24 @@ export function notPassed(): RefusedError {
   return new RefusedError('0A000', message, { hint: PIN_HINT });
 }
 
+export function writtenAtHome(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'a query over several shards that uses tables of the home shard alone cannot run in a transaction that has written there',
+    {
+      hint: 'Run it before the write, or in a transaction of its own; or ask for the rows of the two in two statements.',
+    },
+  );
+}
+
+export function halvesInBlock(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'columns of a table that are kept apart from the others cannot be read together with them in a transaction that has written or has settings of its own',
+    { hint: 'Read them before the first write, or in a transaction of their own.' },
+  );
+}
+
 /** Binary forms that name types by OIDs, or that a type does not have. */
 const NOT_PASSED = new Set(['42804', '42883']);
 

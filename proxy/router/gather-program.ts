@@ -47,6 +47,8 @@ export interface GatherProgram {
   /** In place of the tables' rows, where parts of the shards' answers will do. */
   readonly reduction: Reduction | null;
   readonly tables: readonly GatheredTable[];
+  /** It reads more at home than these. */
+  readonly readsHome: boolean;
   /** Some filter has parameters of the query. */
   readonly filtersByParameters: boolean;
   /** The query as the workspace runs it. */
@@ -86,6 +88,7 @@ export function gatherProgram(
   return {
     reduction: select === null || !conforming || !whole ? null : reductionOf(a, select, text, where),
     tables,
+    readsHome: a.home || a.referenceReads.size > 0,
     filtersByParameters: tables.some(({ filter }) => filter !== null && PARAMETER.test(filter)),
     text: edited,
     positionAsSent: (position) => positionAsSent(text, edits, position),

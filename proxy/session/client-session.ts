@@ -59,6 +59,8 @@ export interface SessionServices {
 export interface SpreadRun {
   readonly footprint: Footprint;
   readonly backends: readonly Backend[];
+  /** What the transaction block is to fail with in which it has run; null: nothing, or the client has been told. */
+  readonly failure: ErrorFields | null;
   /** @returns false when the topology, or what names mean, changed before anything was sent. */
   run(signal: AbortSignal): Promise<boolean>;
   /** The client reads too slowly. */

@@ -189,7 +189,7 @@ export class ExtendedProtocol {
 
   async #dispatchLater(unit: Unit, preparing: Prepared | Promise<Prepared>): Promise<void> {
     const { lease } = this.#session;
-    const { items, error, sync } = unit.reading;
+    const { items, sync } = unit.reading;
     let placement: Prepared;
     try {
       placement = await preparing;
@@ -203,7 +203,7 @@ export class ExtendedProtocol {
       }
       if (placement.kind === 'fanout' || placement.kind === 'gather') {
         if (this.#needsWhole(unit)) return;
-        if (!(await this.#fanOut(items, placement, error))) await this.#again(unit);
+        if (!(await this.#fanOut(unit, placement))) await this.#again(unit);
         return;
       }
     } catch (e) {
@@ -417,12 +417,10 @@ export class ExtendedProtocol {
     return null;
   }
 
-  async #fanOut(
-    items: readonly Item[],
-    placement: Placement & { kind: 'fanout' | 'gather' },
-    error: ErrorFields | null,
-  ): Promise<boolean> {
+  /** @returns false: it is to be placed again */
+  async #fanOut({ reading }: Unit, placement: Placement & { kind: 'fanout' | 'gather' }): Promise<boolean> {
     const session = this.#session;
+    const { items, error } = reading;
     const shape = items.map((i) => i.type).filter((t) => t !== 'flush');
     const bind = items.find((i) => i.type === 'bind');
     const execute = items.find((i) => i.type === 'execute');
@@ -430,6 +428,12 @@ export class ExtendedProtocol {
       throw new RefusedError('0A000', 'a statement for several shards cannot be pipelined or fetched in parts yet', {
         hint: 'Give it a key, or send it with a Sync of its own and without a row limit.',
       });
+    if (session.lease.transaction !== null && bind.bind.portal !== '')
+      throw new RefusedError(
+        '0A000',
+        'a statement for several shards in a portal that has a name is not supported inside a transaction block',
+        { hint: 'Bind it to the unnamed portal.' },
+      );
     const { content, analyzed } = bind.statement;
     const sent = {
       kind: 'extended',
@@ -452,12 +456,15 @@ export class ExtendedProtocol {
           });
     const done = await session.runFanOut(run);
     if (done) {
-      this.#reader.forgetPortals();
+      // Others stay as long as the block.
+      if (session.lease.transaction === null) this.#reader.forgetPortals();
+      else this.#reader.forgetPortal(bind.bind.portal);
       for (const item of items) {
         if (item.type !== 'parse') continue;
         item.statement.made = true;
         this.#statements.parsed(item.statement);
       }
+      if (run.failure !== null) await this.#fail(run.failure, syncOf(items));
     }
     return done;
   }

@@ -31,6 +31,7 @@ import {
 import { asksSequences, draws, mayDraw, PINNED_FOR_CURRVAL, Sequences } from './sequences.js';
 import { ServerSettings } from './server-settings.js';
 import { hasLeft, Span, type SpanClient, type Spanning } from './span.js';
+import { checkSpread } from './spread-block.js';
 import { handsOverSettings, isDdl, MAY_CHANGE_SETTINGS, revives, tells, tying } from './statement-ties.js';
 import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
@@ -54,6 +55,9 @@ type How = typeof TOGETHER | typeof APART | typeof TO_FAIL;
 const TOGETHER = 'together';
 const APART = 'apart';
 const TO_FAIL = 'to fail';
+
+/** A statement over several shards. */
+type Spreading = Placement & { kind: 'fanout' | 'gather' };
 
 /** What came of getting ready. */
 export type Prepared = Exclude<Placement, { kind: 'refused' }> | { readonly kind: 'again' };
@@ -195,8 +199,7 @@ export class Lease {
       return this.#waitForChange(wait.signal, since ?? performance.now());
     if (placement.kind === 'fanout' || placement.kind === 'gather') {
       if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
-      this.#checkFanOut();
-      return placement;
+      return this.#spread(placement, executions);
     }
     const asksThem = firstThat(executions, asksSequences) >= 0;
     if (asksThem) this.#returnToSequences(placement.shards);
@@ -487,7 +490,8 @@ export class Lease {
     throw transactionEnded();
   }
 
-  #checkFanOut(): void {
+  /** @returns a promise: to be asked again @throws RefusedError when it cannot run in the client's transaction */
+  #spread(placement: Spreading, executions: readonly Execution[]): Prepared | Promise<unknown> {
     if (this.pinned !== null && this.pinning.soft && !this.#begun) {
       this.pinning.clear();
       this.releaseIfIdle();
@@ -497,8 +501,32 @@ export class Lease {
       if (this.transaction?.deferred !== true) this.transaction = null;
       this.#giveBack();
     }
-    if (this.backend === null && this.transaction === null) return;
-    throw fanOutRefused(this.pinned);
+    const { backend, transaction } = this;
+    if (backend === null && transaction === null) return placement;
+    if (this.pinned !== null || transaction === null) throw fanOutRefused(this.pinned);
+    if (!transaction.deferred) {
+      if (backend === null || backend.status === IDLE) throw fanOutRefused(null);
+      // The end of a batch is not that of the block.
+      if (this.unsynced) return this.#finishBatch(backend);
+      // In the batch that was ended: its client has been told.
+      if (backend.status === FAILED)
+        return { kind: 'one', shards: [backend.shard], writes: false, ...NOTHING, topology: placement.topology };
+    }
+    checkSpread(transaction, executions);
+    return placement;
+  }
+
+  /** The connections of the transaction's branches. */
+  get branches(): readonly Backend[] {
+    return [...(this.backend === null ? [] : [this.backend]), ...(this.span?.parked ?? [])];
+  }
+
+  /** The connection of a branch has served a statement over several shards. */
+  takeBack(backend: Backend): void {
+    const owner = backend === this.backend ? this.#owner : this.span;
+    if (owner === null || !this.branches.includes(backend)) return;
+    backend.hand(owner);
+    if (backend.lost !== null) owner.onLost(backend, backend.lost);
   }
 
   /** After a flip, a transaction whose rows have moved away cannot go on. */

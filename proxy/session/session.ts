@@ -6,7 +6,7 @@ import { type ErrorFields, encodeErrorResponse, fieldsOfError } from '../wire/er
 import type { Incoming } from '../wire/incoming.js';
 import { FRONTEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
-import { IDLE } from '../wire/transaction-status.js';
+import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import { Activity } from './activity.js';
 import { ClientOutput, type OutputOwner } from './client-output.js';
 import type { SessionServices, SpreadRun } from './client-session.js';
@@ -178,10 +178,11 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     if (transaction !== null && (covers(transaction) || span?.uses(covers) === true)) {
       this.#ending ??= this.#newEnding();
       this.#ending.begin(transaction);
-      return;
+      if (this.#fanOut === null) return;
     }
     // Nothing but reads run in lanes, and on several shards. A server that waits for its client to read hears no cancel request.
-    const reads = (this.#fanOut !== null && covers(this.#fanOut.footprint)) || this.lanes.uses(covers);
+    const spreads = this.#fanOut !== null && (transaction?.ending === true || covers(this.#fanOut.footprint));
+    const reads = spreads || this.lanes.uses(covers);
     if (!reads || this.#replies.ending || this.#output.full) return;
     this.#replies.ending = true;
     void this.cancelUnderWay(transactionEnded());
@@ -433,7 +434,8 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
       return await fanOut.run(this.wait.signal);
     } finally {
       this.#fanOut = null;
-      this.#replies.answered(IDLE);
+      // What fails its transaction block is answered by that.
+      if (fanOut.failure === null) this.#replies.answered(this.lease.transaction === null ? IDLE : IN_TRANSACTION);
       this.services.live.released();
     }
   }
@@ -522,16 +524,22 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.services.logger.debug({ session: this.id, reason }, 'the session keeps its server connection');
   }
 
+  /** The lease's connection, unless a statement over several shards has it, which says itself when it may read on. */
+  get #own(): Backend | null {
+    const { backend } = this.lease;
+    return backend === null || this.#fanOut?.backends.includes(backend) === true ? null : backend;
+  }
+
   /** See OutputOwner. */
   clogged(): void {
-    this.lease.backend?.connection.pause();
+    this.#own?.connection.pause();
     this.lanes.clogged();
     this.#fanOut?.pause();
   }
 
   /** See OutputOwner. */
   drained(): void {
-    this.lease.backend?.connection.resume();
+    this.#own?.connection.resume();
     this.lanes.drained();
     this.#fanOut?.resume();
     this.#loop.pump();

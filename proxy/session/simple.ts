@@ -6,10 +6,11 @@ import { FanOut } from '../gather/fan-out.js';
 import { Gather } from '../gather/gather.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
+import { ServerError } from '../wire/error-response.js';
 import { decodeQuery, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { FAILED, IDLE } from '../wire/transaction-status.js';
-import type { ClientSession } from './client-session.js';
+import type { ClientSession, SpreadRun } from './client-session.js';
 import type { Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import { blockOf, type Execution, type Placement } from './placement.js';
@@ -117,12 +118,12 @@ export class SimpleProtocol {
       placement = await preparing;
       if (placement.kind === 'fanout') {
         const fanOut = new FanOut(session, placement, analyzed, { kind: 'simple' });
-        if (!(await session.runFanOut(fanOut))) await this.#again(unit);
+        await this.#spread(unit, fanOut);
         return;
       }
       if (placement.kind === 'gather') {
         const gather = new Gather(session, placement, analyzed, { kind: 'simple' });
-        if (!(await session.runFanOut(gather))) await this.#again(unit);
+        await this.#spread(unit, gather);
         return;
       }
       if (placement.kind === 'one' && !prepared.none) {
@@ -140,6 +141,11 @@ export class SimpleProtocol {
       prepared.release();
       await this.#again(unit);
     } else this.#send(unit, placement, spoken);
+  }
+
+  async #spread(unit: Unit, run: SpreadRun): Promise<void> {
+    if (!(await this.#session.runFanOut(run))) await this.#again(unit);
+    else if (run.failure !== null) await this.#units.fail(new ServerError(run.failure));
   }
 
   async #again({ frame, since, times }: Unit): Promise<void> {

@@ -80,6 +80,8 @@ export class Span implements BackendOwner, SpanningTransaction {
   #remark: Back | null = null;
   /** On performance.now()'s clock; null: it is not being committed. */
   #committingSince: number | null = null;
+  /** Since when its connections serve a statement over several shards, on performance.now()'s clock; null: they do not. */
+  lentSince: number | null = null;
   /** Its commit has been canceled for this reason. */
   #stopped: ForeshardError | null = null;
 
@@ -111,6 +113,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   /** See SpanningTransaction. */
   get waitingSince(): number | null {
     const { backend } = this.#lease;
+    if (this.lentSince !== null) return this.lentSince;
     // What was deferred to the end of the transaction waits there.
     if (this.#committingSince !== null) return this.#committingSince;
     return backend === null || backend.quiet ? null : backend.clock.since;
@@ -127,6 +130,11 @@ export class Span implements BackendOwner, SpanningTransaction {
     this.#stopped = reason;
     const cancels = this.underWay.map((backend) => this.#cancel(backend));
     void Promise.all(cancels).then(() => this.#client.canceled());
+  }
+
+  /** The connections of the branches on which nothing of the client runs. */
+  get parked(): readonly Backend[] {
+    return [...this.#backends()];
   }
 
   *#backends(): Iterable<Backend> {
@@ -484,7 +492,7 @@ export function hasLeft({ backend, transaction }: Branch, topology: Topology): b
 }
 
 /** @throws RefusedError with one snapshot for the whole transaction, a read elsewhere would belong to another */
-function checkIsolation(isolation: string): void {
+export function checkIsolation(isolation: string): void {
   if (isolation.startsWith('read ')) return;
   throw new RefusedError('0A000', `a transaction on several shards cannot be ${isolation.toUpperCase()}`, {
     hint: 'Keep it to the keys of one shard, or have it READ COMMITTED.',

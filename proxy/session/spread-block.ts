@@ -1,0 +1,136 @@
+import type { ShardName } from '../../topology/topology.js';
+import type { Backend } from '../backend/backend.js';
+import { asServerError } from '../backend/internal-statement.js';
+import type { ErrorFields } from '../wire/error-response.js';
+import { encodeQuery } from '../wire/frontend.js';
+import type { ClientSession } from './client-session.js';
+import type { Execution } from './placement.js';
+import { RefusedError } from './refusals.js';
+import { checkIsolation } from './span.js';
+import { tells } from './statement-ties.js';
+import type { Transaction } from './transaction.js';
+
+// A statement over several shards in the client's transaction block. It reads on connections of its own, where the block's changes are not to be seen; but
+// for shards on which the block has written: there it reads on the block's.
+
+/** How long a statement waits for a lock on other connections while its block may hold some, ms: who waits for those may have it, and no server sees that. */
+const LOCK_MS = 10_000;
+
+const BOUND = Buffer.from(
+  `SELECT pg_catalog.set_config('lock_timeout', '${LOCK_MS}', true) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int NOT BETWEEN 1 AND ${LOCK_MS}`,
+);
+
+/** The isolation level; what has changed or locked rows has a transaction id, and so has what holds a table for itself. */
+const STATE = encodeQuery(
+  `SELECT pg_catalog.current_setting('transaction_isolation') || CASE WHEN pg_catalog.pg_current_xact_id_if_assigned() IS NULL THEN '' WHEN EXISTS (
+     SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock') THEN ' locks' ELSE ' writes' END`,
+);
+
+const ISOLATION = Buffer.from('\n;SHOW transaction_isolation;ROLLBACK');
+
+/** The client's transaction block, for a statement over several shards. */
+export interface SpreadBlock {
+  /** No server has heard of it. */
+  readonly deferred: boolean;
+  /** Its connections to shards on which it has written, perhaps. */
+  readonly writers: ReadonlyMap<ShardName, Backend>;
+  /** What a transaction on another connection says first, to be like it; empty: nothing. */
+  readonly opening: readonly Buffer[];
+}
+
+/** @throws RefusedError when the block has something that other connections cannot have */
+export function checkSpread(transaction: Transaction, executions: readonly Execution[]): void {
+  const { tied } = transaction.said;
+  if (tied !== null)
+    throw new RefusedError('0A000', `a statement for several shards cannot run in a transaction with ${tied}`, {
+      hint: 'Run it before the transaction or behind its end, or give it a key.',
+    });
+  if (executions.some(tells))
+    throw new RefusedError(
+      '0A000',
+      'a statement for several shards that uses the time or the id of its transaction cannot run inside a transaction block',
+      { hint: 'Pass the time as a parameter, or run the statement outside of the transaction.' },
+    );
+  if (transaction.writesReference)
+    throw new RefusedError(
+      '0A000',
+      'a statement for several shards cannot run in a transaction that has written a reference table',
+      { hint: 'Run it before that, or in a transaction of its own.' },
+    );
+}
+
+/** The transaction block that the client is in; null: it is in none. @throws RefusedError when it cannot be read in on several shards */
+export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'services'>): Promise<SpreadBlock | null> {
+  const { lease, services } = session;
+  const { transaction } = lease;
+  if (transaction === null) return null;
+  const opening = transaction.said.sets ? settingsOf(transaction.prelude) : [];
+  if (transaction.deferred) return { deferred: true, writers: new Map(), opening };
+  const branches = lease.branches;
+  const states = await Promise.all(branches.map((backend) => backend.value(STATE))).catch((error: unknown) => {
+    throw asServerError(error);
+  });
+  const writers = new Map<ShardName, Backend>();
+  for (const [i, backend] of branches.entries()) {
+    const [, isolation = '', state] = /^(.*?)(?: (locks|writes))?$/.exec(states[i] ?? '') ?? [];
+    checkIsolation(isolation);
+    if (state !== undefined) writers.set(backend.shard, backend);
+    if (state === 'locks' && backend.shard === services.live.current.home) throw locksTables();
+  }
+  if (!transaction.clean || lease.span !== null) opening.push(BOUND);
+  return { deferred: false, writers, opening };
+}
+
+/** Of a block that no server has heard of: whether it is READ COMMITTED, as the server says. @throws RefusedError when it is not */
+export async function checkDeferred(transaction: Transaction, backend: Backend): Promise<void> {
+  const texts = transaction.prelude.flatMap((text) => [text, Buffer.from('\n;')]);
+  const isolation = await backend.value(encodeQuery(Buffer.concat([...texts, ISOLATION]))).catch((error: unknown) => {
+    throw asServerError(error);
+  });
+  checkIsolation(isolation ?? '');
+}
+
+/** Begins a transaction that is like the block. @param sql BEGIN @throws RefusedError when names mean something else there */
+export async function beginLike(
+  block: SpreadBlock | null,
+  backend: Backend,
+  sql: Buffer,
+  session: Pick<ClientSession, 'lookup'>,
+): Promise<void> {
+  await backend.runInternal(sql);
+  if (block === null || block.opening.length === 0) return;
+  for (const text of block.opening) await backend.runInternal(encodeQuery(text));
+  await backend.refreshSearchPath();
+  if (session.lookup.agrees(backend.connection.parameters)) return;
+  throw new RefusedError('0A000', `shard "${backend.shard}" does not agree on search_path or client_encoding`, {
+    hint: 'Make the same ALTER ROLE … SET and ALTER DATABASE … SET on every shard.',
+  });
+}
+
+/** What the client is told that waited for a lock for too long. */
+export function boundWorded(block: SpreadBlock, fields: ErrorFields): ErrorFields {
+  if (fields.sqlstate !== '55P03' || block.opening.at(-1) !== BOUND) return fields;
+  return {
+    ...fields,
+    hint: `Inside of a transaction that may hold locks, a statement over several shards waits ${LOCK_MS} ms at most for a table. Run the transaction again.`,
+  };
+}
+
+/** What of the block's statements gives another transaction its settings. Its isolation level is another one on purpose. */
+function settingsOf([, ...texts]: readonly Buffer[]): Buffer[] {
+  const settings = texts.filter((text) => !/^\s*SET\s+(LOCAL\s+)?TRANSACTION\s/i.test(text.toString('latin1')));
+  if (!settings.some((text) => /\btransaction(_|\b)|characteristics/i.test(text.toString('latin1')))) return settings;
+  throw new RefusedError(
+    '0A000',
+    'a statement for several shards cannot run in a transaction that has settings of its transactions changed',
+    { hint: 'Set them before BEGIN.' },
+  );
+}
+
+function locksTables(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'a statement for several shards cannot run in a transaction that holds an ACCESS EXCLUSIVE lock on the home shard',
+    { hint: 'Lock in another mode, or run the statement before.' },
+  );
+}
