@@ -81,7 +81,7 @@ export function behindFailed(): RefusedError {
 
 /** A statement for several shards, where one server connection has to stay. `pinned`: why the session is, or null. */
 export function fanOutRefused(pinned: string | null): RefusedError {
-  const where = pinned === null ? 'inside a transaction block or an open batch' : `in this session (${pinned})`;
+  const where = pinned === null ? 'inside of an open batch' : `in this session (${pinned})`;
   return new RefusedError('0A000', `a statement for several shards cannot run ${where} yet`, {
     hint: 'Give the statement a key, or run it on its own.',
   });

@@ -111,12 +111,16 @@ describeShop<PostgresShop>(
       'COPY orders TO STDOUT.readable()': async ({ sql }) => {
         for await (const _ of await sql`COPY orders TO STDOUT`.readable());
       },
-      'sql.begin() with a SELECT over several shards': ({ sql }) => sql.begin((t) => t`SELECT * FROM tenants`),
       'sql.unsafe() of several statements for several shards': ({ sql }) =>
         sql.unsafe('SELECT * FROM tenants WHERE tenant_id = 7; SELECT * FROM tenants WHERE tenant_id = 107').simple(),
       'sql.unsafe(DDL)': ({ sql }) => sql.unsafe('ALTER TABLE orders ADD extra int; ALTER TABLE orders DROP extra'),
     },
     gathered: {
+      'sql.begin() with SELECTs over several shards': async ({ sql }) =>
+        sql.begin(async (t) => [
+          ...(await t`SELECT count(*) FROM tenants`),
+          ...(await t`SELECT * FROM tenants ORDER BY 1`),
+        ]),
       'SELECT … ORDER BY': async ({ sql }) => [...(await sql`SELECT * FROM orders ORDER BY placed`)],
       'SELECT … ORDER BY … LIMIT': async ({ sql }) => [
         ...(await sql`SELECT * FROM orders WHERE total > ${'10'} ORDER BY placed DESC LIMIT ${2}`),
