@@ -224,6 +224,10 @@ export class ExtendedProtocol {
     const { items, executions, sync } = unit.reading;
     this.#reader.undo(items);
     const refused = error instanceof RefusedError ? this.#session.lease.refusedInBlock(executions) : -1;
+    if (refused === 1) {
+      const at = this.#begin(unit);
+      if (at > 0) return this.#dispatch(unit.batch.slice(at), unit.since, unit.times + 1);
+    }
     if (refused >= 0) {
       // What begins the transaction is done, so that it fails where PostgreSQL's would.
       const at = items.findIndex((item) => item.type === 'bind' && item.execution === executions[refused]);
@@ -231,6 +235,21 @@ export class ExtendedProtocol {
       return this.#dispatch(batch, unit.since, unit.times + 1);
     }
     return this.#fail(this.#units.fieldsOf(error), sync ?? syncOf(items));
+  }
+
+  /**
+   * Answers the BEGIN with which the batch begins, as some drivers send it, when what follows cannot go to a server with it: a statement over several shards is
+   * then in a block, and what is refused fails that. @returns how many messages that was; 0: it is something else
+   */
+  #begin({ batch }: Unit): number {
+    const at = batch.findIndex(({ type }) => type === FRONTEND.Execute) + 1;
+    if (at === 0 || this.#session.lease.backend !== null) return 0;
+    const { items } = this.#reader.read(batch.slice(0, at));
+    const analyzed = this.#alone([...items, { type: 'sync', frame: FLUSH }]);
+    const reply = analyzed === null || analyzed.syntaxError ? null : this.#units.answerAlone(analyzed);
+    if (reply === null) this.#reader.undo(items);
+    else this.#tellAlone(items, reply);
+    return reply === null ? 0 : at;
   }
 
   #placed(unit: Unit, placement: Placement & { kind: 'one' }): Promise<void> | null {
