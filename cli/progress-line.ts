@@ -6,6 +6,9 @@ import { tableId } from '../topology/topology.js';
 export function specText(spec: StoredSpec): string {
   if (spec.kind === 'separate')
     return `${spec.keyspace ?? 'no keyspace'}: ${spec.tables.map(tableId).join(', ')} to a keyspace of their own, ${spec.as}`;
+  if (spec.kind === 'halve')
+    return `${spec.keyspace}: ${spec.columns.join(', ')} of ${tableId(spec.table)} to a table of their own, ${tableId(spec.hot)}, in ${spec.as}`;
+  if (spec.kind === 'unite') return `${spec.keyspace}: its columns back to ${tableId(spec.table)} alone`;
   if (spec.kind === 'recut') {
     const list = (positions: readonly (readonly string[])[]) => positions.map((p) => p.join(', ')).join('; ');
     const parts = [

@@ -2,13 +2,21 @@ import { ConflictError } from '../topology/errors.js';
 import type { NamedByPoints } from './crash-points.js';
 import type { CleanupSpec } from './migration-row.js';
 
+/** The two shards of a move. */
+export type Side = 'source' | 'destination';
+
+/** One of the shards of a migration that has to do with several alike. */
+export interface AtSite {
+  readonly shard: string;
+}
+
 /**
  * One thing a step does to the outside world, as data: the real executor does it, the dry run prints it. `name` also names its
  * crash points (`recorded:name`, `after:name`, `within:name`).
  */
 export interface Action {
   readonly name: NamedByPoints | ShownOnly;
-  readonly on: 'source' | 'destination';
+  readonly on: Side | AtSite;
   /** What it does, for people. */
   readonly text: string;
   readonly sql: readonly string[];
@@ -24,7 +32,7 @@ export interface Action {
 }
 
 /** What the dry run alone has in this form. */
-type ShownOnly = 'fence' | 'flush-progress' | 'carry-sequences' | 'drop' | 'remove-rows';
+type ShownOnly = 'fill-halves' | 'fence' | 'flush-progress' | 'carry-sequences' | 'drop' | 'remove-rows';
 
 /** One statement of a transaction of the catalog. */
 export interface CatalogStatement {

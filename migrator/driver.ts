@@ -7,11 +7,12 @@ import type { MigrationState } from '../topology/migration.js';
 import { StatementConflict } from './action.js';
 import { AbortRequested, MigrationFailure, RealExecutor } from './executor.js';
 import { assertGateSql } from './guards.js';
+import { type HalvesWork, openSites, sitesOf } from './halves.js';
 import { LeaseLostError, MigrationLease } from './lease.js';
 import { type MigrationRow, PAST_FLIP, RESTING_STATES } from './migration-row.js';
 import { MigrationStore } from './migration-store.js';
 import { type Move, type MoveTarget, movingTables, resolveTarget } from './move.js';
-import { GATE_OPEN, type ObjectNames } from './names.js';
+import { GATE_OPEN, type ObjectNames, objectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import { ShardExhaustedError, ShardSession, ShardUnavailableError } from './shard-session.js';
 import { abort } from './steps/abort.js';
@@ -21,6 +22,7 @@ import { clean } from './steps/clean.js';
 import { copy } from './steps/copy.js';
 import { fence, retreat } from './steps/fence.js';
 import { follow } from './steps/follow.js';
+import { halvesStep } from './steps/halves.js';
 import { open } from './steps/open.js';
 import { approve, PreflightRefusal, prepare } from './steps/prepare.js';
 import { ready } from './steps/ready.js';
@@ -129,6 +131,7 @@ async function attempt(
     return 'aborted';
   }
   const { spec } = row;
+  if (spec.kind === 'halve' || spec.kind === 'unite') return halvesAttempt(o, store, lease, row, spec, signal);
   if (spec.kind !== 'move') return catalogAttempt(o, store, lease, row, spec, signal);
   const meta = await o.catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const target = resolveTarget(await o.catalog.loadTopology(), o.id, meta.rows[0]?.cluster_id ?? '', spec);
@@ -234,6 +237,36 @@ async function catalogAttempt(
     exec.check();
     await exec.rest();
     await step(c);
+  }
+}
+
+/** The same for one that has to do with several shards alike. */
+async function halvesAttempt(
+  o: DriveOptions,
+  store: MigrationStore,
+  lease: MigrationLease,
+  row: MigrationRow,
+  spec: HalvesWork['spec'],
+  signal: AbortSignal,
+): Promise<MigrationState> {
+  const topology = await o.catalog.loadTopology();
+  // Which ends the sessions of an earlier driver.
+  const sites = await openSites(topology, sitesOf(topology, spec, row), objectNames(o.id, '').operation);
+  try {
+    await lease.confirm();
+    const now = await store.load();
+    const exec = new RealExecutor({ store, lease, shards: null, sites, row: now, log: o.log, signal });
+    const { catalog, options, log } = o;
+    const h: HalvesWork = { row: now, spec, exec, options, log, catalog, topology, sites };
+    for (;;) {
+      const step = halvesStep(h);
+      if (step === undefined) return h.row.state;
+      exec.check();
+      await exec.rest();
+      await step();
+    }
+  } finally {
+    for (const session of sites.values()) await session.close();
   }
 }
 

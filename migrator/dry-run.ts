@@ -8,6 +8,7 @@ import type { Action, CatalogStatement } from './action.js';
 import { withLiterals } from './catalog-message.js';
 import { STEPS } from './driver.js';
 import type { Executor } from './executor.js';
+import { type HalvesWork, openSites, sitesOf } from './halves.js';
 import { endHold } from './hold-end.js';
 import type { CleanupRecord, CleanupSpec, Facts, MigrationRow, StoredMove } from './migration-row.js';
 import type { StateChange } from './migration-store.js';
@@ -16,6 +17,7 @@ import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
 import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
+import { halvesStep } from './steps/halves.js';
 import { PreflightRefusal } from './steps/prepare.js';
 
 /** One line of what a migration would do. */
@@ -72,7 +74,9 @@ export async function dryRun(
   try {
     return stored.kind === 'move'
       ? await dryMove(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
-      : await dryCatalogOnly(catalog, row, stored, then);
+      : stored.kind === 'halve' || stored.kind === 'unite'
+        ? await dryHalves(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
+        : await dryCatalogOnly(catalog, row, stored, then);
   } catch (error) {
     if (!(error instanceof PreflightRefusal)) throw error;
     return { findings: error.findings, steps: [] };
@@ -91,6 +95,27 @@ async function dryCatalogOnly(
     const step = CATALOG_STEPS[c.row.state];
     if (step === undefined) return { findings: [], steps: exec.steps };
     await step(c);
+  }
+}
+
+async function dryHalves(
+  catalog: Catalog,
+  row: MigrationRow,
+  spec: HalvesWork['spec'],
+  options: MigratorOptions,
+  topology: Topology,
+): Promise<DryRun> {
+  const exec = new DryExecutor(row, []);
+  const sites = await openSites(topology, sitesOf(topology, spec, row), null);
+  const h: HalvesWork = { row, spec, exec, options, log: pino({ level: 'silent' }), catalog, topology, sites };
+  try {
+    for (;;) {
+      const step = halvesStep(h);
+      if (step === undefined) return { findings: (h.row.facts.warnings ?? []) as Finding[], steps: exec.steps };
+      await step();
+    }
+  } finally {
+    for (const session of sites.values()) await session.close();
   }
 }
 
@@ -159,7 +184,13 @@ class DryExecutor implements Executor {
   async perform(action: Action): Promise<void> {
     for (const c of action.cleanup ?? []) await this.record(c);
     const sql = action.sql.map((s) => this.#urls.reduce((text, url) => text.replaceAll(url, redactUrl(url)), s));
-    this.steps.push({ state: this.#row.state, kind: 'act', on: action.on, text: action.text, sql });
+    this.steps.push({
+      state: this.#row.state,
+      kind: 'act',
+      on: typeof action.on === 'string' ? action.on : action.on.shard,
+      text: action.text,
+      sql,
+    });
   }
 
   async record(cleanup: CleanupSpec): Promise<void> {

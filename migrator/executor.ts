@@ -122,6 +122,7 @@ export class RealExecutor implements Executor {
   readonly #store: MigrationStore;
   readonly #lease: MigrationLease;
   readonly #shards: ShardsAtWork | null;
+  readonly #sites: ReadonlyMap<string, ShardSession>;
   readonly #log: Logger;
   readonly #signal: AbortSignal;
   #state: MigrationState;
@@ -132,8 +133,10 @@ export class RealExecutor implements Executor {
   constructor(options: {
     store: MigrationStore;
     lease: MigrationLease;
-    /** Null: it has to do with the catalog alone. */
+    /** Null: it is no move. */
     shards: ShardsAtWork | null;
+    /** Of one that has to do with several shards alike, by name. Default: it has to do with none so. */
+    sites?: ReadonlyMap<string, ShardSession>;
     row: MigrationRow;
     log: Logger;
     signal: AbortSignal;
@@ -141,6 +144,7 @@ export class RealExecutor implements Executor {
     this.#store = options.store;
     this.#lease = options.lease;
     this.#shards = options.shards;
+    this.#sites = options.sites ?? new Map();
     this.#log = options.log;
     this.#signal = options.signal;
     this.#state = options.row.state;
@@ -163,7 +167,7 @@ export class RealExecutor implements Executor {
 
   async perform(action: Action): Promise<void> {
     this.check();
-    const session = this.#shards?.[action.on];
+    const session = typeof action.on === 'string' ? this.#shards?.[action.on] : this.#sites.get(action.on.shard);
     if (session === undefined) throw new Error(`no shard for "${action.name}"`);
     if (action.present !== undefined) {
       const found = await session.query<{ present: boolean }>(action.present);

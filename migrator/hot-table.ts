@@ -1,5 +1,4 @@
 import type { HalveSpec } from '../topology/migration.js';
-import { quoteIdent } from '../topology/quote.js';
 import type { TableInfo } from './schema-read.js';
 
 /**
@@ -26,7 +25,7 @@ export function hotTableInfo(table: TableInfo, { hot, columns }: Pick<HalveSpec,
           {
             ...c,
             name: `${hot.table}_pkey`,
-            definition: `PRIMARY KEY (${key.map(quoteIdent).join(', ')})`,
+            definition: c.definition.replace(/ INCLUDE .*$/, ''),
             replicaIdentity: false,
           },
         ];

@@ -3,6 +3,7 @@ import { UsageError } from '../topology/errors.js';
 import type { Position } from '../topology/key.js';
 import { positionFromJson, positionToJson } from '../topology/key-codec.js';
 import type {
+  HalveSpec,
   MigrationProgress,
   MigrationSpec,
   MigrationState,
@@ -10,12 +11,13 @@ import type {
   RecutSpec,
   ReplicaTerms,
   SeparateSpec,
+  UniteSpec,
 } from '../topology/migration.js';
 import { type MigrationControls, parseControls } from '../topology/migration-controls.js';
 import type { Keyspace, KeyspaceName, ShardName, TableName } from '../topology/topology.js';
 
 /** A spec as the catalog keeps it: positions in their text form. */
-export type StoredSpec = StoredMove | StoredRecut | SeparateSpec;
+export type StoredSpec = StoredMove | StoredRecut | SeparateSpec | HalveSpec | UniteSpec;
 
 export interface StoredMove {
   readonly kind: 'move';
@@ -69,6 +71,12 @@ export interface MigrationRow {
 export interface CleanupSpec {
   readonly kind:
     | 'guards'
+    /** A split's hot table and all that goes with it. */
+    | 'halves'
+    /** Of a split, what the table's own side has. */
+    | 'base-half'
+    /** Of a split, what brings into the table what is replicated to the hot table. */
+    | 'hot-half'
     | 'triggers'
     | 'function'
     | 'table'
@@ -189,7 +197,7 @@ type Scheme = Pick<Keyspace, 'method' | 'keyTypes'>;
 export function encodeSpec(keyspace: Scheme, spec: MoveSpec): StoredMove;
 export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec;
 export function encodeSpec(keyspace: Scheme, spec: MigrationSpec): StoredSpec {
-  if (spec.kind === 'separate') return spec;
+  if (spec.kind === 'separate' || spec.kind === 'halve' || spec.kind === 'unite') return spec;
   if (spec.kind === 'move')
     return { ...spec, lo: positionToJson(keyspace, spec.lo), hi: positionToJson(keyspace, spec.hi) };
   const encode = (position: Position) => positionToJson(keyspace, position);
@@ -201,7 +209,7 @@ export function decodeSpec(keyspace: Scheme, stored: StoredMove): MoveSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredRecut): RecutSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec;
 export function decodeSpec(keyspace: Scheme, stored: StoredSpec): MigrationSpec {
-  if (stored.kind === 'separate') return stored;
+  if (stored.kind === 'separate' || stored.kind === 'halve' || stored.kind === 'unite') return stored;
   if (stored.kind === 'recut') {
     const decode = (json: readonly string[]) => positionFromJson(keyspace, [...json]) as Position;
     return {

@@ -69,7 +69,8 @@ export function findKeyspace(topology: Topology, name: string): Keyspace {
 
 /** A spec in the form that the catalog keeps. @throws ForeshardError 42704 when there is no such keyspace */
 export function storedIn(topology: Topology, spec: MigrationSpec): StoredSpec {
-  return spec.kind === 'separate' ? spec : encodeSpec(findKeyspace(topology, spec.keyspace), spec);
+  if (spec.kind !== 'move' && spec.kind !== 'recut') return spec;
+  return encodeSpec(findKeyspace(topology, spec.keyspace), spec);
 }
 
 /** Resolves the names in a spec. @throws ForeshardError 42704 for one that is unknown */

@@ -28,7 +28,7 @@ export interface ObjectNames {
 }
 
 /** Names of triggers that are ours, in SQL's regular expressions. */
-export const OURS = '^[!~]?foreshard_guard_';
+export const OURS = '^[!~]?foreshard_(guard|halves)_';
 
 /**
  * PostgreSQL fires the triggers of an event in the order of their names, byte by byte. Our first ones refuse a statement before any trigger of a user's has

@@ -19,7 +19,7 @@ function paceFunction(names: ObjectNames) {
 }
 
 /** Sets how many bytes a second one worker copies, if that is (still) there. A small write, flushed to disk. */
-export function assertPaceSql(names: ObjectNames, bytesPerSecond: number): string {
+export function assertPaceSql(names: Pick<ObjectNames, 'pace'>, bytesPerSecond: number): string {
   return `SELECT setval(oid::regclass, ${bytesPerSecond}) FROM pg_class WHERE oid = to_regclass(${quoteLiteral(quoteTable(names.pace))})`;
 }
 

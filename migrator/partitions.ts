@@ -1,7 +1,7 @@
 import { errorCode } from '../topology/connection.js';
 import { quoteIdent } from '../topology/quote.js';
 import { tableId } from '../topology/topology.js';
-import type { Action } from './action.js';
+import type { Side as MoveSide } from './action.js';
 import { storedGuardsSql, truncateGuardSql } from './guards.js';
 import { attempt, LOCK_TIMEOUT_MS, makeThere, NOT_NOW } from './late-partition.js';
 import type { Move, MovingTable } from './move.js';
@@ -16,7 +16,7 @@ const placed = ({ name, parent, bound }: Partition) => JSON.stringify([name, par
 
 /** What there is on one side. */
 interface Side {
-  readonly on: Action['on'];
+  readonly on: MoveSide;
   readonly session: ShardSession;
   readonly partitions: readonly Partition[];
   /** No trigger of a user's may fire for what is replicated there: rows come, or will come back. */

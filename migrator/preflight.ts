@@ -4,6 +4,7 @@ import { quoteLiteral } from '../topology/quote.js';
 import { isKeyless, rangesIn, tableId } from '../topology/topology.js';
 import { type CleanupRecord, OUT_OF_THE_WAY, RESTING_STATES } from './migration-row.js';
 import { isReference, type Move, type MovingTable } from './move.js';
+import { checkHalves } from './move-halves.js';
 import { checkDependencies, checkFunctions } from './preflight-dependencies.js';
 import { type Finding, one, type Report } from './preflight-finding.js';
 import { checkPartitions } from './preflight-partitions.js';
@@ -34,6 +35,7 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
   const report: Report = (severity, text, remedy) => findings.push({ severity, text, remedy });
   await checkOthers(m, report);
   checkOwnership(m, report);
+  checkHalves(m, report);
   await checkServers(m, own, report);
   await checkWayBack(m, report);
 

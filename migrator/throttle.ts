@@ -17,12 +17,18 @@ const COMPARED_FOR_COPIED = 2;
 /** What the rate is taken from when no limit is set and there is reason to slow down, bytes a second. */
 const UNLIMITED_RATE = 64_000_000;
 
+/** What of a move is throttled. */
+export type Throttled = Pick<Move, 'exec' | 'options' | 'source' | 'destination'> & {
+  readonly spec: { readonly from: string; readonly to: string };
+  readonly names: Pick<Move['names'], 'pace'>;
+};
+
 /**
  * Keeps what a migration does to the servers within its limits: a rate, the latency of small writes at either shard, and the lag of their physical
  * standbys. The copy is PostgreSQL's own, and paced where its rows arrive; what the migrator does itself in portions pauses between them.
  */
 export class Throttle {
-  readonly #m: Move;
+  readonly #m: Throttled;
   #lookedAt = Number.NEGATIVE_INFINITY;
   readonly #latencies = { source: [] as number[], destination: [] as number[] };
   #factor = 1;
@@ -33,7 +39,7 @@ export class Throttle {
   #paidAt = performance.now();
 
   /** @param hasRate whether it keeps to a rate besides; else it only slows down when there is reason to */
-  constructor(m: Move, { hasRate = true }: { readonly hasRate?: boolean } = {}) {
+  constructor(m: Throttled, { hasRate = true }: { readonly hasRate?: boolean } = {}) {
     this.#m = m;
     this.#hasRate = hasRate;
   }

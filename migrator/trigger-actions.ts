@@ -1,5 +1,5 @@
 import { quoteLiteral, quoteTable } from '../topology/quote.js';
-import type { Action } from './action.js';
+import type { Action, Side } from './action.js';
 import type { CleanupRecord } from './migration-row.js';
 import type { Move } from './move.js';
 import { OURS } from './names.js';
@@ -16,9 +16,6 @@ import {
   restoreDetachedSql,
   restoreSql,
 } from './trigger-modes.js';
-
-/** What is done to triggers on one side. */
-type Side = Action['on'];
 
 /** Triggers and policies of a table that this migration has made, and of its partitions. Empty: it has none. */
 export function behaviourActions(table: TableInfo, shard: string): Action[] {

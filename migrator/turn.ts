@@ -10,15 +10,24 @@ export function shardsSql(m: string): string {
   return `ARRAY[${m}.spec->>'from', ${m}.spec->>'to', ${m}.spec->>'shard']`;
 }
 
+/** Kinds of migrations that have a keyspace for themselves. */
+const ALONE = `ARRAY['separate', 'halve', 'unite']`;
+
+/** The keyspaces that a migration has to do with, as an array in SQL. @param m alias of its row */
+function keyspacesSql(m: string): string {
+  return `(ARRAY[${m}.spec->>'keyspace'] || ARRAY(SELECT t.keyspace FROM foreshard.sharded_table t WHERE ${m}.kind = 'unite'
+         AND t.schema_name = ${m}.spec->'table'->>'schema' AND t.table_name = ${m}.spec->'table'->>'table'))`;
+}
+
 /**
  * The condition in SQL under which an approved migration may begin: a shard takes part in one migration at a time, until that is out of the
- * way, and whoever was there first goes first; so it is with a keyspace and those that take tables out of it. Members of a change begin in their order, no more than its limit at once, and none when one has not
+ * way, and whoever was there first goes first; so it is with a keyspace and those that take tables, or columns, out of it or back. Members of a change begin in their order, no more than its limit at once, and none when one has not
  * come through. @param m alias of its row
  */
 export function turnSql(m: string): string {
   return `NOT EXISTS (
     SELECT FROM foreshard.migration o WHERE o.id <> ${m}.id AND (${shardsSql('o')} && ${shardsSql(m)}
-         OR ('separate' IN (o.kind, ${m}.kind) AND o.spec->>'keyspace' = ${m}.spec->>'keyspace'))
+         OR (${ALONE} && ARRAY[o.kind, ${m}.kind] AND ${keyspacesSql('o')} && ${keyspacesSql(m)}))
        AND (o.state NOT IN (${BESIDE}) OR (o.state = 'approved' AND o.id < ${m}.id)))
   AND (${m}.change_id IS NULL OR NOT EXISTS (
     SELECT FROM foreshard.migration o WHERE o.change_id = ${m}.change_id AND o.id <> ${m}.id

@@ -52,7 +52,7 @@ class TurnedExecutor implements Executor {
     return this.#exec.perform({
       ...action,
       name: `back-${action.name}` as NamedByPoints,
-      on: action.on === 'source' ? 'destination' : 'source',
+      on: typeof action.on !== 'string' ? action.on : action.on === 'source' ? 'destination' : 'source',
     });
   }
 

@@ -1,5 +1,6 @@
 import { errorCode } from '../topology/connection.js';
 import { ForeshardError } from '../topology/errors.js';
+import { dropBaseHalfSql, dropHotHalfSql } from '../topology/halves-sql.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import { tableId } from '../topology/topology.js';
 import type { Action } from './action.js';
@@ -96,6 +97,23 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
 
     case 'table':
       await dropTable(m, record, on);
+      return;
+
+    case 'base-half':
+      await act(
+        'undo-half',
+        `drop what ${tableId(tableOf(record))} has of its other half`,
+        dropBaseHalfSql(tableOf(record)),
+        'locking',
+      );
+      return;
+    case 'hot-half':
+      await act(
+        'undo-half',
+        `drop what goes to ${tableId(tableOf(record))} from its other half`,
+        dropHotHalfSql(tableOf(record)),
+        'locking',
+      );
       return;
 
     case 'function':

@@ -239,3 +239,8 @@ export function baseTriggersPresent(table: TableName): string {
   const { trigger } = halvesNames(table);
   return `SELECT count(*) = 5 AS present FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass(${quoteLiteral(quoteTable(table))}) AND starts_with(tgname::text, ${quoteLiteral(`${trigger}_`)})`;
 }
+
+/** A query giving `present`: whether the hot table has its trigger. */
+export function hotTriggerPresent(table: TableName, { hot }: ColumnSplit): string {
+  return `SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass(${quoteLiteral(quoteTable(hot))}) AND tgname = ${quoteLiteral(halvesNames(table).trigger)} AND tgenabled = 'R') AS present`;
+}

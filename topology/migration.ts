@@ -56,8 +56,17 @@ export interface HalveSpec {
   readonly as: KeyspaceName;
 }
 
+/** The way back from a `HalveSpec`: only while both keyspaces have all keys on the same shards. */
+export interface UniteSpec {
+  readonly kind: 'unite';
+  /** Of the hot table: it ends. */
+  readonly keyspace: KeyspaceName;
+  /** The one that has the columns, and keeps them. */
+  readonly table: TableName;
+}
+
 /** What a migration does. Everything else that people ask for (split, merge, drain …) is made of these. */
-export type MigrationSpec = RangeSpec | SeparateSpec;
+export type MigrationSpec = RangeSpec | SeparateSpec | HalveSpec | UniteSpec;
 
 export const MIGRATION_STATES = [
   'planned',

@@ -1,3 +1,4 @@
+import { afterSplit, afterUnite } from '../../topology/column-split.js';
 import type { MigrationSpec } from '../../topology/migration.js';
 import { afterSeparation } from '../../topology/separation.js';
 import type { Epoch, Topology } from '../../topology/topology.js';
@@ -8,6 +9,8 @@ import { rangesAfter, withRanges } from '../ranges.js';
 export function topologyAfter(topology: Topology, spec: MigrationSpec): Topology {
   const epoch = (topology.epoch + 1n) as Epoch;
   if (spec.kind === 'separate') return { ...afterSeparation(topology, spec), epoch };
+  if (spec.kind === 'halve') return { ...afterSplit(topology, spec, spec.primaryKey), epoch };
+  if (spec.kind === 'unite') return { ...afterUnite(topology, spec), epoch };
   const keyspace = findKeyspace(topology, spec.keyspace);
   const keyspaces = new Map(topology.keyspaces);
   keyspaces.set(keyspace.name, withRanges(keyspace, rangesAfter(keyspace, spec)));

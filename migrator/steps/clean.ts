@@ -40,7 +40,18 @@ export async function clean(m: Move): Promise<void> {
   await finish(m, 'guards');
   m.exec.at('after:drop-guards');
   // What the destination got is its own now, and the hold ended with the flip.
-  for (const kind of ['table', 'function', 'schema', 'sequence', 'type', 'rows', 'hold', 'replica'] as const)
+  for (const kind of [
+    'table',
+    'base-half',
+    'hot-half',
+    'function',
+    'schema',
+    'sequence',
+    'type',
+    'rows',
+    'hold',
+    'replica',
+  ] as const)
     for (const record of await m.exec.openCleanup(kind)) await m.exec.markCleanupDone(record);
   await m.exec.progress({ note: null });
   m.row = await m.exec.transition(m.row, 'done');

@@ -333,7 +333,7 @@ function isInTheWay(plan: Plan, replica: MoveSpec): boolean {
   if (specs === null) return true;
   return specs.some((spec) => {
     const isSame = spec.keyspace === replica.keyspace;
-    if (spec.kind === 'separate') return true;
+    if (spec.kind !== 'move' && spec.kind !== 'recut') return true;
     if (spec.kind === 'recut') return isSame && spec.cut.some((point) => contains(replica, point));
     return (isSame && (overlaps(replica, spec) || spec.from === replica.to)) || spec.to === replica.to;
   });

@@ -1,0 +1,74 @@
+import {
+  baseHalfSql,
+  baseTriggersPresent,
+  baseTriggersSql,
+  hotHalfSql,
+  hotTriggerPresent,
+} from '../topology/halves-sql.js';
+import { type ColumnSplit, rangesIn, type ShardedTable, type TableName, tableId } from '../topology/topology.js';
+import type { Action } from './action.js';
+import type { Move } from './move.js';
+import type { Report } from './preflight-finding.js';
+
+/**
+ * What stands in the way of a move of either half of a table whose columns are split: the table never arrives where its hot half is, nor leaves it
+ * alone, and both are read where they belong, not from replicas.
+ */
+export function checkHalves(m: Move, report: Report): void {
+  const { topology, keyspace, spec } = m;
+  for (const table of keyspace.tables) {
+    const { split, halfOf } = table;
+    if (split === undefined && halfOf === undefined) continue;
+    if (m.row.replica !== null)
+      report(
+        'blocker',
+        `table "${tableId(table)}" ${split === undefined ? 'has' : 'has some of its'} columns in another table, and replicas of such a table are not supported`,
+        'Unite its columns first ("foreshard migrate plan unite").',
+      );
+    const half = split === undefined ? undefined : topology.shardedTables.get(tableId(split.hot));
+    const hot = half === undefined ? undefined : topology.keyspaces.get(half.keyspace);
+    if (hot === undefined) continue;
+    for (const range of rangesIn(hot, spec))
+      if (range.shard === spec.from || range.shard === spec.to)
+        report(
+          'blocker',
+          `columns of table "${tableId(table)}" are in keyspace "${hot.name}", whose keys of this interval are on shard "${range.shard}"`,
+          `Move those to another shard than these two first, this interval then, and those again; or unite the columns before ("foreshard migrate plan unite ${tableId(table)}").`,
+        );
+  }
+}
+
+/** What the destination needs besides the tables, before the first row comes; what is there already stays as it is. */
+export function halvesActions(m: Move): Action[] {
+  return m.keyspace.tables.flatMap((table): Action[] => {
+    if (table.split !== undefined) return [baseAction(m, table, table.split)];
+    const whole = table.halfOf === undefined ? undefined : m.topology.shardedTables.get(tableId(table.halfOf));
+    return whole?.split === undefined ? [] : [hotAction(m, whole, whole.split)];
+  });
+}
+
+function baseAction(m: Move, table: ShardedTable, split: ColumnSplit): Action {
+  return {
+    name: 'make-half',
+    on: 'destination',
+    text: `make what ${tableId(table)} needs for columns that are in ${tableId(split.hot)}`,
+    mode: 'locking',
+    cleanup: [{ kind: 'base-half', shard: m.spec.to, object: named(table) }],
+    present: baseTriggersPresent(table),
+    sql: [...baseHalfSql(table, split), ...baseTriggersSql(table, split)],
+  };
+}
+
+function hotAction(m: Move, table: ShardedTable, split: ColumnSplit): Action {
+  return {
+    name: 'make-half',
+    on: 'destination',
+    text: `make what brings into ${tableId(table)} what is replicated to ${tableId(split.hot)}`,
+    mode: 'locking',
+    cleanup: [{ kind: 'hot-half', shard: m.spec.to, object: named(table) }],
+    present: hotTriggerPresent(table, split),
+    sql: hotHalfSql(table, split),
+  };
+}
+
+const named = ({ schema, table }: TableName) => ({ schema, table });

@@ -1,0 +1,236 @@
+import { expect, test } from 'vitest';
+import { dryRun } from '../../migrator/dry-run.js';
+import { createMigration, requestAbort, requestEnd } from '../../migrator/migration-requests.js';
+import { HALVES_LOG, HALVES_SETTING, outboxTakeSql } from '../../topology/halves-sql.js';
+import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js';
+import type { KeyspaceName } from '../../topology/topology.js';
+import { startLives } from '../chaos/lives.js';
+import { withClient } from '../support/client.js';
+import { waitFor } from '../support/wait-for.js';
+import { shopMoves } from './moves.js';
+import {
+  addNotes,
+  approveMove,
+  approveReplica,
+  keyspaceOf,
+  leftovers,
+  moveSpec,
+  NOTES,
+  pauseOnEntering,
+} from './setting.js';
+
+const HOT = { schema: 'public', table: 'notes_hot' };
+const COLUMNS = ['views', 'seen', 'extra'];
+const HALVE: HalveSpec = {
+  kind: 'halve',
+  keyspace: 'tenant' as KeyspaceName,
+  table: NOTES,
+  columns: COLUMNS,
+  primaryKey: ['tenant_id', 'id'],
+  hot: HOT,
+  as: 'views' as KeyspaceName,
+};
+const UNITE: UniteSpec = { kind: 'unite', keyspace: 'views' as KeyspaceName, table: NOTES };
+
+const moves = shopMoves(4, 2, { settings: { max_prepared_transactions: '5' } });
+const lives = startLives(moves);
+const { s } = moves;
+const pool = () => s.catalog.pool;
+const onOne = (sql: string) => withClient(s.urlOne, async (c) => (await c.query(sql)).rows);
+const onTwo = (sql: string) => withClient(s.urlTwo, async (c) => (await c.query(sql)).rows);
+
+async function addHotNotes(): Promise<void> {
+  await addNotes(s);
+  await onOne(`ALTER TABLE notes ADD views int NOT NULL DEFAULT 0 CHECK (views >= 0), ADD seen timestamptz, ADD extra json;
+    INSERT INTO notes SELECT 21 + i % 9, i, 'more', i, now(), '{"i": 1}' FROM generate_series(1, 1500) i`);
+}
+
+const approve = async (spec: HalveSpec | UniteSpec | MoveSpec) =>
+  createMigration(pool(), await keyspaceOf(s), spec, { actor: 'test' });
+
+/** Rows whose halves are not the same on the first shard. */
+const differing = () =>
+  onOne(`SELECT * FROM notes n FULL JOIN notes_hot h USING (tenant_id, id)
+    WHERE n.body IS NULL OR h.views IS NULL OR record_image_ne(ROW(n.views, n.seen, n.extra), ROW(h.views, h.seen, h.extra))`);
+
+/** Somebody inserts, updates, deletes and renumbers rows, in both isolation levels, until told to stop. @returns the errors */
+function startWriter(): () => Promise<{ errors: string[]; writes: number }> {
+  let going = true;
+  let writes = 0;
+  const errors: string[] = [];
+  const running = withClient(s.urlOne, async (c) => {
+    for (let i = 1; going; i++) {
+      const tenant = 1 + (i % 25);
+      const isolation = i % 3 === 0 ? 'REPEATABLE READ' : 'READ COMMITTED';
+      try {
+        await c.query(`BEGIN ISOLATION LEVEL ${isolation};
+          INSERT INTO notes VALUES (${tenant}, ${10_000 + i}, 'new', ${i});
+          UPDATE notes SET views = views + 1, extra = '{"n": ${i}}' WHERE tenant_id = ${tenant} AND id % 7 = ${i % 7};
+          UPDATE notes SET body = 'changed' WHERE tenant_id = ${tenant};
+          DELETE FROM notes WHERE (tenant_id, id) = (SELECT tenant_id, id FROM notes WHERE tenant_id = ${tenant} ORDER BY id LIMIT 1);
+          UPDATE notes SET id = -${i} WHERE (tenant_id, id) = (SELECT tenant_id, id FROM notes WHERE tenant_id = ${tenant} ORDER BY id DESC LIMIT 1); COMMIT`);
+        writes++;
+      } catch (error) {
+        await c.query('ROLLBACK');
+        // Of those that do not see what has been filled in since they began.
+        if ((error as { code?: string }).code !== '40001') errors.push((error as Error).message);
+      }
+    }
+  });
+  const stop = async () => {
+    going = false;
+    await running;
+    return { errors, writes };
+  };
+  moves.atStop(async () => void (await stop()));
+  return stop;
+}
+
+test('columns are split under writes, their table moves and comes back, and they are united', async () => {
+  await addHotNotes();
+  const stopWriter = startWriter();
+  moves.startMigrator({ wayBackMs: 3_600_000 });
+  const halved = await approve(HALVE);
+  expect([await moves.atRest(halved), (await moves.load(halved)).error]).toEqual(['done', null]);
+  const { errors, writes } = await stopWriter();
+  expect(errors).toEqual([]);
+  expect(writes).toBeGreaterThan(10);
+  expect(await differing()).toEqual([]);
+  const topology = await s.catalog.loadTopology();
+  expect(topology.shardedTables.get('public.notes')?.split).toEqual({
+    hot: HOT,
+    columns: COLUMNS,
+    primaryKey: ['tenant_id', 'id'],
+  });
+
+  // The table does not follow while its other half is where it is or goes.
+  const blocked = await approveMove(s, null, null);
+  expect(await moves.atRest(blocked)).toBe('failed');
+  expect((await moves.load(blocked)).error).toMatch(/columns of table "public.notes" are in keyspace "views"/);
+  const replica = await approveReplica(s, null, null);
+  expect(await moves.atRest(replica)).toBe('failed');
+  expect((await moves.load(replica)).error).toMatch(/replicas of such a table/);
+
+  const there: MoveSpec = { ...moveSpec(null, null), keyspace: 'views' as KeyspaceName };
+  const moved = await approve(there);
+  await moves.inState(moved, 'reversing');
+  // Whoever has slept through the flip.
+  await expect(onOne(`UPDATE notes SET views = 5 WHERE tenant_id = 21`)).rejects.toMatchObject({ code: 'SH001' });
+  await onTwo(`UPDATE notes_hot SET views = views + 1000, extra = '[]' WHERE tenant_id = 22`);
+
+  // A row whose other half is committed there first, and changed since: what is replicated waits for it.
+  const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
+  await withClient(s.urlOne, async (c) => {
+    await c.query(
+      `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; INSERT INTO notes VALUES (22, 77777, 'slow', 1)`,
+    );
+    expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'I', new_2: '77777', hot_1: '1' }]);
+    await c.query(`PREPARE TRANSACTION 'slow'`);
+    await onTwo(`INSERT INTO notes_hot VALUES (22, 77777, 1); UPDATE notes_hot SET views = 42 WHERE id = 77777`);
+    await waitFor(
+      async () =>
+        (
+          await onOne(
+            `SELECT FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%' AND wait_event = 'transactionid'`,
+          )
+        ).length === 1,
+      { what: 'what is replicated to wait for the prepared transaction' },
+    );
+    await c.query(`COMMIT PREPARED 'slow'`);
+  });
+
+  await requestEnd(pool(), moved, 'rollback', 'test');
+  expect([await moves.atRest(moved), (await moves.load(moved)).error]).toEqual(['rolled_back', null]);
+  // At once.
+  expect(await differing()).toEqual([]);
+  expect(await onOne('SELECT views FROM notes WHERE id = 77777')).toEqual([{ views: 42 }]);
+  expect(
+    await onOne(
+      `SELECT min(views) >= 1000 AS raised, count(*) > 50 AS many FROM notes WHERE tenant_id = 22 AND id <> 77777`,
+    ),
+  ).toEqual([{ raised: true, many: true }]);
+  await onOne(`UPDATE notes SET views = 7 WHERE tenant_id = 21`);
+  expect(await differing()).toEqual([]);
+
+  const united = await approve(UNITE);
+  expect([await moves.atRest(united), (await moves.load(united)).error]).toEqual(['done', null]);
+  expect([...(await s.catalog.loadTopology()).keyspaces.keys()]).toEqual(['tenant']);
+  expect(await leftovers(s)).toEqual([]);
+  expect(await onOne(`SELECT to_regclass('notes_hot') AS hot`)).toEqual([{ hot: null }]);
+  await onOne(`UPDATE notes SET views = 8 WHERE tenant_id = 21`);
+});
+
+test('an abort takes everything away again', async () => {
+  await addHotNotes();
+  await pauseOnEntering(s, 'verifying');
+  moves.startMigrator();
+  const id = await approve(HALVE);
+  await moves.inState(id, 'verifying');
+  await pauseOnEntering(s, null);
+  expect(await differing()).toEqual([]);
+  await requestAbort(pool(), id, 'test');
+  expect(await moves.atRest(id)).toBe('aborted');
+  expect(await leftovers(s)).toEqual([]);
+  expect(await onOne(`SELECT to_regclass('notes_hot') AS hot`)).toEqual([{ hot: null }]);
+  // And nothing is in the way of the next.
+  expect(await moves.atRest(await approve(HALVE))).toBe('done');
+});
+
+test('goes on where a migrator has died', async () => {
+  await addHotNotes();
+  const halved = await approve(HALVE);
+  for (const place of [
+    'recorded:make-halves',
+    'recorded:follow-halves',
+    'within:fill-halves',
+    'before:commit-halves',
+  ] as const)
+    expect([place, await lives.untilCrash(place, false)]).toEqual([place, 'SIGKILL']);
+  expect(await lives.toTheEnd(halved)).toBe('done');
+  expect(await differing()).toEqual([]);
+  const united = await approve(UNITE);
+  for (const place of ['after:unite', 'recorded:undo-halves'] as const)
+    expect([place, await lives.untilCrash(place, false)]).toEqual([place, 'SIGKILL']);
+  expect(await lives.toTheEnd(united)).toBe('done');
+  expect(await leftovers(s)).toEqual([]);
+});
+
+/** What keeps a table together. */
+const BLOCKERS: readonly (readonly [ddl: string, finding: RegExp, change?: Partial<HalveSpec>])[] = [
+  [
+    `CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION f()`,
+    /has trigger "t"/,
+  ],
+  ['ALTER TABLE notes ENABLE ROW LEVEL SECURITY', /row-level security/],
+  ['CREATE RULE r AS ON DELETE TO notes DO INSTEAD NOTHING', /has rules \(r\)/],
+  ['GRANT SELECT (views) ON notes TO shop_owner', /privileges on single columns/],
+  ['ALTER TABLE notes ADD CONSTRAINT k CHECK (views > 0 OR body IS NOT NULL)', /check "k" over columns of both halves/],
+  ['CREATE UNIQUE INDEX u ON notes (tenant_id, id, (views + 1))', /index public.u needs the columns/],
+  ['ALTER TABLE notes ADD twice int GENERATED ALWAYS AS (views * 2) STORED', /needs the columns/],
+  [
+    'ALTER TABLE notes ADD CONSTRAINT fk FOREIGN KEY (tenant_id) REFERENCES tenants ON DELETE CASCADE NOT VALID',
+    /foreign key "fk", which changes rows/,
+  ],
+  ['ALTER TABLE notes DROP CONSTRAINT notes_pkey', /has no primary key/],
+  [`CREATE SEQUENCE q; ALTER TABLE notes ALTER views SET DEFAULT nextval('q')`, /takes numbers from a sequence/],
+  ['CREATE TABLE notes_hot ()', /there is a table "public.notes_hot" on shard "one"/],
+  ['', /is of the key/, { columns: ['tenant_id'] }],
+  ['', /has no column "other"/, { columns: ['other'] }],
+];
+
+test('what stands in the way is said before anything is touched', async () => {
+  await addHotNotes();
+  const good = await dryRun(s.catalog, HALVE);
+  expect(good.findings).toEqual([]);
+  expect(good.steps.map((step) => step.text)).toEqual(
+    expect.arrayContaining(['keep public.notes_hot like public.notes', 'a keyspace "views" with the key of "tenant"']),
+  );
+  expect(await leftovers(s)).toEqual([]);
+  for (const [ddl, finding, change = {}] of BLOCKERS) {
+    await onOne(`DROP TABLE IF EXISTS notes, notes_hot CASCADE; DROP SEQUENCE IF EXISTS q; CREATE TABLE notes (tenant_id int, id int, body text,
+      views int NOT NULL DEFAULT 0 CHECK (views >= 0), seen timestamptz, extra json, PRIMARY KEY (tenant_id, id)); ${ddl}`);
+    const { findings, steps } = await dryRun(s.catalog, { ...HALVE, ...change });
+    expect(steps).toEqual([]);
+    expect(findings.map((f) => f.text).join('\n')).toMatch(finding);
+  }
+});
