@@ -125,7 +125,11 @@ export class LockReader {
     client.on('error', () => {
       if (this.#client === client) this.#client = null;
     });
-    await client.connect();
+    // The driver leaves a connect() unsettled for ever when its client is ended meanwhile, and the server hangs up.
+    const ended = new Promise<never>((_, reject) => {
+      client.once('end', () => reject(new Error('the connection has ended')));
+    });
+    await Promise.race([client.connect(), ended]);
     // It would take longer to compile the query than to run it; `since` is compared as text, also with another connection's.
     await client.query(
       `SET jit = off; SET DateStyle = 'ISO'; SET TimeZone = 'UTC'; SET statement_timeout = ${this.#timeoutMs}`,

@@ -365,6 +365,28 @@ test('a shard that says nothing is left out, which is said once', async () => {
   silent.close();
 });
 
+test('it can be closed while it connects to a shard', async () => {
+  let connected = 0;
+  const slow = createServer((socket) => {
+    connected += 1;
+    // It hangs up when the other side does.
+    socket.on('error', () => undefined).resume();
+  });
+  slow.listen(0, '127.0.0.1');
+  await once(slow, 'listening');
+  const { port } = slow.address() as { port: number };
+  const by = detector({ ...urls, c: `postgres://nobody@127.0.0.1:${port}/postgres` }, { answerTimeoutMs: 120_000 });
+  const on = { a: urls.a, b: urls.b };
+  const [one, two] = [await begin(by, on), await begin(by, on)];
+  await one.run('a', update(1));
+  const second = await two.waits('a', update(1));
+  await waitFor(() => connected > 0, { what: 'the detector to connect' });
+  await by.close();
+  await one.end();
+  expect(await second.ended).toBe('done');
+  slow.close();
+});
+
 test('a role without any rights finds it too', async () => {
   const own = { ...urls };
   for (const name of ['a', 'b', 'c'] as const) {

@@ -54,22 +54,26 @@ export class SpanningClient implements SpanningTransaction {
     }
   }
 
-  /** Runs what will have to wait; resolves when it does. What comes of it is in `ended`. */
+  /** Runs what will have to wait; resolves when it does, or has: the detector may be faster than whoever looks. What comes of it is in `ended`. */
   async waits(shard: string, sql: string): Promise<{ readonly ended: Promise<'done' | string> }> {
     const ended = this.run(shard, sql).then(
       () => 'done',
       (error: pg.DatabaseError) => error.code ?? error.message,
     );
-    await this.untilWaiting(shard);
+    let over = false;
+    void ended.then(() => {
+      over = true;
+    });
+    await this.#untilWaiting(shard, () => over);
     return { ended };
   }
 
-  /** Until its branch there, or a parallel worker of it, waits for a lock. */
-  async untilWaiting(shard: string): Promise<void> {
+  /** Until its branch there, or a parallel worker of it, waits for a lock, or does not any more. */
+  async #untilWaiting(shard: string, over: () => boolean): Promise<void> {
     const { url, pid } = this.#branch(shard);
     await withClient(url, async (c) => {
       const waits = `SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT granted AND waitstart IS NOT NULL AND $1 IN (a.pid, a.leader_pid)`;
-      await waitFor(async () => (await c.query(waits, [pid])).rowCount, { what: `process ${pid} to wait` });
+      await waitFor(async () => over() || (await c.query(waits, [pid])).rowCount, { what: `process ${pid} to wait` });
     });
   }
 
