@@ -258,6 +258,7 @@ export class ProxyServer {
     live.onApplied(() => this.#replicas.apply(live.current));
     const decisions = new Decisions(options.catalog.pool);
     const topology = () => live.current;
+    const prepareMs = () => this.#options.limits.prepareTimeoutMs ?? PREPARE_MS;
     this.#resolver = new Resolver({ decisions, topology, logger });
     this.#coordinator = new Coordinator({
       decisions,
@@ -265,7 +266,7 @@ export class ProxyServer {
       topology,
       resolver: this.#resolver,
       logger,
-      prepareMs: () => this.#options.limits.prepareTimeoutMs ?? PREPARE_MS,
+      prepareMs,
     });
     this.#deadlocks = new DeadlockDetector({ shards: () => live.current.shards.values(), logger });
     this.#notifications = new Notifications({
@@ -380,7 +381,7 @@ export class ProxyServer {
             spanning:
               this.#options.transactions === 'one'
                 ? null
-                : { coordinator: this.#coordinator, deadlocks: this.#deadlocks },
+                : { coordinator: this.#coordinator, deadlocks: this.#deadlocks, prepareMs },
             asksSequences: this.#asksSequences(user),
           };
           this.#services.set(user, services);

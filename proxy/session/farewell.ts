@@ -1,5 +1,4 @@
 import { SILENT_OWNER } from '../backend/silent-owner.js';
-import { encodeQuery } from '../wire/frontend.js';
 import { IDLE } from '../wire/transaction-status.js';
 import type { SessionServices } from './client-session.js';
 import type { Lease } from './lease.js';
@@ -22,7 +21,7 @@ export async function leaveServer(lease: Lease, { live, logger }: SessionService
   if (lease.pinning.soft) lease.pinning.clear();
   if (backend.lost === null && backend.quiet && !lease.unsynced && lease.pinned === null && backend.status !== IDLE) {
     try {
-      await backend.runInternal(encodeQuery('ROLLBACK'));
+      await lease.rollBack(backend);
     } catch (error) {
       logger.debug({ err: error }, 'rollback for a client that has gone failed');
       lease.discard();

@@ -7,6 +7,7 @@ import { type Refusal, SETTINGS_OF_FUNCTION, type StatementPlan } from '../route
 import { encodeQuery, SYNC } from '../wire/frontend.js';
 import { kept } from '../wire/read-memory.js';
 import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
+import { answeredAtOnce } from './answer-limit.js';
 import { BY_NAME, prepareByName, seesNames } from './by-name.js';
 import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
@@ -37,6 +38,7 @@ import type { ClientStatements } from './statements.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
 
+const ROLLBACK = encodeQuery('ROLLBACK');
 const NOTHING = { touches: [], parts: [], everything: false, writesReference: false } as const;
 
 /** Whose lease it is. */
@@ -121,6 +123,7 @@ export class Lease {
     if (this.backend?.status === FAILED && !this.unsynced) {
       this.span?.checkFailed(executions);
       if (revives(executions)) return this.#revive(executions, wait);
+      this.span?.sending(executions);
       return {
         kind: 'one',
         shards: [this.backend.shard],
@@ -417,6 +420,7 @@ export class Lease {
   #sending(backend: Backend, executions: readonly Execution[]): void {
     const { asksSequences, live, router, schema } = this.#client.services;
     const { sequences } = this;
+    this.span?.sending(executions);
     // What they run may be something else than what is known of it.
     const doubtful =
       this.transaction?.madeCode === true ||
@@ -667,7 +671,8 @@ export class Lease {
   }
 
   async rollBack(backend: Backend): Promise<void> {
-    await backend.runInternal(encodeQuery('ROLLBACK'));
+    const { connectTimeoutMs } = this.#client.services.pool(backend.shard).options;
+    await answeredAtOnce(backend, connectTimeoutMs, () => backend.runInternal(ROLLBACK));
     // What SET LOCAL had made of search_path is over, and such a server does not say so.
     if (!backend.connection.reportsSearchPath) backend.settings = null;
   }

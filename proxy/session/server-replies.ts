@@ -5,7 +5,7 @@ import { LISTENS_ITSELF } from '../router/route.js';
 import { decodeParameterStatus, encodeReadyForQuery } from '../wire/backend.js';
 import { decodeErrorFields, encodeErrorResponse, fieldsOfError, ServerError } from '../wire/error-response.js';
 import { BACKEND } from '../wire/message-types.js';
-import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
+import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
 import type { ClientOutput } from './client-output.js';
 import type { CopyIn } from './copy-in.js';
 import type { ExtendedProtocol } from './extended.js';
@@ -245,7 +245,9 @@ export class ServerReplies implements BackendOwner {
     if (backend !== lease.backend || lease.span?.committing === true) return;
     if (backend.untouched && this.#startOver(error)) return;
     const during = this.#loop.awaitingReady || lease.unsynced;
-    const unknown = during && this.#units.outcomeUnknown;
+    // Of several shards' failed transaction COMMIT is ROLLBACK, and is sent alone.
+    const failed = lease.span !== null && backend.status === FAILED;
+    const unknown = during && !failed && this.#units.outcomeUnknown;
     session.services.logger.warn(
       { err: error, shard: backend.shard, session: session.id, during },
       'server connection lost',

@@ -9,7 +9,8 @@ import type { DeadlockDetector, SpanningTransaction } from '../transactions/dead
 import { markSql, newKey } from '../transactions/transaction-key.js';
 import { ServerError } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
-import { IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
+import { FAILED, IDLE, IN_TRANSACTION } from '../wire/transaction-status.js';
+import { answeredAtOnce, limitAnswer } from './answer-limit.js';
 import type { ClientSession } from './client-session.js';
 import { failAt } from './failing-query.js';
 import { type Footprint, stillOn } from './footprint.js';
@@ -25,6 +26,8 @@ import type { Wait } from './wait.js';
 export interface Spanning {
   readonly coordinator: Pick<Coordinator, 'commit'>;
   readonly deadlocks: Pick<DeadlockDetector, 'add' | 'remove'>;
+  /** How long a shard may take for what is deferred to the end of a transaction, ms; 0: as long as it likes. */
+  readonly prepareMs: () => number;
 }
 
 /** A transaction's part on one shard. */
@@ -84,6 +87,8 @@ export class Span implements BackendOwner, SpanningTransaction {
   lentSince: number | null = null;
   /** Its commit has been canceled for this reason. */
   #stopped: ForeshardError | null = null;
+  /** The lease's branch has been asked for what it answers at once: ends the wait. */
+  #answeredHere: (() => void) | null = null;
 
   private constructor(client: SpanClient, lease: Lease, spanning: Spanning, first: ShardName) {
     this.#client = client;
@@ -188,6 +193,19 @@ export class Span implements BackendOwner, SpanningTransaction {
       if ((effect?.kind === 'commit' || effect?.kind === 'rollback') && (effect.chain || executions.length > 1))
         throw notAlone();
     }
+  }
+
+  /**
+   * These go to the lease's branch now. What rolls the transaction back, or is refused because it has failed, keeps no server waiting, and a server that hangs
+   * is not to keep the locks that the transaction has on the others.
+   */
+  sending(executions: readonly Execution[]): void {
+    this.#answeredHere?.();
+    this.#answeredHere = null;
+    const { backend } = this.#lease;
+    if (backend === null) return;
+    if (backend.status !== FAILED && !executions.some((one) => planOf(one)?.effect?.kind === 'rollback')) return;
+    this.#answeredHere = limitAnswer(backend, this.#answerMs(backend));
   }
 
   /** It is being committed. */
@@ -316,6 +334,7 @@ export class Span implements BackendOwner, SpanningTransaction {
    * @param status of the branch on which it ran, in the transaction
    */
   settle(status: number): Promise<void> | null {
+    this.#answeredHere?.();
     const echoes = this.#echoes;
     const remark = this.#remark;
     this.#echoes = null;
@@ -408,30 +427,50 @@ export class Span implements BackendOwner, SpanningTransaction {
         }),
       );
       await this.#spanning.coordinator.commit(branches);
-    } else if (only !== undefined) await commitOnly(only);
+    } else if (only !== undefined) await this.#commitOnly(only);
     // Behind them: what these hold, such as an advisory lock, is given up when the others' rows are to be seen. Nothing of theirs can be lost.
     await Promise.allSettled(readers.map((backend) => this.#answered(backend, () => run(backend, COMMIT))));
   }
 
   async #rollBackOn(backend: Backend): Promise<void> {
     if (!backend.quiet) backend.destroy();
-    else await this.#answered(backend, () => this.#lease.rollBack(backend)).catch(() => backend.destroy());
+    else await this.#lease.rollBack(backend).catch(() => backend.destroy());
+  }
+
+  #answered<T>(backend: Backend, work: () => Promise<T>): Promise<T> {
+    return answeredAtOnce(backend, this.#answerMs(backend), work);
+  }
+
+  #answerMs({ shard }: Backend): number {
+    return this.#client.services.pool(shard).options.connectTimeoutMs;
   }
 
   /**
-   * What a server has nothing to wait for is answered at once. One that takes longer than a new connection may is given up: its part of the transaction is lost, and
-   * the others are not kept waiting.
+   * The only branch that has written: plainly. A server that takes too long for what is deferred to its end is asked to cancel that, and given up when it does not
+   * answer that either: then nobody knows what has become of it.
    */
-  async #answered<T>(backend: Backend, work: () => Promise<T>): Promise<T> {
-    const ms = this.#client.services.pool(backend.shard).options.connectTimeoutMs;
-    const timer = setTimeout(
-      () => backend.destroy(new ForeshardError('08006', `shard "${backend.shard}" has not answered for ${ms} ms`)),
-      ms,
-    );
+  async #commitOnly(backend: Backend): Promise<void> {
+    const ms = this.#spanning.prepareMs();
+    let canceling: Promise<void> | null = null;
+    let answered: (() => void) | null = null;
+    const late = () => {
+      answered = limitAnswer(backend, this.#answerMs(backend));
+      canceling = this.#cancel(backend);
+    };
+    const timer = ms === 0 ? undefined : setTimeout(late, ms);
     try {
-      return await work();
+      const tag = await run(backend, COMMIT);
+      if (tag !== COMMIT)
+        throw new ForeshardError('40000', `the transaction was rolled back on shard "${backend.shard}"`);
+    } catch (error) {
+      if (backend.lost !== null) throw lost(backend.shard, backend.lost, true);
+      const ended = canceling !== null && error instanceof ServerError && error.sqlstate === '57014';
+      throw ended ? notCommitted(backend.shard) : error;
     } finally {
       clearTimeout(timer);
+      (answered as (() => void) | null)?.();
+      // It is meant for nobody else.
+      await canceling;
     }
   }
 
@@ -457,6 +496,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   }
 
   #close(): void {
+    this.#answeredHere?.();
     this.#spanning.deadlocks.remove(this);
   }
 
@@ -507,15 +547,11 @@ function notAlone(): RefusedError {
   );
 }
 
-/** The only branch that has written. */
-async function commitOnly(backend: Backend): Promise<void> {
-  let tag: string;
-  try {
-    tag = await run(backend, COMMIT);
-  } catch (error) {
-    throw backend.lost === null ? error : lost(backend.shard, backend.lost, true);
-  }
-  if (tag !== COMMIT) throw new ForeshardError('40000', `the transaction was rolled back on shard "${backend.shard}"`);
+function notCommitted(shard: ShardName): ForeshardError {
+  return new ForeshardError('08006', `shard "${shard}" has not committed its part of the transaction in time`, {
+    detail: 'Nothing has been committed.',
+    hint: 'Try the transaction again. If what is deferred to its end takes that long, raise proxy.limits.prepareTimeoutMs.',
+  });
 }
 
 /** Runs one utility statement. @returns its command tag @throws ServerError or the loss of the connection */

@@ -484,6 +484,29 @@ describe('what can go wrong with a transaction on several shards', () => {
     expect(await names(18, 118)).toEqual(['new', 'new']);
   });
 
+  it('so it is behind views, and by values', async () => {
+    const client = await sharded.connect();
+    await client.query(`CREATE TABLE notes (a int, at timestamptz DEFAULT now()); CREATE VIEW noted AS SELECT a FROM notes;
+      CREATE VIEW lately AS SELECT a FROM notes WHERE at < CURRENT_TIMESTAMP`);
+    const told = { code: '0A000', message: expect.stringContaining('which is that of its part on shard "s2"') };
+    await client.query('BEGIN');
+    await rename(client, 116, 'new');
+    for (const [sql, ...values] of [
+      ['INSERT INTO noted (a) VALUES (1)'],
+      ['SELECT a FROM lately'],
+      ['INSERT INTO notes VALUES (1, $1)', 'now'],
+      ['INSERT INTO notes VALUES ($1, $2)', '1', ' Today 12:00'],
+    ] as const) {
+      await client.query('SAVEPOINT a');
+      await expect(client.query(sql, [...values])).rejects.toMatchObject(told);
+      await client.query('ROLLBACK TO a');
+    }
+    await client.query('INSERT INTO notes VALUES (2, $1)', ['2026-11-22']);
+    await client.query('INSERT INTO settings VALUES ($1, $2)', ['mood', 'as good as it is now']);
+    await client.query('COMMIT');
+    expect(await sharded.onShard(0, 'SELECT a FROM notes')).toEqual([{ a: 2 }]);
+  });
+
   it('one that has listened, or has a cursor, stays on its shard', async () => {
     const client = await sharded.connect();
     await client.query('BEGIN');
@@ -561,6 +584,62 @@ describe('a transaction of which a part hangs', () => {
       await nothingOf(pid, 1, 101);
     },
   );
+
+  it.each(['ROLLBACK', 'COMMIT'])('ends its client when that has the last statement, at %s', async (what) => {
+    const client = await sharded.connect({ application_name: `last ${what}` });
+    await client.query('BEGIN');
+    await rename(client, 2);
+    await rename(client, 102);
+    const pid = await processOn(`last ${what}`);
+    if (what === 'COMMIT') await expect(client.query('SELECT nothing')).rejects.toMatchObject({ code: '42703' });
+    process.kill(pid, 'SIGSTOP');
+    try {
+      await expect(client.query(what)).rejects.toMatchObject({
+        severity: 'FATAL',
+        code: '08006',
+        detail: 'shard "s2" has not answered for 2000 ms',
+      });
+      await sharded.onShard(0, `SET lock_timeout = '10s'; UPDATE tenants SET name = 'here' WHERE tenant_id = 2`);
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await nothingOf(pid, 2, 102);
+  });
+
+  it.each([
+    [
+      'waits for too long',
+      false,
+      { code: '08006', message: 'shard "s2" has not committed its part of the transaction in time' },
+    ],
+    ['hangs', true, { code: '08007', detail: 'shard "s2" has not answered for 2000 ms' }],
+  ])('is told so when the only part that has written %s at the COMMIT', async (_, hangs, told) => {
+    const blocker = new pg.Client(sharded.clusters[1].url('shop'));
+    await blocker.connect();
+    await blocker.query('BEGIN');
+    const client = await sharded.connect({ application_name: `only ${hangs}` });
+    await client.query('BEGIN');
+    await client.query('INSERT INTO orders (tenant_id, id) VALUES (102, 1)');
+    await blocker.query('SELECT FROM tenants WHERE tenant_id = 102 FOR UPDATE');
+    await client.query('SELECT FROM tenants WHERE tenant_id = 2');
+    const pid = await processOn(`only ${hangs}`);
+    try {
+      const refused = expect(client.query('COMMIT')).rejects.toMatchObject(told);
+      await waitFor(
+        async () =>
+          (await sharded.onShard(1, `SELECT FROM pg_locks WHERE NOT granted AND pid = $1`, [pid])).length === 1,
+        { what: 'the wait' },
+      );
+      if (hangs) process.kill(pid, 'SIGSTOP');
+      await refused;
+      expect((await client.query('SELECT 1 AS one')).rows).toEqual([{ one: 1 }]);
+    } finally {
+      if (hangs) process.kill(pid, 'SIGCONT');
+      await blocker.end();
+    }
+    if (hangs) await nothingOf(pid, 102);
+    expect(await sharded.onShard(1, 'SELECT FROM orders')).toEqual([]);
+  });
 
   it('is rolled back when it waits for too long to be prepared', async () => {
     const blocker = new pg.Client(sharded.clusters[1].url('shop'));
