@@ -18,7 +18,7 @@ import { type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
-import { functionTells, triggersRun } from './telling.js';
+import { behindTells, functionTells } from './telling.js';
 
 /** What planning looks at besides the statement. */
 export interface Context {
@@ -190,20 +190,14 @@ export class Analysis {
     if (role === 'write') this.writes = true;
     if (role === 'write' && relation?.asksSequences) this.defaultsAsk = true;
     if (relation === null || !drawingOf(metadata).drawsNothing(relation, role)) this.mayDraw = true;
-    if (relation)
-      for (const f of reachOf(metadata, registry).functionsRun(relation, use)) {
-        this.#runs(f);
-        if (!functionTells(metadata, f)) continue;
-        // An INSERT uses a default where it gives nothing or says so, an UPDATE where it says so, and a DELETE none; those of other tables, behind foreign keys, are not used.
-        const given = typeof gives === 'number' ? (columns ?? []).slice(0, gives) : gives;
-        const inserts =
-          use !== 'update' &&
-          use !== 'delete' &&
-          relation.fires.includes(f) &&
-          relation.defaultsOf?.get(f)?.every((column) => given.includes(column)) !== true;
-        if (inserts || triggersRun(metadata, f)) this.setsOffTelling = true;
-        else this.defaultsTell = true;
-      }
+    if (relation) {
+      const reach = reachOf(metadata, registry);
+      for (const f of reach.functionsRun(relation, use)) this.#runs(f);
+      const given = typeof gives === 'number' ? (columns ?? []).slice(0, gives) : gives;
+      const tells = behindTells({ metadata, reach }, relation, use, given);
+      if (tells === 'always') this.setsOffTelling = true;
+      else if (tells === 'by-default') this.defaultsTell = true;
+    }
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
     if (sharded) {
       if (relation) this.#checkBehind(relation, sharded, use);

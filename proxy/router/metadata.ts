@@ -57,6 +57,8 @@ export interface Relation extends TableName {
   readonly primaryKey?: readonly string[];
   /** The partitioned or inherited-from tables above it. */
   readonly parents: readonly TableName[];
+  /** It has rules, other than that of a view: what changes it may do anything else instead, or as well. */
+  readonly ruled?: true;
   /** Defaults of its columns, or checks of its rows, call currval or lastval. */
   readonly asksSequences?: true;
   /** What reading it reads too: tables below it, those of its view or rules and policies; for an index its table. */
@@ -102,6 +104,7 @@ export interface MetadataJson {
     kind: string;
     columns: readonly string[];
     key?: readonly string[] | null;
+    ruled?: boolean | null;
     parents: readonly (readonly [string, string])[];
   }[];
   readonly functions: readonly {
@@ -200,6 +203,7 @@ class Snapshot implements Metadata {
         kind: r.kind,
         columns: r.columns,
         ...(r.key ? { primaryKey: r.key } : {}),
+        ...(r.ruled ? { ruled: true as const } : {}),
         parents: r.parents.map(([schema, table]) => ({ schema, table })),
         ...(edges.get(tableId(r))?.fires.some((f) => asking.has(f)) ? { asksSequences: true as const } : {}),
         ...(edges.get(tableId(r)) ?? NOTHING),
@@ -370,7 +374,7 @@ called AS (
   FROM trees t, string_to_table(replace(replace(t.tree, ':aggfnoid ', ':funcid '), ':winfnoid ', ':funcid '), ':funcid ') WITH ORDINALITY AS f(node, n)
   WHERE f.n > 1
   -- CURRENT_TIMESTAMP and its like (SVFOP_CURRENT_DATE to SVFOP_LOCALTIMESTAMP_N of primnodes.h) are no functions: they count as now().
-  UNION SELECT rel, kind, events, col, 'pg_catalog.now()'::regprocedure::oid FROM trees WHERE kind = 'fires' AND tree ~ '\\{SQLVALUEFUNCTION :op [0-8] '),
+  UNION SELECT rel, kind, events, col, 'pg_catalog.now()'::regprocedure::oid FROM trees WHERE tree ~ '\\{SQLVALUEFUNCTION :op [0-8] '),
 triggered AS (
   SELECT tgrelid AS rel, ${EVENTS} AS events, 'pg_proc'::regclass AS refclassid, tgfoid AS refobjid FROM pg_trigger WHERE NOT tgisinternal AND ${NOT_A_GUARD}
   UNION SELECT tgrelid, ${EVENTS}, d.refclassid, d.refobjid
@@ -424,6 +428,7 @@ SELECT jsonb_build_object(
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END,
       'key', (SELECT jsonb_agg(a.attname ORDER BY k.n) FROM pg_constraint p CROSS JOIN unnest(p.conkey) WITH ORDINALITY AS k(attnum, n)
         JOIN pg_attribute a ON a.attrelid = p.conrelid AND a.attnum = k.attnum WHERE p.conrelid = c.oid AND p.contype = 'p' AND n.nspname <> 'pg_catalog'),
+      'ruled', CASE WHEN c.relhasrules AND EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.rulename <> '_RETURN') THEN true END,
       'parents', coalesce(up.parents, '[]'::jsonb)) ORDER BY n.nspname, c.relname), '[]'::jsonb)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       LEFT JOIN (SELECT a.rel, jsonb_agg(jsonb_build_array(n.nspname, p.relname) ORDER BY n.nspname, p.relname) AS parents

@@ -173,6 +173,32 @@ export class Reach {
     return functions;
   }
 
+  /** The same by relation: `calls` of its views, rules and policies, and what it `fires`. */
+  *runs(
+    start: Relation,
+    use: Use,
+  ): Iterable<{ readonly relation: Relation; readonly calls: readonly string[]; readonly fires: readonly string[] }> {
+    for (const { relation, events } of this.#happenings(start, use))
+      if (relation !== null) yield { relation, calls: relation.calls, fires: firedAt(relation, events) };
+  }
+
+  /** Where rows may be made behind views and rules when the relation is used so: by their defaults, whatever columns the statement names. */
+  rowsMade(start: Relation, use: Use): ReadonlySet<Relation> {
+    const made = new Set<Relation>();
+    const queue = use === 'read' ? [] : [start];
+    for (const r of queue) {
+      const through = r.kind === 'v' && (made.has(r) || (use !== 'update' && use !== 'delete'));
+      if (!through && r.ruled !== true) continue;
+      for (const next of r.reads) {
+        const found = this.#metadata.relations.get(tableId(next));
+        if (found === undefined || made.has(found)) continue;
+        made.add(found);
+        queue.push(found);
+      }
+    }
+    return made;
+  }
+
   /** All that is used behind the relation's back, and what happens to each, as events of triggers; again, as soon as more may. `relation`: null when it is not known. */
   *#happenings(start: Relation, use: Use): Iterable<Happening> {
     const happens = new Map<Relation, number>([[start, EVENTS[use]]]);

@@ -2,7 +2,7 @@ import type { DoStmt, ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetS
 import { KEY_TYPE_OID, keyTypeFromPg } from '../../topology/key-codec.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import type { Context } from './analysis.js';
-import { plainType, qualifiedName, sourceOf } from './ast.js';
+import { plainType, qualifiedName, sourceOf, strings } from './ast.js';
 import { commandTag } from './command-tag.js';
 import { homeObjectsOf } from './home-ddl.js';
 import { HomeObjects } from './home-objects.js';
@@ -10,6 +10,7 @@ import type { Relation } from './metadata.js';
 import { reachHome, reachOf, wholeReached } from './reach.js';
 import { beyond } from './registry.js';
 import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
+import { behindTells } from './telling.js';
 
 type Planner = (statement: Node, context: Context) => StatementPlan;
 
@@ -109,6 +110,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     if (!inner) return make('utility', sole('DECLARE'));
     // CURSOR_OPT_HOLD in parsenodes.h
     return make(inner.kind, withoutFanOut(inner.target, 'a cursor'), {
+      ...setsOff(inner),
       pin: (options ?? 0) & 0x20 ? 'WITH HOLD cursor' : inner.pin,
     });
   }
@@ -124,6 +126,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     // EXPLAIN without ANALYZE runs nothing, but where it would run is where its plan is made.
     return make(runs ? inner.kind : 'read', withoutFanOut(inner.target, 'EXPLAIN'), {
       pin: runs ? inner.pin : null,
+      ...(runs ? setsOff(inner) : {}),
       // EXPLAIN CREATE TABLE AS EXECUTE
       ...(inner.effect?.kind === 'execute' ? { showsPrepared: true } : {}),
       ...(runs && inner.unsureOfState ? { unsureOfState: true } : {}),
@@ -131,10 +134,10 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     });
   }
   if ('CopyStmt' in statement) {
-    const { query, relation, is_from } = statement.CopyStmt;
+    const { query, relation, is_from, attlist } = statement.CopyStmt;
     if (query) {
       const inner = plan(query, context);
-      return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), { pin: inner.pin });
+      return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), { pin: inner.pin, ...setsOff(inner) });
     }
     const known =
       relation &&
@@ -148,7 +151,10 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
         is_from ? 'change' : 'read',
         is_from ? 'Use INSERT with the rows of one key at a time.' : 'Use COPY (SELECT … WHERE key = …) TO.',
       ),
-      is_from && known?.asksSequences ? { asksSequences: 'defaults' } : {},
+      {
+        ...(is_from && known?.asksSequences ? { asksSequences: 'defaults' as const } : {}),
+        ...(known ? copyTells(known, is_from === true, attlist, context) : {}),
+      },
     );
   }
   if ('TruncateStmt' in statement)
@@ -361,10 +367,28 @@ function usesReference(target: Target): boolean {
   return target.kind === 'any' && target.referenceReads.length + target.referenceWrites.length > 0;
 }
 
+function setsOff({ setsOffTelling }: StatementPlan): Partial<StatementPlan> {
+  return setsOffTelling === undefined ? {} : { setsOffTelling };
+}
+
+/** What a COPY sets off: the defaults of columns that it does not name, and triggers. */
+function copyTells(
+  relation: Relation,
+  isFrom: boolean,
+  columns: readonly Node[] | undefined,
+  { metadata, registry }: Context,
+): Partial<StatementPlan> {
+  const given = columns === undefined ? (relation.columns ?? []) : strings(columns);
+  const reach = reachOf(metadata, registry);
+  const tells = behindTells({ metadata, reach }, relation, isFrom ? 'insert' : 'read', given);
+  return tells === null ? {} : { setsOffTelling: tells };
+}
+
 /** What else the session must know of a query that is part of a statement. */
 function traits(inner: StatementPlan): Partial<StatementPlan> {
   return {
     ...(inner.asksSequences ? { asksSequences: inner.asksSequences } : {}),
+    ...setsOff(inner),
     ...(inner.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(inner.executesText ? { executesText: true as const } : {}),
     ...(inner.showsPrepared ? { showsPrepared: true as const } : {}),

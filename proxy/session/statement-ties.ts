@@ -1,6 +1,6 @@
 import { saysSettings } from '../router/function-settings.js';
 import type { StatementPlan } from '../router/route.js';
-import { tellsTransaction } from '../router/telling.js';
+import { tellsTransaction, valueTells } from '../router/telling.js';
 import { type Execution, planOf } from './placement.js';
 
 // What statements mean for the transaction and the server connection that they run in. Pure.
@@ -21,9 +21,12 @@ export function revives(executions: readonly Execution[]): boolean {
 
 /** Whether it tells when its transaction began, or which one it is. */
 export function tells(execution: Execution): boolean {
-  const { text } = execution.analyzed;
+  const { analyzed, params } = execution;
+  const { text } = analyzed;
   const sets = planOf(execution)?.setsOffTelling;
   if (sets === 'always' || tellsTransaction(text)) return true;
+  const told = (value: Buffer | null, i: number) => value !== null && params?.formats[i] !== 1 && valueTells(value);
+  if (params?.values.some(told)) return true;
   return sets === 'by-default' && /\bdefault\b/i.test(text.toString('latin1'));
 }
 
