@@ -28,7 +28,21 @@ export async function checkBehaviour(m: Move, table: MovingTable, info: TableInf
       `table "${name}" has triggers that fire for replicated rows, too (${loud.join(', ')})`,
       'While it moves they do so for ordinary sessions only; afterwards as before.',
     );
+  if (isReference(table)) checkReadOnEveryCopy(m, info, block);
   await checkOwnBehaviour(m, info, block);
+}
+
+/**
+ * The copies of a reference table have the same policies, and shards have different rows of the others: what a client sees of it would depend on where it is read.
+ * A copy also outlives its migration, and with its policy it would keep the other table from being dropped where it is not to be any more.
+ */
+function checkReadOnEveryCopy(m: Move, info: TableInfo, block: Block): void {
+  for (const other of info.rowSecurity.reads.filter((t) => m.tables.some((one) => tableId(one) === tableId(t))))
+    if (!m.topology.referenceTables.has(tableId(other)))
+      block(
+        `is a reference table with policies that read "${tableId(other)}", of which each shard has other rows`,
+        'Let the policies of reference tables read reference tables only.',
+      );
 }
 
 /** Behind the name of the table or partition. */

@@ -387,6 +387,7 @@ describe('before a move', () => {
       CREATE ROLE only_one;
       ALTER TABLE tenants ENABLE ROW LEVEL SECURITY;
       CREATE POLICY p ON tenants TO only_one USING (name IN (SELECT m.name FROM members m));
+      CREATE POLICY lived_in ON countries USING (EXISTS (SELECT FROM tenants t WHERE t.mood = 'calm'));
       ALTER TABLE "Odd Items" DISABLE TRIGGER ALL`),
     );
     await withClient(s.urlTwo, (c) =>
@@ -400,6 +401,7 @@ describe('before a move', () => {
     const said = (severity: string) => findings.filter((f) => f.severity === severity).map((f) => f.text);
     for (const text of [
       'table "public.countries" is a reference table with triggers (copied)',
+      'table "public.countries" is a reference table with policies that read "public.tenants", of which each shard has other rows',
       'table "public.orders" has the trigger "ünnamed", whose name comes behind those of all guards',
       'table "public.orders" has triggers whose functions name the sequence public.order_numbers, which does not move with it',
       'table "public.tenants" has policies that read "public.members", which does not move with it',
@@ -421,7 +423,9 @@ describe('before a move', () => {
         'What it makes of a row would not be seen: ',
       ),
     );
-    await withClient(s.urlOne, (c) => c.query('DROP POLICY p ON tenants; DROP ROLE only_one'));
+    await withClient(s.urlOne, (c) =>
+      c.query('DROP POLICY p ON tenants; DROP POLICY lived_in ON countries; DROP ROLE only_one'),
+    );
   });
 
   test('a role that policies keep rows from is named, on either side', async () => {
