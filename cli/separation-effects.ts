@@ -1,21 +1,19 @@
-import { loadModule } from 'libpg-query';
 import { apart } from '../proxy/router/layout.js';
 import type { Relation } from '../proxy/router/metadata.js';
 import { reachHome, reachOf } from '../proxy/router/reach.js';
 import { beyond, type Registry, registryOf } from '../proxy/router/registry.js';
 import { homeBehind } from '../proxy/router/resolve.js';
 import type { StatementPlan, Target } from '../proxy/router/route.js';
-import { Router } from '../proxy/router/router.js';
-import { sampleText } from '../proxy/router/sample-text.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { afterSeparation, type Separation } from '../topology/separation.js';
 import { type KeyspaceName, type ShardedTable, soleShard, type Topology, tableId } from '../topology/topology.js';
 import { type HomeNames, readHome } from './home-names.js';
+import { replanTemplates } from './recorded-templates.js';
 
 /** What statements of a template would be told. */
 export interface AffectedTemplate {
   readonly template: string;
-  /** In the last days ({@link DAYS}). */
+  /** In the last days. */
   readonly calls: number;
   readonly why: string;
 }
@@ -31,51 +29,25 @@ export interface SeparationEffects {
   readonly objects: readonly string[];
 }
 
-/** Days of recorded statements that are looked at. */
-export const DAYS = 7;
-
 /** @throws ForeshardError when the home shard's schema cannot be read */
 export async function separationEffects(
   catalog: Catalog,
   topology: Topology,
   separation: Separation,
 ): Promise<SeparationEffects> {
-  const [names, recorded] = await Promise.all([
-    readHome(topology),
-    catalog.pool.query<{ template: string; calls: string }>(
-      `SELECT template, sum(calls) AS calls FROM foreshard.template_stat WHERE hour > now() - $1 * interval '1 day'
-        GROUP BY template ORDER BY sum(calls) DESC, template`,
-      [DAYS],
-    ),
-    loadModule(),
-  ]);
+  const names = await readHome(topology);
   const separated = afterSeparation(topology, separation);
-  const plansAt = (world: Topology) => {
-    const router = new Router({ topology: () => world, metadata: () => names.metadata });
-    return (text: Buffer): readonly StatementPlan[] | null => {
-      const analyzed = router.analyze(text, names);
-      return analyzed.syntaxError ? null : analyzed.statements.map((statement) => statement.plan);
-    };
-  };
-  const plansNow = plansAt(topology);
-  const plansThen = plansAt(separated);
+  const recorded = await replanTemplates(catalog, names, topology, separated);
   const templates: AffectedTemplate[] = [];
   const gathered: Omit<AffectedTemplate, 'why'>[] = [];
-  let unread = 0;
-  for (const { template, calls } of recorded.rows) {
-    const text = Buffer.from(sampleText(template));
-    const now = plansNow(text);
-    const then = plansThen(text);
-    if (now === null || then === null) {
-      unread += 1;
-      continue;
-    }
+  for (const { template, calls, now, then } of recorded.templates) {
     const why = then
       .map((plan, i) => whyRefused(now[i], plan, topology, separated, separation))
       .find((w) => w !== null);
-    if (why) templates.push({ template, calls: Number(calls), why });
-    else if (then.some((plan) => willGather(plan, separation))) gathered.push({ template, calls: Number(calls) });
+    if (why) templates.push({ template, calls, why });
+    else if (then.some((plan) => willGather(plan, separation))) gathered.push({ template, calls });
   }
+  const { unread } = recorded;
   return { templates, gathered, unread, objects: tiedObjects(names, topology, separated, separation) };
 }
 

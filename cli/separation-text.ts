@@ -1,4 +1,6 @@
-import { DAYS, type SeparationEffects } from './separation-effects.js';
+import type { ColumnEffects } from './column-effects.js';
+import { DAYS } from './recorded-templates.js';
+import type { AffectedTemplate, SeparationEffects } from './separation-effects.js';
 
 /** Templates shown at most; --json has all. */
 const SHOWN = 20;
@@ -13,11 +15,28 @@ export function effectLines({ templates, gathered, unread, objects }: Separation
   for (const { template, calls, why } of templates.slice(0, SHOWN))
     lines.push(`  ${calls.toLocaleString('en').padStart(12)}  ${template}`, `${' '.repeat(16)}${why}`);
   if (templates.length > SHOWN) lines.push(`  and ${templates.length - SHOWN} more (--json has all)`);
-  if (gathered.length > 0)
-    lines.push('What will then need rows of both in one place, the home shard:', `  calls in ${DAYS} days`);
-  for (const { template, calls } of gathered.slice(0, SHOWN))
-    lines.push(`  ${calls.toLocaleString('en').padStart(12)}  ${template}`);
-  if (gathered.length > SHOWN) lines.push(`  and ${gathered.length - SHOWN} more (--json has all)`);
+  lines.push(...templateLines('What will then need rows of both in one place, the home shard:', gathered));
   if (unread > 0) lines.push(`${unread} recorded template(s) could not be read.`);
   return lines;
+}
+
+/** For people: what becomes of statements once the columns are on another shard than the rest of their rows. */
+export function columnLines(effects: ColumnEffects): string[] {
+  return [
+    ...templateLines('What will run where the columns are, and need nothing of the table:', effects.hot),
+    ...templateLines('What will then be committed on two shards, in two phases:', effects.written),
+    ...effectLines(effects),
+  ];
+}
+
+function templateLines(head: string, templates: readonly Omit<AffectedTemplate, 'why'>[]): string[] {
+  if (templates.length === 0) return [];
+  const shown = templates.slice(0, SHOWN);
+  const more = templates.length - shown.length;
+  return [
+    head,
+    `  calls in ${DAYS} days`,
+    ...shown.map(({ template, calls }) => `  ${calls.toLocaleString('en').padStart(12)}  ${template}`),
+    ...(more === 0 ? [] : [`  and ${more} more (--json has all)`]),
+  ];
 }

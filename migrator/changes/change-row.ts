@@ -3,7 +3,17 @@ import { UsageError } from '../../topology/errors.js';
 import { COLUMNS, type Db, fromRaw, type MigrationRow, type RawRow, RESTING_STATES } from '../migration-row.js';
 
 /** What people ask for. */
-export const CHANGE_KINDS = ['move', 'split', 'merge', 'isolate', 'drain', 'rebalance', 'vertical'] as const;
+export const CHANGE_KINDS = [
+  'move',
+  'split',
+  'merge',
+  'isolate',
+  'drain',
+  'rebalance',
+  'vertical',
+  'columns',
+  'unite',
+] as const;
 export type ChangeKind = (typeof CHANGE_KINDS)[number];
 
 /**

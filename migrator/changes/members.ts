@@ -1,13 +1,15 @@
+import type { FoundSplit } from '../../topology/catalog/column-split.js';
+import { afterSplit } from '../../topology/column-split.js';
 import { UsageError } from '../../topology/errors.js';
-import { comparePositions, contains, type Interval, type Position, sameBound } from '../../topology/key.js';
+import { comparePositions, type Interval, intersection, type Position, sameBound } from '../../topology/key.js';
 import { positionToJson } from '../../topology/key-codec.js';
-import type { MigrationSpec, MoveSpec, RangeSpec } from '../../topology/migration.js';
+import { stretches } from '../../topology/layout.js';
+import type { HalveSpec, MigrationSpec, MoveSpec, RangeSpec } from '../../topology/migration.js';
 import { afterSeparation } from '../../topology/separation.js';
 import {
   type Keyspace,
   type KeyspaceName,
   rangeOf,
-  rangesIn,
   type ShardName,
   type TableName,
   type Topology,
@@ -19,24 +21,18 @@ import {
 export function moveMembers(keyspace: Keyspace, interval: Interval, to: ShardName): MoveSpec[] {
   if (interval.lo !== null && interval.hi !== null && comparePositions(interval.lo, interval.hi) >= 0)
     throw new UsageError('the interval is empty', 'Its lower bound must lie below its upper bound.');
-  const moves = rangesIn(keyspace, interval)
-    .filter((range) => range.shard !== to)
-    .map((range): MoveSpec => {
-      const lo = interval.lo !== null && contains(range, interval.lo) ? interval.lo : range.lo;
-      const hi = interval.hi !== null && contains(range, interval.hi) ? interval.hi : range.hi;
-      // An upper bound that is a range's lower one ends in the range before.
-      return {
-        kind: 'move',
-        keyspace: keyspace.name,
-        lo,
-        hi: sameBound(lo, hi) ? range.hi : hi,
-        from: range.shard,
-        to,
-      };
-    });
+  const moves = movesOf(keyspace, interval, to);
   if (moves.length === 0)
     throw new UsageError(`shard "${to}" owns all of that already`, 'See "foreshard topology show".');
   return moves;
+}
+
+/** Moves of what of the interval is not there, range by range. */
+function movesOf(keyspace: Keyspace, interval: Interval, to: ShardName): MoveSpec[] {
+  return keyspace.ranges.flatMap((range): MoveSpec[] => {
+    const part = range.shard === to ? null : intersection(range, interval);
+    return part === null ? [] : [{ kind: 'move', keyspace: keyspace.name, ...part, from: range.shard, to }];
+  });
 }
 
 /**
@@ -112,6 +108,25 @@ export function verticalMembers(
   const spec = { kind: 'separate', keyspace, tables, as } as const;
   const separated = afterSeparation(topology, spec).keyspaces.get(as) as Keyspace;
   return [spec, ...moveMembers(separated, { lo: null, hi: null }, to)];
+}
+
+/**
+ * Columns of a table get a table and a keyspace of their own, whose ranges then go to one shard.
+ * @param spec fits the topology: see `checkSplit`
+ */
+export function columnsMembers(topology: Topology, spec: HalveSpec, to: ShardName): MigrationSpec[] {
+  const hot = afterSplit(topology, spec, spec.primaryKey).keyspaces.get(spec.as) as Keyspace;
+  return [spec, ...moveMembers(hot, { lo: null, hi: null }, to)];
+}
+
+/** The ranges of a table's hot columns go to where the table's are, and the columns are the table's alone again. */
+export function uniteMembers(
+  { keyspace, hot }: Pick<FoundSplit, 'keyspace' | 'hot'>,
+  table: TableName,
+): MigrationSpec[] {
+  // Neighbours on one shard are one interval: no move is cut for a bound that nobody needs.
+  const moves = stretches(keyspace).flatMap(({ lo, hi, shard }) => movesOf(hot, { lo, hi }, shard));
+  return [...moves, { kind: 'unite', keyspace: hot.name, table }];
 }
 
 function text(keyspace: Keyspace, position: Position): string {

@@ -2,12 +2,19 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Carrier, drain, type Piece, rebalance } from '../../migrator/changes/balance.js';
 import { changeState } from '../../migrator/changes/change-row.js';
-import { mergeMembers, moveMembers, splitMembers } from '../../migrator/changes/members.js';
+import {
+  columnsMembers,
+  mergeMembers,
+  moveMembers,
+  splitMembers,
+  uniteMembers,
+} from '../../migrator/changes/members.js';
 import type { MigrationRow } from '../../migrator/migration-row.js';
 import { rangesAfter, withRanges } from '../../migrator/ranges.js';
 import { contains, type Position } from '../../topology/key.js';
+import { sameLayout } from '../../topology/layout.js';
 import type { MigrationState, RangeSpec } from '../../topology/migration.js';
-import type { Keyspace, KeyspaceName, Range, ShardName } from '../../topology/topology.js';
+import type { Keyspace, KeyspaceName, Range, ShardName, Topology } from '../../topology/topology.js';
 
 const NAME = 'tenant' as KeyspaceName;
 const shard = (name: string) => name as ShardName;
@@ -25,6 +32,11 @@ const shape = (k: Keyspace) => k.ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0]
 /** The members carried out, one after the other. */
 const carriedOut = (k: Keyspace, members: readonly RangeSpec[]) =>
   members.reduce((now, spec) => withRanges(now, rangesAfter(now, spec)), k);
+
+const [TABLE, HOT] = [
+  { schema: 'public', table: 'documents' },
+  { schema: 'public', table: 'documents_hot' },
+];
 
 describe('the members of', () => {
   const k = keyspace([10, 20], ['a', 'a', 'b']);
@@ -50,6 +62,47 @@ describe('the members of', () => {
     expect(moveMembers(k, { lo: [15n], hi: null }, shard('b'))).toEqual([spec(15n, 20n, 'a', 'b')]);
     expect(() => moveMembers(k, { lo: [20n], hi: null }, shard('b'))).toThrow('shard "b" owns all of that already');
     expect(() => moveMembers(k, { lo: [20n], hi: [20n] }, shard('c'))).toThrow('the interval is empty');
+  });
+
+  test('a split of columns are that, and moves of what the new keyspace has elsewhere', () => {
+    const table = { ...TABLE, keyspace: NAME, keyColumns: ['id'] };
+    const topology = {
+      keyspaces: new Map([[NAME, { ...k, tables: [table] }]]),
+      shardedTables: new Map([['public.documents', table]]),
+    } as unknown as Topology;
+    const as = 'hot' as KeyspaceName;
+    const spec = {
+      kind: 'halve',
+      keyspace: NAME,
+      table: TABLE,
+      columns: ['views'],
+      primaryKey: ['id'],
+      hot: HOT,
+      as,
+    } as const;
+    const move = { kind: 'move', keyspace: 'hot', from: 'a', to: 'b' };
+    expect(columnsMembers(topology, spec, shard('b'))).toEqual([
+      spec,
+      { ...move, lo: null, hi: [10n] },
+      { ...move, lo: [10n], hi: [20n] },
+    ]);
+    expect(() =>
+      columnsMembers({ ...topology, keyspaces: new Map([[NAME, keyspace([], ['b'])]]) }, spec, shard('b')),
+    ).toThrow('shard "b" owns all of that already');
+  });
+
+  test('a union of columns bring them to where their rows are, and end the split', () => {
+    const hot = keyspace([5, 15, 25], ['c', 'a', 'b', 'c']);
+    const members = uniteMembers({ keyspace: k, hot }, TABLE);
+    expect(members.at(-1)).toEqual({ kind: 'unite', keyspace: NAME, table: TABLE });
+    const moves = members.slice(0, -1) as RangeSpec[];
+    expect(moves.map((m) => m.kind === 'move' && [m.lo?.[0] ?? null, m.hi?.[0] ?? null, m.from, m.to])).toEqual([
+      [null, 5n, 'c', 'a'],
+      [15n, 20n, 'b', 'a'],
+      [25n, null, 'c', 'b'],
+    ]);
+    expect(sameLayout(carriedOut(hot, moves), k)).toBe(true);
+    expect(uniteMembers({ keyspace: k, hot: k }, TABLE)).toHaveLength(1);
   });
 
   test('a split are a recut and the parts that leave', () => {

@@ -8,6 +8,7 @@ import { keyspaceNamed, type PlanChangeArgs, planChange, shardNamed } from '../.
 import { planOptions } from '../../plan-options.js';
 import { drainCommand } from './drain.js';
 import { rebalanceCommand } from './rebalance.js';
+import { uniteCommand } from './unite.js';
 import { verticalCommand } from './vertical.js';
 
 const KEYSPACE = { type: 'string', demandOption: true, describe: 'Name of the keyspace' } as const;
@@ -170,7 +171,8 @@ export const planCommand: CommandModule<GlobalArgs, GlobalArgs> = {
         .command(drainCommand)
         .command(rebalanceCommand)
         .command(verticalCommand)
-        .demandCommand(1, 'a command is needed: move, split, merge, isolate, drain, rebalance or vertical'),
+        .command(uniteCommand)
+        .demandCommand(1, 'a command is needed: move, split, merge, isolate, drain, rebalance, vertical or unite'),
       ['migrate plan split shop 100 --to .,s2', ''],
     ),
   handler: () => undefined,

@@ -6,6 +6,7 @@ import { parseTableName } from '../../../topology/table-name.js';
 import { type KeyspaceName, type TableName, type Topology, tableId } from '../../../topology/topology.js';
 import { type GlobalArgs, withHelp } from '../../options.js';
 import { type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.js';
+import { planColumns } from '../../plan-columns.js';
 import { planOptions } from '../../plan-options.js';
 import { separationEffects } from '../../separation-effects.js';
 import { effectLines } from '../../separation-text.js';
@@ -15,11 +16,13 @@ interface VerticalArgs extends PlanChangeArgs {
   readonly tables: readonly string[];
   readonly to: string;
   readonly as?: string | undefined;
+  readonly columns?: string | undefined;
+  readonly hot?: string | undefined;
 }
 
 export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
   command: 'vertical <tables..>',
-  describe: 'Plan to give tables a keyspace of their own, and to move that to another shard',
+  describe: 'Plan to give tables, or columns of one, a keyspace of their own, and to move that to another shard',
   builder: (y) =>
     withHelp(
       tablesPositional(planOptions(y), 'Tables that go')
@@ -27,12 +30,29 @@ export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
         .option('as', {
           type: 'string',
           requiresArg: true,
-          describe: 'Name of the new keyspace. Default: that of the first table',
+          describe: 'Name of the new keyspace. Default: that of the first table, or of the hot one',
+        })
+        .option('columns', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'Only these columns of the one table go, by commas: those that are written often',
+        })
+        .option('hot', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'With --columns: name of the hot table, which has them there. Default: that of the table, and _hot',
         }),
       ['migrate plan vertical documents pages --to s2 --as docs', ''],
+      ['migrate plan vertical documents --columns views,last_seen --to s2', 'The rest of each row stays'],
     ),
   handler: (args) =>
     planChange(args, async (catalog, topology) => {
+      const { columns } = args;
+      if (columns !== undefined) {
+        const tables = args.tables.map(parseTableName);
+        return planColumns(catalog, topology, { ...args, columns, tables, keyspace: keyspaceOfAll(topology, tables) });
+      }
+      if (args.hot !== undefined) throw new UsageError('--hot says where columns go', 'Give --columns, too.');
       const to = shardNamed(topology, args.to);
       const tables = args.tables.map(parseTableName);
       const keyspace = keyspaceOfAll(topology, tables);
