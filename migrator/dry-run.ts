@@ -3,7 +3,7 @@ import type { Catalog } from '../topology/catalog/catalog.js';
 import { redactUrl } from '../topology/connection.js';
 import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/migration.js';
 import { DEFAULT_CONTROLS } from '../topology/migration-controls.js';
-import type { Topology } from '../topology/topology.js';
+import { type Topology, tableId } from '../topology/topology.js';
 import type { Action, CatalogStatement } from './action.js';
 import { withLiterals } from './catalog-message.js';
 import { STEPS } from './driver.js';
@@ -14,6 +14,7 @@ import type { CleanupRecord, CleanupSpec, Facts, MigrationRow, StoredMove } from
 import type { StateChange } from './migration-store.js';
 import { type Move, movingTables, resolveTarget, storedIn } from './move.js';
 import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
+import { preflight } from './preflight.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
 import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
@@ -42,6 +43,8 @@ export interface DryRun {
  * @param options those of the migrator that will carry it out
  * @param topology as it will be when the migration begins; default: as it is
  * @param replica it is to rest as a replica, and then to be promoted
+ * @param unmade tables, by `tableId`, that are not there before other migrations of its change have made them: of a move of such a table it is only looked
+ *   whether the servers, and the other tables, are ready for it, and no step is shown
  */
 export async function dryRun(
   catalog: Catalog,
@@ -49,6 +52,7 @@ export async function dryRun(
   options: Partial<MigratorOptions> = {},
   topology?: Topology,
   replica: ReplicaTerms | null = null,
+  unmade: ReadonlySet<string> = new Set(),
 ): Promise<DryRun> {
   const then = topology ?? (await catalog.loadTopology());
   const stored = storedIn(then, spec);
@@ -73,7 +77,7 @@ export async function dryRun(
   };
   try {
     return stored.kind === 'move'
-      ? await dryMove(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
+      ? await dryMove(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then, unmade)
       : stored.kind === 'halve' || stored.kind === 'unite'
         ? await dryHalves(catalog, row, stored, { ...DEFAULT_OPTIONS, ...options }, then)
         : await dryCatalogOnly(catalog, row, stored, then);
@@ -125,6 +129,7 @@ async function dryMove(
   spec: StoredMove,
   options: MigratorOptions,
   topology: Topology,
+  unmade: ReadonlySet<string>,
 ): Promise<DryRun> {
   const meta = await catalog.pool.query<{ cluster_id: string }>('SELECT cluster_id FROM foreshard.meta');
   const target = resolveTarget(topology, row.id, meta.rows[0]?.cluster_id ?? '', spec);
@@ -132,6 +137,8 @@ async function dryMove(
   try {
     const destination = await ShardSession.open(target.to, null);
     const exec = new DryExecutor(row, [target.from.url, target.to.url]);
+    const tables = movingTables(target, row);
+    const there = tables.filter((table) => !unmade.has(tableId(table)));
     const m: Move = {
       row,
       exec,
@@ -142,12 +149,13 @@ async function dryMove(
       keyspace: target.keyspace,
       spec: target.spec,
       names: target.names,
-      tables: movingTables(target, row),
+      tables: there,
       source,
       destination,
       snapshot: null,
     };
     try {
+      if (there.length < tables.length) return { findings: (await preflight(m, [])).findings, steps: [] };
       for (;;) {
         const step = STEPS[m.row.state];
         if (step === undefined) break;

@@ -1,6 +1,6 @@
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import type { MigrationSpec } from '../../topology/migration.js';
-import type { Topology } from '../../topology/topology.js';
+import { type TableName, type Topology, tableId } from '../../topology/topology.js';
 import { type DryRun, dryRun } from '../dry-run.js';
 import type { StoredSpec } from '../migration-row.js';
 import { storedIn } from '../move.js';
@@ -25,6 +25,8 @@ export async function dryRunChange(
 ): Promise<MemberDryRun[]> {
   const runs: MemberDryRun[] = [];
   const filled = new Map<string, number>();
+  // By keyspace: hot tables that are made by a member.
+  const unmade = new Map<string, TableName>();
   let then = topology;
   for (const [i, spec] of members.entries()) {
     const stored = storedIn(then, spec);
@@ -38,8 +40,12 @@ export async function dryRunChange(
           );
       }
       if (!filled.has(spec.to)) filled.set(spec.to, i + 1);
+      const hot = unmade.get(spec.keyspace);
+      if (hot !== undefined) notes.push(`Its steps cannot be shown before table "${tableId(hot)}" is there.`);
     }
-    runs.push({ spec: stored, notes, ...(await dryRun(catalog, spec, options, then)) });
+    const tables = new Set([...unmade.values()].map(tableId));
+    runs.push({ spec: stored, notes, ...(await dryRun(catalog, spec, options, then, null, tables)) });
+    if (spec.kind === 'halve') unmade.set(spec.as, spec.hot);
     then = topologyAfter(then, spec);
   }
   return runs;
