@@ -6,6 +6,7 @@ import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js
 import type { KeyspaceName } from '../../topology/topology.js';
 import { startLives } from '../chaos/lives.js';
 import { withClient } from '../support/client.js';
+import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 import { shopMoves } from './moves.js';
 import {
@@ -48,10 +49,11 @@ async function addHotNotes(): Promise<void> {
 const approve = async (spec: HalveSpec | UniteSpec | MoveSpec) =>
   createMigration(pool(), await keyspaceOf(s), spec, { actor: 'test' });
 
+const DIFFERING = `SELECT * FROM notes n FULL JOIN notes_hot h USING (tenant_id, id)
+  WHERE n.body IS NULL OR h.views IS NULL OR record_image_ne(ROW(n.views, n.seen, n.extra), ROW(h.views, h.seen, h.extra))`;
+
 /** Rows whose halves are not the same on the first shard. */
-const differing = () =>
-  onOne(`SELECT * FROM notes n FULL JOIN notes_hot h USING (tenant_id, id)
-    WHERE n.body IS NULL OR h.views IS NULL OR record_image_ne(ROW(n.views, n.seen, n.extra), ROW(h.views, h.seen, h.extra))`);
+const differing = () => onOne(DIFFERING);
 
 /** Somebody inserts, updates, deletes and renumbers rows, in both isolation levels, until told to stop. @returns the errors */
 function startWriter(): () => Promise<{ errors: string[]; writes: number }> {
@@ -158,6 +160,45 @@ test('columns are split under writes, their table moves and comes back, and they
   expect(await leftovers(s)).toEqual([]);
   expect(await onOne(`SELECT to_regclass('notes_hot') AS hot`)).toEqual([{ hot: null }]);
   await onOne(`UPDATE notes SET views = 8 WHERE tenant_id = 21`);
+});
+
+test('the table follows to a third shard, where its other half comes after it', async () => {
+  await addHotNotes();
+  const third = await startTestCluster();
+  await withClient(third.url('postgres'), (c) => c.query('CREATE ROLE shop_owner'));
+  await withClient(third.url('postgres'), (c) => c.query('CREATE DATABASE app'));
+  await pool().query(`INSERT INTO foreshard.shard (name, url, home) VALUES ('three', $1, false)`, [third.url('app')]);
+  const onThree = (sql: string) => withClient(third.url('app'), async (c) => (await c.query(sql)).rows);
+  moves.startMigrator({ wayBackMs: 0 });
+  const ends = async (spec: HalveSpec | UniteSpec | MoveSpec) => {
+    const id = await approve(spec);
+    expect([await moves.atRest(id), (await moves.load(id)).error]).toEqual(['done', null]);
+  };
+  const views = { keyspace: 'views' as KeyspaceName };
+  await ends(HALVE);
+  await ends({ ...moveSpec(null, null), ...views });
+  await onTwo(`UPDATE notes_hot SET views = views + 1000 WHERE tenant_id = 22`);
+  // Alone, as nothing of its other half is at either end.
+  await ends(moveSpec(null, null, 'one', 'three'));
+  const raised = `SELECT min(views) >= 1000 AS raised FROM notes WHERE tenant_id = 22`;
+  expect(await onThree(raised)).toEqual([{ raised: false }]); // nobody's to read there
+  await withClient(third.url('app'), async (c) => {
+    await c.query(
+      `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; DELETE FROM notes WHERE (tenant_id, id) = (21, 9)`,
+    );
+    const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
+    expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'D', old_1: '21', old_2: '9' }]);
+    await c.query('ROLLBACK');
+  });
+  await ends({ ...moveSpec(null, null, 'two', 'three'), ...views });
+  expect(await onThree(DIFFERING)).toEqual([]);
+  expect(await onThree(raised)).toEqual([{ raised: true }]);
+  await onThree(`UPDATE notes SET views = 3 WHERE tenant_id = 22; INSERT INTO notes VALUES (22, 88888, 'new', 4)`);
+  expect(await onThree(DIFFERING)).toEqual([]);
+  await ends(UNITE);
+  await onThree(`UPDATE notes SET views = 5 WHERE tenant_id = 22`);
+  expect(await leftovers(s)).toEqual([]);
+  expect(await onThree(`SELECT tgname FROM pg_trigger WHERE tgname LIKE '%foreshard%'`)).toEqual([]);
 });
 
 test('an abort takes everything away again', async () => {
