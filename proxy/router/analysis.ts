@@ -12,9 +12,10 @@ import {
 import { type Literals, qualifiedName, walk } from './ast.js';
 import { drawingOf } from './drawing.js';
 import { classifyFunction } from './functions.js';
+import { hotTableRefusal } from './hot-table.js';
 import type { Metadata, Relation } from './metadata.js';
 import { Pins, type Variable } from './pins.js';
-import { type Reach, reachHome, reachOf, type Use, wholeReached } from './reach.js';
+import { type Reach, reachHome, reachOf, reachSplit, type Use, wholeReached } from './reach.js';
 import { beyond, type Registry } from './registry.js';
 import { type KeyColumnSource, type KeySource, type Refusal, SETTINGS_OF_FUNCTION } from './route.js';
 import type { Ctes, Entry, Level } from './scope.js';
@@ -101,6 +102,10 @@ export class Analysis {
   noFanOut: Refusal | null = null;
   /** Why it cannot be answered from copies of its tables, either. */
   noGather: Refusal | null = null;
+  /** Tables whose columns are split, and which something that it sets off may reach. */
+  readonly halvesBehind = new Set<ShardedTable>();
+  /** Refused wherever data is. */
+  forbidden: Refusal | null = null;
   /** An UPDATE sets a key column: the new key must equal the old one. */
   sameKey = false;
   /** The constants that UPDATE gives to key columns. */
@@ -199,6 +204,7 @@ export class Analysis {
       else if (tells === 'by-default') this.defaultsTell = true;
     }
     if (relation && (sharded || registry.reference(relation))) this.#checkTypes(relation);
+    if (sharded?.halfOf !== undefined && role === 'write') this.forbidden ??= hotTableRefusal(sharded, sharded.halfOf);
     if (sharded) {
       if (relation) this.#checkBehind(relation, sharded, use);
       const visible = sharded.keyColumns.map((column) => {
@@ -251,6 +257,10 @@ export class Analysis {
       this.home = true;
       this.homeBehind ??= table;
     }
+    // What they reach of their keyspace is on their shard, all of it or its base half.
+    const splits = registry.splits.filter((split) => split.keyspace === keyspace);
+    if (splits.length > 0 && reachSplit(metadata, registry).relation(relation, use))
+      for (const split of splits) this.halvesBehind.add(split);
   }
 
   #other(relation: Relation | null, name: string, use: Use): void {

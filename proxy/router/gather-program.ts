@@ -277,7 +277,7 @@ interface Source {
 }
 
 /** By table in FROM: what the conditions of its level say of it alone. */
-function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, readonly TableCondition[]> {
+export function filtersOf(a: Analysis, statement: Node): ReadonlyMap<RangeVar, readonly TableCondition[]> {
   const filters = new Map<RangeVar, TableCondition[]>();
   const occurrences = new Map(a.occurrences.map((o) => [o.node as RangeVar, o]));
   const levelOf = (select: SelectStmt) => {

@@ -41,7 +41,7 @@ function tablesOf(keyspace: Keyspace | undefined): string {
 }
 
 /** `"a", "b" and "c"` */
-export function inWords(names: readonly KeyspaceName[]): string {
+export function inWords(names: readonly string[]): string {
   const quoted = names.map((name) => `"${name}"`);
   return quoted.length < 2 ? quoted.join('') : `${quoted.slice(0, -1).join(', ')} and ${quoted.at(-1)}`;
 }

@@ -65,6 +65,9 @@ export interface Relation extends TableName {
   readonly reads: readonly TableName[];
   /** What changing it may change too: tables whose foreign keys point to it; itself, when a DELETE changes rows of it that way (ON DELETE SET NULL or DEFAULT). */
   readonly writes: readonly TableName[];
+  /** Of these, tables whose rows foreign keys delete or change when rows of it are deleted; when those are updated. */
+  readonly deletes: readonly TableName[];
+  readonly updates: readonly TableName[];
   /** What changing it looks at: tables that its foreign keys point to; the table that owns a sequence. */
   readonly checks: readonly TableName[];
   /** Functions that reading it runs: of views, rules, policies. */
@@ -126,7 +129,7 @@ export interface MetadataJson {
   readonly edges?: readonly {
     schema: string;
     table: string;
-    kind: 'reads' | 'writes' | 'checks';
+    kind: 'reads' | 'writes' | 'deletes' | 'updates' | 'checks';
     to: readonly [string, string];
   }[];
   /** From a relation to a function, by name; PostgreSQL's own are among them. `events`: see {@link Relation.firesAt}; `columns`: {@link Relation.defaultsOf}. */
@@ -142,7 +145,7 @@ export interface MetadataJson {
   readonly eventTriggers?: readonly string[];
 }
 
-const NOTHING = { reads: [], writes: [], checks: [], calls: [], fires: [] };
+const NOTHING = { reads: [], writes: [], deletes: [], updates: [], checks: [], calls: [], fires: [] };
 
 /** A relation that only the topology tells of. */
 function unknownRelation(table: TableName): Relation {
@@ -178,7 +181,15 @@ class Snapshot implements Metadata {
     const edges = new Map<string, { [K in keyof typeof NOTHING]: Relation[K][number][] }>();
     const edgesOf = (of: TableName) => {
       const id = tableId(of);
-      const all = edges.get(id) ?? { reads: [], writes: [], checks: [], calls: [], fires: [] };
+      const all = edges.get(id) ?? {
+        reads: [],
+        writes: [],
+        deletes: [],
+        updates: [],
+        checks: [],
+        calls: [],
+        fires: [],
+      };
       edges.set(id, all);
       return all;
     };
@@ -388,6 +399,8 @@ depends AS MATERIALIZED (
   UNION SELECT i.inhparent, 'reads', 'pg_class'::regclass, i.inhrelid FROM pg_inherits i
   UNION SELECT i.indexrelid, 'reads', 'pg_class'::regclass, i.indrelid FROM pg_index i
   UNION SELECT c.confrelid, 'writes', 'pg_class'::regclass, c.conrelid FROM pg_constraint c WHERE c.contype = 'f'
+  UNION SELECT c.confrelid, 'deletes', 'pg_class'::regclass, c.conrelid FROM pg_constraint c WHERE c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd')
+  UNION SELECT c.confrelid, 'updates', 'pg_class'::regclass, c.conrelid FROM pg_constraint c WHERE c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd')
   UNION SELECT c.conrelid, 'checks', 'pg_class'::regclass, c.confrelid FROM pg_constraint c WHERE c.contype = 'f'
   UNION SELECT d.objid, 'checks', d.refclassid, d.refobjid
   FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'

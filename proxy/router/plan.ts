@@ -1,10 +1,11 @@
 import type { Node, SelectStmt } from 'libpg-query';
 import type { KeyType } from '../../topology/key.js';
 import type { KeyspaceName } from '../../topology/topology.js';
-import { Analysis, type Context } from './analysis.js';
+import { Analysis, type Context, type Occurrence } from './analysis.js';
 import { qualifiedName, walk } from './ast.js';
 import { castFits, hintFor, keyNames, spreadOfSelect } from './fan-out.js';
 import { gatherRefusal } from './gather.js';
+import { halvesOf, keyspaceOfHot } from './halves.js';
 import { isLaneSafe } from './lane-safety.js';
 import { analyzeStatement } from './modify.js';
 import type { KeyColumnSource, KeySource, Refusal, Spread, StatementPlan, Target, TargetExtras } from './route.js';
@@ -68,6 +69,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
     ...(leavesNothing(a) && a.setConfigCalls.length === 0 && target.kind !== 'sole' ? { plain: true as const } : {}),
     ...(select !== null && leavesNothing(a) && isLaneSafe(statement, context) ? { laneSafe: true as const } : {}),
+    ...(a.forbidden === null ? {} : { forbidden: a.forbidden }),
   };
 }
 
@@ -110,7 +112,9 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
       },
     };
   }
+  const found = halvesOf(a, statement);
   const extras: TargetExtras = {
+    ...(found === null ? {} : { halves: found.halves }),
     ...(a.home ? { home: true as const } : {}),
     ...(a.home ? atHomeExtras(a) : {}),
     ...(a.homeBehind !== null ? { homeBehind: a.homeBehind } : {}),
@@ -124,7 +128,10 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
     const types = a.context.registry.keyTypes((a.occurrences[i] as Analysis['occurrences'][number]).table);
     return usable(list, types, shared);
   });
-  const keyspaces = [...new Set([...a.keyspaces(), ...a.wholeAtHome])];
+  // Where the hot halves are: with the keys of their rows, or anywhere.
+  const hot = (found?.occurrences ?? []).map((o) => ({ o, keyspace: keyspaceOfHot(a, o.table) }));
+  const behind = found?.behind ?? [];
+  const keyspaces = [...new Set([...a.keyspaces(), ...a.wholeAtHome, ...hot.map((h) => h.keyspace), ...behind])];
   if (keys.includes(null)) {
     return {
       kind: 'unpinned',
@@ -137,13 +144,10 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
   const byKeyspace = new Map<KeyspaceName, Map<string, KeySource>>();
   let sameEverywhere = true;
   let first: string | null = null;
-  a.occurrences.forEach((o, i) => {
-    const all = byKeyspace.get(o.table.keyspace) ?? new Map<string, KeySource>();
-    byKeyspace.set(o.table.keyspace, all);
-    const list = keys[i] as readonly KeySource[];
-    const name = JSON.stringify(list);
-    if (first !== null && first !== name) sameEverywhere = false;
-    first ??= name;
+  const add = (keyspace: KeyspaceName, o: Occurrence) => {
+    const all = byKeyspace.get(keyspace) ?? new Map<string, KeySource>();
+    byKeyspace.set(keyspace, all);
+    const list = keys[a.occurrences.indexOf(o)] as readonly KeySource[];
     for (const key of list) all.set(JSON.stringify(key), key);
     for (const set of a.assigned) {
       if (set.occurrence !== o) continue;
@@ -152,7 +156,13 @@ function targetOf(a: Analysis, command: string, select: SelectStmt | null, state
         all.set(JSON.stringify(changed), changed);
       }
     }
-  });
+    const name = JSON.stringify(list);
+    if (first !== null && first !== name) sameEverywhere = false;
+    first ??= name;
+  };
+  for (const o of a.occurrences) add(o.table.keyspace, o);
+  for (const { o, keyspace } of hot) add(keyspace, o);
+  for (const keyspace of behind) if (!byKeyspace.has(keyspace)) byKeyspace.set(keyspace, new Map());
   for (const name of a.wholeAtHome) byKeyspace.set(name, new Map([['[]', []]]));
   const [main, ...others] = [...byKeyspace].map(([keyspace, all]) => ({ keyspace, keys: [...all.values()] }));
   if (!main) throw new Error('no keyspace among sharded tables');

@@ -5,8 +5,8 @@ import type { Registry } from './registry.js';
 
 /** Events of triggers: as `tgtype` of pg_trigger has them. */
 const INSERT = 4;
-const DELETE = 8;
-const UPDATE = 16;
+export const DELETE = 8;
+export const UPDATE = 16;
 const TRUNCATE = 32;
 const ANY = INSERT | DELETE | UPDATE | TRUNCATE;
 
@@ -105,6 +105,26 @@ export function reachHome(metadata: Metadata, registry: Registry): Reach {
   return reach;
 }
 
+const halves = new WeakMap<Metadata, WeakMap<Registry, Reach>>();
+
+/**
+ * For what tables of a keyspace run on their shard: whether it may reach tables whose columns are split, other than the one it starts from. That their
+ * foreign keys are checked is nothing, which need no hot columns.
+ */
+export function reachSplit(metadata: Metadata, registry: Registry): Reach {
+  let byRegistry = halves.get(metadata);
+  if (!byRegistry) {
+    byRegistry = new WeakMap();
+    halves.set(metadata, byRegistry);
+  }
+  let reach = byRegistry.get(registry);
+  if (!reach) {
+    reach = new Reach(metadata, registry, (table) => registry.sharded(table)?.split !== undefined, true);
+    byRegistry.set(registry, reach);
+  }
+  return reach;
+}
+
 function isHomes(table: TableName, metadata: Metadata, registry: Registry): boolean {
   const relation = metadata.relations.get(tableId(table));
   const declared = (t: TableName) => registry.sharded(t) !== null || registry.reference(t) !== null;
@@ -127,10 +147,20 @@ export class Reach {
   readonly #functions = new Map<string, boolean>();
   readonly #relations = new Map<string, boolean>();
   readonly #isHomes: ((table: TableName) => boolean) | null;
+  readonly #behindOnly: boolean;
   #byName: Map<string, Relation[]> | null = null;
 
-  /** @param isHomes instead of declared tables these are looked for, and foreign keys from and to them are nothing */
-  constructor(metadata: Metadata, registry: Registry, isHomes: ((table: TableName) => boolean) | null = null) {
+  /**
+   * @param isHomes instead of declared tables these are looked for, and foreign keys from and to them are nothing
+   * @param behindOnly but what foreign keys do is something, and the table that it starts from is not
+   */
+  constructor(
+    metadata: Metadata,
+    registry: Registry,
+    isHomes: ((table: TableName) => boolean) | null = null,
+    behindOnly = false,
+  ) {
+    this.#behindOnly = behindOnly;
     this.#metadata = metadata;
     this.#registry = registry;
     this.#isHomes = isHomes;
@@ -156,7 +186,7 @@ export class Reach {
 
   #search(start: Relation, use: Use): boolean {
     for (const { name, relation: r, events } of this.#happenings(start, use)) {
-      if (this.declared(name)) return true;
+      if (this.declared(name) && !(this.#behindOnly && r === start)) return true;
       if (r === null) continue;
       if (r.kind === 'f' || r.parents.some((p) => this.declared(p))) return true;
       if (r.calls.some((f) => this.function(f)) || firedAt(r, events).some((f) => this.function(f))) return true;
@@ -228,6 +258,11 @@ export class Reach {
       // A rule, or a view, may do anything with what it names.
       yield [next, events === 0 ? 0 : isPart ? withMoves(r, events) : ANY];
     }
+    if (this.#behindOnly) {
+      if (events & DELETE) for (const next of r.deletes) yield [next, DELETE | UPDATE];
+      if (events & UPDATE) for (const next of r.updates) yield [next, UPDATE];
+      return;
+    }
     // Rows that refer to a new one are not touched; those that refer to one that goes, go too, or are changed.
     let then = 0;
     if (events & DELETE) then |= DELETE | UPDATE;
@@ -297,7 +332,10 @@ export class Reach {
       if (this.#isHomes === null)
         for (const name of this.#registry.names) if (mentions(lower, words, name)) return true;
       for (const [name, all] of this.#named())
-        if (mentions(lower, words, name) && all.some((r) => this.relation(r, readOnly ? 'read' : 'change')))
+        if (
+          mentions(lower, words, name) &&
+          all.some((r) => (this.#behindOnly && this.declared(r)) || this.relation(r, readOnly ? 'read' : 'change'))
+        )
           return true;
     }
     for (const name of this.#metadata.functionNames)

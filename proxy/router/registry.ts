@@ -20,6 +20,8 @@ export interface Registry {
   readonly names: ReadonlySet<string>;
   /** The same without the tables of a keyspace. */
   namesBeyond(keyspace: KeyspaceName): ReadonlySet<string>;
+  /** Tables some of whose columns are kept in another table besides. */
+  readonly splits: readonly ShardedTable[];
   /** Keyspaces without a key: their tables are whole on one shard each. */
   readonly keyless: readonly KeyspaceName[];
   /** The same, were the tables of these keyspaces the home shard's own. */
@@ -38,6 +40,7 @@ export function registryOf(topology: Registered): Registry {
     const keyless = [...topology.keyspaces.values()].filter(isKeyless).map((k) => k.name);
     registry = {
       keyless,
+      splits: [...topology.shardedTables.values()].filter((table) => table.split !== undefined),
       without: (keyspaces) => {
         const id = keyspaces.join(' ');
         const known = withouts.get(id);

@@ -1,5 +1,5 @@
 import { intervalPredicate } from '../../topology/interval-sql.js';
-import { type Interval, type KeyTuple, sameBound } from '../../topology/key.js';
+import { type Interval, type KeyTuple, type Position, sameBound } from '../../topology/key.js';
 import {
   type Keyspace,
   type KeyspaceName,
@@ -13,8 +13,9 @@ import {
   tableId,
 } from '../../topology/topology.js';
 import { leavesAll, readKey, readKeys, type Values } from './keys.js';
-import { apart, areTogether } from './layout.js';
+import { apart, areTogether, inWords } from './layout.js';
 import type {
+  Halves,
   KeyColumnSource,
   KeySource,
   OwnedBy,
@@ -42,6 +43,7 @@ export function routeExecution(plan: StatementPlan, values: Values, topology: To
     soleShards.set(topology, known);
   }
   const { target } = plan;
+  if (plan.forbidden !== undefined) return refused(plan.forbidden, 'nobody may do this, wherever data is');
   // Spelled out: this is what nearly every statement is.
   if (target.kind === 'keys' && target.keys.length === 1 && target.also === undefined) {
     const route = routeOneKey(plan.kind, target, values, topology, known.shard);
@@ -106,6 +108,8 @@ function routeKeys(
   let firstKey: KeyTuple | null = null;
   let differing = false;
   let range: Range | null = null;
+  const { halves } = target;
+  const places = halves && new HalfPlaces(halves, topology);
   const add = (name: KeyspaceName, keys: readonly KeySource[]) => {
     const keyspace = topology.keyspaces.get(name);
     if (!keyspace) {
@@ -120,8 +124,12 @@ function routeKeys(
         else {
           if (firstKey === null) firstKey = read.key;
           else if (target.sameKey && read.key.some((s, i) => s !== (firstKey as KeyTuple)[i])) differing = true;
-          range = rangeOf(keyspace, read.position);
-          shards.add(range.shard);
+          const found = rangeOf(keyspace, read.position);
+          if (places?.hot === keyspace) places.add(found.shard, read.position);
+          else {
+            range = found;
+            shards.add(found.shard);
+          }
           touches.push({ keyspace: name, position: read.position, key: read.key });
         }
       }
@@ -131,7 +139,10 @@ function routeKeys(
     }
   };
   add(target.keyspace, target.keys);
-  for (const other of target.also ?? []) add(other.keyspace, other.keys);
+  for (const other of target.also ?? []) {
+    add(other.keyspace, other.keys);
+    if (halves?.behind && other.keys.length === 0) touches.push({ keyspace: other.keyspace, position: null });
+  }
 
   if (sole !== null)
     return {
@@ -173,13 +184,17 @@ function routeKeys(
       'UPDATE sets the key to another value',
     );
   const keyspaces = keyspacesOf(target);
+  if (halves?.behind && halves.apart.kind === 'refused' && !areTogether(topology, keyspaces))
+    return refused(halves.apart.refusal, APART);
+  if (halves !== undefined && places?.apart)
+    return routeApart(target, halves, places, shards, touches, topology, writes);
   if (shards.size === 0) {
     // Only NULLs: no row can match, and every shard that has the tables knows that.
     const all = withCopies(
       shardsOf(topology.keyspaces.get(target.keyspace) as Keyspace),
       target.referenceReads,
       topology,
-    ).filter((s) => (!target.home || s === topology.home) && hasAll(s, keyspaces, topology));
+    ).filter((s) => (!target.home || s === topology.home) && hasAll(s, based(keyspaces, halves), topology));
     if (all.length === 0) return refused(NO_COMMON_SHARD, 'no shard has all of its tables');
     return {
       kind: 'any',
@@ -209,7 +224,7 @@ function routeKeys(
   if (shards.size === 1) {
     const shard = [...shards][0] as ShardName;
     // A NULL does not say where its keyspace's tables are.
-    if (isNull && !hasAll(shard, keyspaces, topology)) return refused(apart(topology, keyspaces), APART);
+    if (isNull && !hasAll(shard, based(keyspaces, halves), topology)) return refused(apart(topology, keyspaces), APART);
     return {
       kind: 'shard',
       shard,
@@ -281,6 +296,14 @@ function routeUnpinned(
   }
   const away = awayFromHome(target, topology);
   if (away !== null) return refused(away, 'its tables are on different shards');
+  const { halves } = target;
+  if (halves !== undefined && !areTogether(topology, [halves.base, halves.keyspace])) {
+    const places = new HalfPlaces(halves, topology);
+    for (const range of places.hot?.ranges ?? []) places.shards.add(range.shard);
+    const base = based(target.keyspaces, halves).flatMap((name) => shardsOf(topology.keyspaces.get(name) as Keyspace));
+    places.together = base.some((shard) => places.shards.has(shard));
+    return routeApart(target, halves, places, new Set(base), touches, topology, writes);
+  }
   if (!areTogether(topology, target.keyspaces))
     return gathered(target, shards, touches, topology, apart(topology, target.keyspaces), APART);
   const refusal = refusalOf(target.spread, values);
@@ -290,6 +313,95 @@ function routeUnpinned(
   const own = ownRows(target.spread, shards, values, topology);
   if ('sqlstate' in own) return refused(own, why);
   return { kind: 'fanout', shards, own, touches, writes: false, writesReference: false, why };
+}
+
+/** Where the hot halves of rows are. */
+class HalfPlaces {
+  readonly hot: Keyspace | undefined;
+  readonly #base: Keyspace | undefined;
+  readonly shards = new Set<ShardName>();
+  /** Some of them are on another shard than the base halves of the same rows. */
+  apart = false;
+  /** Some, perhaps, are not. */
+  together = false;
+
+  constructor(halves: Halves, topology: Topology) {
+    this.hot = topology.keyspaces.get(halves.keyspace);
+    this.#base = topology.keyspaces.get(halves.base);
+  }
+
+  /** @param position the same in both keyspaces, which have the same key */
+  add(shard: ShardName, position: Position): void {
+    this.shards.add(shard);
+    if (this.#base !== undefined && rangeOf(this.#base, position).shard === shard) this.together = true;
+    else this.apart = true;
+  }
+}
+
+/** A statement about both halves of rows, or the hot one, of which some are on another shard than the base half. @param base where the base halves are, and all else */
+function routeApart(
+  target: KeysTarget | UnpinnedTarget,
+  halves: Halves,
+  places: HalfPlaces,
+  base: ReadonlySet<ShardName>,
+  touches: readonly Touch[],
+  topology: Topology,
+  writes: boolean,
+): Route {
+  const { apart: what, table } = halves;
+  const [shard] = base;
+  const [hotShard] = places.shards;
+  const where = `the hot columns of ${table.table} are on ${inWords([...places.shards])}, its other columns on ${inWords([...base])}`;
+  if (what.kind === 'refused') return refused(what.refusal, where);
+  if (shard === undefined || hotShard === undefined) throw new RangeError('halves that are apart are nowhere');
+  // What would be changed by the hot table's name where both halves are would be missing in the other one.
+  if (what.kind === 'hot' && places.shards.size === 1 && !(writes && places.together))
+    return {
+      kind: 'shard',
+      shard: hotShard,
+      touches: touches.filter(({ keyspace }) => keyspace === halves.keyspace),
+      writes,
+      writesReference: false,
+      why: `it is about hot columns of ${table.table} only, which are on shard ${hotShard}`,
+      hot: halves,
+    };
+  const several: Refusal = {
+    sqlstate: '0A000',
+    message: `the hot columns of the rows of "${table.table}" that this statement is about are on another shard than its other columns, and not all on one`,
+    hint: 'Restrict it to the rows of one sharding key.',
+  };
+  if (what.kind === 'gather' || (what.kind === 'hot' && !writes)) {
+    if (target.gather !== undefined && target.gather !== 'possible') return refused(target.gather, where);
+    return gathered(target, new Set([...base, ...places.shards]), touches, topology, several, where);
+  }
+  if (what.kind !== 'write' || base.size > 1 || places.shards.size > 1)
+    return refused(base.size > 1 && target.spread.kind === 'refused' ? target.spread.refusal : several, where);
+  if (target.home && shard !== topology.home)
+    return refused(
+      homeBehind(target, topology) ?? {
+        sqlstate: '0A000',
+        message: `this statement uses sharded rows and tables that only shard "${topology.home}" has, and the rows are on another shard`,
+        hint: 'Make the small tables reference tables, or do it in two statements.',
+      },
+      'its tables are on different shards',
+    );
+  const missing = missingCopy([shard], target.referenceReads, topology);
+  if (missing) return refused(missing, 'a reference table has no copy there');
+  return {
+    kind: 'halves',
+    shard,
+    hotShard,
+    halves: { ...halves, apart: what },
+    touches,
+    writes: true,
+    writesReference: false,
+    why: where,
+  };
+}
+
+/** Keyspaces without that of the hot halves. */
+function based(keyspaces: readonly KeyspaceName[], halves: Halves | undefined): readonly KeyspaceName[] {
+  return halves === undefined ? keyspaces : keyspaces.filter((name) => name !== halves.keyspace);
 }
 
 /** What no way through the shards leads to: the home shard answers it if it can. @param refusal if it is not one to be answered so, and that is not all there is to say */

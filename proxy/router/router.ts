@@ -1,13 +1,15 @@
 import type { RangeReplica, ShardName, Topology } from '../../topology/topology.js';
+import type { Context } from './analysis.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
 import { type GatherProgram, gatherProgram, isAscii } from './gather-program.js';
+import { type HotText, hotText, lockBaseText } from './halves-text.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
 import { routeExecution } from './resolve.js';
-import type { Analyzed, AnalyzedStatement, BoundParams, LaneRoute, Route, StatementPlan } from './route.js';
+import type { Analyzed, AnalyzedStatement, BoundParams, Halves, LaneRoute, Route, StatementPlan } from './route.js';
 import { reduced, repeatedBytes, unfolded } from './runs.js';
 import { bytesOf, memoBytes, newTemplate, ordinalsOf, type Template } from './template.js';
 import { TemplateCache } from './template-cache.js';
@@ -294,6 +296,49 @@ export class Router {
   }
 
   /**
+   * The text with the hot table's name, for a route that is `hot`; its other statements are as they came. The text is refreshed before. Null: the table's
+   * name is written in a way that is not known.
+   */
+  hotText(analyzed: Analyzed, index: number, halves: Halves): HotText | null {
+    const reading = this.#rereading(analyzed);
+    if (reading === null) return null;
+    const { text, read, scope, context } = reading;
+    const made = hotText(text, read, index, scope.conforming, halves, context);
+    // What is written here is in UTF-8.
+    return scope.foreign && made !== null && !isPlain(made.text) ? null : made;
+  }
+
+  /**
+   * What locks the rows, where the base half is, of which a statement may read hot columns, and gives their primary keys in the order of the split. It may
+   * have parameters of the statement. The text is refreshed before. Null: which rows these are cannot be told.
+   */
+  lockBaseText(analyzed: Analyzed, index: number): string | null {
+    const reading = this.#rereading(analyzed);
+    if (reading === null) return null;
+    const { text, read, scope, context } = reading;
+    if (scope.foreign && !isPlain(text)) return null;
+    return lockBaseText(text, read, index, scope.conforming, context);
+  }
+
+  /** What is needed to read a text once more. */
+  #rereading(analyzed: Analyzed): {
+    readonly text: Buffer;
+    readonly read: Buffer;
+    readonly scope: Scope;
+    readonly context: Omit<Context, 'literals'>;
+  } | null {
+    const from = this.refresh(analyzed);
+    if (!(from instanceof AnalyzedText)) return null;
+    const { text, scope } = from;
+    const context = {
+      registry: registryOf(this.#options.topology()),
+      metadata: this.#options.metadata(),
+      searchPath: pathOf(scope.session),
+    };
+    return { text, read: scope.conforming ? text : conforming(text), scope, context };
+  }
+
+  /**
    * Where a text goes that is one read of a known template which may share a server connection now; null: `analyze` it. Where its values
    * do not matter, the same object is given again. `text` is not kept.
    */
@@ -463,6 +508,11 @@ function pathOf(session: SessionNames): readonly string[] {
 
 function wholeText(text: Buffer): AnalyzedStatement[] {
   return [{ plan: UNREAD, start: 0, end: text.length }];
+}
+
+/** The same in any encoding. */
+function isPlain(text: Buffer): boolean {
+  return !/[^\t\n\r -~]/.test(text.toString('latin1'));
 }
 
 /** Without white space at both ends; what the parser gives begins right behind the last semicolon. */

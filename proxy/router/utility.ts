@@ -1,11 +1,12 @@
 import type { DoStmt, ExecuteStmt, Node, RangeVar, TransactionStmt, VariableSetStmt, ViewStmt } from 'libpg-query';
 import { KEY_TYPE_OID, keyTypeFromPg } from '../../topology/key-codec.js';
-import type { KeyspaceName } from '../../topology/topology.js';
+import type { KeyspaceName, TableName } from '../../topology/topology.js';
 import type { Context } from './analysis.js';
 import { plainType, qualifiedName, sourceOf, strings } from './ast.js';
 import { commandTag } from './command-tag.js';
 import { homeObjectsOf } from './home-ddl.js';
 import { HomeObjects } from './home-objects.js';
+import { hotTableRefusal } from './hot-table.js';
 import type { Relation } from './metadata.js';
 import { reachHome, reachOf, wholeReached } from './reach.js';
 import { beyond } from './registry.js';
@@ -112,6 +113,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     return make(inner.kind, withoutFanOut(inner.target, 'a cursor'), {
       ...setsOff(inner),
       pin: (options ?? 0) & 0x20 ? 'WITH HOLD cursor' : inner.pin,
+      ...(inner.forbidden ? { forbidden: inner.forbidden } : {}),
     });
   }
   if ('ExplainStmt' in statement) {
@@ -131,13 +133,18 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       ...(inner.effect?.kind === 'execute' ? { showsPrepared: true } : {}),
       ...(runs && inner.unsureOfState ? { unsureOfState: true } : {}),
       ...(runs && inner.executesText ? { executesText: true } : {}),
+      ...(runs && inner.forbidden ? { forbidden: inner.forbidden } : {}),
     });
   }
   if ('CopyStmt' in statement) {
     const { query, relation, is_from, attlist } = statement.CopyStmt;
     if (query) {
       const inner = plan(query, context);
-      return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), { pin: inner.pin, ...setsOff(inner) });
+      return make(inner.kind, withoutFanOut(inner.target, 'COPY of a query'), {
+        ...setsOff(inner),
+        pin: inner.pin,
+        ...(inner.forbidden ? { forbidden: inner.forbidden } : {}),
+      });
     }
     const known =
       relation &&
@@ -154,11 +161,16 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       {
         ...(is_from && known?.asksSequences ? { asksSequences: 'defaults' as const } : {}),
         ...(known ? copyTells(known, is_from === true, attlist, context) : {}),
+        ...(is_from && relation ? forbidden([relation], context) : {}),
       },
     );
   }
   if ('TruncateStmt' in statement)
-    return make('write', tablesTarget(rangeVars(statement.TruncateStmt.relations), context, 'TRUNCATE', 'change'));
+    return make(
+      'write',
+      tablesTarget(rangeVars(statement.TruncateStmt.relations), context, 'TRUNCATE', 'change'),
+      forbidden(rangeVars(statement.TruncateStmt.relations), context),
+    );
   if ('LockStmt' in statement)
     return make('write', tablesTarget(rangeVars(statement.LockStmt.relations), context, 'LOCK TABLE', 'change'));
 
@@ -394,6 +406,7 @@ function traits(inner: StatementPlan): Partial<StatementPlan> {
     ...(inner.showsPrepared ? { showsPrepared: true as const } : {}),
     ...(inner.notifies ? { notifies: true as const } : {}),
     ...(inner.showsChannels ? { showsChannels: true as const } : {}),
+    ...(inner.forbidden ? { forbidden: inner.forbidden } : {}),
   };
 }
 
@@ -444,8 +457,35 @@ function withoutFanOut(target: Target, what: string): Target {
   if (target.kind !== 'keys' && target.kind !== 'unpinned') return target;
   const refused = refusal(`${what} over several shards is not supported yet`, 'Restrict it to one sharding key.');
   const gathered = target.gather === undefined ? {} : { gather: refused };
-  if (target.spread.kind !== 'fanout') return { ...target, ...gathered };
-  return { ...target, ...gathered, spread: { kind: 'refused', refusal: refused } };
+  const { halves } = target;
+  const isHot = halves?.apart.kind === 'hot' && what === 'EXPLAIN';
+  const halved =
+    halves === undefined || isHot || halves.apart.kind === 'refused'
+      ? {}
+      : { halves: { ...halves, apart: { kind: 'refused' as const, refusal: ofHalves(what) } } };
+  if (target.spread.kind !== 'fanout') return { ...target, ...gathered, ...halved };
+  return { ...target, ...gathered, ...halved, spread: { kind: 'refused', refusal: refused } };
+}
+
+/** Nobody changes a hot table by its own name. */
+function forbidden(
+  tables: readonly RangeVar[],
+  { metadata, registry, searchPath }: Context,
+): Pick<StatementPlan, 'forbidden'> {
+  for (const { schemaname, relname } of tables) {
+    const isSharded = (table: TableName) => registry.sharded(table) !== null;
+    const relation = metadata.resolveRelation(schemaname || null, relname ?? '', searchPath, isSharded);
+    const sharded = relation && registry.sharded(relation);
+    if (sharded?.halfOf) return { forbidden: hotTableRefusal(sharded, sharded.halfOf) };
+  }
+  return {};
+}
+
+function ofHalves(what: string): Refusal {
+  return refusal(
+    `${what} of a statement about columns that are on different shards is not supported`,
+    'Name columns of one half only, or bring the hot half back.',
+  );
 }
 
 /** Statements on whole tables: at home if only the home shard has them; those without a key where they are. */

@@ -1,0 +1,86 @@
+import type { ColumnRef, JoinExpr, Node, RangeVar } from 'libpg-query';
+import { strings, walk } from './ast.js';
+import { hasStar } from './gather.js';
+
+/** The columns that a statement, or a part of one, refers to, by their names alone. */
+export interface Names {
+  /** By what stands before them: nothing, or the name of something in FROM. */
+  readonly columns: ReadonlyMap<string, ReadonlySet<string>>;
+  /** Names before a star. */
+  readonly whole: ReadonlySet<string>;
+  /** Tables that a star with nothing before it is about. */
+  readonly starred: ReadonlySet<RangeVar>;
+  /** It may refer to any column of any table: by NATURAL, by the name of a join. */
+  readonly all: boolean;
+}
+
+/** Whoever has a list of results, and what in FROM a star there is about. */
+interface Level {
+  readonly targetList?: readonly Node[];
+  readonly returningClause?: unknown;
+  readonly relation?: RangeVar;
+  readonly sourceRelation?: Node;
+  readonly fromClause?: readonly Node[];
+  readonly usingClause?: readonly Node[];
+}
+
+export function namesIn(part: unknown): Names {
+  const columns = new Map<string, Set<string>>();
+  const whole = new Set<string>();
+  const starred = new Set<RangeVar>();
+  const stars = new Set<ColumnRef>();
+  let all = false;
+  const use = (of: string, column: string) => columns.set(of, (columns.get(of) ?? new Set()).add(column));
+  const levels = (value: unknown): void => {
+    if (typeof value !== 'object' || value === null) return;
+    const { targetList, returningClause, relation, sourceRelation, fromClause, usingClause } = value as Level;
+    const own = starsOf([targetList, returningClause]);
+    if (own.length > 0) {
+      for (const star of own) stars.add(star);
+      if (relation !== undefined) starred.add(relation);
+      // USING of a join is a list of names.
+      const items = [fromClause, usingClause, sourceRelation ? [sourceRelation] : []].flatMap((list) => list ?? []);
+      for (const table of tablesOf(items)) starred.add(table);
+    }
+    for (const inner of Object.values(value)) levels(inner);
+  };
+  levels(part);
+  walk(part, {
+    any: (kind, value) => {
+      if (kind !== 'JoinExpr') return;
+      const { alias, isNatural, usingClause } = value as JoinExpr;
+      if (isNatural || alias) all = true;
+      for (const name of strings(usingClause)) use('', name);
+    },
+    column: (ref) => {
+      const path = strings(ref.fields);
+      const of = path.at(-2);
+      if (!hasStar(ref)) use(of ?? '', path.at(-1) ?? '');
+      else if (of !== undefined) whole.add(of);
+      else if (!stars.has(ref)) all = true;
+    },
+  });
+  return { columns, whole, starred, all };
+}
+
+/** Stars with nothing before them among results. */
+function starsOf(lists: readonly unknown[]): ColumnRef[] {
+  return lists.flat(2).flatMap((node) => {
+    if (typeof node !== 'object' || node === null || !('ResTarget' in node)) return [];
+    const { val } = (node as Extract<Node, { ResTarget: unknown }>).ResTarget;
+    return val && 'ColumnRef' in val && val.ColumnRef.fields?.length === 1 && hasStar(val.ColumnRef)
+      ? [val.ColumnRef]
+      : [];
+  });
+}
+
+/** Tables that stand in FROM themselves, not in a sub-query there. */
+function tablesOf(items: readonly Node[]): RangeVar[] {
+  return items.flatMap((item) => {
+    if ('RangeVar' in item) return [item.RangeVar];
+    if ('RangeTableSample' in item) return tablesOf([item.RangeTableSample.relation].filter((r) => r !== undefined));
+    if (!('JoinExpr' in item)) return [];
+    const { larg, rarg } = item.JoinExpr;
+    return tablesOf([larg, rarg].filter((side) => side !== undefined));
+  });
+}
