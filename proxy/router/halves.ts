@@ -147,7 +147,9 @@ function writeApart({ a, statement, names, needed, written }: Found): Apart {
       `changing the primary key of a row of "${o.table.table}" is not supported while its halves are on different shards`,
       'Delete the row and insert it anew.',
     );
-  const assigned = split.columns.filter((column) => set.some(({ name }) => name === column));
+  // A trigger of the table's own sees the row that was there, may give it other values, and belongs to the base half.
+  const triggered = [...(o.relation?.firesAt?.values() ?? [])].some((events) => (events & (DELETE | UPDATE)) !== 0);
+  const assigned = split.columns.filter((column) => triggered || set.some(({ name }) => name === column));
   // Of a column that gets a value in parts, the others are read.
   const inParts = set.some(({ name, indirection }) => indirection !== undefined && assigned.includes(name ?? ''));
   if (insert !== null) {
@@ -155,10 +157,13 @@ function writeApart({ a, statement, names, needed, written }: Found): Apart {
     const reads =
       conflict !== null &&
       usesHot(namesIn({ ...conflict, relation: insert.relation, returningClause: insert.returningClause }), o);
-    return bringing(a, statement, { kind: 'write', brings: reads || inParts, locks: false, assigned });
+    return bringing(a, statement, {
+      kind: 'write',
+      brings: reads || inParts || (conflict !== null && triggered),
+      locks: false,
+      assigned,
+    });
   }
-  // A trigger of the table's own sees the row that was there, and belongs to the base half.
-  const triggered = [...(o.relation?.firesAt?.values() ?? [])].some((events) => (events & (DELETE | UPDATE)) !== 0);
   if (update !== null && !triggered && isHotOnly(a, statement)) return { kind: 'hot' };
   const brings = usesHot(names, o) || inParts || triggered;
   return bringing(a, statement, { kind: 'write', brings, locks: false, assigned });
