@@ -1,5 +1,6 @@
 import { loadModule } from 'libpg-query';
 import { beforeAll, describe, expect, it } from 'vitest';
+import type { SessionNames } from '../../../proxy/router/analyzed-text.js';
 import { type MetadataJson, parseMetadata } from '../../../proxy/router/metadata.js';
 import type { Route } from '../../../proxy/router/route.js';
 import { Router } from '../../../proxy/router/router.js';
@@ -410,7 +411,7 @@ describe('the hot table by its name', () => {
   });
 });
 
-function texted(sql: string, session: typeof SESSION & { conforming?: boolean } = SESSION) {
+function texted(sql: string, session: SessionNames = SESSION) {
   const router = new Router({ topology: () => APART, metadata: () => metadata });
   const analyzed = router.analyze(Buffer.from(sql), session);
   const route = router.route(analyzed, 0, texts('5', '5', '5'), APART);
