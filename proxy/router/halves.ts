@@ -72,7 +72,7 @@ export function keyspaceOfHot(a: Analysis, table: ShardedTable): KeyspaceName {
 }
 
 /** What is said where halves are apart. */
-export function halvesRefusal(message: string, hint = HINT): Refusal {
+function halvesRefusal(message: string, hint = HINT): Refusal {
   return { sqlstate: '0A000', message, hint };
 }
 
