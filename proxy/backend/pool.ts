@@ -236,7 +236,8 @@ export class Pool {
 
   /**
    * A connection at once, opened beyond `size` if need be: for who has a connection to another shard, which those may wait for who have these.
-   * As each has one within some pool's size, there are `size` times the number of shards at most. Rejects as `acquire`.
+   * As each has one within some pool's size, there are `size` times the number of shards at most, and as many at home for statements over several shards.
+   * Rejects as `acquire`.
    */
   async acquireBeyond(): Promise<Backend> {
     if (this.#closed) throw closedError();

@@ -4,7 +4,7 @@ import { asServerError } from '../backend/internal-statement.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import type { ClientSession } from './client-session.js';
-import type { Execution } from './placement.js';
+import { type Execution, planOf } from './placement.js';
 import { RefusedError } from './refusals.js';
 import { checkIsolation } from './span.js';
 import { tells } from './statement-ties.js';
@@ -45,7 +45,8 @@ export function checkSpread(transaction: Transaction, executions: readonly Execu
     throw new RefusedError('0A000', `a statement for several shards cannot run in a transaction with ${tied}`, {
       hint: 'Run it before the transaction or behind its end, or give it a key.',
     });
-  if (executions.some(tells))
+  // What a query sets off is of its policies and views: nothing gives a column its default.
+  if (executions.some((execution) => tells(execution) || planOf(execution)?.setsOffTelling !== undefined))
     throw new RefusedError(
       '0A000',
       'a statement for several shards that uses the time or the id of its transaction cannot run inside a transaction block',

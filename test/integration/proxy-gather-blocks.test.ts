@@ -175,9 +175,11 @@ beforeAll(async () => {
   await onWhole(
     `${SHOP_SCHEMA} ${TYPES} ${grants}; INSERT INTO countries VALUES ('at', 'Austria'), ('ch', 'Switzerland')`,
   );
-  for (const shard of [0, 1] as const) await s.onShard(shard, `${TYPES} ${grants}`);
+  const dated = `CREATE TABLE dated (tenant_id bigint PRIMARY KEY); ALTER TABLE dated ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON dated USING (CURRENT_DATE > '2000-01-01');
+    CREATE VIEW moment AS SELECT CURRENT_TIMESTAMP AS at`;
+  for (const shard of [0, 1] as const) await s.onShard(shard, `${TYPES} ${dated}; ${grants}`);
   const registry = new Registry(s.catalog, 'test');
-  for (const table of ['kinds', 'Größe', 'parts'])
+  for (const table of ['kinds', 'Größe', 'parts', 'dated'])
     await registry.addTable({ table: { schema: 'public', table }, keyspace: 'main', keyColumns: ['tenant_id'] });
   const home = `INSERT INTO settings VALUES ('a', '1'), ('b', '2'); INSERT INTO archive.orders VALUES (1, 1, 'archived')`;
   for (const run of [onWhole, (sql: string) => s.onShard(0, sql)]) await run(`${home}; ${rowsOf(1, 100)}`);
@@ -307,6 +309,21 @@ describe('what a block cannot have is refused', () => {
     await expect(client.query('SELECT 1')).rejects.toMatchObject({ code: '25P02' });
     await client.query('ROLLBACK');
     expect((await client.query('SELECT count(*) FROM orders')).rows).toEqual([{ count: '1000' }]);
+  });
+
+  it.each([
+    'SELECT count(*) FROM dated',
+    'SELECT tenant_id FROM dated',
+    'SELECT count(*), (SELECT max(at) < now() FROM moment) FROM orders',
+    'SELECT count(*), (SELECT max(at) FROM moment) FROM orders',
+  ])('the time of its transaction: %s', async (sql) => {
+    await client.query(sql);
+    await client.query('BEGIN');
+    await expect(client.query(sql)).rejects.toMatchObject({
+      code: '0A000',
+      message: expect.stringContaining('that uses the time or the id of its transaction'),
+    });
+    await client.query('ROLLBACK');
   });
 
   it('rows of the home shard alone, behind a write there', async () => {
