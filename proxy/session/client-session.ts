@@ -111,6 +111,8 @@ export interface ClientSession {
    * @returns false when the map, or what names mean, changed before it began: place it again.
    */
   runFanOut(run: SpreadRun): Promise<boolean>;
+  /** Runs a statement on several branches of its transaction, whoever's that is. @returns as `runFanOut` */
+  runHalves(run: SpreadRun): Promise<boolean>;
   /** Ends the session: FATAL to the client if `error` is given, server connection cleaned up. */
   close(error?: unknown): void;
 }

@@ -10,6 +10,7 @@ import { IDLE } from '../wire/transaction-status.js';
 import { BatchReader, type Item, type Message, type Reading, syncOf } from './batch.js';
 import { BatchSender } from './batch-sender.js';
 import type { ClientSession } from './client-session.js';
+import { HalvesWrite } from './halves-write.js';
 import type { Prepared } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Placement } from './placement.js';
@@ -199,6 +200,11 @@ export class ExtendedProtocol {
         this.#units.unitFailed = false;
         this.#skipRest(sync ?? syncOf(items));
         lease.releaseIfIdle();
+        return;
+      }
+      if (placement.kind === 'halves') {
+        if (this.#needsWhole(unit)) return;
+        await this.#halves(unit, placement);
         return;
       }
       if (placement.kind === 'fanout' || placement.kind === 'gather') {
@@ -486,6 +492,41 @@ export class ExtendedProtocol {
       if (run.failure !== null) await this.#fail(run.failure, syncOf(items));
     }
     return done;
+  }
+
+  async #halves(unit: Unit, placement: Placement & { kind: 'halves' }): Promise<void> {
+    const session = this.#session;
+    const { items, executions, error } = unit.reading;
+    const shape = items.map((i) => i.type).filter((t) => t !== 'flush');
+    const bind = items.find((i) => i.type === 'bind');
+    const execute = items.find((i) => i.type === 'execute');
+    if (error !== null || bind === undefined || execute?.maxRows !== 0 || !FAN_OUT_SHAPE.test(shape.join(' ')))
+      throw new RefusedError(
+        '0A000',
+        'a statement that writes columns that are on another shard than their rows cannot be pipelined or fetched in parts',
+        { hint: 'Send it with a Sync of its own and without a row limit.' },
+      );
+    const { content, analyzed } = bind.statement;
+    const statement = {
+      kind: 'extended',
+      oids: content.oids,
+      bind: decodeBind(bind.frame),
+      parsed: shape.includes('parse'),
+      describesStatement: shape.includes('describe-statement'),
+      describesPortal: shape.includes('describe-portal'),
+      closesPortal: shape.includes('close-portal'),
+    } as const;
+    const write = new HalvesWrite(session, this.#units, placement, executions, analyzed, statement, unit.since);
+    if (!(await session.runHalves(write))) {
+      await this.#again(write.moved ? { ...unit, times: -1 } : unit);
+      return;
+    }
+    this.#reader.forgetPortals();
+    for (const item of items) {
+      if (item.type !== 'parse') continue;
+      item.statement.made = true;
+      this.#statements.parsed(item.statement);
+    }
   }
 }
 

@@ -24,6 +24,7 @@ import {
   behindFailed,
   checkMove,
   fanOutRefused,
+  notInBatch,
   RefusedError,
   toldBySeveral,
   transactionEnded,
@@ -204,6 +205,16 @@ export class Lease {
       if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
       return this.#spread(placement, executions);
     }
+    // Whoever asks opens a transaction for it.
+    if (placement.kind === 'halves' && !this.inBlock) {
+      if (this.#describedOnly) return this.#finishBatch(this.backend as Backend).then(() => this.releaseIfIdle());
+      if (this.unsynced) throw fanOutRefused(this.pinned);
+      return placement;
+    }
+    if (placement.kind === 'halves' && this.unsynced) {
+      if (this.unsyncedDirty) throw notInBatch();
+      return this.#finishBatch(this.backend as Backend);
+    }
     const asksThem = firstThat(executions, asksSequences) >= 0;
     if (asksThem) this.#returnToSequences(placement.shards);
     const shard = this.#choose(placement.shards, executions);
@@ -231,12 +242,15 @@ export class Lease {
     if (first !== null) return orServerError(first);
     const mustSpell = !this.unsynced && !backend.byName && this.#seesNames(executions);
     const opens = this.transaction?.deferred === true ? this.transaction : null;
-    if (opens !== null && (how !== TOGETHER || mustSpell || opens.prelude.length > 1))
+    const togetherWith = how === TOGETHER && placement.kind === 'one';
+    if (opens !== null && (!togetherWith || mustSpell || opens.prelude.length > 1))
       return this.#unlessDead(backend, this.#open(backend, opens));
     if (mustSpell) {
       this.pinning.add(BY_NAME);
       return orServerError(prepareByName(backend, this.#client.statements));
     }
+    if (placement.kind === 'halves' && this.span?.has(placement.hotShard) !== true)
+      return this.#openHot(backend, placement, wait);
     if (!lookup.agrees(backend.connection.parameters)) this.serverSettings.tellParameters(backend);
     const { current } = lookup;
     for (const execution of executions)
@@ -244,7 +258,11 @@ export class Lease {
     if (opens !== null) this.#openWith(backend, opens);
     this.transaction ??= new Transaction(topology);
     this.transaction.since ??= topology;
-    this.transaction.touch(placement);
+    if (placement.kind === 'halves') {
+      const { base, hot } = byHalf(placement);
+      this.transaction.touch(base);
+      this.span?.touch(placement.hotShard, hot);
+    } else this.transaction.touch(placement);
     listening.sending(backend, executions);
     this.#sending(backend, executions);
     return placement;
@@ -261,6 +279,11 @@ export class Lease {
 
   #seesNames(executions: readonly Execution[]): boolean {
     return firstThat(executions, (plan) => seesNames(plan, this.#client.statements)) >= 0;
+  }
+
+  /** A transaction block is open, for the client and perhaps a server. */
+  get inBlock(): boolean {
+    return this.transaction?.deferred === true || (this.backend !== null && this.backend.status !== IDLE);
   }
 
   /** Whether a transaction is open on the server, or a batch is. */
@@ -621,6 +644,41 @@ export class Lease {
     this.serverSettings.tellParameters(branch.backend);
   }
 
+  /** The transaction, which is open on `from`, gets a branch on the shard of the hot half too, where nothing runs yet. */
+  async #openHot(from: Backend, { hotShard, touches }: Placement & { kind: 'halves' }, wait: Wait): Promise<void> {
+    const spanning = this.#spanning(from);
+    if (typeof spanning !== 'object' || spanning === null) {
+      const keyspaces = [...new Set(touches.map((touch) => touch.keyspace))];
+      checkMove(from.shard, hotShard, { pinned: this.pinned, transaction: true, tied: spanning, batch: false, keyspaces });
+      return;
+    }
+    this.span ??= await Span.begin(this.#client, this, spanning);
+    const { span } = this;
+    const branch = await span.take(hotShard, wait);
+    span.park(branch);
+    if (this.backend === from && this.span === span) return;
+    span.discard();
+    wait.throwIfAborted();
+    throw new ForeshardError('08006', `the connection to shard "${from.shard}" was lost`);
+  }
+
+  /** Goes on with the branch of the transaction on `shard`, which it has. Nothing runs on the one before. @throws when it is lost */
+  turnTo(shard: ShardName): Backend {
+    const { backend, span, transaction } = this;
+    if (backend === null || transaction === null) throw new ForeshardError('08006', `the connection to shard "${shard}" was lost`);
+    if (backend.shard === shard || span === null) return backend;
+    span.check([]);
+    const branch = span.takeOpen(shard);
+    span.park({ backend, transaction });
+    // Its rows may have been held back for the client.
+    backend.connection.resume();
+    branch.backend.hand(this.#owner);
+    branch.transaction.ending ||= transaction.ending;
+    this.backend = branch.backend;
+    this.transaction = branch.transaction;
+    return branch.backend;
+  }
+
   /** The transaction is over on the lease's connection, or has failed there for good: so it is everywhere. */
   async endSpan(): Promise<void> {
     const { span } = this;
@@ -728,6 +786,16 @@ export class Lease {
     // SET LOCAL is among what was done again; and each shard has its own defaults.
     this.serverSettings.tellParameters(backend);
   }
+}
+
+/** What is touched on the shard of each half. */
+function byHalf(placement: Placement & { kind: 'halves' }): { readonly base: Footprint; readonly hot: Footprint } {
+  const { everything, halves, topology, touches, writesReference } = placement;
+  const isHot = ({ keyspace }: { readonly keyspace: string }) => keyspace === halves.keyspace;
+  return {
+    base: { topology, touches: touches.filter((touch) => !isHot(touch)), everything, writesReference },
+    hot: { topology, touches: touches.filter(isHot), everything: false, writesReference: false },
+  };
 }
 
 function refusedAs({ sqlstate, message, hint }: Refusal): RefusedError {

@@ -20,7 +20,7 @@ const SHOW_ISOLATION = encodeQuery('SHOW transaction_isolation');
 export function checkSnapshot(
   backend: Backend,
   transaction: Transaction,
-  placement: Placement & { readonly kind: 'one' },
+  placement: Footprint,
   topology: Topology,
   inBatch: boolean,
 ): Promise<void> | null {

@@ -1,9 +1,11 @@
 import type { ShardName, Topology } from '../../topology/topology.js';
 import { routeExecution } from '../router/resolve.js';
-import type { Analyzed, BoundParams, Refusal, Route, StatementPlan, Target, Touch } from '../router/route.js';
+import type { Analyzed, BoundParams, Halves, Refusal, Route, StatementPlan, Target, Touch } from '../router/route.js';
 import type { Router } from '../router/router.js';
 import type { Footprint } from './footprint.js';
 import type { Lookup } from './name-lookup.js';
+
+type HalvesRoute = Extract<Route, { kind: 'halves' }>;
 
 /** One statement about to run, with its values. */
 export interface Execution {
@@ -23,6 +25,8 @@ export type Placement =
       readonly shards: readonly ShardName[];
       readonly writes: boolean /** Touches of each execution, in order. */;
       readonly parts: readonly (readonly Touch[])[];
+      /** Those that are about hot columns alone and go to the hot table, by their places among the executions; absent: none does. */
+      readonly hot?: ReadonlyMap<number, Halves>;
     } & Footprint)
   | ({
       readonly kind: 'fanout';
@@ -32,6 +36,15 @@ export type Placement =
     } & Footprint)
   /** The home shard answers it, from its own tables and from rows of these shards. */
   | ({ readonly kind: 'gather'; readonly shards: readonly ShardName[] } & Footprint)
+  /** It writes, or locks, both halves of rows of a table whose columns are split. */
+  | ({
+      readonly kind: 'halves';
+      /** The one that has the base half, where it runs. */
+      readonly shards: readonly [ShardName];
+      readonly hotShard: ShardName;
+      readonly halves: HalvesRoute['halves'];
+      readonly writes: true;
+    } & Footprint)
   | { readonly kind: 'refused'; readonly refusal: Refusal };
 
 /** As of the schema by which it was placed last. */
@@ -78,7 +91,8 @@ export function place(executions: readonly Execution[], router: Router, topology
   let everything = false;
   const touches: Touch[] = [];
   const parts: (readonly Touch[])[] = [];
-  for (const execution of executions) {
+  let hot: Map<number, Halves> | null = null;
+  for (const [i, execution] of executions.entries()) {
     const known = planOf(execution);
     if (known === null || execution.analyzed.syntaxError) {
       parts.push([]); // any server says what is wrong with it
@@ -111,6 +125,17 @@ export function place(executions: readonly Execution[], router: Router, topology
       if (route.kind === 'gather') return { kind: 'gather', shards, ...footprint };
       return { kind: 'fanout', shards, own: route.own, ...footprint };
     }
+    if (route.kind === 'halves') {
+      if (execution.within !== undefined || executions.length > 1) return refusedApart(execution.within);
+      const { shard, hotShard, halves } = route;
+      return { kind: 'halves', shards: [shard], hotShard, halves, writes: true, topology, touches, everything, writesReference };
+    }
+    if (route.kind === 'shard' && route.hot !== undefined) {
+      // Its text is another one there, which is made of the whole of a message's.
+      if (execution.within !== undefined || execution.analyzed.statements.length > 1) return refusedApart(execution.within);
+      hot ??= new Map();
+      hot.set(i, route.hot);
+    }
     writes ||= route.writes;
     writesReference ||= route.writesReference;
     const allowed: readonly ShardName[] = route.kind === 'shard' ? [route.shard] : route.shards;
@@ -120,7 +145,21 @@ export function place(executions: readonly Execution[], router: Router, topology
       return refused(`these statements belong together but to different shards ("${before[0]}" and "${allowed[0]}")`);
   }
   if (shards === null) shards = [topology.home, ...[...topology.shards.keys()].filter((s) => s !== topology.home)];
-  return { kind: 'one', topology, shards, writes, writesReference, touches, parts, everything };
+  const one = { kind: 'one', topology, shards, writes, writesReference, touches, parts, everything } as const;
+  return hot === null ? one : { ...one, hot };
+}
+
+/** A statement about hot columns of rows whose halves are on different shards. @param within what it is part of */
+function refusedApart(within: string | undefined): Placement {
+  if (within !== undefined)
+    return refused(
+      `${within} of a statement about columns that are on another shard than their rows is not supported`,
+      'Send the statement itself, with parameters if it has some.',
+    );
+  return refused(
+    'a statement about columns that are on another shard than their rows must be sent alone, not with others in one message or batch',
+    'Send it as a message of its own, in a transaction block if it belongs to others.',
+  );
 }
 
 /** For a statement whose tables nobody knows before it runs: one shard must have everything. */

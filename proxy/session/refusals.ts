@@ -87,6 +87,15 @@ export function fanOutRefused(pinned: string | null): RefusedError {
   });
 }
 
+/** A statement that writes both halves of rows, behind others of its batch. */
+export function notInBatch(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'a statement that writes columns that are on another shard than their rows cannot stand behind others in a batch',
+    { hint: 'Send a Sync before it.' },
+  );
+}
+
 /** After a flip: what the open transaction touches has left its shard. */
 export function transactionMoved(): RefusedError {
   return new RefusedError('40001', 'the range of this transaction has moved to another shard', {

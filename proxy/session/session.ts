@@ -178,7 +178,8 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     if (transaction !== null && (covers(transaction) || span?.uses(covers) === true)) {
       this.#ending ??= this.#newEnding();
       this.#ending.begin(transaction);
-      if (this.#fanOut === null) return;
+      // What is being committed is let end.
+      if (this.#fanOut === null || span?.committing === true) return;
     }
     // Nothing but reads run in lanes, and on several shards. A server that waits for its client to read hears no cancel request.
     const spreads = this.#fanOut !== null && (transaction?.ending === true || covers(this.#fanOut.footprint));
@@ -436,6 +437,17 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
       this.#fanOut = null;
       // What fails its transaction block is answered by that.
       if (fanOut.failure === null) this.#replies.answered(this.lease.transaction === null ? IDLE : IN_TRANSACTION);
+      this.services.live.released();
+    }
+  }
+
+  /** See ClientSession. */
+  async runHalves(run: SpreadRun): Promise<boolean> {
+    this.#fanOut = run;
+    try {
+      return await run.run(this.wait.signal);
+    } finally {
+      this.#fanOut = null;
       this.services.live.released();
     }
   }

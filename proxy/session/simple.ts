@@ -11,6 +11,7 @@ import { decodeQuery, encodeParse, encodeQuery } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { FAILED, IDLE } from '../wire/transaction-status.js';
 import type { ClientSession, SpreadRun } from './client-session.js';
+import { HalvesWrite } from './halves-write.js';
 import type { Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import { blockOf, type Execution, type Placement } from './placement.js';
@@ -124,6 +125,13 @@ export class SimpleProtocol {
       if (placement.kind === 'gather') {
         const gather = new Gather(session, placement, analyzed, { kind: 'simple' });
         await this.#spread(unit, gather);
+        return;
+      }
+      if (placement.kind === 'halves') {
+        const statement = { kind: 'simple', frame: unit.frame } as const;
+        const { executions, since } = unit;
+        const write = new HalvesWrite(session, this.#units, placement, executions, analyzed, statement, since);
+        if (!(await session.runHalves(write))) await this.#again(write.moved ? { ...unit, times: -1 } : unit);
         return;
       }
       if (placement.kind === 'one' && !prepared.none) {

@@ -228,6 +228,24 @@ export class Span implements BackendOwner, SpanningTransaction {
     return parked;
   }
 
+  /** Whether it has a branch there on which nothing runs. */
+  has(shard: ShardName): boolean {
+    return this.#parked.has(shard);
+  }
+
+  /** The branch on `shard`, which is there; nothing runs on it. */
+  takeOpen(shard: ShardName): Branch {
+    const branch = this.#parked.get(shard);
+    if (branch === undefined) throw new ForeshardError('08006', `the connection to shard "${shard}" was lost`);
+    this.#parked.delete(shard);
+    return branch;
+  }
+
+  /** What a statement of the client's is about to use on the branch on `shard`. */
+  touch(shard: ShardName, footprint: Footprint): void {
+    this.#parked.get(shard)?.transaction.touch(footprint);
+  }
+
   /** Nothing runs on this branch from now on. */
   park(branch: Branch): void {
     branch.backend.hand(this);

@@ -74,19 +74,28 @@ export class Units {
       try {
         const placedBy = session.lease.transaction?.since?.epoch ?? live.current.epoch;
         await session.lease.abandon(saved);
-        if (performance.now() - since > session.services.holdTimeoutMs)
-          throw new RefusedError('57P03', 'the range is being moved and did not become writable in time', {
-            hint: 'Try again; see "foreshard migrate list".',
-          });
-        if (live.current.epoch === placedBy) await live.reload();
-        // By the newest map: its new owner opens in a moment, or when another migrator has taken over.
-        if (live.current.epoch === placedBy) await pause(this.#backOff(since));
+        await this.untilMoved(since, placedBy);
       } catch (error) {
         await this.fail(error);
         return;
       }
       await again();
     });
+  }
+
+  /**
+   * A shard has said that it does not own the range of what was placed by the map of this epoch. Resolves when it may be placed again.
+   * @param since when the client sent it, on performance.now()'s clock @throws RefusedError when that was too long ago
+   */
+  async untilMoved(since: number, placedBy: bigint): Promise<void> {
+    const { holdTimeoutMs, live } = this.#session.services;
+    if (performance.now() - since > holdTimeoutMs)
+      throw new RefusedError('57P03', 'the range is being moved and did not become writable in time', {
+        hint: 'Try again; see "foreshard migrate list".',
+      });
+    if (live.current.epoch === placedBy) await live.reload();
+    // By the newest map: its new owner opens in a moment, or when another migrator has taken over.
+    if (live.current.epoch === placedBy) await pause(this.#backOff(since));
   }
 
   /** How long what the client sent at `since` waits before it is tried again, ms: longer each time. */
@@ -130,8 +139,11 @@ export class Units {
     return effect?.kind === 'commit' && !effect.chain && lease.backend?.status === IN_TRANSACTION;
   }
 
-  /** Commits it. @param tell is given the reply: CommandComplete, or an ErrorResponse; the client is in no transaction any more */
-  async commitSpan(tell: (reply: Buffer) => void): Promise<void> {
+  /**
+   * Commits it. @param tell is given the reply: `completion`, or an ErrorResponse; the client is in no transaction any more
+   * @param completion CommandComplete of what commits it
+   */
+  async commitSpan(tell: (reply: Buffer) => void, completion = encodeCommandComplete('COMMIT')): Promise<void> {
     const session = this.#session;
     const { lease } = session;
     const backend = lease.backend as Backend;
@@ -146,7 +158,7 @@ export class Units {
       failure = error;
     }
     tell(
-      failure === null ? encodeCommandComplete('COMMIT') : session.worded(encodeErrorResponse(this.fieldsOf(failure))),
+      failure === null ? completion : session.worded(encodeErrorResponse(this.fieldsOf(failure))),
     );
     await session.transactionEnded(backend, failure === null);
     // What was set for the transaction alone is over.
@@ -391,12 +403,16 @@ export class Units {
   }
 
   /** The statement could not run: the client gets the error, and an open transaction fails for real. */
-  async fail(error: unknown): Promise<void> {
+  fail(error: unknown): Promise<void> {
+    return this.failWith(encodeErrorResponse(this.fieldsOf(error)));
+  }
+
+  /** The same with the ErrorResponse that the client gets. */
+  async failWith(frame: Buffer): Promise<void> {
     const session = this.#session;
-    const fields = this.fieldsOf(error);
     try {
       if (!(await this.openForFailure())) {
-        session.writeError(fields);
+        session.write(frame);
         session.answerReady();
         return;
       }
@@ -408,7 +424,7 @@ export class Units {
     (session.lease.backend as Backend).send(FAILING_QUERY, {
       kind: 'query',
       internal: false,
-      replacement: encodeErrorResponse(fields),
+      replacement: frame,
     });
   }
 
