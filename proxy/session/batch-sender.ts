@@ -1,4 +1,5 @@
 import type { Backend } from '../backend/backend.js';
+import type { Expectation } from '../backend/expectation.js';
 import {
   CLOSE_COMPLETE,
   decodeCommandComplete,
@@ -7,12 +8,13 @@ import {
   rowsOfTag,
 } from '../wire/backend.js';
 import { type ErrorFields, encodeErrorResponse } from '../wire/error-response.js';
-import { encodeClose, encodeDescribe, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
+import { encodeClose, encodeDescribe, encodeParse, rewriteBindStatement, rewriteParseName } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { FAILED } from '../wire/transaction-status.js';
 import type { BatchReader, Bound, Item } from './batch.js';
 import type { ClientSession } from './client-session.js';
 import { FAILING_BIND } from './failing-bind.js';
+import { type HotStatement, tellOfTable } from './hot-statement.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Execution } from './placement.js';
 import { type ClientStatement, shapeFor } from './prepared.js';
@@ -42,10 +44,11 @@ export class BatchSender {
   send(backend: Backend, items: readonly Item[]): void {
     const session = this.#session;
     const { lease } = session;
+    const hot = hotOf(items);
     for (const item of items) {
       switch (item.type) {
         case 'parse':
-          this.#parse(backend, item);
+          this.#parse(backend, item, backend.byName ? null : (hot?.get(item.statement) ?? null));
           lease.unsynced = true;
           break;
         case 'bind': {
@@ -58,6 +61,7 @@ export class BatchSender {
             internal: false,
             // Not the item: it has the values, which may be large.
             undo: () => this.#reader.forgetPortal(portal),
+            ...tellOf(item.bound),
           });
           if (frame.length > LARGE_MESSAGE_BYTES || following > 0) this.#reader.forgetValues(portal);
           lease.unsynced = true;
@@ -67,8 +71,9 @@ export class BatchSender {
           break;
         }
         case 'describe-statement': {
-          const name = this.#names.toDescribe(backend, item);
-          const replied = this.#noteShape(backend, item.statement);
+          const said = hot?.get(item.statement);
+          const name = said === undefined ? this.#names.toDescribe(backend, item) : this.#names.hotName(backend, said);
+          const replied = this.#noteShape(backend, item.statement, said);
           backend.send(encodeDescribe('statement', name), { kind: 'describe', internal: false, replied });
           lease.unsynced = true;
           break;
@@ -77,7 +82,11 @@ export class BatchSender {
           backend.send(item.frame, {
             kind: 'describe',
             internal: false,
-            replied: this.#noteShape(backend, item.statement),
+            replied: this.#noteShape(
+              backend,
+              item.statement,
+              item.statement === null ? undefined : hot?.get(item.statement),
+            ),
           });
           lease.unsynced = true;
           break;
@@ -117,9 +126,14 @@ export class BatchSender {
     }
   }
 
-  #parse(backend: Backend, item: Item & { type: 'parse' }): void {
-    const { content } = item.statement;
+  /** @param hot what the statement is said as to a hot table, in this batch; null: it is not */
+  #parse(backend: Backend, item: Item & { type: 'parse' }, hot: HotStatement | null): void {
     const undo = () => this.#statements.undo(item.name, item.statement, false);
+    if (hot !== null) {
+      this.#parseHot(backend, item, hot, undo);
+      return;
+    }
+    const { content } = item.statement;
     if (item.name === '') {
       backend.unnamed = content;
       this.#session.activity.serverParses += 1;
@@ -158,6 +172,35 @@ export class BatchSender {
         backend.prepared.delete(content);
         undo();
       },
+    });
+  }
+
+  /** Under a name, also what the client has as the unnamed one: that is the text as it came, if it is anything. */
+  #parseHot(
+    backend: Backend,
+    item: Item & { type: 'parse' },
+    { content, halves, text }: HotStatement,
+    undo: () => void,
+  ): void {
+    const unnamed = item.name === '';
+    if (!unnamed) item.statement.made = true;
+    const done = () => unnamed && this.#statements.parsed(item.statement);
+    if (backend.prepared.has(content)) {
+      backend.send(null, { kind: 'local', internal: false, bytes: PARSE_COMPLETE, done, undo });
+      return;
+    }
+    const name = this.#names.newName(backend, content);
+    this.#session.activity.serverParses += 1;
+    backend.send(encodeParse(name, content.sql, content.oids), {
+      kind: 'parse',
+      internal: false,
+      done,
+      failed: () => unnamed && this.#statements.undo('', item.statement, true),
+      undo: () => {
+        backend.prepared.delete(content);
+        undo();
+      },
+      tell: tellOfTable(halves, text),
     });
   }
 
@@ -206,6 +249,7 @@ export class BatchSender {
       },
       tell: (type, reply) =>
         type === BACKEND.ErrorResponse && spoken !== null ? errorAsWritten(reply, spoken.sent, spoken) : reply,
+      ...(bound === null ? {} : tellOf(bound)),
     });
     for (const own of spoken?.rewrites[0]?.after ?? []) this.#names.say(backend, own);
     if (effect?.kind === 'set' && effect.reset)
@@ -214,12 +258,17 @@ export class BatchSender {
       for (const sql of session.settings.afterReset(null)) this.#names.say(backend, { sql });
   }
 
-  #noteShape(backend: Backend, statement: ClientStatement | null): (type: number, frame: Buffer) => void {
+  #noteShape(
+    backend: Backend,
+    statement: ClientStatement | null,
+    hot?: HotStatement,
+  ): (type: number, frame: Buffer) => void {
     return (type, frame) => {
       if (type === BACKEND.ParameterDescription || statement === null) return;
       const shape = shapeFor(statement.content, type, frame);
       statement.told = { shape, version: this.#session.services.contents.version };
-      if (backend.prepared.has(statement.content)) backend.shapes.set(statement.content, shape);
+      const content = hot?.content ?? statement.content;
+      if (backend.prepared.has(content)) backend.shapes.set(content, shape);
     };
   }
 
@@ -235,4 +284,19 @@ export class BatchSender {
     lease.unsyncedDirty = true;
     backend.send(FAILING_BIND, { kind: 'bind', internal: false, replacement: encodeErrorResponse(error) });
   }
+}
+
+/** Of the statements that are bound in a batch, those that are said to a hot table; null: none is. */
+function hotOf(items: readonly Item[]): ReadonlyMap<ClientStatement, HotStatement> | null {
+  let found: Map<ClientStatement, HotStatement> | null = null;
+  for (const item of items) {
+    if (item.type !== 'bind' || item.bound.hot === null) continue;
+    found ??= new Map();
+    found.set(item.statement, item.bound.hot);
+  }
+  return found;
+}
+
+function tellOf({ hot }: Bound): Pick<Expectation, 'tell'> {
+  return hot === null ? {} : { tell: tellOfTable(hot.halves, hot.text) };
 }

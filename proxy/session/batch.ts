@@ -11,6 +11,7 @@ import {
   decodeParse,
 } from '../wire/frontend.js';
 import { FRONTEND } from '../wire/message-types.js';
+import type { HotStatement } from './hot-statement.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
 import type { ClientStatement } from './prepared.js';
@@ -68,6 +69,8 @@ export interface Bound {
   readonly sql: SqlStatements | null;
   /** As it was bound on the server. */
   spoken: Spoken | null;
+  /** It is about hot columns alone, and said where these are; null: it is said as it came. */
+  hot: HotStatement | null;
 }
 
 /** Reads batches, and remembers which portals the client has bound. */
@@ -139,7 +142,7 @@ export class BatchReader {
           params,
           lookup: changing ? null : statement.lookup,
         };
-        const bound: Bound = { statement, execution, touches: () => item.part, sql, spoken: null };
+        const bound: Bound = { statement, execution, touches: () => item.part, sql, spoken: null, hot: null };
         const item: Item & { type: 'bind' } = {
           type: 'bind',
           frame,

@@ -184,7 +184,8 @@ export class ExtendedProtocol {
     } catch (e) {
       return this.#failUnit(unit, e);
     }
-    if (placement instanceof Promise || placement.kind !== 'one') return this.#dispatchLater(unit, placement);
+    if (placement instanceof Promise || placement.kind !== 'one' || placement.hot !== undefined)
+      return this.#dispatchLater(unit, placement);
     return this.#placed(unit, placement);
   }
 
@@ -202,6 +203,7 @@ export class ExtendedProtocol {
         lease.releaseIfIdle();
         return;
       }
+      if (placement.kind === 'one') this.#assignHot(items, placement);
       if (placement.kind === 'halves') {
         if (this.#needsWhole(unit)) return;
         await this.#halves(unit, placement);
@@ -339,6 +341,19 @@ export class ExtendedProtocol {
   /** Whether a Parse is answered by the proxy, before the server has said whether what follows can be done. */
   #answersEarly(backend: Backend, items: readonly Item[]): boolean {
     return items.some((i) => i.type === 'parse' && i.name !== '' && backend.prepared.has(i.statement.content));
+  }
+
+  /** @throws RefusedError when one of them cannot be said to its hot table */
+  #assignHot(items: readonly Item[], { hot }: Placement & { kind: 'one' }): void {
+    if (hot === undefined) return;
+    let i = 0;
+    for (const item of items) {
+      if (item.type !== 'bind') continue;
+      const halves = hot.get(i++);
+      const { analyzed } = item.execution;
+      if (halves !== undefined)
+        item.bound.hot = this.#statements.hotOf(item.statement, analyzed.again ?? analyzed, halves);
+    }
   }
 
   #assignParts(items: readonly Item[], parts: readonly (readonly Touch[])[]): void {

@@ -81,7 +81,13 @@ export async function lockHot(
   check: () => void,
 ): Promise<readonly Row[]> {
   const sql = `SELECT ${list(split.columns)} FROM ${quoteTable(split.hot)} WHERE ${isKey(split.primaryKey, 1)} FOR UPDATE`;
-  return untilAllFound(check, keys, (left) => executions(backend, left.map((values) => ({ sql, values })), BINARY));
+  return untilAllFound(check, keys, (left) =>
+    executions(
+      backend,
+      left.map((values) => ({ sql, values })),
+      BINARY,
+    ),
+  );
 }
 
 /**
@@ -109,7 +115,11 @@ export async function bring(
 }
 
 /** Takes what the log has of this transaction, which leaves it empty. */
-export async function take(backend: Backend, table: Halves['table'], split: Halves['split']): Promise<readonly Written[]> {
+export async function take(
+  backend: Backend,
+  table: Halves['table'],
+  split: Halves['split'],
+): Promise<readonly Written[]> {
   const rows = await rowsOf(
     backend,
     [
@@ -259,8 +269,10 @@ export async function inOrder<T extends readonly unknown[]>(
 }
 
 const list = (names: readonly string[]) => names.map(quoteIdent).join(', ');
-const assign = (names: readonly string[], from: number) => names.map((n, i) => `${quoteIdent(n)} = $${from + i}`).join(', ');
-const isKey = (names: readonly string[], from: number) => names.map((n, i) => `${quoteIdent(n)} = $${from + i}`).join(' AND ');
+const assign = (names: readonly string[], from: number) =>
+  names.map((n, i) => `${quoteIdent(n)} = $${from + i}`).join(', ');
+const isKey = (names: readonly string[], from: number) =>
+  names.map((n, i) => `${quoteIdent(n)} = $${from + i}`).join(' AND ');
 
 /** The same for the same values in the same form. */
 export function idOf(key: Row): string {
@@ -278,6 +290,8 @@ function tooMany(): RefusedError {
   return new RefusedError(
     '54000',
     `the statement needs columns of more than ${MOST_ROWS} rows from another shard, or of more than ${MOST_BYTES / 1024 / 1024} MiB`,
-    { hint: 'Restrict it to fewer rows, by columns that are not among those, or bring the columns back to the shard of their table.' },
+    {
+      hint: 'Restrict it to fewer rows, by columns that are not among those, or bring the columns back to the shard of their table.',
+    },
   );
 }

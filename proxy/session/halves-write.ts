@@ -4,12 +4,7 @@ import type { BackendOwner, Expectation } from '../backend/expectation.js';
 import { InternalStatementError } from '../backend/internal-statement.js';
 import { cancelAll } from '../gather/connections.js';
 import type { Analyzed } from '../router/route.js';
-import {
-  CLOSE_COMPLETE,
-  decodeCommandComplete,
-  decodeParameterDescription,
-  rowsOfTag,
-} from '../wire/backend.js';
+import { CLOSE_COMPLETE, decodeCommandComplete, decodeParameterDescription, rowsOfTag } from '../wire/backend.js';
 import { decodeErrorFields, encodeErrorResponse, fieldsOfError, isFatal } from '../wire/error-response.js';
 import { type BindMessage, encodeBind, encodeDescribe, encodeExecute, encodeParse, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
@@ -17,7 +12,19 @@ import { kept } from '../wire/read-memory.js';
 import { IDLE } from '../wire/transaction-status.js';
 import type { ClientSession, SpreadRun } from './client-session.js';
 import type { Footprint } from './footprint.js';
-import { bring, changed, type Given, idOf, inOrder, LOG, LOG_NOTHING, lockBase, lockHot, ship, take } from './halves-steps.js';
+import {
+  bring,
+  changed,
+  type Given,
+  idOf,
+  inOrder,
+  LOG,
+  LOG_NOTHING,
+  lockBase,
+  lockHot,
+  ship,
+  take,
+} from './halves-steps.js';
 import type { Execution, Placement } from './placement.js';
 import { RefusedError, transactionMoved } from './refusals.js';
 import type { Units } from './units.js';
@@ -168,7 +175,7 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
   async #carryOutOnLocked(shard: ShardName): Promise<void> {
     const { halves, hotShard } = this.#placement;
     const { brings, locks } = halves.apart;
-    const text = this.#session.services.router.lockBaseText(this.#analyzed, halves);
+    const text = this.#session.services.router.lockBaseText(this.#analyzed, 0);
     if (text === null)
       throw new RefusedError(
         '0A000',
@@ -231,7 +238,11 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
       },
     ]);
     const [frame] = described;
-    return { oids: frame === undefined ? [] : decodeParameterDescription(frame), formats: bind.formats, values: bind.values };
+    return {
+      oids: frame === undefined ? [] : decodeParameterDescription(frame),
+      formats: bind.formats,
+      values: bind.values,
+    };
   }
 
   /** Has the client's statement carried out, and answered but for its CommandComplete. */
@@ -341,7 +352,8 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
   }
 
   #frameOf(error: unknown): Buffer {
-    const frame = error instanceof InternalStatementError ? error.frame : encodeErrorResponse(this.#units.fieldsOf(error));
+    const frame =
+      error instanceof InternalStatementError ? error.frame : encodeErrorResponse(this.#units.fieldsOf(error));
     return this.#session.worded(frame);
   }
 

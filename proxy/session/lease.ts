@@ -242,7 +242,7 @@ export class Lease {
     if (first !== null) return orServerError(first);
     const mustSpell = !this.unsynced && !backend.byName && this.#seesNames(executions);
     const opens = this.transaction?.deferred === true ? this.transaction : null;
-    const togetherWith = how === TOGETHER && placement.kind === 'one';
+    const togetherWith = how === TOGETHER && placement.kind === 'one' && placement.hot === undefined;
     if (opens !== null && (!togetherWith || mustSpell || opens.prelude.length > 1))
       return this.#unlessDead(backend, this.#open(backend, opens));
     if (mustSpell) {
@@ -649,7 +649,13 @@ export class Lease {
     const spanning = this.#spanning(from);
     if (typeof spanning !== 'object' || spanning === null) {
       const keyspaces = [...new Set(touches.map((touch) => touch.keyspace))];
-      checkMove(from.shard, hotShard, { pinned: this.pinned, transaction: true, tied: spanning, batch: false, keyspaces });
+      checkMove(from.shard, hotShard, {
+        pinned: this.pinned,
+        transaction: true,
+        tied: spanning,
+        batch: false,
+        keyspaces,
+      });
       return;
     }
     this.span ??= await Span.begin(this.#client, this, spanning);
@@ -665,7 +671,8 @@ export class Lease {
   /** Goes on with the branch of the transaction on `shard`, which it has. Nothing runs on the one before. @throws when it is lost */
   turnTo(shard: ShardName): Backend {
     const { backend, span, transaction } = this;
-    if (backend === null || transaction === null) throw new ForeshardError('08006', `the connection to shard "${shard}" was lost`);
+    if (backend === null || transaction === null)
+      throw new ForeshardError('08006', `the connection to shard "${shard}" was lost`);
     if (backend.shard === shard || span === null) return backend;
     span.check([]);
     const branch = span.takeOpen(shard);

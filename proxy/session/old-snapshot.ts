@@ -1,8 +1,7 @@
 import type { Topology } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { encodeQuery } from '../wire/frontend.js';
-import { stillOn } from './footprint.js';
-import type { Placement } from './placement.js';
+import { type Footprint, stillOn } from './footprint.js';
 import { arrivedSince } from './refusals.js';
 import type { Transaction } from './transaction.js';
 

@@ -105,11 +105,6 @@ export function place(executions: readonly Execution[], router: Router, topology
       : router.route(execution.analyzed, execution.index, execution.params, topology);
     if (route.kind === 'refused') return { kind: 'refused', refusal: route.refusal };
     if (unresolved || planOf(execution)?.target.kind === 'sole') everything = true;
-    if (route.kind === 'halves' || (route.kind === 'shard' && route.hot !== undefined))
-      return refused(
-        'a statement about hot columns whose rows have their halves on different shards is not supported yet',
-        'Bring the hot half back to the shard of its table.',
-      );
     parts.push(route.touches);
     for (const touch of route.touches) touches.push(touch);
     if (route.kind === 'fanout' || route.kind === 'gather') {
@@ -128,11 +123,22 @@ export function place(executions: readonly Execution[], router: Router, topology
     if (route.kind === 'halves') {
       if (execution.within !== undefined || executions.length > 1) return refusedApart(execution.within);
       const { shard, hotShard, halves } = route;
-      return { kind: 'halves', shards: [shard], hotShard, halves, writes: true, topology, touches, everything, writesReference };
+      return {
+        kind: 'halves',
+        shards: [shard],
+        hotShard,
+        halves,
+        writes: true,
+        topology,
+        touches,
+        everything,
+        writesReference,
+      };
     }
     if (route.kind === 'shard' && route.hot !== undefined) {
       // Its text is another one there, which is made of the whole of a message's.
-      if (execution.within !== undefined || execution.analyzed.statements.length > 1) return refusedApart(execution.within);
+      if (execution.within !== undefined || execution.analyzed.statements.length > 1)
+        return refusedApart(execution.within);
       hot ??= new Map();
       hot.set(i, route.hot);
     }

@@ -1,6 +1,7 @@
 import type { Analyzed } from '../router/route.js';
 import { decodeRowDescription } from '../wire/backend.js';
 import { BACKEND } from '../wire/message-types.js';
+import type { HotStatement } from './hot-statement.js';
 import type { Lookup } from './name-lookup.js';
 
 /** What a Parse said, shared by all clients that said the same: server connections remember what they prepared by this object. */
@@ -34,6 +35,8 @@ export interface ClientStatement {
   /** Its Parse was not done: it was never there. */
   undone: boolean;
   released: boolean;
+  /** As it was last said to a hot table; null: it never was. */
+  hot: HotStatement | null;
 }
 
 /** What a client must know of a result to read its rows, from a RowDescription or NoData. Object ids differ from shard to shard. */

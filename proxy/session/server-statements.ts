@@ -1,7 +1,9 @@
 import type { Backend } from '../backend/backend.js';
+import type { Expectation } from '../backend/expectation.js';
 import { decodeDescribe, encodeBind, encodeClose, encodeExecute, encodeParse } from '../wire/frontend.js';
 import { type Bound, type Item, sqlOf } from './batch.js';
 import type { ClientSession } from './client-session.js';
+import { type HotStatement, tellOfTable } from './hot-statement.js';
 import type { ClientStatement, PreparedContent } from './prepared.js';
 import { type Own, SentText } from './sent-text.js';
 import { AS_IT_IS, errorAsWritten, errorShifted, ownPrepare, type SqlStatements } from './sql-statements.js';
@@ -22,12 +24,22 @@ export class ServerStatements {
 
   /** The name under which the statement of a Bind is prepared there. */
   toBind(backend: Backend, { sql, statement, bound, bind }: Item & { type: 'bind' }): string {
+    if (bound.hot !== null) return this.hotName(backend, bound.hot);
     if (backend.byName) {
       if (sql !== null) bound.spoken = AS_IT_IS;
       return bind.statement === '' ? this.#ensurePrepared(backend, statement, true) : bind.statement;
     }
     if (sql === null) return this.#ensurePrepared(backend, statement, bind.statement === '');
     return this.#speak(backend, sql, statement, bound);
+  }
+
+  /** The name under which a statement to a hot table is prepared there; prepares it if it is not. */
+  hotName(backend: Backend, { content, halves, text }: HotStatement): string {
+    const known = backend.prepared.get(content);
+    if (known !== undefined) return this.#used(backend, content, known);
+    const name = this.newName(backend, content);
+    this.#prepare(backend, content, name, tellOfTable(halves, text));
+    return name;
   }
 
   toDescribe(backend: Backend, { frame, statement }: Item & { type: 'describe-statement' }): string {
@@ -64,14 +76,22 @@ export class ServerStatements {
     return name;
   }
 
-  #prepare(backend: Backend, content: PreparedContent, name: string): void {
+  #prepare(backend: Backend, content: PreparedContent, name: string, tell?: Expectation['tell']): void {
     backend.prepared.set(content, name);
     this.#session.activity.serverParses += 1;
     backend.send(encodeParse(name, content.sql, content.oids), {
       kind: 'parse',
       internal: true,
       undo: () => backend.prepared.delete(content),
+      ...(tell === undefined ? {} : { tell }),
     });
+  }
+
+  /** Last used last: the first is the one to go. */
+  #used(backend: Backend, content: PreparedContent, name: string): string {
+    backend.prepared.delete(content);
+    backend.prepared.set(content, name);
+    return name;
   }
 
   /** Statements that were good for one batch, or that others have replaced. */
@@ -94,12 +114,7 @@ export class ServerStatements {
     const { content } = statement;
     if (unnamed && backend.unnamed === content) return '';
     const known = backend.prepared.get(content);
-    if (known !== undefined) {
-      // Last used last: the first is the one to go.
-      backend.prepared.delete(content);
-      backend.prepared.set(content, known);
-      return known;
-    }
+    if (known !== undefined) return this.#used(backend, content, known);
     if (unnamed) {
       backend.unnamed = content;
       this.#session.activity.serverParses += 1;

@@ -4,6 +4,7 @@ import type { Expectation } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
 import { FanOut } from '../gather/fan-out.js';
 import { Gather } from '../gather/gather.js';
+import type { HotText } from '../router/halves-text.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { ServerError } from '../wire/error-response.js';
@@ -12,6 +13,7 @@ import { BACKEND } from '../wire/message-types.js';
 import { FAILED, IDLE } from '../wire/transaction-status.js';
 import type { ClientSession, SpreadRun } from './client-session.js';
 import { HalvesWrite } from './halves-write.js';
+import { hotTextOf, tellOfTable } from './hot-statement.js';
 import type { Prepared } from './lease.js';
 import type { Lookup } from './name-lookup.js';
 import { blockOf, type Execution, type Placement } from './placement.js';
@@ -103,9 +105,9 @@ export class SimpleProtocol {
       if (error instanceof RefusedError) this.#beginBefore(unit.executions);
       return this.#units.fail(error);
     }
-    if (placement instanceof Promise || placement.kind !== 'one' || !prepared.none)
+    if (placement instanceof Promise || placement.kind !== 'one' || placement.hot !== undefined || !prepared.none)
       return this.#runLater(unit, placement);
-    this.#send(unit, placement, null);
+    this.#send(unit, placement, null, null);
     return null;
   }
 
@@ -115,6 +117,7 @@ export class SimpleProtocol {
     const { analyzed, prepared } = unit;
     let placement: Prepared;
     let spoken: Spoken | null = null;
+    let hot: HotText | null = null;
     try {
       placement = await preparing;
       if (placement.kind === 'fanout') {
@@ -134,6 +137,7 @@ export class SimpleProtocol {
         if (!(await session.runHalves(write))) await this.#again(write.moved ? { ...unit, times: -1 } : unit);
         return;
       }
+      if (placement.kind === 'one') hot = this.#hotText(analyzed, placement);
       if (placement.kind === 'one' && !prepared.none) {
         const { backend } = lease as { backend: Backend };
         spoken = prepared.spoken(backend);
@@ -148,7 +152,13 @@ export class SimpleProtocol {
     if (placement.kind === 'again') {
       prepared.release();
       await this.#again(unit);
-    } else this.#send(unit, placement, spoken);
+    } else this.#send(unit, placement, spoken, hot);
+  }
+
+  /** What is sent in place of a text about hot columns alone; null: it is sent as it came. @throws RefusedError */
+  #hotText(analyzed: Analyzed, { hot }: Placement & { kind: 'one' }): HotText | null {
+    const halves = hot?.get(0);
+    return halves === undefined ? null : hotTextOf(this.#session.services.router, analyzed, halves);
   }
 
   async #spread(unit: Unit, run: SpreadRun): Promise<void> {
@@ -161,7 +171,7 @@ export class SimpleProtocol {
   }
 
   /** Sends it to the server connection that has been made ready for it. */
-  #send(unit: Unit, placement: Placement & { kind: 'one' }, spoken: Spoken | null): void {
+  #send(unit: Unit, placement: Placement & { kind: 'one' }, spoken: Spoken | null, hot: HotText | null): void {
     const session = this.#session;
     const { lease } = session;
     const { frame, analyzed, since, times, prepared, executions } = unit;
@@ -184,7 +194,8 @@ export class SimpleProtocol {
     let rows = 0;
     session.expectReady();
     this.#keepMixed();
-    backend.send(sent === null ? frame : encodeQuery(sent.sql), {
+    const halves = placement.hot?.get(0);
+    backend.send(hot !== null ? encodeQuery(hot.text) : sent === null ? frame : encodeQuery(sent.sql), {
       kind: 'query',
       internal: false,
       completed: (reply, empty) => {
@@ -202,6 +213,7 @@ export class SimpleProtocol {
       },
       undo: () => prepared.release(),
       ...(sent === null ? {} : tellOf(sent, spoken, () => index)),
+      ...(hot !== null && halves !== undefined && { tell: tellOfTable(halves, hot) }),
       done: () => {
         prepared.release();
         const ms = performance.now() - started;

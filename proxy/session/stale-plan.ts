@@ -34,14 +34,22 @@ export function mustCheckShapes(backend: Backend, items: readonly Item[], versio
 }
 
 /** Whether the rows of what is bound are surely as the client expects them. */
-function isSure(backend: Backend, { statement, sql, bind }: Item & { type: 'bind' }, version: number): boolean {
-  return sql !== null || hasShape(backend, statement, bind.statement === '', version);
+function isSure(backend: Backend, item: Item & { type: 'bind' }, version: number): boolean {
+  const { statement, sql, bind } = item;
+  return (
+    sql !== null || hasShape(backend, { content: saidOf(item), told: statement.told }, bind.statement === '', version)
+  );
+}
+
+/** What servers have prepared of it. */
+function saidOf({ bound, statement }: Item & { type: 'bind' }): PreparedContent {
+  return bound.hot?.content ?? statement.content;
 }
 
 /** Whether the rows of a statement, which is the client's unnamed one or not, are surely as the client expects them. */
 export function hasShape(
   backend: Backend,
-  { content, told }: ClientStatement,
+  { content, told }: Pick<ClientStatement, 'content' | 'told'>,
   unnamed: boolean,
   version: number,
 ): boolean {
@@ -59,7 +67,8 @@ export function hasShape(
 export async function checkShapes(backend: Backend, items: readonly Item[], version: number): Promise<void> {
   for (const item of items) {
     if (item.type !== 'bind' || isSure(backend, item, version)) continue;
-    const { content, told } = item.statement;
+    const content = saidOf(item);
+    const { told } = item.statement;
     try {
       if (!backend.shapes.has(content)) await askShape(backend, content);
     } catch (error) {

@@ -1,6 +1,7 @@
 import { ForeshardError } from '../../topology/errors.js';
-import type { Analyzed } from '../router/route.js';
+import type { Analyzed, Halves } from '../router/route.js';
 import type { SessionServices } from './client-session.js';
+import { type HotStatement, hotTextOf } from './hot-statement.js';
 import type { NameLookup } from './name-lookup.js';
 import { BACKSLASH, type ClientStatement } from './prepared.js';
 
@@ -61,6 +62,7 @@ export class ClientStatements {
       replaced,
       undone: false,
       released: false,
+      hot: null,
     };
     this.#put(name, statement);
     return statement;
@@ -90,6 +92,7 @@ export class ClientStatements {
       replaced: null,
       undone: false,
       released: false,
+      hot: null,
     };
   }
 
@@ -216,6 +219,8 @@ export class ClientStatements {
   /** Nobody uses it any more. */
   release(statement: ClientStatement): void {
     this.#services.contents.release(statement.content);
+    if (statement.hot !== null) this.#services.contents.release(statement.hot.content);
+    statement.hot = null;
     statement.released = true;
     if (statement.undone) this.parsed(statement);
   }
@@ -229,6 +234,20 @@ export class ClientStatements {
 
   forgetAll(): void {
     for (const name of [...this.#byName.keys()]) this.forget(name);
+  }
+
+  /** The statement as it is said where the hot half of its rows is. @throws RefusedError when it cannot be */
+  hotOf(statement: ClientStatement, analyzed: Analyzed, halves: Halves): HotStatement {
+    const known = statement.hot;
+    if (known !== null && known.analyzed === analyzed && known.halves === halves) return known;
+    const { contents, router } = this.#services;
+    const text = hotTextOf(router, analyzed, halves);
+    const content = contents.acquire(text.text, statement.content.oids, null, analyzed.conforming);
+    if (known !== null) contents.release(known.content);
+    statement.hot = { analyzed, halves, text, content };
+    // Nobody gives it up any more.
+    if (statement.released) contents.release(content);
+    return statement.hot;
   }
 
   /** Whether the client prepared a statement of this name, given as SQL has it. */

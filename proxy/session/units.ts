@@ -157,9 +157,7 @@ export class Units {
     } catch (error) {
       failure = error;
     }
-    tell(
-      failure === null ? completion : session.worded(encodeErrorResponse(this.fieldsOf(failure))),
-    );
+    tell(failure === null ? completion : session.worded(encodeErrorResponse(this.fieldsOf(failure))));
     await session.transactionEnded(backend, failure === null);
     // What was set for the transaction alone is over.
     if (lease.backend !== null) lease.serverSettings.tellParameters(lease.backend);
