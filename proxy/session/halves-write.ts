@@ -81,6 +81,8 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
   /** The client has been told something. */
   #told = false;
   #error: Buffer | null = null;
+  /** Its server is ready for what comes behind the client's statement. */
+  #answered: () => void = () => undefined;
   #completion: Buffer | null = null;
 
   constructor(
@@ -255,16 +257,16 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
       base.send(this.#messages, {
         kind: this.#statement.kind === 'simple' ? 'query' : 'batch',
         internal: false,
-        done: () => {
-          base.hand(owner);
-          if (this.#error === null) resolve();
-          else reject(new InternalStatementError(this.#error));
-        },
         undo: () => {
           base.hand(owner);
           reject(base.lost ?? new Error('server connection lost'));
         },
       });
+      this.#answered = () => {
+        base.hand(owner);
+        if (this.#error === null) resolve();
+        else reject(new InternalStatementError(this.#error));
+      };
     });
   }
 
@@ -426,8 +428,8 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
     throw new Error('COPY is not carried out so');
   }
 
-  onReady(): void {
-    // each step waits for its own end
+  onReady(_backend: Backend, _status: number, internal: boolean): void {
+    if (!internal) this.#answered();
   }
 
   onLost(backend: Backend, error: Error): void {

@@ -185,12 +185,19 @@ export class Oracle {
   }
 }
 
-async function converse(port: number, conversation: Conversation, cut: Cut, ordered: boolean): Promise<Heard> {
+/** Says it to whoever listens there. @param ordered see `Oracle.compare` */
+export async function converse(
+  port: number,
+  conversation: Conversation,
+  cut: Cut,
+  ordered: boolean,
+  database = 'shop',
+): Promise<Heard> {
   const peer = await RawPeer.connect(port);
   const login = await peer.login({
     user: 'app',
     password: 'secret',
-    database: 'shop',
+    database,
     parameters: { application_name: 'oracle', TimeZone: 'Europe/Vienna', ...conversation.startup },
   });
   const parameters = new Map<string, string>();

@@ -1,0 +1,320 @@
+import pg from 'pg';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Registry } from '../../topology/catalog/registry.js';
+import type { ColumnSplit } from '../../topology/topology.js';
+import { withClient } from '../support/client.js';
+import { moveHot, splitColumns } from '../support/halves.js';
+import { B, type Conversation, CP, converse, DP, DS, E, P, Q, S, whole } from '../support/oracle.js';
+import { Sharded } from '../support/sharded.js';
+import { waitFor } from '../support/wait-for.js';
+
+const DOCUMENTS = { schema: 'public', table: 'documents' };
+const HOT = { schema: 'public', table: 'documents_hot' };
+const TABLE = `
+CREATE TABLE documents (tenant_id bigint, id bigint, title text NOT NULL, body text, views bigint NOT NULL DEFAULT 0 CHECK (views >= 0),
+  last_seen timestamptz, PRIMARY KEY (tenant_id, id));
+GRANT ALL ON documents TO app`;
+const ROWS = `SELECT t, i, 'title ' || i, repeat('b', i::int), 10 * i, timestamptz '2026-01-01 00:00+00' + i * interval '1 day'
+  FROM generate_series(1, 2) t, generate_series(1, 5) i`;
+
+const bound = (sql: string, ...values: (string | null)[]) => [P('', sql), B('', '', ...values), DP(''), E(''), S];
+
+const CONVERSATIONS: readonly Conversation[] = [
+  {
+    name: 'hot columns alone',
+    steps: [
+      ['Z', Q('SELECT views FROM documents WHERE tenant_id = 1 AND id = 1')],
+      [
+        'Z',
+        Q('SELECT id, documents.views AS v, last_seen FROM documents WHERE tenant_id = 1 AND views > 15 ORDER BY id'),
+      ],
+      ['Z', Q('SELECT d.views FROM documents AS d WHERE d.tenant_id = 1 AND d.id = 2')],
+      ['Z', Q('SELECT views FROM public.documents WHERE tenant_id = 1 AND id = 9')],
+      ['Z', Q('UPDATE documents SET views = views + 1 WHERE tenant_id = 1 AND id = 1')],
+      [
+        'Z',
+        Q(
+          'UPDATE documents SET views = documents.views + 1, last_seen = NULL WHERE tenant_id = 1 AND id = 1 RETURNING id, views, last_seen',
+        ),
+      ],
+      ['Z', Q('UPDATE documents d SET views = 0 WHERE d.tenant_id = 2')],
+      ['Z', Q(`UPDATE documents SET views = 'x' WHERE tenant_id = 1 AND id = 1`)],
+      ['Z', Q('UPDATE documents SET views = views / 0 WHERE tenant_id = 1 AND id = 1')],
+      ['Z', Q('SELECT sum(views), max(last_seen) FROM documents WHERE tenant_id = 1')],
+      ['Z', ...bound('SELECT views FROM documents WHERE tenant_id = $1 AND id = $2', '1', '3')],
+      [
+        'Z',
+        ...bound(
+          'UPDATE documents SET views = views + $3 WHERE tenant_id = $1 AND id = $2 RETURNING views',
+          '1',
+          '3',
+          '5',
+        ),
+      ],
+      ['Z', ...bound(`SELECT views, 'x'::int FROM documents WHERE tenant_id = $1`, '1')],
+      ['Z', ...bound('SELECT views FROM documents WHERE tenant_id = $1 AND views > $2', '1', 'no number')],
+    ],
+  },
+  {
+    name: 'hot columns alone, prepared',
+    steps: [
+      ['Z', P('u', 'UPDATE documents SET views = views + $3 WHERE tenant_id = $1 AND id = $2'), DS('u'), S],
+      ['Z', B('', 'u', '1', '1', '1'), E(''), S],
+      ['Z', B('', 'u', '1', '2', '1'), DP(''), E(''), S],
+      [
+        'Z',
+        P('s', 'SELECT views FROM documents WHERE tenant_id = $1 AND id = $2'),
+        DS('s'),
+        B('', 's', '1', '1'),
+        DP(''),
+        E(''),
+        S,
+      ],
+      ['Z', B('a', 's', '1', '1'), E('a'), B('', 's', '1', '2'), E(''), CP('a'), S],
+      ['Z', Q('BEGIN')],
+      ['Z', B('', 'u', '2', '1', '1'), E(''), S],
+      ['Z', B('', 's', '2', '1'), E(''), S],
+      ['Z', Q('COMMIT')],
+      ['Z', P('', 'SELECT views FROM documents WHERE tenant_id = $1 AND id = $2'), S],
+      ['Z', B('', '', '1', '2'), E(''), S],
+      ['Z', B('', '', '2', '1'), E(''), S],
+    ],
+  },
+  {
+    name: 'both halves, one statement at a time',
+    steps: [
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title) VALUES (1, 11, 'new')`)],
+      [
+        'Z',
+        Q(
+          `INSERT INTO documents (tenant_id, id, title, views, last_seen) VALUES (1, 12, 'new', 7, '2026-05-05 05:05+00'), (1, 13, 'new', 8, NULL) RETURNING *`,
+        ),
+      ],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title) VALUES (1, 11, 'again')`)],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title, views) VALUES (1, 14, 'less', -1)`)],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title) VALUES (1, 15, NULL)`)],
+      ['Z', Q(`UPDATE documents SET title = 'other' WHERE tenant_id = 1 AND id = 1`)],
+      ['Z', Q(`UPDATE documents SET title = 'other', views = 99 WHERE tenant_id = 1 AND id = 2`)],
+      [
+        'Z',
+        Q(`UPDATE documents SET title = title || views, views = views + 1 WHERE tenant_id = 1 AND id = 3 RETURNING *`),
+      ],
+      ['Z', Q(`UPDATE documents SET body = 'much' WHERE tenant_id = 1 AND views >= 40`)],
+      ['Z', Q(`UPDATE documents SET body = 'nothing' WHERE tenant_id = 1 AND id = 99`)],
+      ['Z', Q(`UPDATE documents SET title = 'x', views = -5 WHERE tenant_id = 1 AND id = 3`)],
+      ['Z', Q(`UPDATE documents SET id = 21 WHERE tenant_id = 1 AND id = 4`)],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 1 AND id = 12')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 AND views > 30 RETURNING *')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 RETURNING id, last_seen')],
+      ['Z', Q('SELECT * FROM documents WHERE tenant_id = 1 ORDER BY id FOR UPDATE')],
+      ['Z', Q('SELECT title FROM documents WHERE tenant_id = 1 AND id = 1 FOR UPDATE')],
+      [
+        'Z',
+        Q(
+          `INSERT INTO documents (tenant_id, id, title, views) VALUES (1, 1, 'there', 1), (1, 31, 'not there', 1) ON CONFLICT (tenant_id, id) DO UPDATE SET views = documents.views + EXCLUDED.views, title = EXCLUDED.title RETURNING *`,
+        ),
+      ],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title, views) VALUES (1, 1, 'there', 1) ON CONFLICT DO NOTHING`)],
+      ['Z', Q(`UPDATE documents SET title = 'x' WHERE tenant_id = 1 AND nothing = 1`)],
+    ],
+  },
+  {
+    name: 'both halves, with parameters',
+    steps: [
+      [
+        'Z',
+        ...bound(
+          'INSERT INTO documents (tenant_id, id, title, views) VALUES ($1, $2, $3, $4) RETURNING *',
+          '1',
+          '11',
+          'new',
+          '3',
+        ),
+      ],
+      ['Z', ...bound('INSERT INTO documents (tenant_id, id, title) VALUES ($1, $2, $3)', '1', '11', 'again')],
+      [
+        'Z',
+        ...bound(
+          'UPDATE documents SET title = $3, views = views + $4 WHERE tenant_id = $1 AND id = $2',
+          '1',
+          '1',
+          'p',
+          '5',
+        ),
+      ],
+      [
+        'Z',
+        ...bound(
+          'UPDATE documents SET title = $3 WHERE tenant_id = $1 AND id = $2 AND views > $4 RETURNING views, title',
+          '1',
+          '2',
+          'p',
+          '5',
+        ),
+      ],
+      ['Z', P('d', 'DELETE FROM documents WHERE tenant_id = $1 AND id = $2 RETURNING *'), DS('d'), S],
+      ['Z', B('', 'd', '1', '3'), E(''), S],
+      ['Z', B('', 'd', '1', '3'), DP(''), E(''), S],
+      ['Z', B('', 'd', '1', 'x'), E(''), S],
+      [
+        'Z',
+        P('f', 'SELECT * FROM documents WHERE tenant_id = $1 AND id = $2 FOR UPDATE'),
+        DS('f'),
+        B('', 'f', '1', '4'),
+        E(''),
+        S,
+      ],
+      [
+        'Z',
+        P('', 'UPDATE documents SET title = $1 WHERE tenant_id = $2 AND id = $3'),
+        B('', '', 'x', '1', '5'),
+        E(''),
+        S,
+      ],
+      ['Z', ...bound(`UPDATE documents SET title = $1 WHERE tenant_id = $2 AND views = 'x'`, 'x', '1')],
+    ],
+  },
+  {
+    name: 'in transaction blocks',
+    steps: [
+      ['Z', Q('BEGIN')],
+      ['Z', Q('UPDATE documents SET views = views + 1 WHERE tenant_id = 1 AND id = 1')],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title, views) VALUES (1, 11, 'new', 5)`)],
+      ['Z', Q('SELECT views FROM documents WHERE tenant_id = 1 AND id = 11')],
+      ['Z', Q('UPDATE documents SET views = views + 1 WHERE tenant_id = 1 AND id = 11 RETURNING views')],
+      ['Z', Q(`UPDATE documents SET title = 'v' || views WHERE tenant_id = 1 AND id = 11 RETURNING *`)],
+      ['Z', Q('SAVEPOINT a')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 1 AND id = 2')],
+      ['Z', Q(`INSERT INTO documents (tenant_id, id, title) VALUES (1, 11, 'again')`)],
+      ['Z', Q('SELECT 1')],
+      ['Z', Q('ROLLBACK TO a')],
+      ['Z', ...bound('DELETE FROM documents WHERE tenant_id = $1 AND id = $2 RETURNING *', '1', '3')],
+      ['Z', Q('SELECT * FROM documents WHERE tenant_id = 1 ORDER BY id FOR UPDATE')],
+      ['Z', Q('COMMIT')],
+      ['Z', ...bound('BEGIN')],
+      ['Z', ...bound('UPDATE documents SET title = $3, views = 1 WHERE tenant_id = $1 AND id = $2', '1', '4', 'gone')],
+      ['Z', ...bound('ROLLBACK')],
+      ['Z', Q('BEGIN')],
+      ['Z', Q(`UPDATE documents SET title = 'kept' WHERE tenant_id = 1 AND id = 5`)],
+      ['Z', Q('SAVEPOINT b')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 1')],
+      ['Z', Q('ROLLBACK TO b')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 AND id = 1')],
+      ['Z', Q('RELEASE b')],
+      ['Z', Q('END')],
+      ['Z', Q('BEGIN')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 AND id = 2')],
+      ['Z', Q('syntax error')],
+      ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 AND id = 3')],
+      ['Z', Q('COMMIT')],
+    ],
+  },
+];
+
+let sharded: Sharded;
+let split: ColumnSplit;
+/** Superusers: of the two shards, and of a database that has all. */
+let shards: pg.Client[];
+let plain: pg.Client;
+let apart = false;
+
+beforeAll(async () => {
+  sharded = await Sharded.start({ splitAt: null });
+  const [a, b] = sharded.clusters;
+  for (const cluster of [a, b]) await withClient(cluster.url('shop'), (c) => c.query(TABLE));
+  await withClient(a.url('postgres'), (c) => c.query('CREATE DATABASE plain'));
+  await withClient(a.url('plain'), (c) => c.query(TABLE));
+  await new Registry(sharded.catalog, 'test').addTable({
+    table: DOCUMENTS,
+    keyspace: 'main',
+    keyColumns: ['tenant_id'],
+  });
+  split = await splitColumns(sharded.catalog, {
+    table: DOCUMENTS,
+    columns: ['views', 'last_seen'],
+    hot: HOT,
+    as: 'hot',
+  });
+  await sharded.reloaded();
+  shards = [a.url('shop'), b.url('shop')].map((url) => new pg.Client(url));
+  plain = new pg.Client(a.url('plain'));
+  await Promise.all([...shards, plain].map((client) => client.connect()));
+  for (const client of shards) await client.query('SET session_replication_role = replica');
+}, 120_000);
+
+afterAll(async () => {
+  await Promise.all([...shards, plain].map((client) => client.end()));
+  await sharded.stop();
+});
+
+const base = () => shards[0] as pg.Client;
+const hot = () => shards[apart ? 1 : 0] as pg.Client;
+
+async function reset(): Promise<void> {
+  await plain.query(`TRUNCATE documents; INSERT INTO documents ${ROWS}`);
+  for (const client of shards) await client.query('TRUNCATE documents, documents_hot');
+  await base().query(`INSERT INTO documents ${ROWS}`);
+  await hot().query(
+    `INSERT INTO documents_hot SELECT r.column1, r.column2, r.column5, r.column6 FROM (${ROWS}) r (column1, column2, column3, column4, column5, column6)`,
+  );
+  if (apart) await base().query(`UPDATE documents SET views = 4711, last_seen = NULL`);
+}
+
+const state = async (client: pg.Client, sql: string) => (await client.query({ text: sql, rowMode: 'array' })).rows;
+const BASE = 'SELECT tenant_id, id, title, body FROM documents ORDER BY 1, 2';
+const HOT_OF = (table: string) => `SELECT tenant_id, id, views, last_seen FROM ${table} ORDER BY 1, 2`;
+
+/** What is there, on one server with all of it and on the shards. */
+async function agree(): Promise<void> {
+  expect(await state(base(), BASE)).toEqual(await state(plain, BASE));
+  expect(await state(hot(), HOT_OF('documents_hot'))).toEqual(await state(plain, HOT_OF('documents')));
+  if (!apart) expect(await state(base(), HOT_OF('documents'))).toEqual(await state(plain, HOT_OF('documents')));
+  await nothingLeft();
+}
+
+async function nothingLeft(): Promise<void> {
+  for (const client of shards) expect(await state(client, 'SELECT gid FROM pg_prepared_xacts')).toEqual([]);
+  const [outbox] = await state(
+    base(),
+    `SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename LIKE 'outbox%'`,
+  );
+  expect(await state(base(), `SELECT count(*)::int FROM ${(outbox as string[])[0]}`)).toEqual([[0]]);
+}
+
+/** Nothing of a client runs any more. */
+const quiet = () =>
+  waitFor(
+    async () => {
+      const busy = `SELECT FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'`;
+      const found = await Promise.all([...shards, plain].map((client) => client.query(busy)));
+      return found.every(({ rowCount }) => rowCount === 0);
+    },
+    { what: 'the end of what runs' },
+  );
+
+/** Columns have other numbers in the hot table. */
+const comparable = (reply: string) => (reply.startsWith('T ') ? reply.replace(/"columnNumber":\d+/g, '') : reply);
+
+async function compare(conversation: Conversation): Promise<void> {
+  await reset();
+  const alone = await converse(sharded.clusters[0].port, conversation, whole, true, 'plain');
+  const proxied = await converse(sharded.proxy.port, conversation, whole, true);
+  expect(proxied.replies.map(comparable)).toEqual(alone.replies.map(comparable));
+  await quiet();
+  await agree();
+}
+
+describe('together', () => {
+  for (const conversation of CONVERSATIONS) it(conversation.name, () => compare(conversation));
+});
+
+describe('apart', () => {
+  beforeAll(async () => {
+    await reset();
+    await moveHot(sharded.catalog, DOCUMENTS, split, 's2', 'views = 4711, last_seen = NULL');
+    apart = true;
+    await sharded.reloaded();
+  });
+
+  for (const conversation of CONVERSATIONS) it(conversation.name, () => compare(conversation));
+});
