@@ -1,5 +1,5 @@
 import pg from 'pg';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
 import type { ColumnSplit } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -102,7 +102,6 @@ const CONVERSATIONS: readonly Conversation[] = [
       ['Z', Q(`UPDATE documents SET body = 'much' WHERE tenant_id = 1 AND views >= 40`)],
       ['Z', Q(`UPDATE documents SET body = 'nothing' WHERE tenant_id = 1 AND id = 99`)],
       ['Z', Q(`UPDATE documents SET title = 'x', views = -5 WHERE tenant_id = 1 AND id = 3`)],
-      ['Z', Q(`UPDATE documents SET id = 21 WHERE tenant_id = 1 AND id = 4`)],
       ['Z', Q('DELETE FROM documents WHERE tenant_id = 1 AND id = 12')],
       ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 AND views > 30 RETURNING *')],
       ['Z', Q('DELETE FROM documents WHERE tenant_id = 2 RETURNING id, last_seen')],
@@ -317,4 +316,232 @@ describe('apart', () => {
   });
 
   for (const conversation of CONVERSATIONS) it(conversation.name, () => compare(conversation));
+
+  describe('among others', () => {
+    beforeEach(reset);
+
+    /** Resolves when so many wait for locks on a shard. */
+    const waiting = (shard: 0 | 1, n = 1) =>
+      waitFor(
+        async () =>
+          (
+            await (shards[shard] as pg.Client).query(
+              `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'app'`,
+            )
+          ).rowCount === n,
+        { what: `${n} that wait` },
+      );
+    const rename = (client: pg.Client, id: number, title: string) =>
+      client.query(`UPDATE documents SET title = '${title}' WHERE tenant_id = 1 AND id = ${id}`);
+    const view = (client: pg.Client, id: number) =>
+      client.query(`UPDATE documents SET views = views + 1 WHERE tenant_id = 1 AND id = ${id}`);
+    const document = async (id: number) => {
+      const where = `WHERE tenant_id = 1 AND id = ${id}`;
+      const [title] = await state(base(), `SELECT title FROM documents ${where}`);
+      const [views] = await state(hot(), `SELECT views::int FROM documents_hot ${where}`);
+      return { title: title?.[0], views: views?.[0] };
+    };
+
+    it('many writers of both halves lose nothing', async () => {
+      const clients = await Promise.all(Array.from({ length: 6 }, () => sharded.connect()));
+      await Promise.all(
+        clients.map(async (client, i) => {
+          for (let n = 0; n < 8; n++) {
+            if (i % 3 === 0) await view(client, 1);
+            else if (i % 3 === 1)
+              await client.query(
+                `UPDATE documents SET title = title || '+', views = views + 1 WHERE tenant_id = 1 AND id = 1`,
+              );
+            else {
+              await client.query('BEGIN');
+              const { rows } = await client.query(
+                'SELECT title, views FROM documents WHERE tenant_id = 1 AND id = 2 FOR UPDATE',
+              );
+              await client.query(`UPDATE documents SET body = $1, views = $2 WHERE tenant_id = 1 AND id = 2`, [
+                `${i} ${n}`,
+                Number(rows[0].views) + 1,
+              ]);
+              await client.query('COMMIT');
+            }
+          }
+        }),
+      );
+      expect(await document(1)).toEqual({ title: `title 1${'+'.repeat(16)}`, views: 10 + 32 });
+      expect(await document(2)).toMatchObject({ views: 20 + 16 });
+      await nothingLeft();
+    });
+
+    it('rows that come and go by many hands are whole or not there', async () => {
+      const clients = await Promise.all(Array.from({ length: 4 }, () => sharded.connect()));
+      const failures: string[] = [];
+      const texts = (i: number, n: number) => [
+        `INSERT INTO documents (tenant_id, id, title, views) VALUES (3, ${n % 3}, 'by ${i}', ${i}) ON CONFLICT (tenant_id, id) DO UPDATE SET views = documents.views + 1`,
+        `UPDATE documents SET title = title || views WHERE tenant_id = 3`,
+        `DELETE FROM documents WHERE tenant_id = 3 AND id = ${(n + i) % 3}`,
+      ];
+      await Promise.all(
+        clients.map(async (client, i) => {
+          for (let n = 0; n < 10; n++)
+            await client
+              .query(texts(i, n)[(n + i) % 3] as string)
+              .catch((error: { code: string }) => failures.push(error.code));
+        }),
+      );
+      // What one server may tell its clients, too, or a row that came in between.
+      expect(failures.filter((code) => code !== '40001' && code !== '40P01')).toEqual([]);
+      const keys = (table: string) => `SELECT tenant_id, id FROM ${table} ORDER BY 1, 2`;
+      expect(await state(hot(), keys('documents_hot'))).toEqual(await state(base(), keys('documents')));
+      await nothingLeft();
+    });
+
+    it('of two that wait for the other half of each other one is ended', async () => {
+      const [a, b] = [await sharded.connect(), await sharded.connect()];
+      await a.query('BEGIN');
+      await view(a, 1);
+      const renamed = rename(b, 1, 'b');
+      await waiting(1);
+      // b has the base half, and waits for the hot half, which a has.
+      const outcomes = await Promise.allSettled([rename(a, 1, 'a'), renamed]);
+      const failed = outcomes.flatMap((o) => (o.status === 'rejected' ? [(o.reason as { code: string }).code] : []));
+      expect(failed).toEqual(['40P01']);
+      const won = outcomes[0]?.status === 'fulfilled';
+      expect((await a.query('COMMIT')).command).toBe(won ? 'COMMIT' : 'ROLLBACK');
+      expect(await document(1)).toEqual(won ? { title: 'a', views: 11 } : { title: 'b', views: 10 });
+      await nothingLeft();
+    });
+
+    it.each([
+      ['outside of a block', false],
+      ['in a block', true],
+    ])('a wait for the hot half can be canceled, %s', async (_, inBlock) => {
+      const [client, other] = [await sharded.connect(), await sharded.connect()];
+      await other.query('BEGIN');
+      await view(other, 1);
+      if (inBlock) await client.query('BEGIN');
+      if (inBlock) await client.query('SAVEPOINT a');
+      const refused = expect(rename(client, 1, 'new')).rejects.toMatchObject({
+        code: '57014',
+        message: 'canceling statement due to user request',
+      });
+      await waiting(1);
+      await sharded.cancel(client);
+      await refused;
+      await other.query('COMMIT');
+      if (inBlock) {
+        await client.query('ROLLBACK TO a');
+        await rename(client, 2, 'went on');
+        await client.query('COMMIT');
+        expect(await document(2)).toMatchObject({ title: 'went on' });
+      }
+      expect(await document(1)).toEqual({ title: 'title 1', views: 11 });
+      expect((await rename(client, 1, 'later')).rowCount).toBe(1);
+      expect(await document(1)).toEqual({ title: 'later', views: 11 });
+      await nothingLeft();
+    });
+
+    it('statement_timeout ends such a wait', async () => {
+      const [client, other] = [await sharded.connect(), await sharded.connect()];
+      await other.query('BEGIN');
+      await view(other, 1);
+      await client.query('SET statement_timeout = 300');
+      await expect(rename(client, 1, 'new')).rejects.toMatchObject({
+        code: '57014',
+        message: 'canceling statement due to statement timeout',
+      });
+      await other.query('COMMIT');
+      expect(await document(1)).toEqual({ title: 'title 1', views: 11 });
+      await nothingLeft();
+    });
+
+    it('a client that goes away while it waits leaves nothing', async () => {
+      const [client, other] = [await sharded.connect(), await sharded.connect()];
+      await other.query('BEGIN');
+      await view(other, 1);
+      rename(client, 1, 'new').catch(() => undefined);
+      await waiting(1);
+      (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+      await waiting(1, 0);
+      await other.query('COMMIT');
+      await quiet();
+      expect(await document(1)).toEqual({ title: 'title 1', views: 11 });
+      await nothingLeft();
+    });
+
+    it.each([[0], [1]] as const)('a server process that dies on shard %i takes all with it', async (shard) => {
+      const [client, other] = [await sharded.connect({ application_name: 'dies' }), await sharded.connect()];
+      await other.query('BEGIN');
+      await view(other, 1);
+      const refused = expect(rename(client, 1, 'new')).rejects.toThrow();
+      await waiting(1);
+      await (shards[shard] as pg.Client).query(
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dies'`,
+      );
+      await other.query('COMMIT');
+      await refused;
+      await quiet();
+      expect(await document(1)).toEqual({ title: 'title 1', views: 11 });
+      await nothingLeft();
+    });
+
+    it('a row that comes while others are locked is not shown with what does not count', async () => {
+      const [client, other, third] = [await sharded.connect(), await sharded.connect(), await sharded.connect()];
+      await other.query('BEGIN');
+      await view(other, 5);
+      const outcome = client.query('SELECT id, views FROM documents WHERE tenant_id = 1 FOR UPDATE').then(
+        ({ rows }) => rows.find(({ id }) => id === '6')?.views ?? 'not there',
+        (error: { code: string }) => error.code,
+      );
+      await waiting(1);
+      await third.query(`INSERT INTO documents (tenant_id, id, title, views) VALUES (1, 6, 'came', 1)`);
+      await view(third, 6);
+      await other.query('COMMIT');
+      expect(await outcome).toBe('40001');
+      await nothingLeft();
+    });
+
+    it('what is deferred to the end fails the statement', async () => {
+      const why = 'not in the end';
+      await base().query(`CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE '${why}'; END $$;
+        CREATE CONSTRAINT TRIGGER no AFTER UPDATE ON documents DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()`);
+      try {
+        const client = await sharded.connect();
+        await expect(rename(client, 1, 'new')).rejects.toMatchObject({ message: why });
+        expect(await document(1)).toEqual({ title: 'title 1', views: 10 });
+        await nothingLeft();
+      } finally {
+        await base().query('DROP FUNCTION no CASCADE');
+      }
+    });
+
+    it.each([
+      [
+        'several statements in one message',
+        `SELECT 1; UPDATE documents SET title = 'x' WHERE tenant_id = 1 AND id = 1`,
+      ],
+      ['a hot one among others', 'SELECT 1; UPDATE documents SET views = 1 WHERE tenant_id = 1 AND id = 1'],
+      ['EXECUTE', `PREPARE p AS UPDATE documents SET title = 'x' WHERE tenant_id = 1 AND id = 1; EXECUTE p`],
+      ['TRUNCATE', 'TRUNCATE documents'],
+      ['a new key', 'UPDATE documents SET id = 77 WHERE tenant_id = 1 AND id = 1'],
+    ])('refuses %s', async (_, text) => {
+      const client = await sharded.connect();
+      await expect(client.query(text)).rejects.toMatchObject({ code: '0A000' });
+      expect(await document(1)).toEqual({ title: 'title 1', views: 10 });
+    });
+
+    it('refuses a snapshot for the whole transaction', async () => {
+      const client = await sharded.connect();
+      const refusal = (level: string) => ({
+        code: '0A000',
+        message: `a transaction on several shards cannot be ${level}`,
+      });
+      await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
+      await expect(rename(client, 1, 'x')).rejects.toMatchObject(refusal('REPEATABLE READ'));
+      await client.query('ROLLBACK');
+      await client.query('SET default_transaction_isolation = serializable');
+      await expect(rename(client, 1, 'x')).rejects.toMatchObject(refusal('SERIALIZABLE'));
+      await client.query('RESET default_transaction_isolation');
+      await rename(client, 1, 'x');
+      expect(await document(1)).toEqual({ title: 'x', views: 10 });
+    });
+  });
 });
