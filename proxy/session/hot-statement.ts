@@ -28,7 +28,7 @@ export function hotTextOf(router: Router, analyzed: Analyzed, halves: Halves): H
 }
 
 /** An ErrorResponse to what was said to the hot table, as of the table. */
-export function errorOfTable(frame: Buffer, { table, split: { hot } }: Halves, text: HotText): Buffer {
+function errorOfTable(frame: Buffer, { table, split: { hot } }: Halves, text: HotText): Buffer {
   const { position, ...fields } = decodeErrorFields(frame);
   const ofHot = fields.table === hot.table && fields.schema === hot.schema;
   return encodeErrorResponse({
