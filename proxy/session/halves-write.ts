@@ -58,6 +58,8 @@ const BEGIN = Buffer.from('BEGIN; SET LOCAL idle_in_transaction_session_timeout 
  */
 export class HalvesWrite implements BackendOwner, SpreadRun {
   readonly rowsAtStake = true;
+  /** It fails the transaction itself. */
+  readonly failure = null;
   /** What it touches the transaction says. */
   readonly footprint: Footprint;
   /** The shard does not own a row any more; nothing has been told or done. */
