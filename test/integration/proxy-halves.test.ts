@@ -190,6 +190,12 @@ const CONVERSATIONS: readonly Conversation[] = [
       ['Z', ...bound('DELETE FROM documents WHERE tenant_id = $1 AND id = $2 RETURNING *', '1', '3')],
       ['Z', Q('SELECT * FROM documents WHERE tenant_id = 1 ORDER BY id FOR UPDATE')],
       ['Z', Q('COMMIT')],
+      [
+        'Z',
+        ...[P('', 'BEGIN'), B('', ''), E('')],
+        ...bound('UPDATE documents SET title = $3, views = views + 1 WHERE tenant_id = $1 AND id = $2', '2', '5', 'x'),
+      ],
+      ['Z', ...bound('COMMIT')],
       ['Z', ...bound('BEGIN')],
       ['Z', ...bound('UPDATE documents SET title = $3, views = 1 WHERE tenant_id = $1 AND id = $2', '1', '4', 'gone')],
       ['Z', ...bound('ROLLBACK')],
