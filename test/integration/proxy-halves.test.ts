@@ -1,7 +1,8 @@
 import pg from 'pg';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { createHold, dropHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
 import { Registry } from '../../topology/catalog/registry.js';
-import type { ColumnSplit } from '../../topology/topology.js';
+import type { ColumnSplit, Keyspace, KeyspaceName } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { moveHot, splitColumns } from '../support/halves.js';
 import { B, type Conversation, CP, converse, DP, DS, E, P, Q, S, whole } from '../support/oracle.js';
@@ -503,6 +504,70 @@ describe('apart', () => {
       await other.query('COMMIT');
       expect(await outcome).toBe('40001');
       await nothingLeft();
+    });
+
+    describe('while the hot half is held back for a flip', () => {
+      const held: bigint[] = [];
+      const letGo = async () => {
+        for (const id of held.splice(0)) await dropHold(sharded.catalog.pool, id);
+      };
+      afterEach(letGo);
+
+      async function hold(): Promise<bigint> {
+        const keyspace = (await sharded.catalog.loadTopology()).keyspaces.get('hot' as KeyspaceName) as Keyspace;
+        const of = { migrationId: 1n, keyspace, lo: null, hi: null, referenceTables: false };
+        const id = await createHold(sharded.catalog.pool, { ...of, deadlineMs: 20_000 });
+        held.push(id);
+        return id;
+      }
+      const acked = (id: bigint) =>
+        waitFor(async () => (await holdStatus(sharded.catalog.pool, id)).waitingFor.length === 0, {
+          what: 'the acknowledgement',
+        });
+
+      it('what has not begun waits, and the flip not for it', async () => {
+        const client = await sharded.connect();
+        const id = await hold();
+        await acked(id);
+        let done = false;
+        const renamed = rename(client, 1, 'late').then(() => {
+          done = true;
+        });
+        // A row without its hot half is as it was.
+        expect(
+          (await (await sharded.connect()).query('SELECT title FROM documents WHERE tenant_id = 1 AND id = 1')).rows,
+        ).toEqual([{ title: 'title 1' }]);
+        await acked(id);
+        expect(done).toBe(false);
+        await letGo();
+        await renamed;
+        expect(await document(1)).toEqual({ title: 'late', views: 10 });
+      });
+
+      it.each([
+        ['outside of a block', false],
+        ['in a block', true],
+      ])('what waits for a lock is ended when the flip waits no more, %s', async (_, inBlock) => {
+        const client = await sharded.connect();
+        await hot().query('BEGIN');
+        try {
+          await hot().query('SELECT FROM documents_hot WHERE tenant_id = 1 AND id = 1 FOR UPDATE');
+          if (inBlock) await client.query('BEGIN');
+          const refused = expect(rename(client, 1, 'lost')).rejects.toMatchObject({ code: '40001' });
+          await waiting(1);
+          const id = await hold();
+          await endTransactions(sharded.catalog.pool, id);
+          await refused;
+          await acked(id);
+          if (inBlock) expect((await client.query('ROLLBACK')).command).toBe('ROLLBACK');
+        } finally {
+          await hot().query('COMMIT');
+        }
+        await letGo();
+        await rename(client, 1, 'again');
+        expect(await document(1)).toEqual({ title: 'again', views: 10 });
+        await nothingLeft();
+      });
     });
 
     it('what is deferred to the end fails the statement', async () => {
