@@ -55,7 +55,8 @@ interface Watched {
 /**
  * Sees to it that both halves of each row that is read are of one moment, though two shards have no common snapshot: their first halves are looked at before
  * and after the snapshot of the others, and nobody who has committed on one of the two shards only has touched them. Why that is enough is in
- * docs/decisions/2026-11-22-columns.md. Its steps are to be taken in their order.
+ * docs/decisions/2026-11-22-reading-both-halves.md. Its steps are to be taken
+ * in their order, on connections that have no transaction open: what the client's own transaction has changed is not to be seen there, and must not be asked for.
  */
 export class HalvesReading {
   readonly #watched: readonly Watched[];
