@@ -88,52 +88,56 @@ async function told(on: pg.Client, text: string, values: unknown[], name?: strin
   }
 }
 
+const QUERIES: readonly (readonly [string, unknown[]?])[] = [
+  ['SELECT * FROM documents WHERE tenant_id = 3 AND id = 2'],
+  ['SELECT * FROM documents WHERE tenant_id = $1 AND id = $2', [3, 2]],
+  ['SELECT * FROM documents WHERE tenant_id = $1::bigint AND id = abs($2::int)', [13, -2]],
+  ['SELECT * FROM documents WHERE tenant_id = 3 AND id = 200'],
+  ['SELECT title, views FROM documents WHERE tenant_id = 3 ORDER BY id'],
+  ['SELECT * FROM documents ORDER BY tenant_id, id'],
+  ['TABLE documents'],
+  ['SELECT d.* FROM public.documents AS d WHERE d.tenant_id IN (2, 12) ORDER BY d.views, d.tenant_id, d.id'],
+  ['SELECT public.documents.views, body FROM public.documents WHERE tenant_id = 5'],
+  ['SELECT title, views FROM documents WHERE tenant_id = 3 AND views > 3 AND title = $1', ['title 2']],
+  ['SELECT tenant_id, id FROM documents WHERE views > 3 AND score < 1 ORDER BY 1, 2'],
+  [`SELECT tenant_id, id FROM documents WHERE mood = 'happy' AND title LIKE '%1' ORDER BY 1, 2`],
+  ['SELECT mood, count(*), sum(views), max(title) FROM documents GROUP BY mood ORDER BY mood'],
+  ['SELECT id, title, views FROM documents WHERE tenant_id = 4 ORDER BY views DESC, id LIMIT 2 OFFSET 1'],
+  [
+    'SELECT a.name, d.views FROM documents d JOIN authors a ON a.tenant_id = d.tenant_id AND a.document_id = d.id WHERE d.tenant_id = 7 ORDER BY 1, 2',
+  ],
+  [
+    'SELECT name, sum(views) FROM authors a LEFT JOIN documents d ON d.tenant_id = a.tenant_id AND d.id = a.document_id AND d.views > 4 GROUP BY name ORDER BY name',
+  ],
+  [
+    'SELECT x.title, y.views FROM documents x JOIN documents y ON x.tenant_id = y.tenant_id AND x.id = y.id + 1 WHERE x.views > 2 AND y.title > $1 ORDER BY 1, 2',
+    ['title 1'],
+  ],
+  [
+    'WITH v AS (SELECT tenant_id, max(views) AS m FROM documents GROUP BY tenant_id) SELECT d.tenant_id, d.id, d.title FROM documents d JOIN v ON v.tenant_id = d.tenant_id AND v.m = d.views ORDER BY 1, 2',
+  ],
+  [
+    'SELECT id, title, views, rank() OVER (PARTITION BY tenant_id ORDER BY views DESC, id) FROM documents WHERE tenant_id < 4 ORDER BY tenant_id, id',
+  ],
+  [
+    'SELECT d.id, d.title, d.views, f.note, h.note FROM documents d JOIN foreshard_base f USING (tenant_id), foreshard_hot h WHERE tenant_id = 2 ORDER BY d.id',
+  ],
+  ['SELECT note FROM foreshard_hot WHERE EXISTS (SELECT FROM documents WHERE views = 10 AND body IS NOT NULL)'],
+  ['SELECT title, last_seen FROM documents WHERE tenant_id = 3 AND id > 0 AND 10 / views > 1 ORDER BY id'],
+  ['SELECT title, 10 / views FROM documents WHERE tenant_id = 3 AND views > 0 AND 10 / views > 1 ORDER BY id'],
+  ['SELECT title, views, missing FROM documents WHERE tenant_id = 3'],
+  ['SELECT id, title, count(views) FROM documents WHERE tenant_id = 3 GROUP BY id, tenant_id ORDER BY id'],
+  ['SELECT coalesce(title, $1), views::text FROM documents WHERE tenant_id = 1 AND mood = $2::mood', ['x', 'ok']],
+];
+
+async function compare(text: string, values: unknown[] = []): Promise<void> {
+  const expected = await told(whole, text, values);
+  expect(await told(client, text, values)).toEqual(expected);
+  expect(await told(client, text, values, text.slice(0, 60))).toEqual(expected);
+}
+
 describe('queries', () => {
-  it.each<[string, unknown[]?]>([
-    ['SELECT * FROM documents WHERE tenant_id = 3 AND id = 2'],
-    ['SELECT * FROM documents WHERE tenant_id = $1 AND id = $2', [3, 2]],
-    ['SELECT * FROM documents WHERE tenant_id = $1::bigint AND id = abs($2::int)', [13, -2]],
-    ['SELECT * FROM documents WHERE tenant_id = 3 AND id = 200'],
-    ['SELECT title, views FROM documents WHERE tenant_id = 3 ORDER BY id'],
-    ['SELECT * FROM documents ORDER BY tenant_id, id'],
-    ['TABLE documents'],
-    ['SELECT d.* FROM public.documents AS d WHERE d.tenant_id IN (2, 12) ORDER BY d.views, d.tenant_id, d.id'],
-    ['SELECT public.documents.views, body FROM public.documents WHERE tenant_id = 5'],
-    ['SELECT title, views FROM documents WHERE tenant_id = 3 AND views > 3 AND title = $1', ['title 2']],
-    ['SELECT tenant_id, id FROM documents WHERE views > 3 AND score < 1 ORDER BY 1, 2'],
-    [`SELECT tenant_id, id FROM documents WHERE mood = 'happy' AND title LIKE '%1' ORDER BY 1, 2`],
-    ['SELECT mood, count(*), sum(views), max(title) FROM documents GROUP BY mood ORDER BY mood'],
-    ['SELECT id, title, views FROM documents WHERE tenant_id = 4 ORDER BY views DESC, id LIMIT 2 OFFSET 1'],
-    [
-      'SELECT a.name, d.views FROM documents d JOIN authors a ON a.tenant_id = d.tenant_id AND a.document_id = d.id WHERE d.tenant_id = 7 ORDER BY 1, 2',
-    ],
-    [
-      'SELECT name, sum(views) FROM authors a LEFT JOIN documents d ON d.tenant_id = a.tenant_id AND d.id = a.document_id AND d.views > 4 GROUP BY name ORDER BY name',
-    ],
-    [
-      'SELECT x.title, y.views FROM documents x JOIN documents y ON x.tenant_id = y.tenant_id AND x.id = y.id + 1 WHERE x.views > 2 AND y.title > $1 ORDER BY 1, 2',
-      ['title 1'],
-    ],
-    [
-      'WITH v AS (SELECT tenant_id, max(views) AS m FROM documents GROUP BY tenant_id) SELECT d.tenant_id, d.id, d.title FROM documents d JOIN v ON v.tenant_id = d.tenant_id AND v.m = d.views ORDER BY 1, 2',
-    ],
-    [
-      'SELECT id, title, views, rank() OVER (PARTITION BY tenant_id ORDER BY views DESC, id) FROM documents WHERE tenant_id < 4 ORDER BY tenant_id, id',
-    ],
-    [
-      'SELECT d.id, d.title, d.views, f.note, h.note FROM documents d JOIN foreshard_base f USING (tenant_id), foreshard_hot h WHERE tenant_id = 2 ORDER BY d.id',
-    ],
-    ['SELECT note FROM foreshard_hot WHERE EXISTS (SELECT FROM documents WHERE views = 10 AND body IS NOT NULL)'],
-    ['SELECT title, last_seen FROM documents WHERE tenant_id = 3 AND id > 0 AND 10 / views > 1 ORDER BY id'],
-    ['SELECT title, 10 / views FROM documents WHERE tenant_id = 3 AND views > 0 AND 10 / views > 1 ORDER BY id'],
-    ['SELECT title, views, missing FROM documents WHERE tenant_id = 3'],
-    ['SELECT id, title, count(views) FROM documents WHERE tenant_id = 3 GROUP BY id, tenant_id ORDER BY id'],
-    ['SELECT coalesce(title, $1), views::text FROM documents WHERE tenant_id = 1 AND mood = $2::mood', ['x', 'ok']],
-  ])('%s', async (text, values = []) => {
-    const expected = await told(whole, text, values);
-    expect(await told(client, text, values)).toEqual(expected);
-    expect(await told(client, text, values, text.slice(0, 60))).toEqual(expected);
-  });
+  it.each(QUERIES)('%s', compare);
 
   it('do not take rows for whole that are together on one shard', async () => {
     // On the shard of both halves the table has them; on the other one it says something else of its own.
@@ -168,6 +172,15 @@ describe('a transaction that is on its way on both shards', () => {
       `SET session_replication_role = replica; UPDATE documents SET title = 'old' WHERE tenant_id = 1`,
     );
     await s.onShard(1, 'UPDATE documents_hot SET views = 1 WHERE tenant_id = 1');
+  });
+
+  afterAll(async () => {
+    const { rows } = await whole.query<{ rows: string }>(
+      'SELECT json_agg(d)::text AS rows FROM documents d WHERE tenant_id = 1',
+    );
+    const from = 'FROM json_populate_recordset(NULL::documents, $1) r WHERE (d.tenant_id, d.id) = (r.tenant_id, r.id)';
+    await s.onShard(0, `UPDATE documents d SET title = r.title ${from}`, [rows[0]?.rows]);
+    await s.onShard(1, `UPDATE documents_hot d SET views = r.views ${from}`, [rows[0]?.rows]);
   });
 
   const prepare = async () => {
@@ -237,5 +250,40 @@ describe('a transaction that is on its way on both shards', () => {
     await onBase('COMMIT');
     await onHot('COMMIT');
     expect((await another.query(both)).rows).toEqual(NEW);
+  });
+});
+
+describe('ranges of the hot columns that are other ones', () => {
+  it('are answered alike, where each of two shards has halves of the other one', async () => {
+    // Tenants up to 4 have both halves on the first shard, from 5 to 10 the hot one on the second, from 11 to 14 both on the second, and then the hot one on the first.
+    const list = split.columns.map((c) => `${c} = h.${c}`).join(', ');
+    const moved = await s.onShard<{ rows: string }>(
+      1,
+      `WITH d AS (DELETE FROM documents_hot WHERE tenant_id < 5 OR tenant_id > 14 RETURNING *) SELECT json_agg(d)::text AS rows FROM d`,
+    );
+    await s.onShard(0, 'INSERT INTO documents_hot SELECT * FROM json_populate_recordset(NULL::documents_hot, $1)', [
+      moved[0]?.rows,
+    ]);
+    await s.onShard(
+      0,
+      `SET session_replication_role = replica;
+       UPDATE documents d SET ${list} FROM documents_hot h WHERE d.tenant_id < 5 AND (h.tenant_id, h.id) = (d.tenant_id, d.id)`,
+    );
+    await s.onShard(
+      1,
+      `SET session_replication_role = replica; UPDATE documents SET views = -1, last_seen = NULL, mood = 'sad' WHERE tenant_id > 14`,
+    );
+    const { pool } = s.catalog;
+    await pool.query(`
+      BEGIN;
+      DELETE FROM foreshard.range WHERE keyspace = 'hot_documents';
+      INSERT INTO foreshard.range (keyspace, lo, hi, shard) VALUES ('hot_documents', NULL, '["5"]', 's1'), ('hot_documents', '["5"]', '["15"]', 's2'),
+        ('hot_documents', '["15"]', NULL, 's1');
+      UPDATE foreshard.meta SET epoch = epoch + 1;
+      COMMIT`);
+    await s.reloaded();
+    for (const [text, values] of QUERIES) await compare(text, values);
+    for (const tenant of [4, 5, 10, 11, 14, 15, 20])
+      await compare('SELECT id, title, views, mood FROM documents WHERE tenant_id = $1 ORDER BY id', [tenant]);
   });
 });
