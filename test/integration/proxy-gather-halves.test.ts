@@ -88,7 +88,7 @@ async function told(on: pg.Client, text: string, values: unknown[], name?: strin
   }
 }
 
-const QUERIES: readonly (readonly [string, unknown[]?])[] = [
+const QUERIES: [string, unknown[]?][] = [
   ['SELECT * FROM documents WHERE tenant_id = 3 AND id = 2'],
   ['SELECT * FROM documents WHERE tenant_id = $1 AND id = $2', [3, 2]],
   ['SELECT * FROM documents WHERE tenant_id = $1::bigint AND id = abs($2::int)', [13, -2]],
@@ -137,7 +137,7 @@ async function compare(text: string, values: unknown[] = []): Promise<void> {
 }
 
 describe('queries', () => {
-  it.each(QUERIES)('%s', compare);
+  it.each<[string, unknown[]?]>(QUERIES)('%s', (text, values) => compare(text, values));
 
   it('do not take rows for whole that are together on one shard', async () => {
     // On the shard of both halves the table has them; on the other one it says something else of its own.
@@ -145,6 +145,16 @@ describe('queries', () => {
     expect(own?.views).toBe(-1);
     const { rows } = await client.query('SELECT title, views FROM documents WHERE tenant_id = 3 AND id = 2');
     expect(rows).toEqual([{ title: 'title 4', views: 6 }]);
+  });
+
+  it('are refused in a transaction that has changed something', async () => {
+    const another = await s.connect();
+    const text = 'SELECT title, views FROM documents WHERE tenant_id = 3 AND id = 2';
+    await another.query('BEGIN');
+    await another.query(`UPDATE foreshard_base SET note = 'changed' WHERE tenant_id = 3`);
+    await expect(another.query(text)).rejects.toMatchObject({ code: '0A000' });
+    await another.query('ROLLBACK');
+    expect((await another.query(text)).rows).toEqual([{ title: 'title 4', views: 6 }]);
   });
 
   it('leave nothing behind', async () => {
