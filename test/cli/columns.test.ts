@@ -112,9 +112,22 @@ describe('migrate plan vertical --columns', () => {
       { kind: 'move', keyspace: 'documents_hot', lo: null, hi: null, from: 's1', to: 's2' },
     ]);
     const { effects } = planned;
+    expect(effects.hot.map((t) => [t.template.slice(0, 12), t.calls])).toEqual([
+      ['update docum', 90000],
+      ['select views', 5000],
+    ]);
+    expect(effects.gathered.map((t) => t.template)).toEqual(['select * from documents where tenant_id = $1']);
+    expect(effects.written.map((t) => t.template)).toEqual([
+      'insert into documents values(:any, :any, :str, :any, :any)',
+    ]);
+    expect(effects.templates.map((t) => t.template)).toEqual(['select title from popular']);
     expect(effects.objects).toEqual(['view "public.popular"']);
     const text = await foreshard(...VERTICAL, '--no-save', '--steps');
     expect(text).toMatchObject({ code: 0, stderr: '' });
+    expect(text.stdout).toMatch(
+      /^What will run where the columns are, and need nothing of the table:\n.*\n {8}90,000 {2}update/m,
+    );
+    expect(text.stdout).toMatch(/^What will then be committed on two shards, in two phases:$/m);
     expect(text.stdout).toMatch(/^1 {2}main: views, last_seen of public\.documents/m);
     expect(text.stdout).toMatch(/^2 {2}documents_hot \[-infinity, infinity\) s1 → s2$/m);
     expect(text.stdout).toMatch(/CREATE TABLE "?public"?\."?documents_hot/);
@@ -136,6 +149,9 @@ describe('columns of a table', () => {
   };
 
   it('go to another shard, while the application sees one table, and come back', async () => {
+    const client = await s.connect();
+    const rows = async (sql: string) => (await client.query(sql)).rows;
+    const one = 'SELECT title, views, last_seen::text FROM documents WHERE tenant_id = 4 AND id = 3';
     expect(await carryOut(await json<Planned>(...VERTICAL))).toMatch(/\(columns\): done, 2 of 2 done\n$/);
     await s.reloaded();
     const shown = await foreshard('topology', 'show');
@@ -149,15 +165,34 @@ describe('columns of a table', () => {
     ]);
     expect(await foreshard('keyspace', 'join', 'documents_hot', 'main')).toMatchObject({ code: 2 });
 
-    const sums = 'SELECT count(*)::int AS n, sum(views)::int AS views FROM';
-    expect(await s.onShard(1, `${sums} documents_hot`)).toEqual([{ n: 100, views: 5050 }]);
+    await client.query(
+      "UPDATE documents SET views = views + 1, last_seen = '2026-11-22' WHERE tenant_id = 4 AND id = 3",
+    );
+    expect(await s.onShard(1, 'SELECT views::int FROM documents_hot WHERE (tenant_id, id) = (4, 3)')).toEqual([
+      { views: 4 },
+    ]);
+    expect(await rows(one)).toEqual([{ title: 'document 3', views: '4', last_seen: '2026-11-22' }]);
+    await client.query("INSERT INTO documents VALUES (4, 1000, 'new', 7, NULL)");
+    await client.query("UPDATE documents SET title = title || ' ' || views WHERE tenant_id = 4 AND id = 1000");
+    await client.query('DELETE FROM documents WHERE tenant_id = 4 AND id = 13');
+    const all =
+      'SELECT id::int, title, views::int FROM documents WHERE tenant_id = 4 AND (id < 30 OR id > 900) ORDER BY id';
+    const expected = [
+      { id: 3, title: 'document 3', views: 4 },
+      { id: 23, title: 'document 23', views: 23 },
+      { id: 1000, title: 'new 7', views: 7 },
+    ];
+    expect(await rows(all)).toEqual(expected);
     expect(await foreshard('migrate', 'audit')).toMatchObject({ code: 0 });
 
     const unite = await json<Planned>('migrate', 'plan', 'unite', 'documents');
     expect(unite.members.map((m) => m.spec.kind)).toEqual(['move', 'unite']);
     expect(await carryOut(unite)).toMatch(/\(unite\): done, 2 of 2 done\n$/);
     await s.reloaded();
-    expect(await s.onShard(0, `${sums} documents`)).toEqual([{ n: 100, views: 5050 }]);
+    expect(await rows(all)).toEqual(expected);
+    expect(await s.onShard(0, 'SELECT count(*)::int AS n, sum(views)::int AS views FROM documents')).toEqual([
+      { n: 100, views: 5050 + 1 + 7 - 13 },
+    ]);
     for (const shard of [0, 1] as const)
       expect(await s.onShard(shard, "SELECT relname FROM pg_class WHERE relname LIKE '%documents_hot%'")).toEqual([]);
     expect(await foreshard('migrate', 'audit')).toMatchObject({ code: 0 });
