@@ -1,3 +1,4 @@
+import { HALVES_SETTING } from '../../topology/halves-sql.js';
 import type { TableName } from '../../topology/topology.js';
 import type { Refusal } from './route.js';
 
@@ -9,3 +10,13 @@ export function hotTableRefusal(hot: TableName, of: TableName): Refusal {
     hint: `Change "${of.table}": "${hot.table}" follows.`,
   };
 }
+
+/** By it the proxy tells triggers of its own what it is about. */
+export function isOwnSetting(name: string): boolean {
+  return name.toLowerCase() === HALVES_SETTING;
+}
+
+export const OWN_SETTING: Refusal = {
+  sqlstate: '42501',
+  message: `parameter "${HALVES_SETTING}" is the proxy's own`,
+};

@@ -6,7 +6,7 @@ import { plainType, qualifiedName, sourceOf, strings } from './ast.js';
 import { commandTag } from './command-tag.js';
 import { homeObjectsOf } from './home-ddl.js';
 import { HomeObjects } from './home-objects.js';
-import { hotTableRefusal } from './hot-table.js';
+import { hotTableRefusal, isOwnSetting, OWN_SETTING } from './hot-table.js';
 import type { Relation } from './metadata.js';
 import { reachHome, reachOf, wholeReached } from './reach.js';
 import { beyond } from './registry.js';
@@ -335,6 +335,7 @@ function planSet(set: VariableSetStmt, make: Make): StatementPlan {
     default:
       // It sets the connection's generator of random numbers.
       if (name?.toLowerCase() === 'seed') return make('utility', ANYWHERE, { pin: 'setseed' });
+      if (name !== null && isOwnSetting(name)) return make('utility', ANYWHERE, { forbidden: OWN_SETTING });
       if (name !== null && OF_TRANSACTION.has(name.toLowerCase()))
         return make('utility', ANYWHERE, { effect: { kind: 'set', name, local: true, reset: false } });
       return make('utility', ANYWHERE, { effect: effect(false) });

@@ -411,6 +411,15 @@ describe('the hot table by its name', () => {
   });
 });
 
+it.each(['SET foreshard.halves = log', "SET LOCAL Foreshard.Halves TO 'bring'"])(
+  'nobody but the proxy says what its triggers are to do: %s',
+  (sql) => {
+    for (const topology of [SOLE, TOGETHER, APART])
+      expect(summary(routed(topology, sql))).toBe('refused 42501: parameter "foreshard.halves" is the proxy\'s own');
+    expect(summary(routed(SOLE, 'RESET foreshard.halves'))).not.toMatch('refused');
+  },
+);
+
 function texted(sql: string, session: SessionNames = SESSION) {
   const router = new Router({ topology: () => APART, metadata: () => metadata });
   const analyzed = router.analyze(Buffer.from(sql), session);
