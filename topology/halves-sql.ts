@@ -8,7 +8,10 @@ import type { ColumnSplit, TableName } from './topology.js';
  * written to it into the table, if that is there.
  */
 
-/** The setting by which whoever writes the table says what its triggers are to do; not set: the same to the hot table beside it. */
+/**
+ * The setting by which whoever writes the table says what its triggers are to do: see `sayHalvesSql`. Not set: the same to the hot table beside it. As
+ * anybody can set it for a session or a role, it counts in the one transaction that it names.
+ */
 export const HALVES_SETTING = 'foreshard.halves';
 /** The hot half is elsewhere: the outbox gets a row for every row that is inserted, updated, deleted. */
 export const HALVES_LOG = 'log';
@@ -16,6 +19,15 @@ export const HALVES_LOG = 'log';
 export const HALVES_BRING = 'bring';
 
 const SCHEMA = 'foreshard_shard';
+
+/** What the setting is in the transaction that asks, when it counts. */
+const inThis = (mode: typeof HALVES_LOG | typeof HALVES_BRING) =>
+  `pg_catalog.concat('${mode}:', pg_catalog.pg_current_xact_id())`;
+
+/** Says, in a transaction and until its end, what the triggers are to do. */
+export function sayHalvesSql(mode: typeof HALVES_LOG | typeof HALVES_BRING): string {
+  return `SELECT pg_catalog.set_config('${HALVES_SETTING}', ${inThis(mode)}, true)`;
+}
 
 /** Names of the objects of one split; the same on all shards. */
 export interface HalvesNames {
@@ -75,12 +87,15 @@ const pairs = (names: readonly string[], left: string, right: string, between: s
 const differ = (names: readonly string[], left: string, right: string) =>
   `pg_catalog.record_image_ne(${row(names, left)}, ${row(names, right)})`;
 
+/** Else anybody could write the hot table, by a trigger of a table of his own. It is asked for when a trigger is made, not when it fires. */
+const noOthers = (fn: TableName) => `REVOKE ALL ON FUNCTION ${quoteTable(fn)}() FROM PUBLIC`;
+
 const definer = (settings = '') =>
   `RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp${settings}`;
 
 /** Schema, outbox and functions of the table's own side. It locks nothing that others use, and can be said again. */
 export function baseHalfSql(table: TableName, split: ColumnSplit): string[] {
-  const { outbox } = halvesNames(table);
+  const { outbox, together, log } = halvesNames(table);
   const name = quoteTable(outbox);
   const index = (what: string) => quoteIdent(`${outbox.table}_${what}`);
   return [
@@ -98,7 +113,9 @@ export function baseHalfSql(table: TableName, split: ColumnSplit): string[] {
     `CREATE UNIQUE INDEX IF NOT EXISTS ${index('pending')} ON ${name} (pending)`,
     `GRANT SELECT, DELETE ON ${name} TO PUBLIC`,
     togetherFunction(table, split),
+    noOthers(together),
     logFunction(table, split),
+    noOthers(log),
   ];
 }
 
@@ -127,7 +144,7 @@ BEGIN
       DELETE FROM ${name} WHERE ${old};
     END IF;
   WHEN 'TRUNCATE' THEN
-    IF current_setting('${HALVES_SETTING}', true) IN ('${HALVES_LOG}', '${HALVES_BRING}') THEN
+    IF current_setting('${HALVES_SETTING}', true) IN (${inThis(HALVES_LOG)}, ${inThis(HALVES_BRING)}) THEN
       RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
         MESSAGE = format('cannot truncate table "%s" while some of its columns are on another shard', TG_TABLE_NAME), HINT = 'Use DELETE.';
     END IF;
@@ -173,14 +190,14 @@ function pendingSql({ primaryKey }: ColumnSplit): string {
 export function baseTriggersSql(table: TableName, { primaryKey, columns }: ColumnSplit): string[] {
   const names = halvesNames(table);
   const mode = `COALESCE(pg_catalog.current_setting('${HALVES_SETTING}', true), '')`;
-  const together = `${mode} NOT IN ('${HALVES_LOG}', '${HALVES_BRING}')`;
+  const together = `${mode} NOT IN (${inThis(HALVES_LOG)}, ${inThis(HALVES_BRING)})`;
   const trigger = (what: string, event: string, when: string, fn: TableName) =>
     `CREATE OR REPLACE TRIGGER ${quoteIdent(`${names.trigger}_${what}`)} AFTER ${event} ON ${quoteTable(table)} FOR EACH ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(fn)}()`;
   return [
     trigger('i', 'INSERT', together, names.together),
     trigger('u', 'UPDATE', `${together} AND ${differ([...primaryKey, ...columns], 'OLD.', 'NEW.')}`, names.together),
     trigger('d', 'DELETE', together, names.together),
-    trigger('log', 'INSERT OR UPDATE OR DELETE', `${mode} = '${HALVES_LOG}'`, names.log),
+    trigger('log', 'INSERT OR UPDATE OR DELETE', `${mode} = ${inThis(HALVES_LOG)}`, names.log),
     `CREATE OR REPLACE TRIGGER ${quoteIdent(`${names.trigger}_t`)} AFTER TRUNCATE ON ${quoteTable(table)} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(names.together)}()`,
   ];
 }
@@ -214,6 +231,7 @@ BEGIN
   RETURN NULL;
 END
 $halves$`,
+    noOthers(arrive),
     `CREATE OR REPLACE TRIGGER ${name} AFTER INSERT OR UPDATE ON ${quoteTable(hot)} FOR EACH ROW EXECUTE FUNCTION ${quoteTable(arrive)}()`,
     `ALTER TABLE ${quoteTable(hot)} ENABLE REPLICA TRIGGER ${name}`,
   ];

@@ -1,4 +1,4 @@
-import { HALVES_LOG, HALVES_SETTING, outboxTakeSql } from '../../topology/halves-sql.js';
+import { HALVES_LOG, HALVES_SETTING, outboxTakeSql, sayHalvesSql } from '../../topology/halves-sql.js';
 import { quoteIdent, quoteTable } from '../../topology/quote.js';
 import type { Backend } from '../backend/backend.js';
 import type { Halves } from '../router/route.js';
@@ -22,7 +22,7 @@ const TEXT = 0;
 const BINARY = 1;
 
 /** Writes of the table are written down from here on. */
-export const LOG = encodeQuery(`SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'`);
+export const LOG = encodeQuery(sayHalvesSql(HALVES_LOG));
 /** They are not. */
 export const LOG_NOTHING = encodeQuery(`SET LOCAL ${HALVES_SETTING} = ''`);
 

@@ -9,4 +9,6 @@ BEGIN
 :assignments
   RETURN NEW;
 END
-$arrival$
+$arrival$;
+-- Asked for when a trigger is made, not when it fires: nobody else has it called by a trigger of his own.
+REVOKE ALL ON FUNCTION :function() FROM PUBLIC

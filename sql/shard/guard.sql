@@ -23,4 +23,6 @@ BEGIN
   END IF;
   RETURN NEW;
 END
-$guard$
+$guard$;
+-- Asked for when a trigger is made, not when it fires: nobody else has it called by a trigger of his own.
+REVOKE ALL ON FUNCTION :function() FROM PUBLIC

@@ -1,7 +1,7 @@
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
-import { HALVES_LOG, HALVES_SETTING, halvesNames } from '../../topology/halves-sql.js';
+import { HALVES_LOG, halvesNames, sayHalvesSql } from '../../topology/halves-sql.js';
 import { quoteTable } from '../../topology/quote.js';
 import type { ColumnSplit } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -196,7 +196,7 @@ describe('a transaction that is on its way on both shards', () => {
   const prepare = async () => {
     await s.onShard(
       0,
-      `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; UPDATE documents SET title = 'new' WHERE tenant_id = 1 AND id = 1;
+      `BEGIN; ${sayHalvesSql(HALVES_LOG)}; UPDATE documents SET title = 'new' WHERE tenant_id = 1 AND id = 1;
        DELETE FROM ${quoteTable(outbox)} WHERE xid = pg_current_xact_id(); PREPARE TRANSACTION 'base'`,
     );
     await s.onShard(

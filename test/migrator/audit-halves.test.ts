@@ -5,7 +5,7 @@ import { audit } from '../../migrator/audit/audit.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
-import { HALVES_LOG, HALVES_SETTING, halvesNames } from '../../topology/halves-sql.js';
+import { HALVES_LOG, halvesNames, sayHalvesSql } from '../../topology/halves-sql.js';
 import { quoteIdent, quoteTable } from '../../topology/quote.js';
 import type { ColumnSplit } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
@@ -156,7 +156,7 @@ describe('of what keeps halves together, an audit finds', () => {
   });
 
   test('an outbox that is missing, or is not empty', async () => {
-    await on(0, `SET ${HALVES_SETTING} = '${HALVES_LOG}'; UPDATE documents SET title = 'by a person' WHERE id = 4`);
+    await on(0, `BEGIN; ${sayHalvesSql(HALVES_LOG)}; UPDATE documents SET title = 'by a person' WHERE id = 4; COMMIT`);
     await on(1, `DROP TABLE ${quoteTable(outbox)}`);
     expect(await texts()).toEqual([
       `one: 1 writes of public.documents are in foreshard_shard.${outbox.table}, and were not done to public.documents_hot: their transactions were not a proxy's`,

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
 import { createMigration, requestAbort, requestEnd } from '../../migrator/migration-requests.js';
-import { HALVES_LOG, HALVES_SETTING, outboxTakeSql } from '../../topology/halves-sql.js';
+import { HALVES_LOG, outboxTakeSql, sayHalvesSql } from '../../topology/halves-sql.js';
 import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { startLives } from '../chaos/lives.js';
@@ -123,9 +123,7 @@ test('columns are split under writes, their table moves and comes back, and they
   // A row whose other half is committed there first, and changed since: what is replicated waits for it.
   const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
   await withClient(s.urlOne, async (c) => {
-    await c.query(
-      `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; INSERT INTO notes VALUES (22, 77777, 'slow', 1)`,
-    );
+    await c.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; INSERT INTO notes VALUES (22, 77777, 'slow', 1)`);
     expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'I', new_2: '77777', hot_1: '1' }]);
     await c.query(`PREPARE TRANSACTION 'slow'`);
     await onTwo(`INSERT INTO notes_hot VALUES (22, 77777, 1); UPDATE notes_hot SET views = 42 WHERE id = 77777`);
@@ -183,9 +181,7 @@ test('the table follows to a third shard, where its other half comes after it', 
   const raised = `SELECT min(views) >= 1000 AS raised FROM notes WHERE tenant_id = 22`;
   expect(await onThree(raised)).toEqual([{ raised: false }]); // nobody's to read there
   await withClient(third.url('app'), async (c) => {
-    await c.query(
-      `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; DELETE FROM notes WHERE (tenant_id, id) = (21, 9)`,
-    );
+    await c.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; DELETE FROM notes WHERE (tenant_id, id) = (21, 9)`);
     const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
     expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'D', old_1: '21', old_2: '9' }]);
     await c.query('ROLLBACK');

@@ -17,6 +17,7 @@ import {
   halvesNames,
   hotHalfSql,
   outboxTakeSql,
+  sayHalvesSql,
 } from '../../topology/halves-sql.js';
 import type { ColumnSplit } from '../../topology/topology.js';
 import { startTestCluster } from '../support/cluster.js';
@@ -121,7 +122,7 @@ test('apart, every row is written down in the order in which it was changed, and
   const app = await connect('app');
   try {
     await app.query(
-      `SET datestyle = 'SQL, DMY'; SET extra_float_digits = -5; SET timezone = 'Asia/Tokyo'; BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'`,
+      `SET datestyle = 'SQL, DMY'; SET extra_float_digits = -5; SET timezone = 'Asia/Tokyo'; BEGIN; ${sayHalvesSql(HALVES_LOG)}`,
     );
     await app.query(`INSERT INTO documents VALUES (2, 'c', 'C', 5, '2026-02-03 00:00+00', '{"y": 2}')`);
     await app.query(`UPDATE documents SET title = 'T' WHERE id = 'b'`);
@@ -142,12 +143,41 @@ test('apart, every row is written down in the order in which it was changed, and
     await app.end();
   }
   expect((await hot()).map(([, id]) => id)).toEqual(['a', 'b']); // as it was
-  await db.query(`SET ${HALVES_SETTING} = '${HALVES_LOG}'`);
+  await db.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}`);
   await expect(db.query('TRUNCATE documents')).rejects.toMatchObject({ code: '0A000' });
+  await db.query('ROLLBACK');
+});
+
+test('what is set for longer than a transaction, or by somebody who guesses, changes nothing', async () => {
+  await db.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}`);
+  const { rows } = await db.query<{ value: string }>(`SELECT current_setting('${HALVES_SETTING}') AS value`);
+  await db.query('COMMIT');
+  let views = 10;
+  for (const value of ['log', 'bring', rows[0]?.value ?? '']) {
+    await db.query(`SELECT set_config('${HALVES_SETTING}', $1, false)`, [value]);
+    await db.query(`UPDATE documents SET views = ${++views}`);
+    expect((await hot()).map((row) => row[2])).toEqual([String(views), String(views)]);
+  }
+  expect(await outboxRows()).toBe(0);
+  await db.query('TRUNCATE documents');
+});
+
+test('nobody else can have their triggers call what may write the hot table', async () => {
+  const app = await connect('app');
+  try {
+    await app.query('CREATE TEMP TABLE mine (LIKE documents)');
+    const { together, log, arrive } = halvesNames(TABLE);
+    for (const { schema, table } of [together, log, arrive])
+      await expect(
+        app.query(`CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION ${schema}.${table}()`),
+      ).rejects.toMatchObject({ code: '42501' });
+  } finally {
+    await app.end();
+  }
 });
 
 test('what is brought is nobody else’s to hear of', async () => {
-  await db.query(`BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_BRING}'; UPDATE documents SET views = 9; COMMIT`);
+  await db.query(`BEGIN; ${sayHalvesSql(HALVES_BRING)}; UPDATE documents SET views = 9; COMMIT`);
   expect((await hot()).map(([, , views]) => views)).toEqual(['1', '2']);
   expect(await outboxRows()).toBe(0);
 });
@@ -165,9 +195,7 @@ test('what replication writes to the hot table is the table’s too, and goes no
 });
 
 test('what is replicated waits for the row’s own insertion, when that is prepared and not yet committed', async () => {
-  await db.query(
-    `BEGIN; SET LOCAL ${HALVES_SETTING} = '${HALVES_LOG}'; INSERT INTO documents VALUES (3, 'p', 'P', 1, NULL, NULL)`,
-  );
+  await db.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; INSERT INTO documents VALUES (3, 'p', 'P', 1, NULL, NULL)`);
   expect((await db.query(outboxTakeSql(TABLE, split))).rowCount).toBe(1);
   await db.query(`PREPARE TRANSACTION 'p'`);
   const apply = await connect('postgres');
