@@ -11,7 +11,7 @@ import { shapeDifferences } from './schema-partitions.js';
 import { readTable, type TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
 
-/** Types whose text means something else on another server, or in another session, whatever can be set. */
+/** Types whose values mean something else on another server, or in another session, whatever can be set. */
 const NOT_PLAIN = /^(money|oid|reg[a-z]+|aclitem|xid8?|cid|tid|pg_.*|txid_snapshot)$/;
 
 /** What preflight of a split has read. */
@@ -46,8 +46,10 @@ export async function preflightHalves(
     }
     tables.set(shard, info);
     if (session.version < 150000) report('blocker', `shard "${shard}" runs PostgreSQL older than 15`, 'Upgrade it.');
-    if (model === null) checkTable(topology, spec, info, report);
-    else
+    if (model === null) {
+      checkTable(topology, spec, info, report);
+      await checkTypes(spec, session, report);
+    } else
       for (const difference of shapeDifferences(model, info).slice(0, 3))
         report(
           'blocker',
@@ -154,12 +156,31 @@ function checkTable(topology: Topology, spec: HalveSpec, info: TableInfo, report
     else if (column.generated !== '') block(`has generated column "${name}"`, 'Name plain columns.');
     else if (column.identity !== '' || /\bnextval\(/.test(column.default ?? ''))
       block(`has column "${name}", which takes numbers from a sequence`, 'Name other columns.');
-    else if (NOT_PLAIN.test(column.baseType))
-      block(
-        `has column "${name}" of type ${column.type}, whose values are not the same as text everywhere`,
-        'Name other columns.',
-      );
   }
+}
+
+/**
+ * Columns whose values are not the same everywhere, as text or in binary form: an array, a composite or a type with a binary form of its own may say the
+ * object ids of types there, which every server numbers by itself.
+ */
+async function checkTypes(spec: HalveSpec, session: ShardSession, report: Report): Promise<void> {
+  const rows = await session.query<{ name: string; type: string }>(
+    `WITH RECURSIVE part AS (
+       SELECT attname AS name, format_type(atttypid, atttypmod) AS type, atttypid AS oid, false AS element FROM pg_attribute
+        WHERE attrelid = to_regclass(${quoteLiteral(quoteTable(spec.table))}) AND attname = ANY ($1)
+       UNION ALL SELECT p.name, p.type, CASE y.typtype WHEN 'd' THEN y.typbasetype ELSE y.typelem END, y.typtype <> 'd'
+         FROM part p JOIN pg_type y ON y.oid = p.oid WHERE (y.typtype = 'd' AND NOT p.element) OR (y.typcategory = 'A' AND y.typelem <> 0))
+     SELECT DISTINCT p.name, p.type FROM part p JOIN pg_type y ON y.oid = p.oid
+      WHERE (p.element OR y.typtype NOT IN ('d', 'e')) AND (y.typcategory <> 'A' OR y.typelem = 0)
+        AND (y.typnamespace <> 'pg_catalog'::regnamespace OR y.typtype = 'c' OR y.typname ~ $2) ORDER BY p.name`,
+    [spec.columns, NOT_PLAIN.source],
+  );
+  for (const { name, type } of rows)
+    report(
+      'blocker',
+      `table "${tableId(spec.table)}" has column "${name}" of type ${type}, whose values are not the same everywhere`,
+      'Name other columns.',
+    );
 }
 
 /** What of the shard's needs the columns where they are. */

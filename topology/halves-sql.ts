@@ -62,12 +62,18 @@ export function halvesNames(table: TableName): HalvesNames {
 /**
  * Takes what this transaction has written to the outbox, in the order in which it happened, and leaves nothing. Columns, all text but the first, in this
  * order: `op` ('I', 'U', 'D'); `old_1` … the primary key before, in the order of `split.primaryKey` (null of an insert); `new_1` … the same after
- * (null of a delete); `hot_1` … values of `split.columns` after (null of a delete). The values are in a form that means the same whatever a session's
- * settings are.
+ * (null of a delete); `hot_1` … values of `split.columns` after (null of a delete, and of an update but for `assigned`: what nobody has given may be in
+ * characters that the client's encoding has not). The values are in a form that means the same whatever a session's settings are.
+ * @param assigned of `split.columns`, those that an update gives values
  */
-export function outboxTakeSql(table: TableName, split: ColumnSplit): string {
-  const columns = outboxColumns(split).join(', ');
-  return `WITH foreshard_taken AS (DELETE FROM ${quoteTable(halvesNames(table).outbox)} WHERE xid = pg_catalog.pg_current_xact_id() RETURNING n, op, ${columns}) SELECT op, ${columns} FROM foreshard_taken ORDER BY n`;
+export function outboxTakeSql(table: TableName, split: ColumnSplit, assigned: readonly string[]): string {
+  const keys = outboxColumns({ ...split, columns: [] });
+  const hot = split.columns.map((column, i) => {
+    const name = `hot_${i + 1}`;
+    return assigned.includes(column) ? name : `CASE WHEN op = 'I' THEN ${name} END AS ${name}`;
+  });
+  const columns = [...keys, ...hot].join(', ');
+  return `WITH foreshard_taken AS (DELETE FROM ${quoteTable(halvesNames(table).outbox)} WHERE xid = pg_catalog.pg_current_xact_id() RETURNING *) SELECT op, ${columns} FROM foreshard_taken ORDER BY n`;
 }
 
 function outboxColumns({ primaryKey, columns }: ColumnSplit): string[] {

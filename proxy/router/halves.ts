@@ -1,4 +1,4 @@
-import type { Node, RangeVar } from 'libpg-query';
+import type { Node, RangeVar, UpdateStmt } from 'libpg-query';
 import { type KeyspaceName, type ShardedTable, tableId } from '../../topology/topology.js';
 import type { Analysis, Occurrence } from './analysis.js';
 import { qualifiedName, strings, targets, walk } from './ast.js';
@@ -152,6 +152,13 @@ function writeApart({ a, statement, names, needed, written }: Found): Apart {
   const assigned = split.columns.filter((column) => triggered || set.some(({ name }) => name === column));
   // Of a column that gets a value in parts, the others are read.
   const inParts = set.some(({ name, indirection }) => indirection !== undefined && assigned.includes(name ?? ''));
+  // Where it is carried out, a check may be over those that get values and others.
+  const inPart = inParts || (assigned.length > 0 && assigned.length < split.columns.length);
+  if ((insert === null || conflict !== null) && !isAlone(a) && usesHot(namesIn(finding(statement)), o))
+    return refused(
+      'a statement that chooses the rows that it changes by hot columns, and uses other tables too, is not supported while those columns are on another shard',
+      'Find the rows by a SELECT … FOR UPDATE before, and change them by their primary key.',
+    );
   if (insert !== null) {
     // The rows of VALUES are none that are there.
     const reads =
@@ -159,13 +166,13 @@ function writeApart({ a, statement, names, needed, written }: Found): Apart {
       usesHot(namesIn({ ...conflict, relation: insert.relation, returningClause: insert.returningClause }), o);
     return bringing(a, statement, {
       kind: 'write',
-      brings: reads || inParts || (conflict !== null && triggered),
+      brings: reads || inPart || (conflict !== null && triggered),
       locks: false,
       assigned,
     });
   }
   if (update !== null && !triggered && isHotOnly(a, statement)) return { kind: 'hot' };
-  const brings = usesHot(names, o) || inParts || triggered;
+  const brings = usesHot(names, o) || inPart || triggered;
   return bringing(a, statement, { kind: 'write', brings, locks: false, assigned });
 }
 
@@ -182,29 +189,31 @@ function bringing(a: Analysis, statement: Node, write: Extract<Apart, { kind: 'w
 function usesHot(names: Names, { node, relation, table }: Occurrence): boolean {
   const { split } = table as Split;
   if (!node || !relation?.columns?.length || names.all || names.starred.has(node)) return true;
-  const as = node.alias?.aliasname ?? node.relname ?? '';
+  const rows = rowNames(names, node);
   const shown = columnsAs(node, relation);
   const hot = new Set(shown.filter((_, i) => split.columns.includes(relation.columns?.[i] ?? '')));
-  if (names.whole.has(as)) return true;
+  if (rows.some((row) => names.whole.has(row))) return true;
   for (const [of, columns] of names.columns)
     for (const column of columns) {
       // The whole row, as a value.
-      if (column === as) return true;
+      if (rows.includes(column)) return true;
       if (of === '') {
         if (hot.has(column)) return true;
-      } else if (of === as) {
         // `row.f` may be f(row).
-        if (hot.has(column) || !shown.includes(column)) return true;
-      } else if ((of === 'old' || of === 'new') && hot.has(column)) return true;
+      } else if (rows.includes(of) && (hot.has(column) || !shown.includes(column))) return true;
     }
   return false;
 }
 
-function usesSystemColumn({ columns }: Names, { node }: Occurrence): boolean {
-  const as = node?.alias?.aliasname ?? node?.relname ?? '';
-  for (const of of ['', as, 'old', 'new'])
-    for (const column of columns.get(of) ?? []) if (SYSTEM_COLUMNS.has(column)) return true;
+function usesSystemColumn(names: Names, { node }: Occurrence): boolean {
+  for (const of of ['', ...(node ? rowNames(names, node) : [])])
+    for (const column of names.columns.get(of) ?? []) if (SYSTEM_COLUMNS.has(column)) return true;
   return false;
+}
+
+/** What a row of the table that stands there is called. */
+function rowNames({ returned }: Names, node: RangeVar): readonly string[] {
+  return [node.alias?.aliasname ?? node.relname ?? '', ...(returned.get(node) ?? [])];
 }
 
 /** What stands in FROM by itself: functions, sub-queries and much else say something of other rows. */
@@ -216,10 +225,26 @@ const PLAIN_PARTS = new Set(
 /** Functions of these kinds are the same wherever they run, and leave nothing there. */
 const ANYWHERE = new Set(['immutable', 'stable', 'aggregate']);
 
+/** Whether it uses one table only, once. */
+function isAlone({ occurrences, home, referenceReads, referenceWrites }: Analysis): boolean {
+  return occurrences.length === 1 && !home && referenceReads.size + referenceWrites.size === 0;
+}
+
+/**
+ * The parts by which a statement finds the rows that it changes. A row that has come since those were locked whose hot columns it reads is found out when
+ * it is changed; one that is left because of them is not, which is right for what was true before it came, but not beside what other tables have since.
+ */
+function finding(statement: Node): object {
+  if ('InsertStmt' in statement) return { where: statement.InsertStmt.onConflictClause?.whereClause };
+  const { fromClause, whereClause, withClause } = { ...Object.values(statement)[0] } as UpdateStmt;
+  const usingClause = 'DeleteStmt' in statement ? statement.DeleteStmt.usingClause : undefined;
+  return { fromClause, usingClause, whereClause, withClause };
+}
+
 /** Whether the hot table alone can answer it: a query, or an UPDATE, of one table, of which it names only columns that the hot table has. */
 function isHotOnly(a: Analysis, statement: Node): boolean {
   const [o] = a.occurrences;
-  if (a.occurrences.length !== 1 || a.home || a.referenceReads.size + a.referenceWrites.size > 0) return false;
+  if (!isAlone(a)) return false;
   if (a.sequence || a.asksSequences || a.pin !== null || a.setConfigCalls.length > 0) return false;
   const node = o?.node;
   const relation = o?.relation;

@@ -1,4 +1,4 @@
-import type { ColumnRef, JoinExpr, Node, RangeVar } from 'libpg-query';
+import type { ColumnRef, JoinExpr, Node, RangeVar, ReturningClause } from 'libpg-query';
 import { strings, walk } from './ast.js';
 import { hasStar } from './gather.js';
 
@@ -12,12 +12,14 @@ export interface Names {
   readonly starred: ReadonlySet<RangeVar>;
   /** It may refer to any column of any table: by NATURAL, by the name of a join. */
   readonly all: boolean;
+  /** What RETURNING calls the rows of a table before and after. */
+  readonly returned: ReadonlyMap<RangeVar, readonly string[]>;
 }
 
 /** Whoever has a list of results, and what in FROM a star there is about. */
 interface Level {
   readonly targetList?: readonly Node[];
-  readonly returningClause?: unknown;
+  readonly returningClause?: ReturningClause;
   readonly relation?: RangeVar;
   readonly sourceRelation?: Node;
   readonly fromClause?: readonly Node[];
@@ -30,11 +32,13 @@ export function namesIn(part: unknown): Names {
   const starred = new Set<RangeVar>();
   const stars = new Set<ColumnRef>();
   let all = false;
+  const returned = new Map<RangeVar, readonly string[]>();
   const use = (of: string, column: string) => columns.set(of, (columns.get(of) ?? new Set()).add(column));
   const levels = (value: unknown): void => {
     if (typeof value !== 'object' || value === null) return;
     const { targetList, returningClause, relation, sourceRelation, fromClause, usingClause } = value as Level;
-    const own = starsOf([targetList, returningClause]);
+    if (returningClause && relation) returned.set(relation, ['old', 'new', ...renamedIn(returningClause)]);
+    const own = starsOf([targetList, returningClause?.exprs]);
     if (own.length > 0) {
       for (const star of own) stars.add(star);
       if (relation !== undefined) starred.add(relation);
@@ -60,7 +64,12 @@ export function namesIn(part: unknown): Names {
       else if (!stars.has(ref)) all = true;
     },
   });
-  return { columns, whole, starred, all };
+  return { columns, whole, starred, all, returned };
+}
+
+/** RETURNING WITH (OLD AS name, NEW AS name). */
+function renamedIn({ options = [] }: ReturningClause): string[] {
+  return options.flatMap((option) => ('ReturningOption' in option ? [option.ReturningOption.value ?? ''] : []));
 }
 
 /** Stars with nothing before them among results. */

@@ -9,7 +9,7 @@ import { RefusedError } from './refusals.js';
 
 // What is said to the two shards of a statement about both halves of rows. Values pass through here without being read.
 
-/** Rows of which the hot half is brought at most, and its bytes. */
+/** Rows of which the halves are locked, brought or written by one statement at most, and the bytes of that. */
 const MOST_ROWS = 10_000;
 const MOST_BYTES = 16 * 1024 * 1024;
 
@@ -107,29 +107,30 @@ export async function bring(
   // The log says the keys in the form in which it will say those of the statement.
   const logging = backend.runInternal(LOG);
   const bringing = executions(backend, runs, BINARY);
-  const taking = take(backend, table, split);
+  const taking = take(backend, table, split, []);
   const [, found, written] = await inOrder([logging, bringing, taking]);
   if (found.some(({ count }) => count !== 1)) throw changed();
   const brought = new Set(written.map(({ old }) => idOf(old)));
   return ({ old }) => brought.has(idOf(old));
 }
 
-/** Takes what the log has of this transaction, which leaves it empty. */
+/**
+ * Takes what the log has of this transaction, which leaves it empty.
+ * @param assigned as for `ship`
+ * @throws RefusedError 54000 when it is too much; it is lost then, with the transaction
+ */
 export async function take(
   backend: Backend,
   table: Halves['table'],
   split: Halves['split'],
+  assigned: readonly string[],
 ): Promise<readonly Written[]> {
-  const rows = await rowsOf(
-    backend,
-    [
-      encodeParse('', outboxTakeSql(table, split)),
-      encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [TEXT] }),
-      encodeExecute(''),
-      SYNC,
-    ],
-    false,
-  );
+  const rows = await rowsOf(backend, [
+    encodeParse('', outboxTakeSql(table, split, assigned)),
+    encodeBind({ portal: '', statement: '', formats: [], values: [], resultFormats: [TEXT] }),
+    encodeExecute('', MOST_ROWS + 1),
+    SYNC,
+  ]);
   const keys = split.primaryKey.length;
   return rows.map(([op, ...values]) => ({
     op: op?.toString('latin1') ?? '',
@@ -216,7 +217,7 @@ async function executions(backend: Backend, runs: readonly Run[], format: number
     messages.push(encodeExecute(''));
   }
   const counts: number[] = [];
-  const rows = await rowsOf(backend, [...messages, SYNC], true, counts);
+  const rows = await rowsOf(backend, [...messages, SYNC], counts);
   let at = 0;
   return counts.map((count) => {
     const own = rows.slice(at, at + count);
@@ -227,25 +228,20 @@ async function executions(backend: Backend, runs: readonly Run[], format: number
 }
 
 /** @param counts gets how many rows each statement was about */
-async function rowsOf(
-  backend: Backend,
-  messages: readonly Buffer[],
-  bounded = true,
-  counts: number[] = [],
-): Promise<readonly Row[]> {
+async function rowsOf(backend: Backend, messages: readonly Buffer[], counts: number[] = []): Promise<readonly Row[]> {
   const slices: Buffer[] = [];
   let bytes = 0;
   backend.clock.since = performance.now();
   await backend.runBatchInternal([Buffer.concat(messages)], {
     rows: (slice) => {
       bytes += slice.length;
-      if (!bounded || bytes <= MOST_BYTES) slices.push(Buffer.from(slice));
+      if (bytes <= MOST_BYTES) slices.push(Buffer.from(slice));
     },
     replied: (type, frame) => {
       if (type === BACKEND.CommandComplete) counts.push(rowsOfTag(decodeCommandComplete(frame)) ?? 0);
     },
   });
-  if (bounded && bytes > MOST_BYTES) throw tooMany();
+  if (bytes > MOST_BYTES) throw tooMany();
   const all = Buffer.concat(slices);
   const rows: Row[] = [];
   for (let at = 0; at < all.length; ) {
@@ -253,7 +249,7 @@ async function rowsOf(
     rows.push(decodeDataRow(all.subarray(at, end)));
     at = end;
   }
-  if (bounded && rows.length > MOST_ROWS) throw tooMany();
+  if (rows.length > MOST_ROWS) throw tooMany();
   return rows;
 }
 
@@ -289,9 +285,9 @@ export function changed(): RefusedError {
 function tooMany(): RefusedError {
   return new RefusedError(
     '54000',
-    `the statement needs columns of more than ${MOST_ROWS} rows from another shard, or of more than ${MOST_BYTES / 1024 / 1024} MiB`,
+    `the statement is about more than ${MOST_ROWS} rows whose columns are on two shards, or more than ${MOST_BYTES / 1024 / 1024} MiB of these`,
     {
-      hint: 'Restrict it to fewer rows, by columns that are not among those, or bring the columns back to the shard of their table.',
+      hint: 'Restrict it to fewer rows, by columns that are on their table’s shard, or bring the others back to it.',
     },
   );
 }

@@ -210,7 +210,7 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
     const [, , written] = await inOrder([
       base.runInternal(LOG),
       this.#relay(base),
-      take(base, halves.table, halves.split),
+      take(base, halves.table, halves.split, halves.apart.assigned),
     ]);
     if (isBrought !== null && written.some((one) => one.op !== 'I' && !isBrought(one))) throw changed();
     if (written.length === 0) return;

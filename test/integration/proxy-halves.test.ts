@@ -13,7 +13,7 @@ const DOCUMENTS = { schema: 'public', table: 'documents' };
 const HOT = { schema: 'public', table: 'documents_hot' };
 const TABLE = `
 CREATE TABLE documents (tenant_id bigint, id bigint, title text NOT NULL, body text, views bigint NOT NULL DEFAULT 0 CHECK (views >= 0),
-  last_seen timestamptz, PRIMARY KEY (tenant_id, id));
+  last_seen timestamptz, PRIMARY KEY (tenant_id, id), CHECK (views <> 4711 OR last_seen IS NULL));
 GRANT ALL ON documents TO app`;
 const ROWS = `SELECT t, i, 'title ' || i, repeat('b', i::int), 10 * i, timestamptz '2026-01-01 00:00+00' + i * interval '1 day'
   FROM generate_series(1, 2) t, generate_series(1, 5) i`;
@@ -96,6 +96,13 @@ const CONVERSATIONS: readonly Conversation[] = [
       ['Z', Q(`INSERT INTO documents (tenant_id, id, title) VALUES (1, 15, NULL)`)],
       ['Z', Q(`UPDATE documents SET title = 'other' WHERE tenant_id = 1 AND id = 1`)],
       ['Z', Q(`UPDATE documents SET title = 'other', views = 99 WHERE tenant_id = 1 AND id = 2`)],
+      ['Z', Q(`UPDATE documents SET title = 'seen', last_seen = '2026-06-06 00:00+00' WHERE tenant_id = 1 AND id = 4`)],
+      [
+        'Z',
+        Q(
+          `INSERT INTO documents (tenant_id, id, title) VALUES (1, 5, 'seen') ON CONFLICT (tenant_id, id) DO UPDATE SET last_seen = '2026-06-06 00:00+00'`,
+        ),
+      ],
       [
         'Z',
         Q(`UPDATE documents SET title = title || views, views = views + 1 WHERE tenant_id = 1 AND id = 3 RETURNING *`),
@@ -582,6 +589,23 @@ describe('apart', () => {
       } finally {
         await base().query('DROP FUNCTION no CASCADE');
       }
+    });
+
+    it('more rows than are to be in memory at once are not written', async () => {
+      await base().query(`INSERT INTO documents SELECT 9, i, 'title', 'body' FROM generate_series(1, 10001) i`);
+      const client = await sharded.connect();
+      const many = `UPDATE documents SET title = 'x' WHERE tenant_id = 9`;
+      await expect(client.query(many)).rejects.toMatchObject({
+        code: '54000',
+        hint: expect.stringMatching(/fewer rows/),
+      });
+      await client.query('BEGIN');
+      await expect(client.query(many)).rejects.toMatchObject({ code: '54000' });
+      expect((await client.query('COMMIT')).command).toBe('ROLLBACK');
+      expect(await state(base(), `SELECT DISTINCT title FROM documents WHERE tenant_id = 9`)).toEqual([['title']]);
+      await rename(client, 1, 'x');
+      expect(await document(1)).toEqual({ title: 'x', views: 10 });
+      await nothingLeft();
     });
 
     it.each([

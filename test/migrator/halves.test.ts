@@ -124,7 +124,9 @@ test('columns are split under writes, their table moves and comes back, and they
   const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
   await withClient(s.urlOne, async (c) => {
     await c.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; INSERT INTO notes VALUES (22, 77777, 'slow', 1)`);
-    expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'I', new_2: '77777', hot_1: '1' }]);
+    expect((await c.query(outboxTakeSql(NOTES, split, split.columns))).rows).toMatchObject([
+      { op: 'I', new_2: '77777', hot_1: '1' },
+    ]);
     await c.query(`PREPARE TRANSACTION 'slow'`);
     await onTwo(`INSERT INTO notes_hot VALUES (22, 77777, 1); UPDATE notes_hot SET views = 42 WHERE id = 77777`);
     await waitFor(
@@ -183,7 +185,9 @@ test('the table follows to a third shard, where its other half comes after it', 
   await withClient(third.url('app'), async (c) => {
     await c.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; DELETE FROM notes WHERE (tenant_id, id) = (21, 9)`);
     const split = { hot: HOT, columns: COLUMNS, primaryKey: ['tenant_id', 'id'] };
-    expect((await c.query(outboxTakeSql(NOTES, split))).rows).toMatchObject([{ op: 'D', old_1: '21', old_2: '9' }]);
+    expect((await c.query(outboxTakeSql(NOTES, split, split.columns))).rows).toMatchObject([
+      { op: 'D', old_1: '21', old_2: '9' },
+    ]);
     await c.query('ROLLBACK');
   });
   await ends({ ...moveSpec(null, null, 'two', 'three'), ...views });
@@ -251,6 +255,18 @@ const BLOCKERS: readonly (readonly [ddl: string, finding: RegExp, change?: Parti
   ['ALTER TABLE notes DROP CONSTRAINT notes_pkey', /has no primary key/],
   [`CREATE SEQUENCE q; ALTER TABLE notes ALTER views SET DEFAULT nextval('q')`, /takes numbers from a sequence/],
   ['CREATE TABLE notes_hot ()', /there is a table "public.notes_hot" on shard "one"/],
+  [
+    `CREATE TYPE mood AS ENUM ('a'); ALTER TABLE notes ALTER extra TYPE mood[] USING NULL`,
+    /column "extra" of type (public\.)?mood\[\]/,
+  ],
+  [
+    `CREATE DOMAIN classes AS regclass[]; ALTER TABLE notes ALTER extra TYPE classes USING NULL`,
+    /column "extra" of type (public\.)?classes/,
+  ],
+  [
+    `CREATE TYPE pair AS (a int, b int); ALTER TABLE notes ALTER extra TYPE pair USING NULL`,
+    /column "extra" of type (public\.)?pair/,
+  ],
   ['', /is of the key/, { columns: ['tenant_id'] }],
   ['', /has no column "other"/, { columns: ['other'] }],
 ];

@@ -127,14 +127,14 @@ test('apart, every row is written down in the order in which it was changed, and
     await app.query(`INSERT INTO documents VALUES (2, 'c', 'C', 5, '2026-02-03 00:00+00', '{"y": 2}')`);
     await app.query(`UPDATE documents SET title = 'T' WHERE id = 'b'`);
     await app.query(`DELETE FROM documents WHERE id = 'a'`);
-    expect((await db.query(outboxTakeSql(TABLE, split))).rows).toEqual([]); // another's
-    const { rows } = await app.query({ text: outboxTakeSql(TABLE, split), rowMode: 'array' });
+    expect((await db.query(outboxTakeSql(TABLE, split, split.columns))).rows).toEqual([]); // another's
+    const { rows } = await app.query({ text: outboxTakeSql(TABLE, split, ['views']), rowMode: 'array' });
     expect(rows).toEqual([
       ['I', null, null, '2', 'c', '5', '2026-02-03 00:00:00+00', '{"y": 2}'],
-      ['U', '1', 'b', '1', 'b', '2', '2026-01-01 00:00:00+00', '{"x": 1}'],
+      ['U', '1', 'b', '1', 'b', '2', null, null], // what was given
       ['D', '1', 'a', null, null, null, null, null],
     ]);
-    expect((await app.query(outboxTakeSql(TABLE, split))).rows).toEqual([]);
+    expect((await app.query(outboxTakeSql(TABLE, split, split.columns))).rows).toEqual([]);
     await app.query('COMMIT');
     await expect(
       app.query(`INSERT INTO foreshard_shard.${halvesNames(TABLE).outbox.table} (op) VALUES ('D')`),
@@ -196,7 +196,7 @@ test('what replication writes to the hot table is the table’s too, and goes no
 
 test('what is replicated waits for the row’s own insertion, when that is prepared and not yet committed', async () => {
   await db.query(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; INSERT INTO documents VALUES (3, 'p', 'P', 1, NULL, NULL)`);
-  expect((await db.query(outboxTakeSql(TABLE, split))).rowCount).toBe(1);
+  expect((await db.query(outboxTakeSql(TABLE, split, split.columns))).rowCount).toBe(1);
   await db.query(`PREPARE TRANSACTION 'p'`);
   const apply = await connect('postgres');
   try {

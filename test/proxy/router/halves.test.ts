@@ -207,7 +207,19 @@ const STATEMENTS: readonly (readonly [sql: string, apart: string])[] = [
   ],
   [
     'INSERT INTO documents (tenant_id, id, views) VALUES (5, 7, 1) ON CONFLICT (tenant_id, id) DO UPDATE SET views = excluded.views',
-    'halves a c sets views',
+    'halves a c brings sets views',
+  ],
+  [
+    'INSERT INTO documents (tenant_id, id, views) VALUES (5, 7, 1) ON CONFLICT (tenant_id, id) DO UPDATE SET views = 0, last_seen = NULL',
+    'halves a c sets views,last_seen',
+  ],
+  [
+    'INSERT INTO documents (tenant_id, id) VALUES (5, 7) ON CONFLICT (tenant_id, id) DO UPDATE SET title = excluded.title RETURNING old.views',
+    'halves a c brings',
+  ],
+  [
+    'INSERT INTO documents (tenant_id, id) VALUES (5, 7) ON CONFLICT (tenant_id, id) DO UPDATE SET title = (SELECT max(total) FROM orders WHERE tenant_id = 5) RETURNING views',
+    'halves a c brings',
   ],
   [
     'INSERT INTO documents (tenant_id, id) VALUES (5, 7) ON CONFLICT (tenant_id, id) DO UPDATE SET title = excluded.title RETURNING *',
@@ -218,18 +230,38 @@ const STATEMENTS: readonly (readonly [sql: string, apart: string])[] = [
     'halves a c',
   ],
   ['UPDATE documents SET title = $1 WHERE tenant_id = 5 AND id = 7', 'halves a c'],
-  ['UPDATE documents SET title = $1, views = 0 WHERE tenant_id = 5', 'halves a c sets views'],
+  ['UPDATE documents SET title = $1, views = 0 WHERE tenant_id = 5', 'halves a c brings sets views'],
+  [
+    'UPDATE documents SET title = $1, views = 0, last_seen = now() WHERE tenant_id = 5',
+    'halves a c sets views,last_seen',
+  ],
   ['UPDATE documents SET title = $1 WHERE tenant_id = 5 AND views > 3', 'halves a c brings'],
   ['UPDATE documents SET title = views::text WHERE tenant_id = 5', 'halves a c brings'],
-  ['UPDATE documents SET views = 0 WHERE tenant_id = 5 AND title = $1', 'halves a c sets views'],
+  ['UPDATE documents SET views = 0 WHERE tenant_id = 5 AND title = $1', 'halves a c brings sets views'],
   ['UPDATE documents SET views = views + 1 WHERE tenant_id = 5 AND lower(title) = $1', 'halves a c brings sets views'],
-  ['UPDATE documents SET views = DEFAULT WHERE tenant_id = 5', 'halves a c sets views'],
-  ["UPDATE documents SET views = nextval('s') WHERE tenant_id = 5", 'halves a c sets views'],
+  ['UPDATE documents SET views = DEFAULT WHERE tenant_id = 5', 'halves a c brings sets views'],
+  ["UPDATE documents SET views = nextval('s') WHERE tenant_id = 5", 'halves a c brings sets views'],
   ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING *', 'halves a c brings'],
   ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING documents', 'halves a c brings'],
+  ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING old.title, new.id', 'halves a c'],
+  ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING new.*', 'halves a c brings'],
+  ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING old', 'halves a c brings'],
+  ['DELETE FROM documents d WHERE tenant_id = 5 RETURNING (old).views', 'halves a c brings'],
+  [
+    'UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING WITH (OLD AS o, NEW AS n) o.title, n.id',
+    'halves a c',
+  ],
+  ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING WITH (OLD AS o) o.views', 'halves a c brings'],
+  ['UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING WITH (NEW AS n) n', 'halves a c brings'],
+  ['DELETE FROM documents WHERE tenant_id = 5 RETURNING WITH (OLD AS o) o.*', 'halves a c brings'],
+  ['UPDATE documents SET views = 0 WHERE tenant_id = 5 RETURNING old.views', 'halves a c brings sets views'],
+  [
+    'UPDATE orders SET total = 1 FROM documents d WHERE d.tenant_id = 5 AND orders.tenant_id = 5 RETURNING new.total, old',
+    'base',
+  ],
   [
     'UPDATE documents d SET views = total FROM orders o WHERE d.tenant_id = 5 AND o.tenant_id = 5 AND o.id = d.id',
-    'halves a c sets views',
+    'halves a c brings sets views',
   ],
   ['DELETE FROM documents WHERE tenant_id = 5 AND id = 7', 'halves a c'],
   ['DELETE FROM documents WHERE tenant_id = 5 AND views = 0', 'halves a c brings'],
@@ -250,6 +282,10 @@ const STATEMENTS: readonly (readonly [sql: string, apart: string])[] = [
   // Refused
   ['SELECT ctid FROM documents WHERE tenant_id = 5', 'refused 0A000: a system column'],
   ['SELECT title, xmin FROM documents WHERE tenant_id = 5', 'refused 0A000: a system column'],
+  [
+    'UPDATE documents SET title = $1 WHERE tenant_id = 5 RETURNING WITH (OLD AS o) o.xmin',
+    'refused 0A000: a system column',
+  ],
   ["DELETE FROM documents WHERE tenant_id = 5 AND ctid = '(0,1)'", 'refused 0A000: a system column'],
   ['SELECT documents FROM documents WHERE tenant_id = 5', 'refused 0A000: the whole row'],
   ['SELECT d.lower FROM documents d WHERE tenant_id = 5', 'refused 0A000: "lower" of a whole row'],
@@ -284,6 +320,18 @@ const STATEMENTS: readonly (readonly [sql: string, apart: string])[] = [
   [
     'DELETE FROM documents WHERE tenant_id = 5 AND id IN (SELECT d.id FROM documents d WHERE d.tenant_id = 5 AND d.views = 0)',
     'refused 0A000: a statement that changes',
+  ],
+  [
+    'UPDATE documents SET title = $1 WHERE tenant_id = 5 AND views > (SELECT max(total) FROM orders WHERE tenant_id = 5)',
+    'refused 0A000: a statement that chooses',
+  ],
+  [
+    'DELETE FROM documents d USING orders o WHERE d.tenant_id = 5 AND o.tenant_id = 5 AND d.views = o.total',
+    'refused 0A000: a statement that chooses',
+  ],
+  [
+    'INSERT INTO documents (tenant_id, id) VALUES (5, 7) ON CONFLICT (tenant_id, id) DO UPDATE SET title = NULL WHERE documents.views > (SELECT max(total) FROM orders WHERE tenant_id = 5)',
+    'refused 0A000: a statement that chooses',
   ],
   [
     'WITH w AS (DELETE FROM documents WHERE tenant_id = 5 RETURNING id) SELECT * FROM w',
