@@ -256,8 +256,8 @@ const BLOCKERS: readonly (readonly [ddl: string, finding: RegExp, change?: Parti
   [`CREATE SEQUENCE q; ALTER TABLE notes ALTER views SET DEFAULT nextval('q')`, /takes numbers from a sequence/],
   ['CREATE TABLE notes_hot ()', /there is a table "public.notes_hot" on shard "one"/],
   [
-    `CREATE TYPE mood AS ENUM ('a'); ALTER TABLE notes ALTER extra TYPE mood[] USING NULL`,
-    /column "extra" of type (public\.)?mood\[\]/,
+    `CREATE TYPE feeling AS ENUM ('a'); ALTER TABLE notes ALTER extra TYPE feeling[] USING NULL`,
+    /column "extra" of type (public\.)?feeling\[\]/,
   ],
   [
     `CREATE DOMAIN classes AS regclass[]; ALTER TABLE notes ALTER extra TYPE classes USING NULL`,
