@@ -7,7 +7,7 @@ import { oneOf, type Random } from '../support/random.js';
 import type { Shown } from './client.js';
 import { ask, Entry, persist } from './entry.js';
 import { Follower, type Told } from './follower.js';
-import { type Kind, type Plan, somePlan, tenantsOf } from './kinds.js';
+import { type Kind, type Plan, somePlan, tenantsOf, uniting } from './kinds.js';
 import { STALENESS_MS } from './world.js';
 
 /** Changes that are made while a replica follows, at most. */
@@ -81,6 +81,12 @@ export class Director {
       }
     }
     if (this.#replica !== null) await this.#endReplica(this.#replica);
+    // A try may be one of those that are taken back on their way.
+    for (;;) {
+      const plan = uniting(await persist(() => this.#options.catalog.loadTopology()));
+      if (plan === null) break;
+      await this.#carryOut('unite', plan);
+    }
     this.follower.over();
   }
 

@@ -32,6 +32,9 @@ export interface Note {
   readonly tenant: number;
   readonly id: string;
   readonly version: number;
+  /** As the version, by everybody who writes either. */
+  readonly mark: number;
+  readonly views: number;
 }
 
 /** An account as it was found somewhere. */
@@ -277,5 +280,7 @@ function operationOf(ledger: string): string {
 }
 
 function text(note: Note | null): string {
-  return note === null ? 'absent' : `version ${note.version} with tenant ${note.tenant}`;
+  return note === null
+    ? 'absent'
+    : `version ${note.version} marked ${note.mark} with ${note.views} views with tenant ${note.tenant}`;
 }

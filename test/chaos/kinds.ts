@@ -1,6 +1,14 @@
 import { drain, type Piece, rebalance } from '../../migrator/changes/balance.js';
 import type { ChangeKind } from '../../migrator/changes/change-row.js';
-import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../migrator/changes/members.js';
+import {
+  columnsMembers,
+  mergeMembers,
+  moveMembers,
+  splitMembers,
+  uniteMembers,
+  verticalMembers,
+} from '../../migrator/changes/members.js';
+import { findSplit } from '../../topology/catalog/column-split.js';
 import { UsageError } from '../../topology/errors.js';
 import { contains, type Interval, overlaps, type Position, sameBound } from '../../topology/key.js';
 import { sameLayout } from '../../topology/layout.js';
@@ -18,7 +26,16 @@ import {
 } from '../../topology/topology.js';
 import { oneOf, type Random } from '../support/random.js';
 import { HOUSE } from './tables.js';
-import { HOUSE_KEYSPACE, HOUSE_TABLES, KEYSPACE, SEPARATE, SEPARATE_TABLES, STALENESS_MS, TENANTS } from './world.js';
+import {
+  HOT,
+  HOUSE_KEYSPACE,
+  HOUSE_TABLES,
+  KEYSPACE,
+  SEPARATE,
+  SEPARATE_TABLES,
+  STALENESS_MS,
+  TENANTS,
+} from './world.js';
 
 // What can be done to a map; pure.
 
@@ -291,12 +308,34 @@ export const KINDS: readonly Kind[] = [
     weight: 10,
     plan(topology) {
       const [there, here] = [topology.keyspaces.get(KEYSPACE), topology.keyspaces.get(SEPARATE)];
-      if (there === undefined || here === undefined) return null;
+      if (there === undefined || here === undefined || topology.keyspaces.has(HOT.as)) return null;
       return sameLayout(there, here)
         ? { as: 'join', keyspace: SEPARATE, into: KEYSPACE }
         : change('move', rejoin(topology));
     },
   },
+  {
+    // Columns of a table get one of their own, which goes to another shard.
+    name: 'columns',
+    weight: 30,
+    plan(topology, random) {
+      if (!topology.keyspaces.has(SEPARATE) || topology.keyspaces.has(HOT.as)) return null;
+      const to = oneOf(random, [...topology.shards.keys()]);
+      return change('columns', columnsMembers(topology, { kind: 'halve', ...HOT }, to));
+    },
+  },
+  {
+    // So that the halves are not where they came to first.
+    name: 'hot',
+    weight: 30,
+    plan(topology, random) {
+      const keyspace = topology.keyspaces.get(HOT.as);
+      if (keyspace === undefined) return null;
+      const range = oneOf(random, keyspace.ranges);
+      return change('move', moveMembers(keyspace, range, otherShard(topology, random, range.shard)));
+    },
+  },
+  { name: 'unite', weight: 12, plan: uniting },
   {
     // Tables of no keyspace get one, and go.
     name: 'house out',
@@ -326,6 +365,28 @@ export const KINDS: readonly Kind[] = [
     },
   },
 ];
+
+/** The columns that were split come together: as far as one change brings them. */
+export function uniting(topology: Topology): Plan | null {
+  return topology.keyspaces.has(HOT.as)
+    ? change('unite', uniteMembers(findSplit(topology, HOT.table), HOT.table))
+    : null;
+}
+
+/** Preflight refuses it while columns are split: a replica of either half, and a move of the table to or from where its hot half is, or may be soon. */
+function isRefusedForHalves(plan: Plan, topology: Topology): boolean {
+  const hot = topology.keyspaces.get(HOT.as);
+  if (hot === undefined || plan.as === 'separate' || plan.as === 'join') return false;
+  if (plan.as === 'replica') return plan.spec.keyspace === HOT.keyspace || plan.spec.keyspace === HOT.as;
+  const specs = plan.as === 'migrations' ? plan.specs : plan.members;
+  const isMixed = specs.some((spec) => spec.keyspace === HOT.as);
+  return specs.some(
+    (spec) =>
+      spec.kind === 'move' &&
+      spec.keyspace === HOT.keyspace &&
+      (isMixed || rangesIn(hot, spec).some(({ shard }) => shard === spec.from || shard === spec.to)),
+  );
+}
 
 /** What a plan must not touch while a replica follows, as preflight has it. */
 function isInTheWay(plan: Plan, replica: MoveSpec): boolean {
@@ -357,7 +418,8 @@ export function somePlan(
   for (let n = 0; n < TRIES; n++) {
     const kind = oneOf(random, wheel);
     const plan = planOf(kind, topology, random);
-    if (plan !== null && (replica === null || !isInTheWay(plan, replica))) return { name: kind.name, plan };
+    if (plan === null || isRefusedForHalves(plan, topology)) continue;
+    if (replica === null || !isInTheWay(plan, replica)) return { name: kind.name, plan };
   }
   return null;
 }

@@ -1,7 +1,7 @@
 /**
  * Lets faults loose on shards, catalog, proxies and migrators while clients read and write and ranges move, and proves in the end that nothing is
  * lost, doubled or stale. Exit code 1 when something is.
- * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--hands N] [--rest MS] [--pg-bin DIR]
+ * Run: npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--kinds a,b] [--hands N] [--rest MS] [--pg-bin DIR]
  */
 import { parseArgs } from 'node:util';
 import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
@@ -17,6 +17,7 @@ const { values } = parseArgs({
     flips: { type: 'string', default: '0' },
     seed: { type: 'string', default: `${Math.floor(Math.random() * 1_000_000)}` },
     faults: { type: 'string', default: FAULTS.map(({ name }) => name).join(',') },
+    kinds: { type: 'string', default: KINDS.map(({ name }) => name).join(',') },
     hands: { type: 'string', default: '2' },
     rest: { type: 'string', default: '6000' },
     'pg-bin': { type: 'string', default: process.env.FORESHARD_TEST_PG_BIN ?? '' },
@@ -24,11 +25,14 @@ const { values } = parseArgs({
 });
 
 function wantedFaults(names: string): readonly Fault[] {
-  if (names === 'none') return [];
+  return names === 'none' ? [] : wanted('fault', FAULTS, names);
+}
+
+function wanted<T extends { readonly name: string }>(what: string, all: readonly T[], names: string): readonly T[] {
   return names.split(',').map((name) => {
-    const found = FAULTS.find((fault) => fault.name === name);
+    const found = all.find((one) => one.name === name);
     if (found === undefined)
-      throw new Error(`there is no fault "${name}"; there are ${FAULTS.map((f) => f.name).join(', ')}`);
+      throw new Error(`there is no ${what} "${name}"; there are ${all.map((one) => one.name).join(', ')}`);
     return found;
   });
 }
@@ -63,7 +67,7 @@ async function main(): Promise<void> {
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => stop.abort());
   console.log(
-    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --hands ${values.hands} --rest ${values.rest}${values['pg-bin'] === '' ? '' : ` --pg-bin ${values['pg-bin']}`}`,
+    `seed ${seed}: npm run chaos -- --seed ${seed} --minutes ${values.minutes} --faults ${values.faults} --kinds '${values.kinds}' --hands ${values.hands} --rest ${values.rest}${values['pg-bin'] === '' ? '' : ` --pg-bin ${values['pg-bin']}`}`,
   );
   const from = performance.now();
   const log = (text: string) => console.log(`${((performance.now() - from) / 1000).toFixed(1).padStart(7)} s  ${text}`);
@@ -76,7 +80,7 @@ async function main(): Promise<void> {
     faults: wantedFaults(values.faults),
     hands: Number(values.hands),
     restMs: Number(values.rest),
-    kinds: KINDS,
+    kinds: wanted('kind of change', KINDS, values.kinds),
     binDir: values['pg-bin'] === '' ? undefined : values['pg-bin'],
     enough: ({ flips, elapsedMs }) => elapsedMs > Number(values.minutes) * MINUTE && flips >= leastFlips,
     signal: stop.signal,

@@ -1,5 +1,5 @@
 import { Client } from './client.js';
-import { type AccountRow, accountKey } from './history.js';
+import { type AccountRow, accountKey, type Note } from './history.js';
 import { allAccountKeys, HOUSE, READ_ALL_ACCOUNTS, readAccount, readAccounts, readEntry } from './tables.js';
 import { ACCOUNTS, COUNTRIES, OPENING_BALANCE, TENANTS } from './world.js';
 
@@ -40,7 +40,8 @@ export class Reader extends Client {
     if (dice < 60) return this.#tenant();
     if (dice < 68) return this.#everything();
     if (dice < 88) return this.#ledger();
-    if (dice < 92) return this.#reference();
+    if (dice < 90) return this.#reference();
+    if (dice < 96) return this.#notes();
     return this.#twice();
   }
 
@@ -86,6 +87,20 @@ export class Reader extends Client {
   async #reference(): Promise<void> {
     const { rows } = await this.query<{ n: number }>('SELECT count(*)::int AS n FROM countries');
     if (rows[0]?.n !== COUNTRIES) this.around.history.violate(`${this.name} was shown ${rows[0]?.n} countries`);
+  }
+
+  /** No row is half of one version and half of another. */
+  async #notes(): Promise<void> {
+    const everywhere = 'SELECT tenant::int, id, version::int, mark::int FROM notes';
+    const all = this.random(3) === 0;
+    const { rows } = await (all
+      ? this.query<Note & Record<string, unknown>>(
+          `${everywhere}${this.random(2) === 0 ? '' : ' WHERE mark <> version'}`,
+        )
+      : this.query<Note & Record<string, unknown>>(`${everywhere} WHERE tenant = $1`, [1 + this.random(TENANTS)]));
+    for (const note of rows)
+      if (note.mark !== note.version)
+        this.around.history.violate(`${this.name} was shown a torn note: ${JSON.stringify(note)}`);
   }
 
   /** One snapshot stays one. */

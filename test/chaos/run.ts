@@ -218,7 +218,9 @@ async function contents(world: World, history: History): Promise<Contents> {
       all.ledger.push(
         ...(await c.query<Contents['ledger'][number]>('SELECT tenant::int, id, version::int FROM ledger')).rows,
       );
-      all.notes.push(...(await c.query<Note>('SELECT tenant::int, id, version::int FROM notes')).rows);
+      all.notes.push(
+        ...(await c.query<Note>('SELECT tenant::int, id, version::int, mark::int, views::int FROM notes')).rows,
+      );
       const owner = topology.keyspaces.get(HOUSE_KEYSPACE)?.ranges[0]?.shard ?? topology.home;
       for (const { table } of HOUSE_TABLES) {
         if (name === owner) break;

@@ -23,6 +23,15 @@ export const KEYSPACE = 'shop' as KeyspaceName;
 export const SEPARATE = 'remarks' as KeyspaceName;
 /** No statement and no transaction uses them together with others. */
 export const SEPARATE_TABLES = [{ schema: 'public', table: 'notes' }] as const;
+/** Columns of notes that have a table and a keyspace of their own, at times, while SEPARATE is there. Whoever writes the version gives `mark` the same. */
+export const HOT = {
+  keyspace: SEPARATE,
+  table: SEPARATE_TABLES[0],
+  columns: ['mark', 'views'],
+  primaryKey: ['tenant', 'id'],
+  hot: { schema: 'public', table: 'notes_hot' },
+  as: 'marks' as KeyspaceName,
+} as const;
 /** Of the tables in HOUSE_TABLES, at times, which then have no key; else they belong to no keyspace. */
 export const HOUSE_KEYSPACE = 'house' as KeyspaceName;
 export const HOUSE_TABLES = [
@@ -37,7 +46,8 @@ const SCHEMA = `
 CREATE TABLE accounts (tenant bigint NOT NULL, id bigint NOT NULL, version bigint NOT NULL DEFAULT 0, balance bigint NOT NULL,
   op text NOT NULL DEFAULT '', PRIMARY KEY (tenant, id));
 CREATE TABLE ledger (tenant bigint NOT NULL, id text NOT NULL, account bigint, version bigint, body text, PRIMARY KEY (tenant, id));
-CREATE TABLE notes (tenant bigint NOT NULL, id text NOT NULL, version bigint NOT NULL, body text, PRIMARY KEY (tenant, id));
+CREATE TABLE notes (tenant bigint NOT NULL, id text NOT NULL, version bigint NOT NULL, body text, mark bigint NOT NULL,
+  views bigint NOT NULL DEFAULT 0, PRIMARY KEY (tenant, id));
 CREATE INDEX notes_version ON notes (version);
 CREATE TABLE countries (code text PRIMARY KEY, name text NOT NULL);
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app;`;

@@ -187,9 +187,9 @@ export class Writer extends Client {
 
   async #annotate(): Promise<void> {
     if (this.#notes.size >= NOTES) return this.#erase();
-    const note = { tenant: this.#tenant(), id: this.#operationId(), version: 1 };
+    const note = { tenant: this.#tenant(), id: this.#operationId(), version: 1, mark: 1, views: 0 };
     await this.#change(null, note, 'autocommit', false, () =>
-      this.query("INSERT INTO notes (tenant, id, version, body) VALUES ($1, $2, 1, 'new') RETURNING id", [
+      this.query("INSERT INTO notes (tenant, id, version, body, mark) VALUES ($1, $2, 1, 'new', 1) RETURNING id", [
         note.tenant,
         note.id,
       ]),
@@ -200,14 +200,41 @@ export class Writer extends Client {
     const note = this.#someNote();
     if (note === undefined) return this.#annotate();
     if (!(await this.#look(note))) return;
-    const next = { ...note, version: note.version + 1 };
-    await this.#change(note, next, 'autocommit', false, () =>
-      this.query("UPDATE notes SET version = $3, body = body || '.' WHERE tenant = $1 AND id = $2 RETURNING id", [
-        note.tenant,
-        note.id,
-        next.version,
-      ]),
-    );
+    const version = note.version + 1;
+    const next = { ...note, version, mark: version };
+    const key = [note.tenant, note.id];
+    const set = (what: string, values: readonly number[]) =>
+      this.query(`UPDATE notes SET ${what} WHERE tenant = $1 AND id = $2 RETURNING id`, [...key, ...values]);
+    switch (this.random(5)) {
+      case 0: // both, by what they were
+        return this.#change(note, next, 'autocommit', false, () => set('version = version + 1, mark = mark + 1', []));
+      case 1:
+        return this.#change(note, { ...note, views: note.views + 1 }, 'autocommit', false, () =>
+          set('views = views + 1', []),
+        );
+      case 2: // what is not hot only, under a condition on what is
+        return this.#change(note, note, 'autocommit', false, () =>
+          this.query("UPDATE notes SET body = body || '!' WHERE tenant = $1 AND id = $2 AND mark = $3 RETURNING id", [
+            ...key,
+            note.mark,
+          ]),
+        );
+      case 3:
+        return this.#change(note, next, 'commit', false, async () => {
+          await this.#begin(true);
+          if (this.random(2) === 0)
+            await this.query('SELECT mark FROM notes WHERE tenant = $1 AND id = $2 FOR UPDATE', key);
+          const texts = ["version = $3, body = body || '.'", 'mark = $3'];
+          const [first, last] = (this.random(2) === 0 ? texts : texts.toReversed()) as [string, string];
+          await set(first, [version]);
+          await this.#linger();
+          return set(last, [version]);
+        });
+      default:
+        return this.#change(note, next, 'autocommit', false, () =>
+          set("version = $3, mark = $3, body = body || '.'", [version]),
+        );
+    }
   }
 
   async #erase(): Promise<void> {
@@ -230,11 +257,10 @@ export class Writer extends Client {
         note.id,
       ]);
       await this.#linger();
-      await this.query("INSERT INTO notes (tenant, id, version, body) VALUES ($1, $2, $3, 'carried')", [
-        next.tenant,
-        next.id,
-        next.version,
-      ]);
+      await this.query(
+        "INSERT INTO notes (tenant, id, version, body, mark, views) VALUES ($1, $2, $3, 'carried', $3, $4)",
+        [next.tenant, next.id, next.version, next.views],
+      );
       return gone;
     });
   }
@@ -301,14 +327,15 @@ export class Writer extends Client {
     const { at, session } = this.#changed.get(note.id) ?? { at: 0, session: 0 };
     const mayBeOld = session !== this.session && performance.now() - at <= this.stalenessMs;
     try {
-      const { rows } = await this.query<{ version: number }>(
-        'SELECT version::int FROM notes WHERE tenant = $1 AND id = $2',
+      const columns = ['version', 'mark', 'views'] as const;
+      const asked = this.random(2) === 0 ? columns : [columns[this.random(columns.length)] as (typeof columns)[number]];
+      const { rows } = await this.query<Note & Record<string, unknown>>(
+        `SELECT ${asked.map((column) => `${column}::int`).join(', ')} FROM notes WHERE tenant = $1 AND id = $2`,
         [note.tenant, note.id],
       );
-      if (!mayBeOld && (rows.length !== 1 || rows[0]?.version !== note.version))
-        this.around.history.violate(
-          `${this.name} reads ${JSON.stringify(rows)} of its note ${note.id} of version ${note.version}`,
-        );
+      const [row] = rows;
+      if (!mayBeOld && (rows.length !== 1 || asked.some((column) => row?.[column] !== note[column])))
+        this.around.history.violate(`${this.name} reads ${JSON.stringify(rows)} of its note ${JSON.stringify(note)}`);
       return true;
     } catch (error) {
       this.failed(error, 'read');
