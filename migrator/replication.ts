@@ -206,6 +206,13 @@ export async function roundTrip(m: Move, deadlineMs: number): Promise<number | n
   return (await followed(m, { everyMs: 10, deadlineMs })) ? performance.now() - sent : null;
 }
 
-/** Schema of our objects, dropped when nothing of another migration is left in it. */
-export const DROP_SHARD_SCHEMA = `DO $$ BEGIN DROP SCHEMA IF EXISTS ${quoteIdent(SHARD_SCHEMA)} RESTRICT;
+/**
+ * Schema of our objects, dropped when nothing of another migration is left in it. That is looked at first: an attempt, though refused in the end, locks
+ * everything in the schema against everybody, and so deadlocks with writers whose triggers use it.
+ */
+export const DROP_SHARD_SCHEMA = `DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass
+                 AND refobjid = pg_catalog.to_regnamespace(${quoteLiteral(quoteIdent(SHARD_SCHEMA))})) THEN
+    DROP SCHEMA IF EXISTS ${quoteIdent(SHARD_SCHEMA)} RESTRICT;
+  END IF;
   EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END $$`;

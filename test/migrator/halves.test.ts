@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
 import { createMigration, requestAbort, requestEnd } from '../../migrator/migration-requests.js';
+import { DROP_SHARD_SCHEMA } from '../../migrator/replication.js';
 import { HALVES_LOG, outboxTakeSql, sayHalvesSql } from '../../topology/halves-sql.js';
 import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js';
 import type { KeyspaceName } from '../../topology/topology.js';
@@ -286,4 +287,17 @@ test('what stands in the way is said before anything is touched', async () => {
     expect(steps).toEqual([]);
     expect(findings.map((f) => f.text).join('\n')).toMatch(finding);
   }
+});
+
+test('a schema that something is left in stays, and nobody who uses it is waited for', async () => {
+  const schema = "SELECT to_regnamespace('foreshard_shard') IS NOT NULL AS there";
+  await onOne('CREATE SCHEMA foreshard_shard; CREATE TABLE foreshard_shard.used (n int)');
+  await withClient(s.urlOne, async (writer) => {
+    await writer.query('BEGIN; INSERT INTO foreshard_shard.used VALUES (1)');
+    await onOne(`SET lock_timeout = '5s'; ${DROP_SHARD_SCHEMA}`);
+    await writer.query('COMMIT');
+  });
+  expect(await onOne(schema)).toEqual([{ there: true }]);
+  await onOne(`DROP TABLE foreshard_shard.used; ${DROP_SHARD_SCHEMA}`);
+  expect(await onOne(schema)).toEqual([{ there: false }]);
 });
