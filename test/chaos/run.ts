@@ -66,7 +66,7 @@ const WAY_BACKS_MS = [
   [20_000, 0],
 ] as const;
 /** What is healed may take so long until it is quiet, ms. */
-const SETTLE_MS = 180_000;
+const SETTLE_MS = 300_000;
 /** Log level of pino. */
 const ERROR = 50;
 
