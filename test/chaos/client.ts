@@ -120,11 +120,13 @@ export abstract class Client {
     error: unknown,
     phase: Phase,
     crossing = false,
+    halved = false,
   ): { readonly perhapsDone: boolean; readonly code: string } {
     if (!(error instanceof StatementError)) throw error;
     const { disturbances, errors, history } = this.around;
     const { allowed, perhapsDone } = judge(error, phase, {
       crossing,
+      halved,
       disturbed: () => disturbances.feltSince(error.sentAt, this.#proxy),
       diskFull: () => disturbances.diskFullSince(error.sentAt),
     });

@@ -43,6 +43,7 @@ export function isEnded({ code, message }: StatementError): boolean {
 /**
  * What an error means.
  * @param crossing whether the operation may have had to do with several shards
+ * @param halved whether it may have written both halves of a row, on two shards, for which the proxy makes a transaction that a flip may end
  * @param disturbed whether something had been disturbed when it was sent, or since; asked only when that matters
  */
 export function judge(
@@ -50,14 +51,20 @@ export function judge(
   phase: Phase,
   {
     crossing,
+    halved,
     disturbed,
     diskFull,
-  }: { readonly crossing: boolean; readonly disturbed: () => boolean; readonly diskFull: () => boolean },
+  }: {
+    readonly crossing: boolean;
+    readonly halved: boolean;
+    readonly disturbed: () => boolean;
+    readonly diskFull: () => boolean;
+  },
 ): Verdict {
   const { code } = error;
   const allowed =
-    // A write that commits by itself is waited for.
-    (ALWAYS.has(code) && !(phase === 'autocommit' && isEnded(error))) ||
+    // A write that commits by itself is waited for, on one shard.
+    (ALWAYS.has(code) && (halved || !(phase === 'autocommit' && isEnded(error)))) ||
     (crossing && CROSSING.has(code)) ||
     (DISTURBED.some((pattern) => pattern.test(code)) && disturbed()) ||
     (phase === 'login' && LATE_LOGIN.test(code) && disturbed()) ||

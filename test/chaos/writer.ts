@@ -67,6 +67,7 @@ export class Writer extends Client {
     way: 'autocommit' | 'commit',
     crossing: boolean,
     work: () => Promise<void>,
+    halved = false,
   ): Promise<void> {
     this.#made = [];
     let phase: 'autocommit' | 'commit' | 'in a transaction' = way === 'commit' ? 'in a transaction' : 'autocommit';
@@ -78,7 +79,7 @@ export class Writer extends Client {
         if (command !== 'COMMIT') throw new Error(`COMMIT was answered with ${command}`);
       }
     } catch (error) {
-      const { perhapsDone, code } = this.failed(error, phase, crossing);
+      const { perhapsDone, code } = this.failed(error, phase, crossing, halved);
       operation.why = `${phase}: ${code}`;
       operation.outcome = perhapsDone ? 'unknown' : 'refused';
       if (way === 'commit') await this.giveUp();
@@ -291,11 +292,17 @@ export class Writer extends Client {
     const id = (before ?? after ?? { id: '' }).id;
     const operation: Operation = { id, accounts: [], ledger: [], outcome: 'open', why: '' };
     history.note(id, [before, after]);
-    await this.#settle(operation, way, crossing, async () => {
-      const { rows } = await work();
-      if (rows.length !== 1)
-        history.violate(`${this.name} changed ${rows.length} rows of note ${id}, which is its own`);
-    });
+    await this.#settle(
+      operation,
+      way,
+      crossing,
+      async () => {
+        const { rows } = await work();
+        if (rows.length !== 1)
+          history.violate(`${this.name} changed ${rows.length} rows of note ${id}, which is its own`);
+      },
+      true,
+    );
     this.#notes.delete(id);
     this.#changed.delete(id);
     if (operation.outcome === 'unknown') return; // it may still come to pass: nobody touches it any more
