@@ -6,6 +6,7 @@ import {
   baseTriggersSql,
   dropBaseHalfSql,
   dropHotHalfSql,
+  filledSql,
   hotHalfSql,
 } from '../topology/halves-sql.js';
 import type { HalveSpec, UniteSpec } from '../topology/migration.js';
@@ -66,7 +67,11 @@ export function objectsAction(shard: string, table: TableInfo, split: ColumnSpli
     mode: 'transaction',
     cleanup: [recordOf(shard, table, split.hot)],
     present: `SELECT to_regclass(${quoteLiteral(quoteTable(split.hot))}) IS NOT NULL AS present`,
-    sql: [...createTableSql(hotTableInfo(table, split)), ...baseHalfSql(table, split), ...hotHalfSql(table, split)],
+    sql: [
+      ...createTableSql(hotTableInfo(table, split)),
+      ...baseHalfSql(table, split, true),
+      ...hotHalfSql(table, split),
+    ],
   };
 }
 
@@ -79,6 +84,17 @@ export function triggersAction(shard: string, table: TableName, split: ColumnSpl
     mode: 'locking',
     present: baseTriggersPresent(table),
     sql: baseTriggersSql(table, split),
+  };
+}
+
+/** The hot table has all rows: none that it has not is written here any more. */
+export function filledAction(shard: string, table: TableName, split: ColumnSplit): Action {
+  return {
+    name: 'follow-halves',
+    on: { shard },
+    text: `refuse writes of rows of ${tableId(table)} that ${tableId(split.hot)} does not have`,
+    mode: 'transaction',
+    sql: filledSql(table, split),
   };
 }
 

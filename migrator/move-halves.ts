@@ -9,12 +9,13 @@ import { type ColumnSplit, rangesIn, type ShardedTable, type TableName, tableId 
 import type { Action } from './action.js';
 import type { Move } from './move.js';
 import type { Report } from './preflight-finding.js';
+import { checkSplitTable } from './preflight-halves.js';
 
 /**
  * What stands in the way of a move of either half of a table whose columns are split: the table never arrives where its hot half is, nor leaves it
  * alone, and both are read where they belong, not from replicas.
  */
-export function checkHalves(m: Move, report: Report): void {
+export async function checkHalves(m: Move, report: Report): Promise<void> {
   const { topology, keyspace, spec } = m;
   for (const table of keyspace.tables) {
     const { split, halfOf } = table;
@@ -25,6 +26,11 @@ export function checkHalves(m: Move, report: Report): void {
         `table "${tableId(table)}" ${split === undefined ? 'has' : 'has some of its'} columns in another table, and replicas of such a table are not supported`,
         'Unite its columns first ("foreshard migrate plan unite").',
       );
+    const whole = halfOf === undefined ? undefined : topology.shardedTables.get(tableId(halfOf));
+    if (whole !== undefined) {
+      await checkSplitTable(topology, whole, m.source, spec.from, report);
+      await checkSplitTable(topology, whole, m.destination, spec.to, report);
+    }
     const half = split === undefined ? undefined : topology.shardedTables.get(tableId(split.hot));
     const hot = half === undefined ? undefined : topology.keyspaces.get(half.keyspace);
     if (hot === undefined) continue;

@@ -2,7 +2,7 @@ import { checkSplit } from '../topology/catalog/column-split.js';
 import { UsageError } from '../topology/errors.js';
 import type { HalveSpec } from '../topology/migration.js';
 import { quoteLiteral, quoteTable } from '../topology/quote.js';
-import { type TableName, type Topology, tableId } from '../topology/topology.js';
+import { type ShardedTable, type TableName, type Topology, tableId } from '../topology/topology.js';
 import { type HalvesWork, splitOf } from './halves.js';
 import { hotTableInfo, primaryKeyOf } from './hot-table.js';
 import type { CleanupRecord } from './migration-row.js';
@@ -96,7 +96,55 @@ async function checkReplicas(h: HalvesWork<HalveSpec>, report: Report): Promise<
     );
 }
 
-function checkTable(topology: Topology, spec: HalveSpec, info: TableInfo, report: Report): void {
+/** What a split is about. */
+type Halved = Pick<HalveSpec, 'table' | 'columns' | 'primaryKey'>;
+
+/**
+ * What must hold of a table whose columns are split, and of its hot table, for as long as they are: somebody may have altered them on this shard since.
+ * Nothing is said of what is not there.
+ */
+export async function checkSplitTable(
+  topology: Topology,
+  table: ShardedTable,
+  session: ShardSession,
+  shard: string,
+  report: Report,
+): Promise<void> {
+  const { split } = table;
+  const info = split === undefined ? null : await readTable(session.reader, quoteTable(table));
+  if (split === undefined || info === null) return;
+  const unite = `unite its columns first ("foreshard migrate plan unite ${tableId(table)}")`;
+  const either: Report = (severity, text, remedy) =>
+    report(severity, `on shard "${shard}", ${text}`, `${remedy} Or ${unite}.`);
+  const halved = { table, columns: split.columns, primaryKey: split.primaryKey };
+  checkTable(topology, halved, info, either);
+  await checkUses(halved, session, shard, either);
+  const hot = await readTable(session.reader, quoteTable(split.hot));
+  if (hot === null) return;
+  const meant = hotTableInfo(info, split);
+  const differences = [
+    ...shapeDifferences(meant, { ...hot, indexes: [] }),
+    ...privilegeDifferences(meant, hot).map((g) => `${g} on one of them only`),
+  ];
+  for (const difference of differences.slice(0, 3))
+    either(
+      'blocker',
+      `table "${tableId(table)}" and "${tableId(split.hot)}", which has columns of it, are not alike: ${difference.replace('at the source', 'as the first is').replace('at the destination', 'as the second is')}`,
+      `Bring "${tableId(split.hot)}" in line with the other, by ALTER TABLE, GRANT, REVOKE.`,
+    );
+}
+
+/** Privileges, but the owner's, that one has and the other has not. */
+function privilegeDifferences(a: TableInfo, b: TableInfo): string[] {
+  const [x, y] = [a, b].map(({ grants, owner }) =>
+    grants
+      .filter((g) => g.grantee !== owner)
+      .map((g) => `${g.privilege} of "${g.grantee || 'PUBLIC'}"${g.grantable ? ' with grant option' : ''}`),
+  ) as [string[], string[]];
+  return [...x.filter((g) => !y.includes(g)), ...y.filter((g) => !x.includes(g))];
+}
+
+function checkTable(topology: Topology, spec: Halved, info: TableInfo, report: Report): void {
   const id = tableId(info);
   const block = (text: string, remedy: string) => report('blocker', `table "${id}" ${text}`, remedy);
   if (info.kind !== 'r' || info.isPartition)
@@ -184,7 +232,7 @@ async function checkTypes(spec: HalveSpec, session: ShardSession, report: Report
 }
 
 /** What of the shard's needs the columns where they are. */
-async function checkUses(spec: HalveSpec, session: ShardSession, shard: string, report: Report): Promise<void> {
+async function checkUses(spec: Halved, session: ShardSession, shard: string, report: Report): Promise<void> {
   const name = quoteLiteral(quoteTable(spec.table));
   const rows = await session.query<{ what: string }>(
     `WITH hot AS (SELECT attrelid, attnum FROM pg_attribute WHERE attrelid = to_regclass(${name}) AND attname = ANY ($1)),

@@ -35,7 +35,7 @@ export async function preflight(m: Move, own: readonly CleanupRecord[]): Promise
   const report: Report = (severity, text, remedy) => findings.push({ severity, text, remedy });
   await checkOthers(m, report);
   checkOwnership(m, report);
-  checkHalves(m, report);
+  await checkHalves(m, report);
   await checkServers(m, own, report);
   await checkWayBack(m, report);
 

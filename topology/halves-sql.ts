@@ -99,8 +99,11 @@ const noOthers = (fn: TableName) => `REVOKE ALL ON FUNCTION ${quoteTable(fn)}() 
 const definer = (settings = '') =>
   `RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp${settings}`;
 
-/** Schema, outbox and functions of the table's own side. It locks nothing that others use, and can be said again. */
-export function baseHalfSql(table: TableName, split: ColumnSplit): string[] {
+/**
+ * Schema, outbox and functions of the table's own side. It locks nothing that others use, and can be said again.
+ * @param filling the hot table has not all rows yet: those that are written come into it
+ */
+export function baseHalfSql(table: TableName, split: ColumnSplit, filling = false): string[] {
   const { outbox, together, log } = halvesNames(table);
   const name = quoteTable(outbox);
   const index = (what: string) => quoteIdent(`${outbox.table}_${what}`);
@@ -118,18 +121,45 @@ export function baseHalfSql(table: TableName, split: ColumnSplit): string[] {
     `CREATE INDEX IF NOT EXISTS ${index('xid')} ON ${name} (xid)`,
     `CREATE UNIQUE INDEX IF NOT EXISTS ${index('pending')} ON ${name} (pending)`,
     `GRANT SELECT, DELETE ON ${name} TO PUBLIC`,
-    togetherFunction(table, split),
+    togetherFunction(table, split, filling),
     noOthers(together),
     logFunction(table, split),
     noOthers(log),
   ];
 }
 
-function togetherFunction(table: TableName, { hot, primaryKey, columns }: ColumnSplit): string {
+/** The hot table is filled: from here on a row that is not in it is on another shard. */
+export function filledSql(table: TableName, split: ColumnSplit): string[] {
+  return [togetherFunction(table, split, false)];
+}
+
+function togetherFunction(table: TableName, { hot, primaryKey, columns }: ColumnSplit, filling: boolean): string {
   const name = quoteTable(hot);
   const all = [...primaryKey, ...columns];
   const insert = (prefix: string) => `INSERT INTO ${name} (${list(all)}) VALUES (${list(all, prefix)})`;
   const old = pairs(primaryKey, '', 'OLD.', ' AND ');
+  const unseen = `current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')`;
+  const notHere = `IF NOT FOUND THEN
+      -- It may have come since this transaction's snapshot, which then does not see it. Then this fails (40001).
+      IF ${unseen} THEN
+        ${insert('OLD.')} ON CONFLICT (${list(primaryKey)}) DO NOTHING;
+      END IF;
+      RAISE EXCEPTION USING ERRCODE = 'SH001',
+        MESSAGE = format('some columns of this row of table "%s" are not on this shard', TG_TABLE_NAME),
+        HINT = 'Their owner has changed: reload the topology and try again.';
+    END IF;`;
+  const [updated, deleted] = filling
+    ? [
+        `IF NOT FOUND THEN
+      ${insert('NEW.')} ON CONFLICT (${list(primaryKey)}) DO UPDATE SET ${pairs(all, '', 'EXCLUDED.', ', ')};
+    END IF;`,
+        `-- The row may have been filled in since this transaction's snapshot, which then does not see it, and it would live on. Then this fails (40001).
+    IF NOT FOUND AND ${unseen} THEN
+      ${insert('OLD.')} ON CONFLICT (${list(primaryKey)}) DO NOTHING;
+      DELETE FROM ${name} WHERE ${old};
+    END IF;`,
+      ]
+    : [notHere, notHere];
   return `CREATE OR REPLACE FUNCTION ${quoteTable(halvesNames(table).together)}() ${definer()} AS $halves$
 #variable_conflict use_column
 BEGIN
@@ -138,17 +168,10 @@ BEGIN
     ${insert('NEW.')};
   WHEN 'UPDATE' THEN
     UPDATE ${name} SET ${pairs(all, '', 'NEW.', ', ')} WHERE ${old};
-    -- While the hot table is filled, it has not all rows.
-    IF NOT FOUND THEN
-      ${insert('NEW.')} ON CONFLICT (${list(primaryKey)}) DO UPDATE SET ${pairs(all, '', 'EXCLUDED.', ', ')};
-    END IF;
+    ${updated}
   WHEN 'DELETE' THEN
     DELETE FROM ${name} WHERE ${old};
-    -- The row may have been filled in since this transaction's snapshot, which then does not see it, and it would live on. Then this fails (40001).
-    IF NOT FOUND AND current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-      ${insert('OLD.')} ON CONFLICT (${list(primaryKey)}) DO NOTHING;
-      DELETE FROM ${name} WHERE ${old};
-    END IF;
+    ${deleted}
   WHEN 'TRUNCATE' THEN
     IF current_setting('${HALVES_SETTING}', true) IN (${inThis(HALVES_LOG)}, ${inThis(HALVES_BRING)}) THEN
       RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',

@@ -6,7 +6,15 @@ import { quoteIdent, quoteTable } from '../../topology/quote.js';
 import { tableId } from '../../topology/topology.js';
 import type { CatalogStatement } from '../action.js';
 import { MigrationFailure } from '../executor.js';
-import { type HalvesWork, objectsAction, removalAction, sitesOf, splitOf, triggersAction } from '../halves.js';
+import {
+  filledAction,
+  type HalvesWork,
+  objectsAction,
+  removalAction,
+  sitesOf,
+  splitOf,
+  triggersAction,
+} from '../halves.js';
 import { differingHalves, HALF_ROW_BYTES, throttleOn } from '../halves-compare.js';
 import { preflightHalves, tableAt } from '../preflight-halves.js';
 import { raiseEpochStatement } from '../ranges.js';
@@ -55,7 +63,9 @@ export async function fillHalve(h: Halving): Promise<void> {
 }
 
 /** How far a shard is: `done`, or the primary key of the last row. */
-type Filled = Readonly<Record<string, 'done' | readonly string[]>>;
+type Filled = Readonly<Record<string, 'done' | Key>>;
+/** A primary key, as text. */
+type Key = readonly string[];
 
 async function fillSite(h: Halving, shard: string, session: ShardSession): Promise<void> {
   const filled = (h.row.facts.filled ?? {}) as Filled;
@@ -64,58 +74,61 @@ async function fillSite(h: Halving, shard: string, session: ShardSession): Promi
   const key = primaryKey.map(quoteIdent).join(', ');
   const all = [...primaryKey, ...columns].map(quoteIdent).join(', ');
   // The rows are locked while they are copied, so that none is changed in between; what a trigger has brought is newer than what is read here.
-  const fill = (isFirst: boolean, limit: number) => `WITH batch AS MATERIALIZED (
-      SELECT ${all} FROM ${quoteTable(table)} ${isFirst ? '' : `WHERE (${key}) > (${primaryKey.map((_, i) => `$${i + 1}`).join(', ')})`} ORDER BY ${key} LIMIT ${limit} FOR SHARE),
+  const params = (from: number) => primaryKey.map((_, i) => `$${from + i + 1}`).join(', ');
+  const past = (after: Key | undefined) => (after === undefined ? 'true' : `(${key}) > (${params(0)})`);
+  // Where a batch ends is read without locks: of a row whose key is changed while it is waited for, the new key comes, and it may be behind rows that
+  // are not in the batch.
+  const bound = (after: Key | undefined, limit: number) =>
+    `SELECT ${primaryKey.map((c, i) => `${quoteIdent(c)}::text AS k${i}`).join(', ')} FROM ${quoteTable(table)} WHERE ${past(after)} ORDER BY ${key} OFFSET ${limit - 1} LIMIT 1`;
+  const fill = (after: Key | undefined, until: Key | undefined) => `WITH batch AS MATERIALIZED (
+      SELECT ${all} FROM ${quoteTable(table)} WHERE ${past(after)}${until === undefined ? '' : ` AND (${key}) <= (${params(after?.length ?? 0)})`} ORDER BY ${key} FOR SHARE),
     filled AS (INSERT INTO ${quoteTable(hot)} (${all}) SELECT ${all} FROM batch ON CONFLICT (${key}) DO NOTHING)
-    SELECT ${primaryKey.map((c, i) => `${quoteIdent(c)}::text AS k${i}`).join(', ')} FROM batch ORDER BY ${key}`;
+    SELECT count(*)::int AS rows FROM batch`;
   if (h.exec.dry) {
     await h.exec.perform({
       name: 'fill-halves',
       on: { shard },
       text: `fill ${tableId(hot)} from ${tableId(table)}, ${BATCH} rows at a time`,
       mode: 'single',
-      sql: [fill(true, BATCH)],
+      sql: [fill(undefined, undefined)],
     });
     return;
   }
   const throttle = throttleOn(h, shard, session);
-  let last = filled[shard] as readonly string[] | undefined;
+  let last = filled[shard] as Key | undefined;
   let limit = BATCH;
   let rows = 0;
   for (let n = 1; ; n++) {
     h.exec.at('before:fill-halves');
     await h.exec.rest();
     await throttle.pause(limit * HALF_ROW_BYTES);
-    const batch = await fillBatch(session, fill(last === undefined, limit), last);
-    if (batch === 'locked') {
+    const [end] = await session.query<Record<string, string>>(bound(last, limit), last);
+    const until = end === undefined ? undefined : Object.values(end);
+    const filling = await fillBatch(session, fill(last, until), [...(last ?? []), ...(until ?? [])]);
+    if (filling === 'locked') {
       // One at a time waits for nobody while others wait for it.
       limit = Math.max(1, Math.floor(limit / 8));
       await delay(RETRY_MS);
       continue;
     }
     h.exec.at('within:fill-halves');
-    rows += batch.length;
+    rows += filling;
     await h.exec.progress({
       rowsCopied: rows,
       note: `filling ${tableId(hot)} on shard "${shard}"${throttle.note === null ? '' : `, ${throttle.note}`}`,
     });
-    const end = batch.at(-1);
-    if (end === undefined || batch.length < limit) break;
-    last = end;
+    if (until === undefined) break;
+    last = until;
     limit = Math.min(BATCH, limit * 2);
     if (n % NOTE_EVERY === 0) h.row = await h.exec.noteFacts(h.row, { filled: { ...filled, [shard]: last } });
   }
   h.row = await h.exec.noteFacts(h.row, { filled: { ...(h.row.facts.filled as Filled | undefined), [shard]: 'done' } });
 }
 
-async function fillBatch(
-  session: ShardSession,
-  sql: string,
-  after: readonly string[] | undefined,
-): Promise<string[][] | 'locked'> {
+async function fillBatch(session: ShardSession, sql: string, values: readonly string[]): Promise<number | 'locked'> {
   await session.query(`SET lock_timeout = ${LOCK_TIMEOUT_MS}`);
   try {
-    return (await session.query<Record<string, string>>(sql, after)).map((row) => Object.values(row));
+    return (await session.query<{ rows: number }>(sql, values))[0]?.rows ?? 0;
   } catch (error) {
     if (errorCode(error) === '55P03' || errorCode(error) === '40P01') return 'locked';
     throw error;
@@ -135,6 +148,7 @@ export async function finishHalve(h: Halving): Promise<void> {
           'Somebody writes past the triggers (session_replication_role, or the hot table itself): find out who, and begin again.',
         );
     }
+  for (const shard of h.sites.keys()) await h.exec.perform(filledAction(shard, h.spec.table, splitOf(h.spec)));
   h.exec.at('before:commit-halves');
   const { findings } = await preflightHalves(h, await h.exec.openCleanup());
   if (!h.exec.dry && findings.some((f) => f.severity === 'blocker')) throw new PreflightRefusal(findings);

@@ -11,6 +11,7 @@ import type { Relation } from './metadata.js';
 import { reachHome, reachOf, wholeReached } from './reach.js';
 import { beyond } from './registry.js';
 import { type Refusal, SETTINGS_OF_FUNCTION, type SessionEffect, type StatementPlan, type Target } from './route.js';
+import { splitDdlRefusal } from './split-ddl.js';
 import { behindTells } from './telling.js';
 
 type Planner = (statement: Node, context: Context) => StatementPlan;
@@ -62,6 +63,9 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
     pin: null,
     ...more,
   });
+
+  const ofSplit = splitDdlRefusal(statement, context);
+  if (ofSplit !== null) return make('ddl', ANYWHERE, { forbidden: ofSplit });
 
   if ('TransactionStmt' in statement) return planTransaction(statement.TransactionStmt, make);
   if ('VariableSetStmt' in statement) return planSet(statement.VariableSetStmt, make);

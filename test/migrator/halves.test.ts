@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { dryRun } from '../../migrator/dry-run.js';
-import { createMigration, requestAbort, requestEnd } from '../../migrator/migration-requests.js';
+import { createMigration, requestAbort, requestEnd, setPaused } from '../../migrator/migration-requests.js';
 import { DROP_SHARD_SCHEMA } from '../../migrator/replication.js';
 import { HALVES_LOG, outboxTakeSql, sayHalvesSql } from '../../topology/halves-sql.js';
 import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js';
@@ -115,6 +115,12 @@ test('columns are split under writes, their table moves and comes back, and they
   expect((await moves.load(replica)).error).toMatch(/replicas of such a table/);
 
   const there: MoveSpec = { ...moveSpec(null, null), keyspace: 'views' as KeyspaceName };
+  // Nobody has done to the other what was done to one of them since.
+  for (const [ddl, undo, finding] of SINCE) {
+    await onOne(ddl);
+    expect((await dryRun(s.catalog, there)).findings.map((f) => f.text).join('\n')).toMatch(finding);
+    await onOne(undo);
+  }
   const moved = await approve(there);
   await moves.inState(moved, 'reversing');
   // Whoever has slept through the flip.
@@ -202,6 +208,32 @@ test('the table follows to a third shard, where its other half comes after it', 
   expect(await onThree(`SELECT tgname FROM pg_trigger WHERE tgname LIKE '%foreshard%'`)).toEqual([]);
 });
 
+test('a row whose key changes while the filling waits for it takes no other along', async () => {
+  await addHotNotes();
+  await pauseOnEntering(s, 'copying');
+  moves.startMigrator();
+  const id = await approve(HALVE);
+  await moves.inState(id, 'copying');
+  await withClient(s.urlOne, async (c) => {
+    await c.query(`BEGIN; UPDATE notes SET id = 99999999
+      WHERE (tenant_id, id) = (SELECT tenant_id, id FROM notes WHERE tenant_id = 21 ORDER BY id LIMIT 1)`);
+    await pauseOnEntering(s, null);
+    await setPaused(pool(), id, false, 'test');
+    await waitFor(
+      async () =>
+        (await onOne(`SELECT FROM pg_stat_activity WHERE query LIKE '%FOR SHARE%' AND wait_event = 'transactionid'`))
+          .length === 1,
+      { what: 'the filling to wait for the row' },
+    );
+    await c.query('COMMIT');
+  });
+  expect([await moves.atRest(id), (await moves.load(id)).error]).toEqual(['done', null]);
+  expect(await differing()).toEqual([]);
+  // Whatever is not there is on another shard.
+  await onOne(`DELETE FROM notes_hot WHERE id = 99999999`);
+  await expect(onOne(`UPDATE notes SET views = 5 WHERE id = 99999999`)).rejects.toMatchObject({ code: 'SH001' });
+});
+
 test('an abort takes everything away again', async () => {
   await addHotNotes();
   await pauseOnEntering(s, 'verifying');
@@ -236,6 +268,28 @@ test('goes on where a migrator has died', async () => {
   expect(await lives.toTheEnd(united)).toBe('done');
   expect(await leftovers(s)).toEqual([]);
 });
+
+/** What is done to a table whose columns are split, or to the other, without a proxy. */
+const SINCE: readonly (readonly [ddl: string, undo: string, finding: RegExp])[] = [
+  ['CREATE POLICY p ON notes USING (true)', 'DROP POLICY p ON notes', /row-level security/],
+  ['CREATE RULE r AS ON DELETE TO notes DO INSTEAD NOTHING', 'DROP RULE r ON notes', /has rules \(r\)/],
+  ['CREATE UNIQUE INDEX u ON notes (tenant_id, id, views)', 'DROP INDEX u', /index public.u needs the columns/],
+  [
+    'ALTER TABLE notes ADD CONSTRAINT small CHECK (views < 1000000000)',
+    'ALTER TABLE notes DROP CONSTRAINT small',
+    /not alike: only as the first is: constraint small/,
+  ],
+  [
+    'ALTER TABLE notes_hot ALTER views DROP NOT NULL',
+    'ALTER TABLE notes_hot ALTER views SET NOT NULL',
+    /not alike: only as the first is: column views/,
+  ],
+  [
+    'GRANT SELECT ON notes TO PUBLIC',
+    'REVOKE SELECT ON notes FROM PUBLIC',
+    /not alike: SELECT of "PUBLIC" on one of them only/,
+  ],
+];
 
 /** What keeps a table together. */
 const BLOCKERS: readonly (readonly [ddl: string, finding: RegExp, change?: Partial<HalveSpec>])[] = [

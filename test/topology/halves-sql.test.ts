@@ -219,6 +219,7 @@ test('what is replicated waits for the row’s own insertion, when that is prepa
 });
 
 test('a transaction that does not see a row that was filled in meanwhile does not leave it behind', async () => {
+  for (const sql of baseHalfSql(TABLE, split, true)) await db.query(sql);
   await db.query('TRUNCATE documents_hot');
   const old = await connect('app');
   try {
@@ -237,6 +238,24 @@ test('a transaction that does not see a row that was filled in meanwhile does no
     await old.end();
   }
   expect((await hot()).map(([, id, views]) => [id, views])).toEqual([['a', '5']]);
+});
+
+test('when all is filled in, what is not there is on another shard, and is not written here', async () => {
+  for (const isolation of ['READ COMMITTED', 'REPEATABLE READ'])
+    for (const write of [`UPDATE documents SET views = 5 WHERE id = 'a'`, `DELETE FROM documents WHERE id = 'a'`]) {
+      await db.query('DELETE FROM documents_hot');
+      await db.query(`BEGIN ISOLATION LEVEL ${isolation}`);
+      await expect(db.query(write)).rejects.toMatchObject({ code: 'SH001' });
+      await db.query('ROLLBACK');
+      await db.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM documents');
+      const other = await connect('postgres');
+      await other
+        .query('INSERT INTO documents_hot SELECT tenant_id, id, views, seen, extra FROM documents')
+        .finally(() => other.end());
+      await expect(db.query(write)).rejects.toMatchObject({ code: '40001' });
+      await db.query('ROLLBACK');
+    }
+  expect((await hot()).map(([, id]) => id)).toEqual(['a', 'b']);
 });
 
 test('without the table beside it, the hot table takes what is replicated; and all of it goes again', async () => {

@@ -424,7 +424,6 @@ const SPREAD: readonly (readonly [sql: string, together: string, apart: string, 
   ['COPY documents FROM STDIN', 'refused', 'refused', 'refused', 'refused'],
   ['TRUNCATE documents', 'refused', 'refused', 'refused', 'refused'],
   ['LOCK TABLE documents', 'refused', 'refused', 'refused', 'refused'],
-  ['ALTER TABLE documents ADD x int', 'refused', 'refused', 'refused', 'refused'],
   ['SELECT * FROM seen', 'refused', 'refused', 'refused', 'refused'],
 ];
 
@@ -456,6 +455,49 @@ describe('the hot table by its name', () => {
         'refused 0A000: "documents_hot" has columns of "documents", and is not to be changed by its own name',
       );
     }
+  });
+});
+
+describe('DDL on a table whose columns are split, or on the table that has them, wherever they are', () => {
+  it.each([
+    'ALTER TABLE documents ADD x int',
+    'ALTER TABLE documents ALTER views TYPE bigint, SET (fillfactor = 50)',
+    'ALTER TABLE documents_hot ADD CHECK (views > 0)',
+    'ALTER TABLE public.documents ENABLE ROW LEVEL SECURITY',
+    'ALTER TABLE documents RENAME views TO seen',
+    'ALTER TABLE documents RENAME TO texts',
+    'ALTER TABLE documents SET SCHEMA other',
+    'CREATE TRIGGER t BEFORE INSERT ON documents FOR EACH ROW EXECUTE FUNCTION f()',
+    'DROP TRIGGER t ON documents',
+    'CREATE POLICY p ON documents USING (true)',
+    'CREATE RULE r AS ON DELETE TO documents DO INSTEAD NOTHING',
+    'CREATE UNIQUE INDEX ON documents (tenant_id, title)',
+    'CREATE TABLE more () INHERITS (documents)',
+    'DROP TABLE notes, documents CASCADE',
+    'DROP TABLE documents_hot',
+    'DROP SCHEMA public CASCADE',
+    'GRANT SELECT ON documents TO reader',
+    'REVOKE ALL ON notes, documents_hot FROM reader',
+    'GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader',
+  ])('%s is refused', (sql) => {
+    for (const topology of [SOLE, TOGETHER, APART])
+      expect(summary(routed(topology, sql))).toMatch(
+        /^refused 0A000: cannot change table "documents(_hot)?" while columns of "documents" are in a table of their own$/,
+      );
+  });
+
+  it.each([
+    'CREATE INDEX ON documents (title)',
+    'ALTER TABLE documents SET (fillfactor = 50)',
+    "COMMENT ON TABLE documents IS 'x'",
+    'ANALYZE documents',
+    'VACUUM documents_hot',
+    'ALTER TABLE notes ADD x int',
+    'DROP TABLE notes',
+    'GRANT SELECT ON notes TO reader',
+    'GRANT USAGE ON SCHEMA public TO reader',
+  ])('%s is as on any table', (sql) => {
+    expect(summary(routed(SOLE, sql))).not.toMatch('refused');
   });
 });
 
