@@ -7,7 +7,7 @@ import { giveBack } from '../session/give-back.js';
 import { queueNotice } from '../session/queue-notice.js';
 import { lost } from '../session/refusals.js';
 import { applySettings } from '../session/server-settings.js';
-import { checkDeferred, type SpreadBlock } from '../session/spread-block.js';
+import { checkDeferred, checkNames, type SpreadBlock } from '../session/spread-block.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { IDLE } from '../wire/transaction-status.js';
 
@@ -52,9 +52,11 @@ export async function acquireAll(
     activity.assignments += 1;
     backend.attach(owner);
     backends.push(backend);
-    // What the block has set is said on top of these, and compared with what the client was told then.
-    if (block !== null && block.opening.length > 0) await applySettings(backend, settings.outside);
-    else if (!(await lease.serverSettings.adopt(backend))) return false;
+    if (block !== null && (!block.deferred || block.opening.length > 0)) {
+      await applySettings(backend, settings.outside);
+      // What the block has set is said on top of these, and compared with what the client was told then.
+      if (block.opening.length === 0) checkNames(backend, session);
+    } else if (!(await lease.serverSettings.adopt(backend))) return false;
   }
   const { transaction, span } = lease;
   const [first] = backends;

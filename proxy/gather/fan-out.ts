@@ -7,7 +7,8 @@ import type { Analyzed } from '../router/route.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
-import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import { lost } from '../session/refusals.js';
+import { allDone, beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -92,7 +93,7 @@ export class FanOut implements BackendOwner, SpreadRun {
       const others = this.#shards.filter((shard) => block?.writers.has(shard) !== true);
       if (!(await acquireAll(session, this, others, topology, this.#own, signal, block))) return false;
       if (block !== null) {
-        if (block.opening.length > 0) await this.#begin(block);
+        if (block.opening.length > 0 || !block.deferred) await this.#begin(block, signal);
         for (const shard of this.#shards)
           lent.push(...(block.writers.get(shard) ? [block.writers.get(shard) as Backend] : []));
         lend(session, lent, this);
@@ -107,13 +108,19 @@ export class FanOut implements BackendOwner, SpreadRun {
     }
   }
 
-  /** So that the block's settings are in force. */
-  async #begin(block: SpreadBlock): Promise<void> {
-    await Promise.all(this.#own.map((backend) => beginLike(block, backend, BEGIN, this.#session))).catch(
+  /** So that the block's settings are in force, and nobody waits for its locks for ever. */
+  async #begin(block: SpreadBlock, signal: AbortSignal): Promise<void> {
+    let failure: unknown = null;
+    await allDone(this.#own.map((backend) => beginLike(block, backend, BEGIN, this.#session))).catch(
       (error: unknown) => {
-        throw asServerError(error);
+        failure = asServerError(error);
       },
     );
+    // What came meanwhile, nobody is told of any more: nothing ran on the connections that it hit, perhaps.
+    signal.throwIfAborted();
+    const gone = this.#own.find((backend) => backend.lost !== null);
+    if (gone?.lost) throw lost(gone.shard, gone.lost);
+    if (failure !== null) throw failure;
   }
 
   /** The client reads too slowly. */

@@ -14,7 +14,14 @@ import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { RefusedError } from '../session/refusals.js';
-import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import {
+  allDone,
+  beginLike,
+  boundOutside,
+  boundWorded,
+  type SpreadBlock,
+  spreadBlock,
+} from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -191,12 +198,13 @@ export class Gather implements BackendOwner, SpreadRun {
     await Promise.all(this.#own.map(rollBack));
   }
 
-  /** Runs something on the workspace with the settings of the client's block, where it has some of its own. */
+  /** Runs something on the workspace with the settings of the client's block, where it has some of its own, and with its bound where it may hold locks. */
   async #asInBlock<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#block === null || this.#block.opening.length === 0) return work();
+    const block = this.#block;
+    if (block === null || (block.deferred && block.opening.length === 0)) return work();
     const workspace = this.#workspace;
     try {
-      await beginLike(this.#block, workspace, BEGIN, this.#session);
+      await beginLike(block, workspace, BEGIN, this.#session);
       return await work();
     } finally {
       await rollBack(workspace);
@@ -273,7 +281,8 @@ export class Gather implements BackendOwner, SpreadRun {
   async #fromRows(program: GatherProgram): Promise<void> {
     const passes = program.filtersByParameters && this.#mayPassParameters;
     this.#passesParameters = passes;
-    const filtered = passes || !program.filtersByParameters;
+    const filtered =
+      (passes || !program.filtersByParameters) && program.tables.some((t) => t.filter !== null || isHalved(t));
     if (program.readsHome && this.#block?.writers.has(this.#placement.topology.home) === true) throw writtenAtHome();
     try {
       await this.#bringWhole(program.tables, filtered);
@@ -474,6 +483,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const workspace = this.#workspace;
     const session = this.#session;
     if (halves !== null) {
+      await allDone([...readers, workspace].map((backend) => boundOutside(this.#block, backend)));
       await halves.ahead([...readers, workspace]);
       await Promise.all(readers.map((reader) => reader.runInternal(BEGIN_READING)));
       await halves.inSnapshots(readers);
@@ -483,7 +493,7 @@ export class Gather implements BackendOwner, SpreadRun {
       return readers;
     }
     this.#saved = mayFail && this.#lent.length > 0;
-    await Promise.all([
+    await allDone<unknown>([
       beginLike(this.#block, workspace, BEGIN, session),
       ...readers.map((reader) => beginLike(this.#block, reader, BEGIN_READING, session)),
       ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(SAVE)) : []),

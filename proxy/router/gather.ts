@@ -15,7 +15,7 @@ const TELLING = new Set([
   'txid_current_if_assigned',
 ]);
 /** Settings that the workspace has of its own. */
-const OWN_SETTINGS = /^(transaction_|idle_in_transaction_)/i;
+const OWN_SETTINGS = /^(transaction_|idle_in_transaction_|lock_timeout$)/i;
 
 /**
  * Whether a query can be answered by the home shard once it has the rows of all its sharded tables, in temporary tables of their names: null; or why not. All it

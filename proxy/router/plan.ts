@@ -65,6 +65,7 @@ function planQuery(statement: Node, command: string, context: Context): Statemen
     ...(a.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(a.executesText ? { executesText: true as const } : {}),
     ...(a.ofLiterals ? { ofLiterals: true as const } : {}),
+    ...(settings?.some((c) => c.local) ? { setsLocally: true as const } : {}),
     ...(a.notifies ? { notifies: true as const } : {}),
     ...(a.showsChannels ? { showsChannels: true as const } : {}),
     ...(leavesNothing(a) && a.setConfigCalls.length === 0 && target.kind !== 'sole' ? { plain: true as const } : {}),

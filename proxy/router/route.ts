@@ -39,6 +39,8 @@ export interface StatementPlan {
   readonly temporary?: true;
   /** The plan depends on the literals of the text, so that it is not the template's. */
   readonly ofLiterals?: true;
+  /** Calls set_config for the transaction alone. */
+  readonly setsLocally?: true;
   /** Calls pg_notify. */
   readonly notifies?: true;
   /** Calls pg_listening_channels, which tells of the server connection. */

@@ -137,6 +137,7 @@ export function planUtility(statement: Node, context: Context, plan: Planner): S
       ...(inner.effect?.kind === 'execute' ? { showsPrepared: true } : {}),
       ...(runs && inner.unsureOfState ? { unsureOfState: true } : {}),
       ...(runs && inner.executesText ? { executesText: true } : {}),
+      ...(runs && inner.setsLocally ? { setsLocally: true } : {}),
       ...(runs && inner.forbidden ? { forbidden: inner.forbidden } : {}),
     });
   }
@@ -408,6 +409,7 @@ function traits(inner: StatementPlan): Partial<StatementPlan> {
     ...setsOff(inner),
     ...(inner.unsureOfState ? { unsureOfState: true as const } : {}),
     ...(inner.executesText ? { executesText: true as const } : {}),
+    ...(inner.setsLocally ? { setsLocally: true as const } : {}),
     ...(inner.showsPrepared ? { showsPrepared: true as const } : {}),
     ...(inner.notifies ? { notifies: true as const } : {}),
     ...(inner.showsChannels ? { showsChannels: true as const } : {}),

@@ -6,19 +6,22 @@ const BYTES = 64 * 1024;
 
 /** What has made a transaction what it is, apart from rows: said again on another shard, it opens the same transaction there. */
 export class Prelude {
-  /** BEGIN, SAVEPOINT, SET … in order. */
+  /** BEGIN, SAVEPOINT, SET … in order, the first BEGIN before all. */
   readonly texts: Buffer[];
   /** What would be missing there, so that the transaction cannot have a part on another shard; null: nothing. */
   tied: string | null;
+  /** Those of `texts` that are BEGIN: more than one, when the others did nothing but change its modes. */
+  readonly begins: Set<Buffer>;
   /** Settings are among it. */
   sets: boolean;
   #bytes = 0;
   /** The savepoint that the last of `texts` has set; null: that is another statement. */
   #last: string | null = null;
 
-  /** @param of a transaction that has done more than these by now */
+  /** @param texts BEGIN, or some of `of` @param of a transaction that has done more than these by now */
   constructor(texts: readonly Buffer[] = [], of: Prelude | null = null) {
     this.texts = [...texts];
+    this.begins = new Set(of?.begins ?? texts);
     this.tied = of?.tied ?? null;
     this.sets = of?.sets ?? false;
     for (const text of texts) this.#bytes += text.length;
@@ -47,8 +50,16 @@ export class Prelude {
       return true;
     }
     if (effect.kind === 'rollback-to' && effect.name === this.#last) return true;
-    this.texts.push(text);
     this.#bytes += text.length;
+    if (effect.kind === 'begin') {
+      this.begins.add(text);
+      // What stood before it in its message is in its transaction, as nothing is that is said before it elsewhere.
+      if (this.begins.size === 1) {
+        this.texts.unshift(text);
+        return true;
+      }
+    }
+    this.texts.push(text);
     this.#last = effect.kind === 'savepoint' ? effect.name : null;
     return true;
   }

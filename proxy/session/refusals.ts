@@ -17,6 +17,13 @@ export function checkAgain(times: number): void {
   });
 }
 
+/** Its values are known to the server alone: SET LOCAL says the same, and is said again elsewhere. */
+export const SETS_LOCALLY = 'set_config';
+
+/** What to do about what ties a transaction; null: nothing that helps in all cases. */
+export const hintForTie = (tied: string | null): string | null =>
+  tied === SETS_LOCALLY ? 'Use SET LOCAL in place of set_config(…, true).' : null;
+
 /** What ties a session to its server connection. */
 export interface Ties {
   /** Why it is pinned; null: it is not. */
@@ -46,9 +53,10 @@ export function checkMove(from: ShardName, to: ShardName, ties: Ties): void {
       `the transaction runs on shard "${from}"${ties.tied === null ? '' : ` (${ties.tied})`}, and ${belongs}`,
       {
         hint:
-          ties.keyspaces.length < 2
+          hintForTie(ties.tied) ??
+          (ties.keyspaces.length < 2
             ? 'Keep each transaction to the keys of one shard.'
-            : `Keep each transaction to the keys of one shard: the rows of keyspaces ${inWords(ties.keyspaces)} are not on the same.`,
+            : `Keep each transaction to the keys of one shard: the rows of keyspaces ${inWords(ties.keyspaces)} are not on the same.`),
       },
     );
   if (ties.batch)

@@ -3,9 +3,11 @@ import type { Backend } from '../backend/backend.js';
 import { asServerError } from '../backend/internal-statement.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { answeredAtOnce } from './answer-limit.js';
 import type { ClientSession } from './client-session.js';
 import { type Execution, planOf } from './placement.js';
-import { RefusedError } from './refusals.js';
+import type { Prelude } from './prelude.js';
+import { hintForTie, lost, RefusedError } from './refusals.js';
 import { checkIsolation } from './span.js';
 import { tells } from './statement-ties.js';
 import type { Transaction } from './transaction.js';
@@ -16,9 +18,15 @@ import type { Transaction } from './transaction.js';
 /** How long a statement waits for a lock on other connections while its block may hold some, ms: who waits for those may have it, and no server sees that. */
 const LOCK_MS = 10_000;
 
-const BOUND = Buffer.from(
-  `SELECT pg_catalog.set_config('lock_timeout', '${LOCK_MS}', true) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int NOT BETWEEN 1 AND ${LOCK_MS}`,
-);
+const bound = (local: boolean) =>
+  encodeQuery(
+    `SELECT pg_catalog.set_config('lock_timeout', '${LOCK_MS}', ${local}) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int NOT BETWEEN 1 AND ${LOCK_MS}`,
+  );
+const BOUND = bound(true);
+const BOUND_OUTSIDE = bound(false);
+
+/** Transactions of one statement wait for each other, whatever the block's settings say, which is not their client's idleness. */
+const NEVER_IDLE = encodeQuery('SET LOCAL idle_in_transaction_session_timeout = 0');
 
 /** The isolation level; what has changed or locked rows has a transaction id, and so has what holds a table for itself. */
 const STATE = encodeQuery(
@@ -34,7 +42,7 @@ export interface SpreadBlock {
   readonly deferred: boolean;
   /** Its connections to shards on which it has written, perhaps. */
   readonly writers: ReadonlyMap<ShardName, Backend>;
-  /** What a transaction on another connection says first, to be like it; empty: nothing. */
+  /** What a transaction on another connection says first, to have its settings; empty: nothing. */
   readonly opening: readonly Buffer[];
 }
 
@@ -43,7 +51,7 @@ export function checkSpread(transaction: Transaction, executions: readonly Execu
   const { tied } = transaction.said;
   if (tied !== null)
     throw new RefusedError('0A000', `a statement for several shards cannot run in a transaction with ${tied}`, {
-      hint: 'Run it before the transaction or behind its end, or give it a key.',
+      hint: hintForTie(tied) ?? 'Run it before the transaction or behind its end, or give it a key.',
     });
   // What a query sets off is of its policies and views: nothing gives a column its default.
   if (executions.some((execution) => tells(execution) || planOf(execution)?.setsOffTelling !== undefined))
@@ -65,11 +73,17 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
   const { lease, services } = session;
   const { transaction } = lease;
   if (transaction === null) return null;
-  const opening = transaction.said.sets ? settingsOf(transaction.prelude) : [];
+  const opening = transaction.said.sets ? settingsOf(transaction.said) : [];
   if (transaction.deferred) return { deferred: true, writers: new Map(), opening };
   const branches = lease.branches;
-  const states = await Promise.all(branches.map((backend) => backend.value(STATE))).catch((error: unknown) => {
-    throw asServerError(error);
+  const states = await allDone(
+    branches.map((backend) => {
+      const { connectTimeoutMs } = services.pool(backend.shard).options;
+      return answeredAtOnce(backend, connectTimeoutMs, () => backend.value(STATE));
+    }),
+  ).catch((error: unknown) => {
+    const gone = branches.find((backend) => backend.lost !== null);
+    throw gone?.lost ? lost(gone.shard, gone.lost) : asServerError(error);
   });
   const writers = new Map<ShardName, Backend>();
   for (const [i, backend] of branches.entries()) {
@@ -78,7 +92,6 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
     if (state !== undefined) writers.set(backend.shard, backend);
     if (state === 'locks' && backend.shard === services.live.current.home) throw locksTables();
   }
-  if (!transaction.clean || lease.span !== null) opening.push(BOUND);
   return { deferred: false, writers, opening };
 }
 
@@ -99,18 +112,39 @@ export async function beginLike(
   session: Pick<ClientSession, 'lookup'>,
 ): Promise<void> {
   await backend.runInternal(sql);
-  if (block === null || block.opening.length === 0) return;
+  if (block === null) return;
   for (const text of block.opening) await backend.runInternal(encodeQuery(text));
+  if (!block.deferred) await backend.runInternal(BOUND);
+  if (block.opening.length === 0) return;
+  await backend.runInternal(NEVER_IDLE);
   await backend.refreshSearchPath();
+  checkNames(backend, session);
+}
+
+/** @throws RefusedError when names mean something else there */
+export function checkNames(backend: Backend, session: Pick<ClientSession, 'lookup'>): void {
   if (session.lookup.agrees(backend.connection.parameters)) return;
   throw new RefusedError('0A000', `shard "${backend.shard}" does not agree on search_path or client_encoding`, {
     hint: 'Make the same ALTER ROLE … SET and ALTER DATABASE … SET on every shard.',
   });
 }
 
+/** Bounds the waits of a connection outside of transactions, too, until its settings are put in force anew. */
+export async function boundOutside(block: SpreadBlock | null, backend: Backend): Promise<void> {
+  if (block === null || block.deferred) return;
+  backend.settings = null;
+  await backend.runInternal(BOUND_OUTSIDE);
+}
+
+/** Waits for all of these, whatever becomes of some: nothing goes on behind a failure. @throws the first failure */
+export async function allDone<T>(works: readonly Promise<T>[]): Promise<T[]> {
+  await Promise.allSettled(works);
+  return Promise.all(works);
+}
+
 /** What the client is told that waited for a lock for too long. */
 export function boundWorded(block: SpreadBlock, fields: ErrorFields): ErrorFields {
-  if (fields.sqlstate !== '55P03' || block.opening.at(-1) !== BOUND) return fields;
+  if (fields.sqlstate !== '55P03' || block.deferred) return fields;
   return {
     ...fields,
     hint: `Inside of a transaction that may hold locks, a statement over several shards waits ${LOCK_MS} ms at most for a table. Run the transaction again.`,
@@ -118,8 +152,9 @@ export function boundWorded(block: SpreadBlock, fields: ErrorFields): ErrorField
 }
 
 /** What of the block's statements gives another transaction its settings. Its isolation level is another one on purpose. */
-function settingsOf([, ...texts]: readonly Buffer[]): Buffer[] {
-  const settings = texts.filter((text) => !/^\s*SET\s+(LOCAL\s+)?TRANSACTION\s/i.test(text.toString('latin1')));
+function settingsOf({ begins, texts }: Prelude): Buffer[] {
+  const others = texts.filter((text) => !begins.has(text));
+  const settings = others.filter((text) => !/^\s*SET\s+(LOCAL\s+)?TRANSACTION\s/i.test(text.toString('latin1')));
   if (!settings.some((text) => /\btransaction(_|\b)|characteristics/i.test(text.toString('latin1')))) return settings;
   throw new RefusedError(
     '0A000',

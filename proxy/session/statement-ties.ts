@@ -2,11 +2,11 @@ import { saysSettings } from '../router/function-settings.js';
 import type { StatementPlan } from '../router/route.js';
 import { tellsTransaction, valueTells } from '../router/telling.js';
 import { type Execution, planOf } from './placement.js';
+import { SETS_LOCALLY } from './refusals.js';
 
 // What statements mean for the transaction and the server connection that they run in. Pure.
 
 export const MAY_CHANGE_SETTINGS = 'a statement that may change settings';
-
 /** Whether these end the failure of a transaction, or of its savepoint, and then go on with rows. */
 export function revives(executions: readonly Execution[]): boolean {
   let alive = false;
@@ -31,11 +31,19 @@ export function tells(execution: Execution): boolean {
 }
 
 /** What a statement leaves in its transaction that can be neither had on another shard nor prepared; null: nothing. */
-export function tying({ command, executesText, kind, notifies, unsureOfState }: StatementPlan): string | null {
+export function tying({
+  command,
+  executesText,
+  kind,
+  notifies,
+  setsLocally,
+  unsureOfState,
+}: StatementPlan): string | null {
   if (command.startsWith('DECLARE')) return 'a cursor';
   if (command === 'NOTIFY' || notifies === true) return 'NOTIFY';
   if (command === 'SET CONSTRAINTS') return command;
   if (kind === 'ddl') return 'DDL';
+  if (setsLocally === true) return SETS_LOCALLY;
   return unsureOfState === true || executesText === true ? MAY_CHANGE_SETTINGS : null;
 }
 

@@ -142,6 +142,17 @@ const CONVERSATIONS: readonly Conversation[] = [
       ['Z', Q('SELECT count(*) FROM tenants')],
       ['Z', Q('ROLLBACK')],
       ['Z', Q(`SELECT max('2024-02-01'::date) FROM tenants`)],
+      ['Z', Q(`SET LOCAL my.own = '9'; BEGIN`)],
+      ['Z', Q(`SELECT max(current_setting('my.own')) FROM tenants`)],
+      ['Z', order(1, 1)],
+      ['Z', Q(`SELECT max(current_setting('my.own')) FROM tenants`)],
+      ['Z', order(150, 2)],
+      ['Z', Q(`SELECT current_setting('my.own') FROM tenants WHERE tenant_id = 150`)],
+      ['Z', Q('ROLLBACK')],
+      ['Z', Q('BEGIN; BEGIN')],
+      ['Z', Q(`SET LOCAL my.own = '10'`)],
+      ['Z', Q(`SELECT max(current_setting('my.own')) FROM tenants`)],
+      ['Z', Q('ROLLBACK')],
       ['Z', Q('START TRANSACTION')],
       ['Z', Q('SET TRANSACTION ISOLATION LEVEL READ COMMITTED')],
       ['Z', Q(COUNT)],
@@ -176,14 +187,16 @@ beforeAll(async () => {
     `${SHOP_SCHEMA} ${TYPES} ${grants}; INSERT INTO countries VALUES ('at', 'Austria'), ('ch', 'Switzerland')`,
   );
   const dated = `CREATE TABLE dated (tenant_id bigint PRIMARY KEY); ALTER TABLE dated ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON dated USING (CURRENT_DATE > '2000-01-01');
-    CREATE VIEW moment AS SELECT CURRENT_TIMESTAMP AS at`;
+    CREATE VIEW moment AS SELECT CURRENT_TIMESTAMP AS at;
+    CREATE TABLE judged (tenant_id bigint PRIMARY KEY); ALTER TABLE judged ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON judged USING (1 / (tenant_id - 151) < 5)`;
   for (const shard of [0, 1] as const) await s.onShard(shard, `${TYPES} ${dated}; ${grants}`);
   const registry = new Registry(s.catalog, 'test');
-  for (const table of ['kinds', 'Größe', 'parts', 'dated'])
+  for (const table of ['kinds', 'Größe', 'parts', 'dated', 'judged'])
     await registry.addTable({ table: { schema: 'public', table }, keyspace: 'main', keyColumns: ['tenant_id'] });
   const home = `INSERT INTO settings VALUES ('a', '1'), ('b', '2'); INSERT INTO archive.orders VALUES (1, 1, 'archived')`;
   for (const run of [onWhole, (sql: string) => s.onShard(0, sql)]) await run(`${home}; ${rowsOf(1, 100)}`);
   for (const run of [onWhole, (sql: string) => s.onShard(1, sql)]) await run(rowsOf(101, 200));
+  await s.onShard(1, 'INSERT INTO judged VALUES (151)');
   await s.reloaded();
   const asApp = new URL(url);
   asApp.username = 'app';
@@ -299,6 +312,11 @@ describe('what a block cannot have is refused', () => {
       'a statement for several shards cannot run in a transaction with DDL',
     ],
     [
+      'settings of its own that were made by set_config',
+      ['BEGIN', `SELECT set_config('my.own', '7', true)`],
+      'a statement for several shards cannot run in a transaction with set_config',
+    ],
+    [
       'a table of the home shard that it holds for itself',
       ['BEGIN', 'LOCK TABLE settings'],
       'a statement for several shards cannot run in a transaction that holds an ACCESS EXCLUSIVE lock on the home shard',
@@ -324,6 +342,23 @@ describe('what a block cannot have is refused', () => {
       message: expect.stringContaining('that uses the time or the id of its transaction'),
     });
     await client.query('ROLLBACK');
+  });
+
+  it('a part on another shard, behind set_config', async () => {
+    await client.query(`BEGIN; INSERT INTO orders VALUES (1, 77, 'own')`);
+    await client.query('SELECT set_config($1, $2, true)', ['my.own', '7']);
+    await expect(client.query(`INSERT INTO orders VALUES (150, 77, 'own')`)).rejects.toMatchObject({
+      code: '0A000',
+      message: expect.stringContaining('(set_config)'),
+      hint: 'Use SET LOCAL in place of set_config(…, true).',
+    });
+    await client.query('ROLLBACK');
+  });
+
+  it('how long its server waits for locks', async () => {
+    await expect(
+      client.query(`SELECT count(DISTINCT name), current_setting('lock_timeout') FROM tenants`),
+    ).rejects.toMatchObject({ code: '0A000' });
   });
 
   it('rows of the home shard alone, behind a write there', async () => {
@@ -426,6 +461,35 @@ describe('a block whose query waits', () => {
     await quiet();
     expect(await s.onShard(1, `SELECT FROM tenants WHERE name LIKE '%!'`)).toEqual([]);
     expect((await client.query('SELECT count(*) FROM tenants')).rows).toEqual([{ count: '200' }]);
+  });
+
+  it('does not wait for ever for who waits for its block', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query('SELECT count(*) FROM settings');
+    const other = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+    await other.connect();
+    await other.query('BEGIN');
+    const altered = other.query('ALTER TABLE settings ADD COLUMN more int');
+    const blocked = `SELECT FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE settings%' AND wait_event_type = 'Lock'`;
+    await waitFor(async () => (await s.onShard(0, blocked)).length === 1, { what: 'the other to wait' });
+    await expect(
+      c.query('SELECT count(DISTINCT qty), (SELECT count(*) FROM settings) FROM items'),
+    ).rejects.toMatchObject({ code: '55P03', hint: expect.stringContaining('waits 10000 ms at most') });
+    await c.query('ROLLBACK');
+    await altered;
+    await other.end();
+    await c.end();
+    await quiet();
+  });
+
+  it('fails as a shard does that it has written on, where nothing is left out', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query(OWN);
+    await expect(c.query('SELECT count(DISTINCT tenant_id) FROM judged')).rejects.toMatchObject({ code: '22012' });
+    await c.query('ROLLBACK');
+    await c.end();
   });
 
   it('does not wait for the connections of others that do the same', async () => {
