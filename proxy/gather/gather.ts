@@ -32,7 +32,13 @@ import {
   PARSE_COMPLETE,
   rowsOfTag,
 } from '../wire/backend.js';
-import { decodeErrorFields, type ErrorFields, encodeErrorResponse, isFatal } from '../wire/error-response.js';
+import {
+  decodeErrorFields,
+  type ErrorFields,
+  encodeErrorResponse,
+  isFatal,
+  ServerError,
+} from '../wire/error-response.js';
 import {
   type BindMessage,
   COPY_DONE,
@@ -178,7 +184,8 @@ export class Gather implements BackendOwner, SpreadRun {
         });
       this.#program = program;
       await this.#asInBlock(() => this.#describe()).catch((error: unknown) => {
-        throw asServerError(error);
+        const told = asServerError(error);
+        throw block !== null && told instanceof ServerError ? new ServerError(boundWorded(block, told.fields)) : told;
       });
       await this.#answer(program);
       return true;

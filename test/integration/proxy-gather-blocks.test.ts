@@ -463,11 +463,40 @@ describe('a block whose query waits', () => {
     expect((await client.query('SELECT count(*) FROM tenants')).rows).toEqual([{ count: '200' }]);
   });
 
+  it('loses a server while another is told its settings', async () => {
+    const c = await s.connect();
+    await c.query('BEGIN');
+    await c.query(`SET LOCAL default_text_search_config = 'pg_catalog.simple'`);
+    const holder = new pg.Client({ connectionString: s.clusters[1].url('shop') });
+    holder.on('error', () => undefined);
+    await holder.connect();
+    // Where the setting is looked up.
+    await holder.query('BEGIN; LOCK TABLE pg_ts_config');
+    const answer = c.query(UNION).then(
+      () => 'answered',
+      ({ code }: pg.DatabaseError) => code,
+    );
+    await waiting(1);
+    const told = `SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND state = 'idle in transaction' AND query NOT LIKE '%transaction_isolation%'`;
+    const pid = await waitFor(async () => (await s.onShard<{ pid: number }>(0, told))[0]?.pid, {
+      what: 'the other server to have been told',
+    });
+    await s.onShard(0, `SELECT pg_terminate_backend(${pid}, 10000)`);
+    await holder.end();
+    expect(await answer).toBe('57P01');
+    await expect(c.query('SELECT 1')).rejects.toMatchObject({ code: '25P02' });
+    await c.query('ROLLBACK');
+    expect((await c.query(UNION)).rowCount).toBe(0);
+    await c.end();
+    await quiet();
+  });
+
   it('does not wait for ever for who waits for its block', async () => {
     const c = await s.connect();
     await c.query('BEGIN');
     await c.query('SELECT count(*) FROM settings');
     const other = new pg.Client({ connectionString: s.clusters[0].url('shop') });
+    other.on('error', () => undefined);
     await other.connect();
     await other.query('BEGIN');
     const altered = other.query('ALTER TABLE settings ADD COLUMN more int');
