@@ -124,6 +124,9 @@ describe('routing', () => {
   });
 });
 
+/** What no key tells the shard of: a row may leave its shard. */
+const REFUSED = 'UPDATE tenants SET tenant_id = tenant_id + 1000';
+
 describe('transactions', () => {
   it('opens the transaction on the shard of its first key', async () => {
     const c = await s.connect();
@@ -146,7 +149,7 @@ describe('transactions', () => {
     await seed(c);
     await c.query('BEGIN');
     await c.query(`UPDATE tenants SET name = 'lost' WHERE tenant_id = 1`);
-    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
+    expect(await sqlstate(c.query(REFUSED))).toBe('0A000');
     expect(await sqlstate(c.query('SELECT 1'))).toBe('25P02');
     expect((await c.query('COMMIT')).command).toBe('ROLLBACK');
     expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 1')).toEqual([{ name: 't1' }]);
@@ -158,7 +161,7 @@ describe('transactions', () => {
     await c.query('BEGIN');
     await c.query(`UPDATE tenants SET name = 'kept' WHERE tenant_id = 1`);
     await c.query('SAVEPOINT a');
-    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
+    expect(await sqlstate(c.query(REFUSED))).toBe('0A000');
     await c.query('ROLLBACK TO a');
     await c.query('COMMIT');
     expect(await s.onShard(0, 'SELECT name FROM tenants WHERE tenant_id = 1')).toEqual([{ name: 'kept' }]);
@@ -169,7 +172,7 @@ describe('transactions', () => {
     expect((await c.query('BEGIN')).command).toBe('BEGIN');
     expect((await c.query('COMMIT')).command).toBe('COMMIT');
     await c.query('BEGIN');
-    expect(await sqlstate(c.query('SELECT count(*) FROM tenants'))).toBe('0A000');
+    expect(await sqlstate(c.query(REFUSED))).toBe('0A000');
     expect(await sqlstate(c.query('SELECT 1'))).toBe('25P02');
     expect((await c.query('ROLLBACK')).command).toBe('ROLLBACK');
     expect((await c.query('SELECT 1 AS x')).rows).toEqual([{ x: 1 }]);
@@ -483,14 +486,13 @@ describe('what names in SQL mean', () => {
 });
 
 describe('a refusal behind a BEGIN that came with it', () => {
-  const REFUSED = 'SELECT count(*) FROM tenants';
   const run = (sql: string) => [P('', sql), B('', ''), E('')];
 
   it.each([
     ['Query', [Q(`BEGIN; ${REFUSED}; COMMIT`)], 'C E Z:E'],
     ['Query with more before', [Q(`START TRANSACTION; SELECT 1; ${REFUSED}`)], 'C E Z:E'],
     ['Query that has ended the transaction', [Q(`BEGIN; COMMIT; ${REFUSED}`)], 'E Z:I'],
-    ['batch', [...run('BEGIN'), ...run(REFUSED), ...run('COMMIT'), S], '1 2 C 1 E Z:E'],
+    ['batch', [...run('BEGIN'), ...run(REFUSED), ...run('COMMIT'), S], '1 2 C E Z:E'],
     [
       'batch that changes something',
       [...run('BEGIN'), ...run(`INSERT INTO settings VALUES ('a', 'b')`), ...run(REFUSED), S],
