@@ -4,11 +4,12 @@ import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
 import { Narrowable } from '../router/narrow.js';
 import type { Analyzed } from '../router/route.js';
+import { allDone } from '../session/all-done.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { lost } from '../session/refusals.js';
-import { allDone, beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,

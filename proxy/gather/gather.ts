@@ -10,18 +10,12 @@ import { fetches, type GatheredTable, type GatherProgram, PARAMETER, partials } 
 import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
+import { allDone } from '../session/all-done.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { RefusedError } from '../session/refusals.js';
-import {
-  allDone,
-  beginLike,
-  boundOutside,
-  boundWorded,
-  type SpreadBlock,
-  spreadBlock,
-} from '../session/spread-block.js';
+import { beginLike, boundOutside, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -41,9 +35,7 @@ import {
 } from '../wire/error-response.js';
 import {
   type BindMessage,
-  COPY_DONE,
   encodeBind,
-  encodeCopyFail,
   encodeDescribe,
   encodeExecute,
   encodeParse,
@@ -52,11 +44,11 @@ import {
 } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
-import { agree, OBJECT_TYPES, objectsWithin, readAlike } from './column-types.js';
+import { agree, OBJECT_TYPES, objectsWithin } from './column-types.js';
 import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
 import { halvesInBlock, notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
-import { COPY_HEADER, COPY_TRAILER, RowRelay } from './row-relay.js';
+import { type Fetch, RowCopy } from './row-copy.js';
 
 /** What the client has sent. */
 export type GatherStatement =
@@ -113,22 +105,14 @@ export class Gather implements BackendOwner, SpreadRun {
   #shown: readonly FieldDescription[] = [];
   /** The query runs as it was sent, but for the names of its tables. */
   #fromItsText = false;
-  /** The shard whose rows go to the workspace now. */
-  #source: Backend | null = null;
-  #relay: RowRelay | null = null;
-  /** The workspace has been sent a row up to its middle. */
-  #torn = false;
-  #brought = 0;
+  /** Brings rows to the workspace. */
+  readonly #copy: RowCopy;
   #rows = 0;
   #abandoned = false;
   /** The client is told rows. */
   #answering = false;
   /** It has been told an error. */
   #failed = false;
-  /** What still comes is of no use. */
-  #stopped = false;
-  /** A shard has columns of other types than the workspace. */
-  #differs = false;
   /** The client's wish to go on. */
   #signal: AbortSignal | null = null;
 
@@ -143,6 +127,12 @@ export class Gather implements BackendOwner, SpreadRun {
     this.#placement = placement;
     this.#analyzed = analyzed;
     this.#statement = statement;
+    this.#copy = new RowCopy({
+      workspace: () => this.#workspace,
+      mostBytes: session.services.gatherBytes,
+      check: () => this.#checkGoing(),
+      cancel: () => this.#cancels.push(...cancelAll(this.backends, session.services.logger)),
+    });
   }
 
   get backends(): readonly Backend[] {
@@ -268,7 +258,7 @@ export class Gather implements BackendOwner, SpreadRun {
       // The answer is whole, whatever comes of this.
       if (!this.#failed) await this.#workspace.runInternal(COMMIT).catch(() => undefined);
     } catch (error) {
-      this.#stop();
+      this.#copy.stop();
       this.#fail(error);
     }
     if (this.#block === null) await session.settled();
@@ -294,13 +284,13 @@ export class Gather implements BackendOwner, SpreadRun {
     try {
       await this.#bringWhole(program.tables, filtered);
     } catch (error) {
-      if (!filtered || !isOfValues(error) || this.#isOver || this.#differs || this.#abandoned) throw error;
+      const { isOver, differs } = this.#copy;
+      if (!filtered || !isOfValues(error) || isOver || differs || this.#abandoned) throw error;
       // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
       await Promise.all(this.#cancels.splice(0));
       await this.#endAll();
       await this.#goBack();
-      this.#stopped = false;
-      this.#brought = 0;
+      this.#copy.again();
       this.#passesParameters = false;
       await this.#bringWhole(program.tables, false);
     }
@@ -324,7 +314,7 @@ export class Gather implements BackendOwner, SpreadRun {
       } catch (error) {
         if (!(error instanceof TornError)) throw error;
         await this.#endAll();
-        this.#brought = 0;
+        this.#copy.again();
         await passed(ms, undefined, this.#signal === null ? {} : { signal: this.#signal });
         this.#checkGoing();
       }
@@ -368,9 +358,9 @@ export class Gather implements BackendOwner, SpreadRun {
     await this.#create(name, form);
     this.#checkGoing();
     const together = sideBySide(of, ({ texts }) => texts.get(reader.shard) as string);
-    const fetched = this.#fetch(reader, together, types);
-    await this.#copy(encodeQuery(`COPY ${name} FROM STDIN (FORMAT binary)`), [fetched]).catch((error: unknown) => {
-      this.#stop();
+    const fetched = this.#copy.fetch(reader, this.#messages(together), types);
+    await this.#copy.into(name, [fetched]).catch((error: unknown) => {
+      this.#copy.stop();
       throw error;
     });
     for (const [i, brought] of of.entries()) {
@@ -500,7 +490,7 @@ export class Gather implements BackendOwner, SpreadRun {
       return readers;
     }
     this.#saved = mayFail && this.#lent.length > 0;
-    await allDone<unknown>([
+    await allDone([
       beginLike(this.#block, workspace, BEGIN, session),
       ...readers.map((reader) => beginLike(this.#block, reader, BEGIN_READING, session)),
       ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(SAVE)) : []),
@@ -534,7 +524,7 @@ export class Gather implements BackendOwner, SpreadRun {
   /** A cancel request may have come between two steps, when nothing was there to be canceled, and a limit may have been passed by the last rows of a step. */
   #checkGoing(): void {
     this.#signal?.throwIfAborted();
-    if (this.#stopped) throw new Error('what still comes is of no use');
+    if (this.#copy.stopped) throw new Error('what still comes is of no use');
   }
 
   /** With the columns of a query: names, types, collations. */
@@ -554,9 +544,9 @@ export class Gather implements BackendOwner, SpreadRun {
     const table = `pg_temp.${quoteIdent(name)}`;
     const fetched = readers
       .filter((reader) => texts.has(reader.shard))
-      .map((reader) => this.#fetch(reader, texts.get(reader.shard) as string, types));
+      .map((reader) => this.#copy.fetch(reader, this.#messages(texts.get(reader.shard) as string), types));
     const rows = await this.#take(table, texts, types, fetched).catch((error: unknown) => {
-      this.#stop();
+      this.#copy.stop();
       throw error;
     });
     await this.#finish(name, primaryKey, rows);
@@ -585,7 +575,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const own = isOwn ? texts.get(shard) : undefined;
     const rows = own === undefined ? 0 : await this.#takeOwn(table, own, types);
     if (fetched.length === 0) return rows;
-    return rows + (await this.#copy(encodeQuery(`COPY ${table} FROM STDIN (FORMAT binary)`), fetched));
+    return rows + (await this.#copy.into(table, fetched));
   }
 
   /**
@@ -597,93 +587,22 @@ export class Gather implements BackendOwner, SpreadRun {
     // Names of columns are those of the text.
     const names = types.map(({ name }) => quoteIdent(Buffer.from(name, 'latin1').toString('utf8')));
     const size = names.map((name) => `coalesce(pg_catalog.pg_column_size(${name}), 0)`).join(' + ');
-    const left = this.#session.services.gatherBytes - this.#brought;
+    const left = this.#session.services.gatherBytes - this.#copy.brought;
     const sized = `SELECT ${names.join(', ')}, pg_catalog.sum(${size}) OVER (ROWS UNBOUNDED PRECEDING) AS ${quoteIdent(OWN_SIZE)} FROM (${text}) o`;
     const checked = `CASE WHEN ${quoteIdent(OWN_SIZE)} > ${left} THEN CAST('${OWN_SIZE} ' || ${quoteIdent(OWN_SIZE)} AS bool) ELSE true END`;
     try {
       const tag = await workspace.runBatchInternal(
         this.#messages(`INSERT INTO ${table} SELECT ${names.join(', ')} FROM (${sized}) s WHERE ${checked}`),
       );
-      this.#brought += Number(
+      this.#copy.brought += Number(
         await workspace.value(encodeQuery(`SELECT pg_catalog.pg_table_size(${quoteLiteral(table)})`)),
       );
       return rowsOfTag(tag) ?? 0;
     } catch (error) {
       if (error instanceof InternalStatementError && decodeErrorFields(error.frame).message.includes(OWN_SIZE))
-        this.#brought = Number.POSITIVE_INFINITY;
+        this.#copy.brought = Number.POSITIVE_INFINITY;
       throw error;
     }
-  }
-
-  /** Asks a shard for rows, which wait there until they are let through. */
-  #fetch(reader: Backend, text: string, types: readonly FieldDescription[]): Fetch {
-    const relay = new RowRelay();
-    const early: Buffer[] = [];
-    reader.connection.pause();
-    const done = reader.runBatchInternal(this.#messages(text), {
-      rows: (slice) => {
-        if (this.#stopped) return;
-        const bytes = relay.convert(slice);
-        if (this.#source === reader) this.#pass(bytes);
-        else early.push(bytes);
-      },
-      replied: (type, frame) => {
-        if (type !== BACKEND.RowDescription || readAlike(decodeRowDescription(frame), types)) return;
-        this.#differs = true;
-        this.#stop();
-      },
-    });
-    // It may fail before its turn comes.
-    done.catch(() => undefined);
-    return { reader, relay, early, done };
-  }
-
-  /** @returns the number of rows */
-  async #copy(sql: Buffer, fetched: readonly Fetch[]): Promise<number> {
-    const workspace = this.#workspace;
-    const { opened, done: copied } = workspace.copyInternal(sql);
-    await opened;
-    const feed = async () => {
-      workspace.sendRaw(COPY_HEADER);
-      for (const { reader, relay, early, done } of fetched) {
-        this.#source = reader;
-        this.#relay = relay;
-        reader.connection.resume();
-        for (const bytes of early) this.#pass(bytes);
-        await done;
-        this.#checkGoing();
-      }
-      workspace.sendRaw(COPY_TRAILER);
-      workspace.sendRaw(COPY_DONE);
-    };
-    try {
-      await Promise.race([feed(), copied]);
-    } catch (error) {
-      this.#stop();
-      // In the middle of a row, whatever followed would be taken for the rest of it.
-      if (this.#torn) workspace.destroy();
-      else workspace.sendRaw(encodeCopyFail('the rows of a shard did not come'));
-      await copied.catch(() => undefined);
-      throw error;
-    } finally {
-      this.#source = null;
-    }
-    await copied;
-    return fetched.reduce((sum, { relay }) => sum + relay.rows, 0);
-  }
-
-  /** Rows of the current source. */
-  #pass(bytes: Buffer): void {
-    this.#brought += bytes.length;
-    if (this.#isOver) this.#stop();
-    if (this.#stopped) return;
-    // Of bytes that were kept, the last may be part of a row though others of them are not: then it is a connection the less.
-    this.#torn = this.#relay?.whole === false;
-    if (!this.#workspace.sendRaw(bytes)) this.#source?.connection.pause();
-  }
-
-  get #isOver(): boolean {
-    return this.#brought > this.#session.services.gatherBytes;
   }
 
   /** The query itself, as the workspace has its tables. */
@@ -739,7 +658,7 @@ export class Gather implements BackendOwner, SpreadRun {
   /** The client has gone: stop the shards. */
   abandon(): void {
     this.#abandoned = true;
-    this.#stop();
+    this.#copy.stop();
   }
 
   onReply(_backend: Backend, type: number, frame: Buffer): void {
@@ -795,7 +714,7 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   onWritable(backend: Backend): void {
-    if (backend === this.#workspace) this.#source?.connection.resume();
+    if (backend === this.#workspace) this.#copy.resume();
   }
 
   /** The query has failed before it was answered whole. */
@@ -803,9 +722,9 @@ export class Gather implements BackendOwner, SpreadRun {
     if (this.#failed || this.#abandoned) return;
     this.#failed = true;
     this.#tell(
-      this.#isOver
+      this.#copy.isOver
         ? tooMuch(this.#session.services.gatherBytes)
-        : wordsFor(this.#differs ? typesDiffer() : this.#signal?.aborted ? this.#signal.reason : error),
+        : wordsFor(this.#copy.differs ? typesDiffer() : this.#signal?.aborted ? this.#signal.reason : error),
     );
   }
 
@@ -813,12 +732,6 @@ export class Gather implements BackendOwner, SpreadRun {
   #tell(fields: ErrorFields): void {
     if (this.#block === null) this.#session.writeError(fields);
     else this.failure = boundWorded(this.#block, fields);
-  }
-
-  #stop(): void {
-    if (this.#stopped) return;
-    this.#stopped = true;
-    this.#cancels.push(...cancelAll(this.backends, this.#session.services.logger));
   }
 }
 
@@ -834,15 +747,6 @@ interface Brought {
 interface Formed extends Brought {
   readonly form: string;
   readonly columns: number;
-}
-
-/** Rows of one table that a shard has been asked for. */
-interface Fetch {
-  readonly reader: Backend;
-  readonly relay: RowRelay;
-  /** Rows that had been read before their turn came. */
-  readonly early: readonly Buffer[];
-  readonly done: Promise<string>;
 }
 
 /** What several statements give, as one: the rows of the n-th have true in `isn`, and are in the columns of its `columnNames`. */

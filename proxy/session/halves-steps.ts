@@ -5,6 +5,7 @@ import type { Halves } from '../router/route.js';
 import { decodeCommandComplete, decodeDataRow, rowsOfTag } from '../wire/backend.js';
 import { encodeBind, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
+import { allDone } from './all-done.js';
 import { RefusedError } from './refusals.js';
 
 // What is said to the two shards of a statement about both halves of rows. Values pass through here without being read.
@@ -108,7 +109,7 @@ export async function bring(
   const logging = backend.runInternal(LOG);
   const bringing = executions(backend, runs, BINARY);
   const taking = take(backend, table, split, []);
-  const [, found, written] = await inOrder([logging, bringing, taking]);
+  const [, found, written] = await allDone([logging, bringing, taking]);
   if (found.some(({ count }) => count !== 1)) throw changed();
   const brought = new Set(written.map(({ old }) => idOf(old)));
   return ({ old }) => brought.has(idOf(old));
@@ -251,17 +252,6 @@ async function rowsOf(backend: Backend, messages: readonly Buffer[], counts: num
   }
   if (rows.length > MOST_ROWS) throw tooMany();
   return rows;
-}
-
-/** Awaits all; the first in order that has failed is what went wrong. */
-export async function inOrder<T extends readonly unknown[]>(
-  work: readonly [...{ [K in keyof T]: Promise<T[K]> }],
-): Promise<T> {
-  const results = await Promise.allSettled(work);
-  return results.map((result) => {
-    if (result.status === 'rejected') throw result.reason;
-    return result.value;
-  }) as unknown as T;
 }
 
 const list = (names: readonly string[]) => names.map(quoteIdent).join(', ');

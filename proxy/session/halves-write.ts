@@ -10,21 +10,10 @@ import { type BindMessage, encodeBind, encodeDescribe, encodeExecute, encodePars
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
 import { IDLE } from '../wire/transaction-status.js';
+import { allDone } from './all-done.js';
 import type { ClientSession, SpreadRun } from './client-session.js';
 import type { Footprint } from './footprint.js';
-import {
-  bring,
-  changed,
-  type Given,
-  idOf,
-  inOrder,
-  LOG,
-  LOG_NOTHING,
-  lockBase,
-  lockHot,
-  ship,
-  take,
-} from './halves-steps.js';
+import { bring, changed, type Given, idOf, LOG, LOG_NOTHING, lockBase, lockHot, ship, take } from './halves-steps.js';
 import type { Execution, Placement } from './placement.js';
 import { RefusedError, transactionMoved } from './refusals.js';
 import type { Units } from './units.js';
@@ -198,7 +187,7 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
     }
     const there = this.#turnTo(shard);
     // Rows that have come since were read with hot columns that do not count.
-    const [, again] = await inOrder([this.#relay(there), lockBase(there, text, given)]);
+    const [, again] = await allDone([this.#relay(there), lockBase(there, text, given)]);
     const locked = new Set(keys.map(idOf));
     if (again.some((key) => !locked.has(idOf(key)))) throw changed();
   }
@@ -207,7 +196,7 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
   async #writeBoth(shard: ShardName, isBrought: Awaited<ReturnType<typeof bring>> | null): Promise<void> {
     const { halves, hotShard } = this.#placement;
     const base = this.#turnTo(shard);
-    const [, , written] = await inOrder([
+    const [, , written] = await allDone([
       base.runInternal(LOG),
       this.#relay(base),
       take(base, halves.table, halves.split, halves.apart.assigned),

@@ -3,6 +3,7 @@ import type { Backend } from '../backend/backend.js';
 import { asServerError } from '../backend/internal-statement.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
+import { allDone } from './all-done.js';
 import { answeredAtOnce } from './answer-limit.js';
 import type { ClientSession } from './client-session.js';
 import { type Execution, planOf } from './placement.js';
@@ -134,12 +135,6 @@ export async function boundOutside(block: SpreadBlock | null, backend: Backend):
   if (block === null || block.deferred) return;
   backend.settings = null;
   await backend.runInternal(BOUND_OUTSIDE);
-}
-
-/** Waits for all of these, whatever becomes of some: nothing goes on behind a failure. @throws the first failure */
-export async function allDone<T>(works: readonly Promise<T>[]): Promise<T[]> {
-  await Promise.allSettled(works);
-  return Promise.all(works);
 }
 
 /** What the client is told that waited for a lock for too long. */
