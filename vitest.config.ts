@@ -1,6 +1,7 @@
 import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 import { CountsReporter } from './test/support/counts-reporter.js';
+import { findMemory } from './test/support/run-directory.js';
 
 /** Short files that take minutes, because migrators die in them again and again: begun last, they would go on when all others are done. */
 const LONG = /\/chaos\/.*crash/;
@@ -13,9 +14,13 @@ class LongFirst extends BaseSequencer {
   }
 }
 
+const memory = findMemory();
+if (process.env.TMPDIR === undefined && memory !== null) process.env.TMPDIR = memory;
+
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
+    globalSetup: ['test/support/run-directory.ts'],
     pool: 'forks',
     // Each file may run several PostgreSQL servers, and most of its time waits for them.
     maxWorkers: 4,

@@ -8,12 +8,15 @@ import { waitFor } from '../support/wait-for.js';
 const one = async (cluster: EmbeddedCluster, sql: string): Promise<unknown> =>
   withClient(cluster.url(), async (client) => Object.values((await client.query(sql)).rows[0])[0]);
 
+const SYSTEM = 'SELECT system_identifier FROM pg_control_system()';
+
 test('a cluster accepts connections and is ready for logical replication', async () => {
-  const cluster = await startTestCluster();
+  const cluster = await EmbeddedCluster.start();
   expect(await one(cluster, 'SHOW wal_level')).toBe('logical');
   expect(await one(cluster, 'SHOW server_encoding')).toBe('UTF8');
   expect(await one(cluster, 'SELECT current_user')).toBe('postgres');
   expect(await one(cluster, 'SHOW server_version')).toMatch(/^18\./);
+  await cluster.stop();
 });
 
 test('a wrong password is refused', async () => {
@@ -23,11 +26,26 @@ test('a wrong password is refused', async () => {
 });
 
 test('several clusters start at once, each with its own identity, port and password', async () => {
-  const clusters = await Promise.all([startTestCluster(), startTestCluster(), startTestCluster()]);
-  const ids = await Promise.all(clusters.map((c) => one(c, 'SELECT system_identifier FROM pg_control_system()')));
+  const clusters = await Promise.all([EmbeddedCluster.start(), EmbeddedCluster.start(), EmbeddedCluster.start()]);
+  const ids = await Promise.all(clusters.map((c) => one(c, SYSTEM)));
   expect(new Set(ids).size).toBe(3);
   expect(new Set(clusters.map((c) => c.port)).size).toBe(3);
   expect(new Set(clusters.map((c) => c.password)).size).toBe(3);
+  await Promise.all(clusters.map((c) => c.stop()));
+});
+
+test('those of tests, which are copies, have their own identity, too, and keep it in all of their log', async () => {
+  const clusters = await Promise.all([startTestCluster(), startTestCluster()]);
+  expect(new Set(await Promise.all(clusters.map((c) => one(c, SYSTEM)))).size).toBe(2);
+  for (const cluster of clusters) {
+    const before = await one(cluster, SYSTEM);
+    await withClient(cluster.url(), (client) =>
+      client.query('CREATE TABLE t AS SELECT 7 AS n; SELECT pg_switch_wal()'),
+    );
+    await cluster.crash();
+    await cluster.restart();
+    expect([await one(cluster, SYSTEM), await one(cluster, 'SELECT n FROM t')]).toEqual([before, 7]);
+  }
 });
 
 test('stop ends the server and removes a temporary directory', async () => {

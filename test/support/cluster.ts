@@ -1,5 +1,7 @@
-import { afterAll } from 'vitest';
+import { afterAll, inject } from 'vitest';
 import { type ClusterOptions, EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { Supervisor } from '../../deploy/embedded/supervisor.js';
+import { copyTemplate } from './data-template.js';
 
 /** Nothing of a test's data has to survive the machine; crashes of the server itself lose nothing without these. */
 const UNSAFE_BUT_FAST = { fsync: 'off', full_page_writes: 'off' };
@@ -12,14 +14,21 @@ const started = new Set<EmbeddedCluster>();
 afterAll(async () => {
   const clusters = [...started];
   started.clear();
-  await Promise.all(clusters.map((cluster) => cluster.stop()));
+  await Promise.all(
+    clusters.map(async (cluster) => {
+      await cluster.stop();
+      await Supervisor.shared().remove(cluster.dir);
+    }),
+  );
 });
 
 /** A PostgreSQL server for the tests of one file; it stops, and its data goes, when they are over, however they ended. */
-export async function startTestCluster(options: ClusterOptions = {}): Promise<EmbeddedCluster> {
+export async function startTestCluster(options: Omit<ClusterOptions, 'dir'> = {}): Promise<EmbeddedCluster> {
+  const binDir = options.binDir ?? BIN_DIR;
   const cluster = await EmbeddedCluster.start({
-    ...(BIN_DIR === undefined ? {} : { binDir: BIN_DIR }),
     ...options,
+    ...(binDir === undefined ? {} : { binDir }),
+    dir: await copyTemplate(inject('runDirectory'), binDir),
     settings: { ...UNSAFE_BUT_FAST, ...options.settings },
   });
   started.add(cluster);
