@@ -1,31 +1,8 @@
-import type { Argv, CommandModule } from 'yargs';
-import type { GlobalArgs } from './options.js';
+import { type ListedCommand, listed } from './listed-command.js';
 import { CHILD_COMMAND } from './processes/messages.js';
 
-/** A command, of which nothing is loaded but what its line in the help says. */
-interface ListedCommand {
-  readonly name: string;
-  /** Tells yargs of it; with `whole`, of all that it has. */
-  add(to: Argv<GlobalArgs>, whole: boolean): Promise<void>;
-}
-
-function listed<U>(
-  command: string,
-  describe: string | false,
-  load: () => Promise<CommandModule<GlobalArgs, U>>,
-): ListedCommand {
-  return {
-    name: command.split(' ', 1)[0] as string,
-    add: async (to, whole) => {
-      const line = { command, describe };
-      if (whole) to.command({ ...(await load()), ...line });
-      else to.command({ ...line, handler: () => undefined });
-    },
-  };
-}
-
 /** In the order of the help. */
-const COMMANDS: readonly ListedCommand[] = [
+export const COMMANDS: readonly ListedCommand[] = [
   listed(
     'demo',
     'See one hot database become two shards, online: everything on this machine, nothing to set up',
@@ -75,17 +52,7 @@ const COMMANDS: readonly ListedCommand[] = [
     'Forecast, and say what to change and at what cost; changes nothing. Or: list, show, approve, reject',
     async () => (await import('./commands/plan.js')).planCommand,
   ),
-  listed(
-    'migrate',
-    'Migrations: list, show, watch, abort, accept',
-    async () => (await import('./commands/migrate.js')).migrateCommand,
+  listed('migrate', 'Migrations: list, show, watch, abort, accept', async (args) =>
+    (await import('./commands/migrate.js')).migrateCommand(args),
   ),
 ];
-
-/**
- * Adds all commands. Loaded is the one that `args` name, also where they ask for its completion: the parent of `serve` lives as
- * long as the service and needs little, and help is to be there at once.
- */
-export async function addCommands(to: Argv<GlobalArgs>, args: readonly string[]): Promise<void> {
-  for (const command of COMMANDS) await command.add(to, args.includes(command.name));
-}

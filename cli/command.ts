@@ -1,54 +1,27 @@
-import { existsSync } from 'node:fs';
 import { hostname, userInfo } from 'node:os';
 import { Catalog } from '../topology/catalog/catalog.js';
 import { UsageError } from '../topology/errors.js';
-import { type Config, defaultConfig, loadConfig } from './config.js';
-import { urlProblem } from './config-schema.js';
+import type { Config } from './config.js';
+import { configSource } from './config-source.js';
 import type { GlobalArgs } from './options.js';
 import { applyShardSettings } from './shard-settings.js';
 
-export function warn(message: string): void {
-  process.stderr.write(`foreshard: warning: ${message}\n`);
-}
-
-const DEFAULT_FILE = 'foreshard.yaml';
-
 /**
- * The configuration: `--catalog` before `--config` before FORESHARD_CATALOG before ./foreshard.yaml. With `--catalog` and
- * `--config`, the file gives everything but the catalog.
+ * Runs `work` with the catalog that the options name, and closes it afterwards. The configuration is read when there is a file of it, and else only if
+ * `work` asks for it: its defaults say nothing of the catalog, or of shards.
  */
-export function readConfig(
-  args: Omit<GlobalArgs, 'verbose'>,
-  env: NodeJS.ProcessEnv = process.env,
-  onWarning: (text: string) => void = warn,
-): Config {
-  const url = args.catalog ?? (args.config === undefined ? env.FORESHARD_CATALOG : undefined);
-  if (url !== undefined) {
-    const problem = urlProblem(url);
-    if (problem !== null)
-      throw new UsageError(`${args.catalog === undefined ? 'FORESHARD_CATALOG' : '--catalog'} ${problem}`);
-  }
-  const file = args.config ?? (url === undefined && existsSync(DEFAULT_FILE) ? DEFAULT_FILE : undefined);
-  if (file !== undefined) {
-    const { config, warnings } = loadConfig(file, env);
-    for (const text of warnings) onWarning(text);
-    return url === undefined ? config : { ...config, catalogUrl: url };
-  }
-  if (url === undefined)
-    throw new UsageError(
-      'no catalog given',
-      'Give --config foreshard.yaml or --catalog postgresql://user@host/foreshard, or set FORESHARD_CATALOG.',
-    );
-  return defaultConfig(url);
-}
-
-/** Runs `work` with the catalog that the options name, and closes it afterwards. */
 export async function withCatalog<T>(
   args: GlobalArgs,
-  work: (catalog: Catalog, config: Config) => Promise<T>,
+  work: (catalog: Catalog, config: () => Promise<Config>) => Promise<T>,
 ): Promise<T> {
-  const config = readConfig(args);
-  const catalog = await openCatalog(config);
+  const source = configSource(args);
+  let reading: Promise<Config> | undefined;
+  const config = () => {
+    // Only here: what reads and checks the file takes longer to load than most commands run.
+    reading ??= import('./read-config.js').then(({ readConfig }) => readConfig(args));
+    return reading;
+  };
+  const catalog = source.file === undefined ? await Catalog.connect(source.url) : await openCatalog(await config());
   try {
     return await work(catalog, config);
   } finally {

@@ -1,6 +1,7 @@
 import { hostname } from 'node:os';
 import { z } from 'zod';
 import { networkProblem } from '../proxy/listener/networks.js';
+import { urlProblem } from './postgres-url.js';
 
 /**
  * The configuration file, key by key. Every key is described in docs/configuration.md with the same unit and default (a
@@ -16,16 +17,6 @@ const postgresUrl = z.string().superRefine((text, context) => {
   const problem = urlProblem(text);
   if (problem !== null) context.addIssue({ code: 'custom', message: problem });
 });
-
-/** Why `text` is not a URL of a PostgreSQL database, or null. Never repeats the text: it may hold a password. */
-export function urlProblem(text: string): string | null {
-  if (!URL.canParse(text)) return 'is not a URL; expected postgresql://user@host:5432/database';
-  const url = new URL(text);
-  if (url.protocol !== 'postgresql:' && url.protocol !== 'postgres:')
-    return `has the scheme "${url.protocol.slice(0, -1)}"; expected postgresql://user@host:5432/database`;
-  if (url.pathname.length < 2) return 'names no database; expected postgresql://user@host:5432/database';
-  return null;
-}
 
 const secretKeys = {
   password: z.string().min(1).optional(),

@@ -8,6 +8,7 @@ import type { TlsOptions } from '../proxy/listener/tls-server.js';
 import { UsageError } from '../topology/errors.js';
 import { type ConfigFile, configSchema } from './config-schema.js';
 import { nearest } from './nearest.js';
+import { withPassword } from './postgres-url.js';
 
 type AuthSection = ConfigFile['proxy']['auth'];
 
@@ -271,12 +272,4 @@ function tlsConfig(
     minVersion,
     ciphers: ciphers ?? undefined,
   };
-}
-
-/** `url` with its password set, when one is given. */
-export function withPassword(url: string, password: string | undefined): string {
-  if (password === undefined) return url;
-  const parsed = new URL(url);
-  parsed.password = encodeURIComponent(password);
-  return parsed.href;
 }

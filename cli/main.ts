@@ -4,8 +4,9 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import yargs from 'yargs';
 import { ForeshardError, UsageError } from '../topology/errors.js';
-import { addCommands } from './command-list.js';
+import { COMMANDS } from './command-list.js';
 import { EXIT_CODES_HELP, failureOf } from './failure.js';
+import { commandsOf } from './listed-command.js';
 
 function version(): string {
   // The same file from source and from dist/, one folder deeper.
@@ -38,8 +39,8 @@ async function run(args: readonly string[]): Promise<void> {
       describe: 'URL of the catalog; also FORESHARD_CATALOG',
     })
     .option('verbose', { type: 'boolean', global: true, describe: 'Log more, and show stacks of errors' });
-  await addCommands(cli, args);
   await cli
+    .command(await commandsOf(COMMANDS, args))
     .completion('completion', 'Print a completion script for bash or zsh')
     .demandCommand(1, 'a command is needed')
     .recommendCommands()

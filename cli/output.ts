@@ -12,6 +12,10 @@ export function printLine(text = ''): void {
   process.stdout.write(`${text}\n`);
 }
 
+export function warn(message: string): void {
+  process.stderr.write(`foreshard: warning: ${message}\n`);
+}
+
 /** Columns padded to their widest cell, two blanks apart; numbers to the right. */
 export function formatTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = header.map((title, i) => Math.max(title.length, ...rows.map((row) => (row[i] ?? '').length)));

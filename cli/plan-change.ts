@@ -1,5 +1,4 @@
 import { createChange, type NewChange } from '../migrator/changes/change-requests.js';
-import { dryRunChange } from '../migrator/changes/dry-run-change.js';
 import type { Finding } from '../migrator/preflight-finding.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { UsageError } from '../topology/errors.js';
@@ -7,7 +6,6 @@ import type { Keyspace, KeyspaceName, ShardName, Topology } from '../topology/to
 import { dryRunText, findingLines } from './change-text.js';
 import { actor, withCatalog } from './command.js';
 import { EXIT } from './failure.js';
-import { judgeReach } from './judge-reach.js';
 import type { JsonArgs } from './options.js';
 import { printJson, printLine } from './output.js';
 import type { SeparationEffects } from './separation-effects.js';
@@ -38,7 +36,13 @@ export function planChange(
   return withCatalog(args, async (catalog, config) => {
     const topology = await catalog.loadTopology();
     const { findings = [], summary = [], effects, ...change } = await plan(catalog, topology);
-    const members = await dryRunChange(catalog, topology, change.members, { ...config.migrator, judgeReach });
+    // Only here: all that a migration does comes with it, and what cannot be planned is known before.
+    const [{ dryRunChange }, { judgeReach }, { migrator }] = await Promise.all([
+      import('../migrator/changes/dry-run-change.js'),
+      import('./judge-reach.js'),
+      config(),
+    ]);
+    const members = await dryRunChange(catalog, topology, change.members, { ...migrator, judgeReach });
     const all = [...findings, ...members.flatMap((m) => m.findings)];
     const isBlocked = all.some((finding) => finding.severity === 'blocker');
     const isSaved = args.save && !isBlocked && members.length > 0;

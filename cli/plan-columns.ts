@@ -17,7 +17,6 @@ import {
   type Topology,
   tableId,
 } from '../topology/topology.js';
-import { columnEffects } from './column-effects.js';
 import { parseColumns } from './columns.js';
 import { type Planned, shardNamed } from './plan-change.js';
 import { columnLines } from './separation-text.js';
@@ -58,6 +57,8 @@ export async function planColumns(catalog: Catalog, topology: Topology, args: Co
   checkSplit(topology, { ...named, columns: parseColumns(args.columns) });
   const { columns, primaryKey } = await columnsAtHome(topology, table, parseColumns(args.columns));
   const spec = { kind: 'halve', ...named, columns, primaryKey } as const;
+  // Only here: the parser takes its time to load.
+  const { columnEffects } = await import('./column-effects.js');
   const effects = await columnEffects(catalog, topology, spec);
   return {
     kind: 'columns',

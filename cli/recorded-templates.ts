@@ -5,14 +5,12 @@ import { sampleText } from '../proxy/router/sample-text.js';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import type { Topology } from '../topology/topology.js';
 import type { HomeNames } from './home-names.js';
-
-/** Days of recorded statements that are looked at. */
-export const DAYS = 7;
+import { TEMPLATE_DAYS } from './template-days.js';
 
 /** A template that clients have sent, and its statements as they are planned in one topology and in another. */
 export interface ReplannedTemplate {
   readonly template: string;
-  /** In the last days ({@link DAYS}). */
+  /** In the last days ({@link TEMPLATE_DAYS}). */
   readonly calls: number;
   readonly now: readonly StatementPlan[];
   readonly then: readonly StatementPlan[];
@@ -32,7 +30,7 @@ export async function replanTemplates(
     catalog.pool.query<{ template: string; calls: string }>(
       `SELECT template, sum(calls) AS calls FROM foreshard.template_stat WHERE hour > now() - $1 * interval '1 day'
         GROUP BY template ORDER BY sum(calls) DESC, template`,
-      [DAYS],
+      [TEMPLATE_DAYS],
     ),
     loadModule(),
   ]);

@@ -1,6 +1,6 @@
 import type { ColumnEffects } from './column-effects.js';
-import { DAYS } from './recorded-templates.js';
 import type { AffectedTemplate, SeparationEffects } from './separation-effects.js';
+import { TEMPLATE_DAYS } from './template-days.js';
 
 /** Templates shown at most; --json has all. */
 const SHOWN = 20;
@@ -11,7 +11,7 @@ export function effectLines({ templates, gathered, unread, objects }: Separation
   if (templates.length + objects.length > 0)
     lines.push('What runs now, and will be refused as soon as a range of the two keyspaces is on another shard:');
   for (const object of objects) lines.push(`  ${object}`);
-  if (templates.length > 0) lines.push(`  calls in ${DAYS} days`);
+  if (templates.length > 0) lines.push(`  calls in ${TEMPLATE_DAYS} days`);
   for (const { template, calls, why } of templates.slice(0, SHOWN))
     lines.push(`  ${calls.toLocaleString('en').padStart(12)}  ${template}`, `${' '.repeat(16)}${why}`);
   if (templates.length > SHOWN) lines.push(`  and ${templates.length - SHOWN} more (--json has all)`);
@@ -35,7 +35,7 @@ function templateLines(head: string, templates: readonly Omit<AffectedTemplate, 
   const more = templates.length - shown.length;
   return [
     head,
-    `  calls in ${DAYS} days`,
+    `  calls in ${TEMPLATE_DAYS} days`,
     ...shown.map(({ template, calls }) => `  ${calls.toLocaleString('en').padStart(12)}  ${template}`),
     ...(more === 0 ? [] : [`  and ${more} more (--json has all)`]),
   ];

@@ -1,6 +1,6 @@
 import type { Catalog } from '../topology/catalog/catalog.js';
 import type { Topology } from '../topology/topology.js';
-import { withPassword } from './config.js';
+import { withPassword } from './postgres-url.js';
 
 /** What the configuration says of shards, which live in the catalog. */
 export interface ShardSettings {

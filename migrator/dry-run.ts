@@ -1,4 +1,3 @@
-import { pino } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { redactUrl } from '../topology/connection.js';
 import type { MigrationSpec, MigrationState, ReplicaTerms } from '../topology/migration.js';
@@ -17,6 +16,7 @@ import { DEFAULT_OPTIONS, type MigratorOptions } from './options.js';
 import { preflight } from './preflight.js';
 import type { Finding } from './preflight-finding.js';
 import { ShardSession } from './shard-session.js';
+import { SILENT } from './step-log.js';
 import { CATALOG_STEPS, type CatalogOnly } from './steps/catalog-only.js';
 import { halvesStep } from './steps/halves.js';
 import { PreflightRefusal } from './steps/prepare.js';
@@ -111,7 +111,7 @@ async function dryHalves(
 ): Promise<DryRun> {
   const exec = new DryExecutor(row, []);
   const sites = await openSites(topology, sitesOf(topology, spec, row), null);
-  const h: HalvesWork = { row, spec, exec, options, log: pino({ level: 'silent' }), catalog, topology, sites };
+  const h: HalvesWork = { row, spec, exec, options, log: SILENT, catalog, topology, sites };
   try {
     for (;;) {
       const step = halvesStep(h);
@@ -143,7 +143,7 @@ async function dryMove(
       row,
       exec,
       options,
-      log: pino({ level: 'silent' }),
+      log: SILENT,
       catalog,
       topology,
       keyspace: target.keyspace,

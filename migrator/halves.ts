@@ -1,4 +1,3 @@
-import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import {
   baseHalfSql,
@@ -22,6 +21,7 @@ import { DROP_SHARD_SCHEMA } from './replication.js';
 import type { TableInfo } from './schema-read.js';
 import { createTableSql } from './schema-sql.js';
 import { ShardSession } from './shard-session.js';
+import type { StepLog } from './step-log.js';
 
 /** A migration that splits the columns of a table, or takes that back, in the hands of its driver. */
 export interface HalvesWork<Spec = HalveSpec | UniteSpec> {
@@ -30,7 +30,7 @@ export interface HalvesWork<Spec = HalveSpec | UniteSpec> {
   readonly spec: Spec;
   readonly exec: Executor;
   readonly options: MigratorOptions;
-  readonly log: Logger;
+  readonly log: StepLog;
   readonly catalog: Catalog;
   readonly topology: Topology;
   /** The shards at which it is at work, by name. */

@@ -1,4 +1,3 @@
-import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ForeshardError } from '../topology/errors.js';
 import { intervalPredicate } from '../topology/interval-sql.js';
@@ -18,6 +17,7 @@ import { decodeSpec, encodeSpec, type MigrationRow, type StoredMove, type Stored
 import { type ObjectNames, objectNames } from './names.js';
 import type { MigratorOptions } from './options.js';
 import type { ShardSession } from './shard-session.js';
+import type { StepLog } from './step-log.js';
 
 /** A table whose rows move (sharded) or are copied in whole (reference). */
 export interface MovingTable extends TableName {
@@ -37,7 +37,7 @@ export interface Move {
   row: MigrationRow;
   readonly exec: Executor;
   readonly options: MigratorOptions;
-  readonly log: Logger;
+  readonly log: StepLog;
   readonly catalog: Catalog;
   readonly topology: Topology;
   readonly keyspace: Keyspace;

@@ -1,4 +1,3 @@
-import { z } from 'zod';
 import { ForeshardError, UsageError } from './errors.js';
 
 /** A time of every day; one that ends before it begins goes past midnight. */
@@ -42,45 +41,100 @@ export interface MigrationControls {
   readonly throttle: Partial<ThrottleLimits>;
 }
 
-const time = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$/);
-
-const limit = z.number().positive().nullable();
-
-const schema = z.object({
-  auto: z.boolean().default(true),
-  flipWindow: z
-    .object({ from: time, to: time, timeZone: z.string().refine(isTimeZone) })
-    .nullable()
-    .default(null),
-  flipRequested: z.boolean().default(false),
-  comparison: z.uuid().nullable().default(null),
-  repair: z.uuid().nullable().default(null),
-  endTransactionsAfterMs: z.number().nonnegative().nullable().default(null),
-  throttle: z
-    .object({ maxRate: limit, maxLagMs: limit, maxLatencyMs: limit })
-    .partial()
-    .default({})
-    .transform((given) => given as Partial<ThrottleLimits>),
-});
-
 /** What is not said otherwise. */
-export const DEFAULT_CONTROLS: MigrationControls = schema.parse({});
+export const DEFAULT_CONTROLS: MigrationControls = {
+  auto: true,
+  flipWindow: null,
+  flipRequested: false,
+  comparison: null,
+  repair: null,
+  endTransactionsAfterMs: null,
+  throttle: {},
+};
+
+/** How what is stored becomes a value. `at` is where it is stored, for who has to correct it. */
+type Reader<T> = (stored: unknown, at: string) => T;
+
+// Not by a schema library: every command that shows a migration would wait for that to load.
+const READERS: { readonly [K in keyof MigrationControls]: Reader<MigrationControls[K]> } = {
+  auto: readBoolean,
+  flipWindow: orNull((stored, at) => {
+    const { from, to, timeZone } = readObject(stored, at);
+    return {
+      from: readText(from, `${at}.from`, isTime, 'a time of the day'),
+      to: readText(to, `${at}.to`, isTime, 'a time of the day'),
+      timeZone: readText(timeZone, `${at}.timeZone`, isTimeZone, 'a time zone'),
+    };
+  }),
+  flipRequested: readBoolean,
+  comparison: orNull((stored, at) => readText(stored, at, isUuid, 'a UUID')),
+  repair: orNull((stored, at) => readText(stored, at, isUuid, 'a UUID')),
+  endTransactionsAfterMs: orNull((stored, at) => readNumber(stored, at, (value) => value >= 0)),
+  throttle: (stored, at) => {
+    const given = readObject(stored, at);
+    const limits: { -readonly [K in keyof ThrottleLimits]?: number | null } = {};
+    for (const key of ['maxRate', 'maxLagMs', 'maxLatencyMs'] as const)
+      if (given[key] !== undefined)
+        limits[key] = orNull((value, of) => readNumber(value, of, (limit) => limit > 0))(given[key], `${at}.${key}`);
+    return limits;
+  },
+};
 
 /**
  * Controls as the catalog keeps them; what is missing is as by default, what is unknown comes from a newer program.
  * @throws ForeshardError XX001 when they are not what anybody of us has written
  */
 export function parseControls(stored: unknown): MigrationControls {
-  const parsed = schema.safeParse(stored);
-  if (parsed.success) return parsed.data;
-  const [issue] = parsed.error.issues;
-  throw new ForeshardError(
-    'XX001',
-    `the controls of a migration are damaged: ${issue?.path.join('.')}: ${issue?.message}`,
-    {
-      hint: 'Correct the column controls in foreshard.migration.',
-    },
-  );
+  const given = readObject(stored, 'controls');
+  const read = <K extends keyof MigrationControls>(key: K): MigrationControls[K] =>
+    given[key] === undefined ? DEFAULT_CONTROLS[key] : READERS[key](given[key], key);
+  return {
+    auto: read('auto'),
+    flipWindow: read('flipWindow'),
+    flipRequested: read('flipRequested'),
+    comparison: read('comparison'),
+    repair: read('repair'),
+    endTransactionsAfterMs: read('endTransactionsAfterMs'),
+    throttle: read('throttle'),
+  };
+}
+
+function damaged(at: string, expected: string): ForeshardError {
+  return new ForeshardError('XX001', `the controls of a migration are damaged: ${at}: expected ${expected}`, {
+    hint: 'Correct the column controls in foreshard.migration.',
+  });
+}
+
+function orNull<T>(read: Reader<T>): Reader<T | null> {
+  return (stored, at) => (stored === null ? null : read(stored, at));
+}
+
+function readBoolean(stored: unknown, at: string): boolean {
+  if (typeof stored !== 'boolean') throw damaged(at, 'true or false');
+  return stored;
+}
+
+function readNumber(stored: unknown, at: string, isIn: (value: number) => boolean): number {
+  if (typeof stored !== 'number' || !Number.isFinite(stored) || !isIn(stored)) throw damaged(at, 'a positive number');
+  return stored;
+}
+
+function readText(stored: unknown, at: string, is: (text: string) => boolean, what: string): string {
+  if (typeof stored !== 'string' || !is(stored)) throw damaged(at, what);
+  return stored;
+}
+
+function readObject(stored: unknown, at: string): Readonly<Record<string, unknown>> {
+  if (typeof stored !== 'object' || stored === null || Array.isArray(stored)) throw damaged(at, 'an object');
+  return stored as Record<string, unknown>;
+}
+
+function isTime(text: string): boolean {
+  return /^([01]\d|2[0-3]):[0-5]\d$/.test(text);
+}
+
+function isUuid(text: string): boolean {
+  return /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(text);
 }
 
 /**
@@ -90,7 +144,7 @@ export function parseControls(stored: unknown): MigrationControls {
 export function parseWindow(text: string): DailyWindow {
   const match = /^(\d\d:\d\d)\s*-\s*(\d\d:\d\d)(?:\s+(\S+))?$/.exec(text.trim());
   const [, from, to, timeZone = 'UTC'] = match ?? [];
-  if (from === undefined || to === undefined || !time.safeParse(from).success || !time.safeParse(to).success)
+  if (from === undefined || to === undefined || !isTime(from) || !isTime(to))
     throw new UsageError(
       `"${text}" is not a time of the day`,
       'Give it as "02:00-04:00", or with a time zone as "02:00-04:00 Europe/Vienna".',

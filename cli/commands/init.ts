@@ -5,9 +5,10 @@ import { initCatalog } from '../../topology/catalog/schema.js';
 import { errorCode, explainConnectError, redactUrl } from '../../topology/connection.js';
 import { CatalogUnavailableError } from '../../topology/errors.js';
 import { quoteIdent } from '../../topology/quote.js';
-import { openCatalog, readConfig } from '../command.js';
+import { openCatalog } from '../command.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { printJson, printLine } from '../output.js';
+import { readConfig } from '../read-config.js';
 
 interface InitArgs extends JsonArgs {
   readonly database?: string | undefined;

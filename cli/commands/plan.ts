@@ -1,18 +1,15 @@
 import { writeFileSync } from 'node:fs';
 import type { CommandModule } from 'yargs';
-import { type DryRun, dryRun } from '../../migrator/dry-run.js';
+import type { DryRun } from '../../migrator/dry-run.js';
 import { decodeSpec } from '../../migrator/migration-row.js';
 import type { SavedReport } from '../../planner/plan-report.js';
 import { PlanStore, type PlanSummary } from '../../planner/plan-store.js';
-import { renderHtml } from '../../planner/report/html.js';
-import { renderText } from '../../planner/report/text.js';
 import type { Catalog } from '../../topology/catalog/catalog.js';
 import { ConflictError, UsageError } from '../../topology/errors.js';
 import type { KeyspaceName } from '../../topology/topology.js';
 import { actor, parseId, withCatalog } from '../command.js';
 import type { Config } from '../config.js';
 import { type ControlsArgs, controlsOf, controlsOptions } from '../controls-options.js';
-import { judgeReach } from '../judge-reach.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
 import { formatTable, printJson, printLine } from '../output.js';
 import { specText } from '../progress-line.js';
@@ -39,10 +36,17 @@ const HTML = {
 const STEPS = { type: 'boolean', default: false, describe: 'Show every step and statement of the migration' } as const;
 
 /** Prints a report in the forms that were asked for. */
-async function show(catalog: Catalog, config: Config, report: SavedReport, args: ReportArgs): Promise<void> {
-  const steps = args.steps && report.proposal !== null ? await stepsOf(catalog, config, report) : null;
-  if (args.html !== undefined) writeReport(args.html, renderHtml(report));
+async function show(
+  catalog: Catalog,
+  config: () => Promise<Config>,
+  report: SavedReport,
+  args: ReportArgs,
+): Promise<void> {
+  const steps = args.steps && report.proposal !== null ? await stepsOf(catalog, await config(), report) : null;
+  if (args.html !== undefined)
+    writeReport(args.html, (await import('../../planner/report/html.js')).renderHtml(report));
   if (args.json) return printJson(steps === null ? report : { ...report, dryRun: steps });
+  const { renderText } = await import('../../planner/report/text.js');
   const { isTTY, columns } = process.stdout;
   const color = isTTY === true && !process.env.NO_COLOR;
   printLine(renderText(report, isTTY === true && columns > 0 ? { color, width: columns } : { color }));
@@ -68,6 +72,11 @@ async function stepsOf(catalog: Catalog, config: Config, report: SavedReport): P
       `the plan was made at epoch ${report.epoch}, the topology is at epoch ${topology.epoch}`,
       'Make a new one with "foreshard plan".',
     );
+  // Only here: all that a migration does comes with it.
+  const [{ dryRun }, { judgeReach }] = await Promise.all([
+    import('../../migrator/dry-run.js'),
+    import('../judge-reach.js'),
+  ]);
   return dryRun(catalog, decodeSpec(keyspace, spec), { ...config.migrator, judgeReach });
 }
 
@@ -183,6 +192,6 @@ export const planCommand: CommandModule<GlobalArgs, PlanArgs> = {
     withCatalog(args, async (catalog, config) => {
       // Only here: the forecasting library takes its time to load.
       const { createPlanner } = await import('../create-planner.js');
-      await show(catalog, config, await createPlanner(catalog, config).plan({ save: args.save }), args);
+      await show(catalog, config, await createPlanner(catalog, await config()).plan({ save: args.save }), args);
     }),
 };

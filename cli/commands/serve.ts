@@ -69,7 +69,7 @@ async function serveClients(args: ServeArgs, parts: readonly Part[]): Promise<vo
 }
 
 async function serveOthers(args: ServeArgs, parts: readonly Part[]): Promise<void> {
-  const { readConfig } = await import('../command.js');
+  const { readConfig } = await import('../read-config.js');
   const { createLogger } = await import('../logger.js');
   const config = readConfig(args);
   const logger = createLogger(args.verbose === true ? 'debug' : config.log.level);

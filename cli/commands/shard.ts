@@ -4,10 +4,10 @@ import { checkUrl } from '../../topology/check-url.js';
 import { redactUrl } from '../../topology/connection.js';
 import { copyRoles } from '../../topology/roles.js';
 import type { ShardName } from '../../topology/topology.js';
-import { actor, warn, withCatalog } from '../command.js';
-import { withPassword } from '../config.js';
+import { actor, withCatalog } from '../command.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
-import { formatTable, printJson, printLine } from '../output.js';
+import { formatTable, printJson, printLine, warn } from '../output.js';
+import { withPassword } from '../postgres-url.js';
 
 interface AddArgs extends JsonArgs {
   readonly name: string;
@@ -47,7 +47,7 @@ const addCommand: CommandModule<GlobalArgs, AddArgs> = {
     withCatalog(args, async (catalog, config) => {
       const { name, url } = args;
       checkUrl(url, `shard "${name}"`);
-      const password = config.shardPasswords.get(name);
+      const password = (await config()).shardPasswords.get(name);
       const connectUrl = withPassword(url, password);
       const topology = await catalog.loadTopology();
       const existing = topology.shards.get(name as ShardName);

@@ -4,9 +4,9 @@ import { UsageError } from '../../topology/errors.js';
 import { parseTableName } from '../../topology/table-name.js';
 import { tableId } from '../../topology/topology.js';
 import { parseColumns } from '../columns.js';
-import { actor, warn, withCatalog } from '../command.js';
+import { actor, withCatalog } from '../command.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../options.js';
-import { formatTable, printJson, printLine } from '../output.js';
+import { formatTable, printJson, printLine, warn } from '../output.js';
 
 interface AddArgs extends JsonArgs {
   readonly table: string;

@@ -1,10 +1,11 @@
 import type { Socket } from 'node:net';
 import type { Holds } from '../../proxy/admin/siblings.js';
 import type { ListenOptions } from '../../proxy/listener/listener.js';
-import { readConfig, warn } from '../command.js';
 import type { Config } from '../config.js';
 import { failureOf } from '../failure.js';
 import { createLogger } from '../logger.js';
+import { warn } from '../output.js';
+import { readConfig } from '../read-config.js';
 import type { Services } from '../serve.js';
 import { applied, changesBetween } from './changes.js';
 import type { ServeSettings, ToChild } from './messages.js';

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
@@ -119,24 +119,42 @@ describe('the command line itself', () => {
     expectFailure(await cli(['topolgy']), 2, /did you mean topology\?/);
   });
 
-  it('is there without a driver or a parser of anything: help, and what the parent of serve consists of', () => {
-    const load = (modules: string) => `
-      const { createRequire } = await import('node:module');
-      process.on('exit', () => console.log(
-        Object.keys(createRequire(${JSON.stringify(CLI)}).cache).map((path) => path.split('/node_modules/').pop().split('/')[0]).join(' ')));
-      ${modules}`;
-    for (const modules of [
-      `process.argv = ['node', ${JSON.stringify(CLI)}, '--help']; await import(${JSON.stringify(CLI)});`,
-      `for (const part of ['commands/serve', 'processes/parent'])
-         await import(${JSON.stringify(dirname(CLI))} + '/' + part + '.js');`,
-    ]) {
-      const ran = spawnSync(process.execPath, ['--input-type=module', '-e', load(modules)], { encoding: 'utf8' });
-      expect([ran.status, ran.stderr]).toEqual([0, '']);
-      const packages = new Set(ran.stdout.trim().split('\n').at(-1)?.split(' '));
-      for (const heavy of ['pg', 'libpg-query', 'zod', 'yaml']) expect(packages).not.toContain(heavy);
-      // Of what is loaded there is some: the parent's log, or the help's.
-      expect(packages.size).toBeGreaterThan(0);
+  describe('loads what it needs only', () => {
+    const away = ['--catalog', 'postgresql://u@127.0.0.1:1/foreshard'];
+    /** Packages that a Node program has loaded. */
+    function packagesOf(program: readonly string[]): Set<string> {
+      const file = join(loaded, 'modules');
+      rmSync(file, { force: true });
+      const asUrl = (code: string) => `data:text/javascript,${encodeURIComponent(code)}`;
+      const hook = asUrl(`import { appendFileSync } from 'node:fs';
+        export const load = (url, context, next) => { appendFileSync(${JSON.stringify(file)}, url + '\\n'); return next(url, context); };`);
+      const register = asUrl(`import { register } from 'node:module'; register(${JSON.stringify(hook)});`);
+      spawnSync(process.execPath, ['--import', register, ...program]);
+      const modules = readFileSync(file, 'utf8').split('\n');
+      return new Set(modules.map((url) => /.*\/node_modules\/(@[^/]+\/[^/]+|[^/]+)/.exec(url)?.[1] ?? ''));
     }
+    const loaded = temporaryDirectory('foreshard-loaded-');
+    const HEAVY = ['libpg-query', 'zod', 'yaml', 'pino', '@bsull/augurs', 'pg-copy-streams'];
+
+    it.each([
+      [['--help'], ['pg', ...HEAVY]],
+      [['migrate', 'plan', 'vertical', '--help'], HEAVY],
+      [['migrate', 'list', ...away], HEAVY],
+      [['migrate', 'plan', 'move', 'shop', '--to', 's2', ...away], HEAVY],
+      [['plan', 'list', ...away], HEAVY],
+      [['shard', 'list', ...away], HEAVY],
+    ])('%j', (args, heavy) => {
+      const packages = packagesOf([CLI, ...args]);
+      expect(packages).toContain('yargs');
+      for (const name of heavy) expect(packages).not.toContain(name);
+    });
+
+    it('the parent of serve, which lives as long as the service', () => {
+      const parts = ['commands/serve', 'processes/parent'].map((part) => join(dirname(CLI), `${part}.js`));
+      const packages = packagesOf(['--input-type=module', '-e', parts.map((p) => `import '${p}';`).join('')]);
+      expect(packages).toContain('pino');
+      for (const name of ['pg', 'libpg-query', 'zod', 'yaml']) expect(packages).not.toContain(name);
+    });
   });
 
   it('prints a completion script, and completes', async () => {

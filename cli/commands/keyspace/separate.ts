@@ -7,7 +7,6 @@ import { actor, withCatalog } from '../../command.js';
 import { EXIT } from '../../failure.js';
 import { type GlobalArgs, type JsonArgs, jsonOption, withHelp } from '../../options.js';
 import { printJson, printLine } from '../../output.js';
-import { separationEffects } from '../../separation-effects.js';
 import { effectLines } from '../../separation-text.js';
 import { tablesPositional } from '../../tables-positional.js';
 
@@ -45,6 +44,8 @@ export const separateCommand: CommandModule<GlobalArgs, SeparateArgs> = {
       const separation: Separation = { keyspace: args.keyspace, tables: args.tables.map(parseTableName), as: args.as };
       const topology = await catalog.loadTopology();
       const ties = await findTies(topology, separation);
+      // Only here: the parser takes its time to load.
+      const { separationEffects } = await import('../../separation-effects.js');
       const effects = await separationEffects(catalog, topology, separation);
       // It looks for ties itself, and says so in the words of an error.
       if (!args['dry-run']) await separateTables(catalog, actor(), separation);

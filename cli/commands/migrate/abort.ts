@@ -9,8 +9,6 @@ import { printJson, printLine } from '../../output.js';
 import { ID, type IdArgs } from './id.js';
 
 export const abortCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'abort <id>',
-  describe: 'Ask for a migration to be undone, possible until it has flipped; or for all of a change that can be',
   builder: (y) => withHelp(jsonOption(y.positional('id', ID)), ['migrate abort 1', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {

@@ -6,8 +6,6 @@ import { printJson, printLine } from '../../output.js';
 import { ID, type IdArgs } from './id.js';
 
 export const acceptCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'accept <id>',
-  describe: 'Let a migration go on that kept the rows at the source because the shards differed as of the flip',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)), [
       'migrate accept 1',

@@ -14,8 +14,6 @@ interface ApproveArgs extends IdArgs, ControlsArgs {
 }
 
 export const approveCommand: CommandModule<GlobalArgs, ApproveArgs> = {
-  command: 'approve <id>',
-  describe: 'Approve a change that was planned: it starts at once',
   builder: (y) =>
     withHelp(
       controlsOptions(jsonOption(y).positional('id', ID), { auto: true }).option('later', {
@@ -44,8 +42,6 @@ export const approveCommand: CommandModule<GlobalArgs, ApproveArgs> = {
 };
 
 export const startCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'start <id>',
-  describe: 'Start a change that was approved with --later',
   builder: (y) => withHelp(jsonOption(y).positional('id', ID), ['migrate start 7', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {

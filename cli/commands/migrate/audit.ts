@@ -16,8 +16,6 @@ interface AuditArgs extends JsonArgs {
 }
 
 export const auditCommand: CommandModule<GlobalArgs, AuditArgs> = {
-  command: 'audit',
-  describe: 'Look for what migrations have left behind, and for rows that are where they do not belong',
   builder: (y) =>
     withHelp(
       jsonOption(y)

@@ -16,8 +16,6 @@ interface DrainArgs extends PlanChangeArgs {
 }
 
 export const drainCommand: CommandModule<GlobalArgs, DrainArgs> = {
-  command: 'drain <shard>',
-  describe: 'Plan to move every range of a shard to others',
   builder: (y) =>
     withHelp(
       planOptions(y)

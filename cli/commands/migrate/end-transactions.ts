@@ -12,8 +12,6 @@ interface Args extends IdArgs {
 }
 
 export const endTransactionsCommand: CommandModule<GlobalArgs, Args> = {
-  command: 'end-transactions <id> <after>',
-  describe: 'Change what becomes of transactions that are open on the interval at the flip, also while it is tried',
   builder: (y) =>
     withHelp(
       jsonOption(

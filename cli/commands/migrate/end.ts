@@ -11,9 +11,6 @@ interface RollbackArgs extends IdArgs {
 
 /** The two ends of the time after a flip in which the way back is open. */
 export const rollbackCommand: CommandModule<GlobalArgs, RollbackArgs> = {
-  command: 'rollback <id>',
-  describe:
-    'Take a migration back after its flip, with all that was written since; possible while its way back is open',
   builder: (y) =>
     withHelp(
       jsonOption(y.positional('id', ID)).option('force', {
@@ -34,8 +31,6 @@ export const rollbackCommand: CommandModule<GlobalArgs, RollbackArgs> = {
 };
 
 export const finishCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'finish <id>',
-  describe: 'Give up the way back of a migration now, and remove the moved rows at the source',
   builder: (y) => withHelp(jsonOption(y.positional('id', ID)), ['migrate finish 1', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {

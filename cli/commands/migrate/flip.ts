@@ -6,8 +6,6 @@ import { printJson, printLine } from '../../output.js';
 import { ID, type IdArgs } from './id.js';
 
 export const flipCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'flip <id>',
-  describe: 'Have a migration that waits for it flip now, or as soon as it is ready',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)), [
       'migrate flip 1',

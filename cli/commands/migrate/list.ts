@@ -7,8 +7,6 @@ import { formatTable, printJson, printLine } from '../../output.js';
 import { specText } from '../../progress-line.js';
 
 export const listCommand: CommandModule<GlobalArgs, JsonArgs> = {
-  command: 'list',
-  describe: 'List changes and migrations, newest first',
   builder: (y) => withHelp(jsonOption(y), ['migrate list', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {

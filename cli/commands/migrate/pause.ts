@@ -9,10 +9,6 @@ import { ID, type IdArgs } from './id.js';
 export function pauseCommand(paused: boolean): CommandModule<GlobalArgs, IdArgs> {
   const command = paused ? 'pause' : 'resume';
   return {
-    command: `${command} <id>`,
-    describe: paused
-      ? 'Have a migration go no further, and load neither server, until it is resumed'
-      : 'Have a paused migration go on',
     builder: (y) =>
       withHelp(jsonOption(y.positional('id', ID)), [
         `migrate ${command} 1`,

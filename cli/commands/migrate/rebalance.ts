@@ -11,8 +11,6 @@ interface RebalanceArgs extends PlanChangeArgs {
 }
 
 export const rebalanceCommand: CommandModule<GlobalArgs, RebalanceArgs> = {
-  command: 'rebalance',
-  describe: 'Plan to even out what the shards carry: the load of the last week, or bytes where there is no history',
   builder: (y) =>
     withHelp(
       planOptions(y).option('shards', {

@@ -32,8 +32,6 @@ interface ReplicaArgs extends JsonArgs {
 }
 
 export const replicaCommand: CommandModule<GlobalArgs, ReplicaArgs> = {
-  command: 'replica <keyspace> <shard>',
-  describe: 'Keep an interval of a keyspace up to date on another shard, to be read there',
   builder: (y) =>
     withHelp(
       jsonOption(y)
@@ -99,8 +97,6 @@ function specOf(topology: Topology, args: ReplicaArgs): MoveSpec {
 }
 
 export const promoteCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'promote <id>',
-  describe: 'Have a replica become the owner of its interval',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)), [
       'migrate promote 1',
@@ -121,8 +117,6 @@ interface ReadsArgs extends IdArgs {
 }
 
 export const readsCommand: CommandModule<GlobalArgs, ReadsArgs> = {
-  command: 'reads <id>',
-  describe: 'Change how stale reads of a replica may be, and how many clients read there',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)).option('max-staleness', STALENESS).option('read-percent', PERCENT), [
       'migrate reads 1 --read-percent 50',

@@ -12,8 +12,6 @@ import { progressLine, specText } from '../../progress-line.js';
 import { ID, type IdArgs } from './id.js';
 
 export const showCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'show <id>',
-  describe: 'Show a migration: progress, events, what is left to clean up; or a change and its migrations',
   builder: (y) => withHelp(jsonOption(y.positional('id', ID)), ['migrate show 1', '']),
   handler: (args) =>
     withCatalog(args, async (catalog) => {

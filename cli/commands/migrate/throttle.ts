@@ -18,8 +18,6 @@ interface Args extends IdArgs, ThrottleArgs {
 const OFF: ThrottleLimits = { maxRate: null, maxLagMs: null, maxLatencyMs: null };
 
 export const throttleCommand: CommandModule<GlobalArgs, Args> = {
-  command: 'throttle <id>',
-  describe: 'Show or change what a migration may do to the servers, also while it runs',
   builder: (y) =>
     withHelp(
       throttleOptions(jsonOption(y.positional('id', ID)))
@@ -37,7 +35,7 @@ export const throttleCommand: CommandModule<GlobalArgs, Args> = {
       const { controls } = await loadMigration(catalog.pool, id);
       const own = args.off ? OFF : args.reset ? {} : { ...controls.throttle, ...given };
       if (ways === 1) await setThrottle(catalog.pool, id, own, actor());
-      const limits: ThrottleLimits = { ...config.migrator.throttle, ...own };
+      const limits: ThrottleLimits = { ...(await config()).migrator.throttle, ...own };
       if (args.json) return printJson({ id, throttle: limits });
       printLine(`rate     ${limitText(limits.maxRate, (n) => `${formatBytes(n)}/s`)}`);
       printLine(`lag      ${limitText(limits.maxLagMs, (ms) => formatSeconds(ms / 1000))}`);

@@ -12,8 +12,6 @@ interface UniteArgs extends PlanChangeArgs {
 }
 
 export const uniteCommand: CommandModule<GlobalArgs, UniteArgs> = {
-  command: 'unite <table>',
-  describe: 'Plan to bring columns that were split from a table back to where its rows are, and to end the split',
   builder: (y) =>
     withHelp(
       planOptions(y).positional('table', { type: 'string', demandOption: true, describe: 'Table that was split' }),

@@ -23,9 +23,6 @@ interface VerifyArgs extends IdArgs {
 }
 
 export const verifyCommand: CommandModule<GlobalArgs, VerifyArgs> = {
-  command: 'verify <id>',
-  describe:
-    'Compare all tables of a migration that waits to flip, or whose way back is open: exit code 0 when both sides are the same, 1 when rows differ',
   builder: (y) =>
     withHelp(
       jsonOption(y.positional('id', ID)).option('repair', {

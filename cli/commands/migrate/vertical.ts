@@ -6,9 +6,7 @@ import { parseTableName } from '../../../topology/table-name.js';
 import { type KeyspaceName, type TableName, type Topology, tableId } from '../../../topology/topology.js';
 import { type GlobalArgs, withHelp } from '../../options.js';
 import { type PlanChangeArgs, planChange, shardNamed } from '../../plan-change.js';
-import { planColumns } from '../../plan-columns.js';
 import { planOptions } from '../../plan-options.js';
-import { separationEffects } from '../../separation-effects.js';
 import { effectLines } from '../../separation-text.js';
 import { tablesPositional } from '../../tables-positional.js';
 
@@ -21,8 +19,6 @@ interface VerticalArgs extends PlanChangeArgs {
 }
 
 export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
-  command: 'vertical <tables..>',
-  describe: 'Plan to give tables, or columns of one, a keyspace of their own, and to move that to another shard',
   builder: (y) =>
     withHelp(
       tablesPositional(planOptions(y), 'Tables that go')
@@ -50,6 +46,7 @@ export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
       const { columns } = args;
       if (columns !== undefined) {
         const tables = args.tables.map(parseTableName);
+        const { planColumns } = await import('../../plan-columns.js');
         return planColumns(catalog, topology, { ...args, columns, tables, keyspace: keyspaceOfAll(topology, tables) });
       }
       if (args.hot !== undefined) throw new UsageError('--hot says where columns go', 'Give --columns, too.');
@@ -59,6 +56,8 @@ export const verticalCommand: CommandModule<GlobalArgs, VerticalArgs> = {
       const as = (args.as ?? (tables[0] as TableName).table) as KeyspaceName;
       const separation = { keyspace, tables, as };
       checkSeparation(topology, separation);
+      // Only here: the parser takes its time to load.
+      const { separationEffects } = await import('../../separation-effects.js');
       const effects = await separationEffects(catalog, topology, separation);
       return {
         kind: 'vertical',

@@ -10,10 +10,6 @@ import { trapSignals } from '../../signals.js';
 import { ID, type IdArgs } from './id.js';
 
 export const watchCommand: CommandModule<GlobalArgs, IdArgs> = {
-  command: 'watch <id>',
-  describe:
-    'Follow a migration until it ends, or waits for a person: exit code 0 when it is done or has flipped and can be taken back, ' +
-    '1 when aborted, rolled back or failed, 5 when it waits to be approved or for its flip',
   builder: (y) =>
     withHelp(jsonOption(y.positional('id', ID)), [
       'migrate watch 1',

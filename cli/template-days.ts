@@ -1,0 +1,2 @@
+/** Days of recorded statements that are looked at. */
+export const TEMPLATE_DAYS = 7;
