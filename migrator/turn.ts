@@ -13,9 +13,9 @@ export function shardsSql(m: string): string {
 /** Kinds of migrations that have a keyspace for themselves. */
 const ALONE = `ARRAY['separate', 'halve', 'unite']`;
 
-/** The keyspaces that a migration has to do with, as an array in SQL. @param m alias of its row */
+/** The keyspaces that a migration has to do with, as an array in SQL: also the one that it makes, which others of its change wait for. @param m alias of its row */
 function keyspacesSql(m: string): string {
-  return `(ARRAY[${m}.spec->>'keyspace'] || ARRAY(SELECT t.keyspace FROM foreshard.sharded_table t WHERE ${m}.kind = 'unite'
+  return `(ARRAY[${m}.spec->>'keyspace', ${m}.spec->>'as'] || ARRAY(SELECT t.keyspace FROM foreshard.sharded_table t WHERE ${m}.kind = 'unite'
          AND t.schema_name = ${m}.spec->'table'->>'schema' AND t.table_name = ${m}.spec->'table'->>'table'))`;
 }
 

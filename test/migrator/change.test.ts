@@ -10,8 +10,14 @@ import {
 } from '../../migrator/changes/change-requests.js';
 import { type Change, type ChangeState, changeState, loadChange } from '../../migrator/changes/change-row.js';
 import { dryRunChange } from '../../migrator/changes/dry-run-change.js';
-import { mergeMembers, moveMembers, splitMembers, verticalMembers } from '../../migrator/changes/members.js';
-import { requestAbort, requestFlip } from '../../migrator/migration-requests.js';
+import {
+  columnsMembers,
+  mergeMembers,
+  moveMembers,
+  splitMembers,
+  verticalMembers,
+} from '../../migrator/changes/members.js';
+import { requestAbort, requestFlip, setPaused } from '../../migrator/migration-requests.js';
 import { showMigration } from '../../migrator/migration-row.js';
 import { turnSql } from '../../migrator/turn.js';
 import { joinKeyspaces } from '../../topology/catalog/separate.js';
@@ -22,7 +28,7 @@ import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
 import { shopMoves } from './moves.js';
-import { addNotes, approveMove, approveReplica, keyspaceOf, moveSpec, NOTES } from './setting.js';
+import { addNotes, approveMove, approveReplica, keyspaceOf, moveSpec, NOTES, pauseOnEntering } from './setting.js';
 import type { Writers } from './writers.js';
 
 const TENANTS = 24;
@@ -88,6 +94,12 @@ const carryOut = async (...planned: Parameters<typeof plan>) => {
 const ranges = async () => (await keyspaceOf(s)).ranges.map((r) => [r.lo?.[0] ?? null, r.hi?.[0] ?? null, r.shard]);
 const states = async (id: bigint) => (await load(id)).members.map((m) => m.state);
 const shard = (name: string) => name as ShardName;
+
+/** Whether an approved migration may begin. */
+const hasTurn = async (id: bigint | undefined): Promise<boolean> => {
+  const sql = `SELECT FROM foreshard.migration m WHERE id = $1 AND ${turnSql('m')}`;
+  return (await s.catalog.pool.query(sql, [id?.toString()])).rowCount === 1;
+};
 
 /** Every acknowledged row is there, once and as last acknowledged; nothing is where it does not belong, or left over. */
 async function wrong(writers: Writers): Promise<string[]> {
@@ -330,13 +342,8 @@ describe('a change', () => {
     // What is entered behind it waits for it.
     const behind = await plan('split', (k) => splitMembers(k, [[9n]], [null, null]));
     await approve(behind);
-    const next = async (change: bigint) => {
-      const member = (await load(change)).members[0]?.id.toString();
-      return (
-        await s.catalog.pool.query(`SELECT FROM foreshard.migration m WHERE id = $1 AND ${turnSql('m')}`, [member])
-      ).rowCount;
-    };
-    expect([await next(id), await next(behind)]).toEqual([0, 0]);
+    const next = async (change: bigint) => hasTurn((await load(change)).members[0]?.id);
+    expect([await next(id), await next(behind)]).toEqual([false, false]);
     await abortChange(s.catalog.pool, single, 'test');
     await waitFor(async () => (await states(id))[1] === 'ready', { what: 'the tables’ move' });
     expect(await states(id)).toEqual(['done', 'ready']);
@@ -351,6 +358,27 @@ describe('a change', () => {
     await joinKeyspaces(s.catalog, 'test', 'notes', 'tenant');
     expect((await keyspaceOf(s)).tables).toHaveLength(4);
     expect(await audit(s.catalog, false)).toEqual([]);
+  });
+
+  test('that splits columns moves them when they are split, however many of its migrations may go at once', async () => {
+    await addNotes(s);
+    await withClient(s.urlOne, (c) => c.query('ALTER TABLE notes ADD views int NOT NULL DEFAULT 0'));
+    await pauseOnEntering(s, 'copying');
+    const topology = await s.catalog.loadTopology();
+    const [primaryKey, as] = [['tenant_id', 'id'], 'views' as KeyspaceName];
+    const hot = { ...NOTES, table: 'notes_hot' };
+    const spec = { kind: 'halve', keyspace: TENANT, table: NOTES, columns: ['views'], primaryKey, hot, as } as const;
+    const members = columnsMembers(topology, spec, shard('two'));
+    const change = { kind: 'columns', request: {}, members, concurrency: 3 } as const;
+    const id = await createChange(s.catalog.pool, topology, change, 'test');
+    const [halve, move] = (await approve(id)).members;
+    moves.startMigrator();
+    await moves.noted(halve?.id as bigint, /^paused$/);
+    expect(await hasTurn(move?.id)).toBe(false);
+    await pauseOnEntering(s, null);
+    await setPaused(s.catalog.pool, halve?.id as bigint, false, 'test');
+    expect(await ended(id)).toBe('done');
+    expect((await s.catalog.loadTopology()).keyspaces.get(as)?.ranges.map((r) => r.shard)).toEqual(['two']);
   });
 
   test('that takes tables out of a keyspace does nothing when something has tied them to the others since', async () => {
