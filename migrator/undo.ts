@@ -103,7 +103,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       await act(
         'undo-half',
         `drop what ${tableId(tableOf(record))} has of its other half`,
-        dropBaseHalfSql(tableOf(record)),
+        [...dropBaseHalfSql(tableOf(record)), DROP_SHARD_SCHEMA],
         'locking',
       );
       return;
@@ -111,7 +111,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       await act(
         'undo-half',
         `drop what goes to ${tableId(tableOf(record))} from its other half`,
-        dropHotHalfSql(tableOf(record)),
+        [...dropHotHalfSql(tableOf(record)), DROP_SHARD_SCHEMA],
         'locking',
       );
       return;

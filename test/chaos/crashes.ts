@@ -58,7 +58,7 @@ export const POINTS = {
   recut: named(/:recut$/),
   /** It takes tables out of a keyspace. */
   separate: named(/:separate$/),
-  /** It is of columns that are split: see halves.test.ts. */
+  /** It is of columns that are split: see halves-crash.test.ts. */
   ofHalves: named(/:((make|follow|fill|commit|undo)-)?(halve|halves|half|unite)$/),
   /** It is an audit that repairs. */
   auditing: named(/:audit-repair$/),

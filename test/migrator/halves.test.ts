@@ -5,7 +5,6 @@ import { DROP_SHARD_SCHEMA } from '../../migrator/replication.js';
 import { HALVES_LOG, outboxTakeSql, sayHalvesSql } from '../../topology/halves-sql.js';
 import type { HalveSpec, MoveSpec, UniteSpec } from '../../topology/migration.js';
 import type { KeyspaceName } from '../../topology/topology.js';
-import { startLives } from '../chaos/lives.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
@@ -35,7 +34,6 @@ const HALVE: HalveSpec = {
 const UNITE: UniteSpec = { kind: 'unite', keyspace: 'views' as KeyspaceName, table: NOTES };
 
 const moves = shopMoves(4, 2, { settings: { max_prepared_transactions: '5' } });
-const lives = startLives(moves);
 const { s } = moves;
 const pool = () => s.catalog.pool;
 const onOne = (sql: string) => withClient(s.urlOne, async (c) => (await c.query(sql)).rows);
@@ -248,25 +246,6 @@ test('an abort takes everything away again', async () => {
   expect(await onOne(`SELECT to_regclass('notes_hot') AS hot`)).toEqual([{ hot: null }]);
   // And nothing is in the way of the next.
   expect(await moves.atRest(await approve(HALVE))).toBe('done');
-});
-
-test('goes on where a migrator has died', async () => {
-  await addHotNotes();
-  const halved = await approve(HALVE);
-  for (const place of [
-    'recorded:make-halves',
-    'recorded:follow-halves',
-    'within:fill-halves',
-    'before:commit-halves',
-  ] as const)
-    expect([place, await lives.untilCrash(place, false)]).toEqual([place, 'SIGKILL']);
-  expect(await lives.toTheEnd(halved)).toBe('done');
-  expect(await differing()).toEqual([]);
-  const united = await approve(UNITE);
-  for (const place of ['after:unite', 'recorded:undo-halves'] as const)
-    expect([place, await lives.untilCrash(place, false)]).toEqual([place, 'SIGKILL']);
-  expect(await lives.toTheEnd(united)).toBe('done');
-  expect(await leftovers(s)).toEqual([]);
 });
 
 /** What is done to a table whose columns are split, or to the other, without a proxy. */
