@@ -20,9 +20,18 @@ const { values } = parseArgs({
     kinds: { type: 'string', default: KINDS.map(({ name }) => name).join(',') },
     hands: { type: 'string', default: '2' },
     rest: { type: 'string', default: '6000' },
+    help: { type: 'boolean', default: false },
     'pg-bin': { type: 'string', default: process.env.FORESHARD_TEST_PG_BIN ?? '' },
   },
 });
+
+const HELP = `npm run chaos -- [--minutes N] [--flips N] [--seed S] [--faults a,b|none] [--kinds a,b] [--hands N] [--rest MS] [--pg-bin DIR]
+It goes on for so many minutes, and until there were so many flips.
+  --faults  ${FAULTS.map(({ name }) => name).join(', ')}; default: all
+  --kinds   ${KINDS.map(({ name }) => name).join(', ')}; default: all
+  --hands   faults at once (2)
+  --rest    between two faults, ms, at most (6000)
+  --pg-bin  programs of the servers; default: FORESHARD_TEST_PG_BIN, or those from npm`;
 
 function wantedFaults(names: string): readonly Fault[] {
   return names === 'none' ? [] : wanted('fault', FAULTS, names);
@@ -92,7 +101,8 @@ async function main(): Promise<void> {
 }
 
 try {
-  await main();
+  if (values.help) console.log(HELP);
+  else await main();
 } finally {
   await EmbeddedCluster.endAll();
 }
