@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { beforeAll, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
 import { Decisions } from '../../topology/catalog/decisions.js';
 import { type CoordinatorId, gidOf } from '../../topology/prepared-transactions.js';
@@ -11,7 +11,7 @@ import { shopMoves } from '../migrator/moves.js';
 import { approveMove, leftovers, registerProxy } from '../migrator/setting.js';
 import { audit as auditRows } from '../migrator/writers.js';
 import { withClient } from '../support/client.js';
-import { type Compiled, compile } from './compile.js';
+import { built } from './built.js';
 import { POINTS, someOf } from './crashes.js';
 import type { Place } from './lives.js';
 
@@ -19,16 +19,15 @@ import type { Place } from './lives.js';
 
 const moves = shopMoves(12, 20);
 const { s } = moves;
-let child: Compiled;
+let child = '';
 beforeAll(async () => {
-  child = await compile(new URL('./audit-child.ts', import.meta.url));
+  child = await built('audit-child');
 });
-afterAll(() => child.remove());
 
 /** @returns the signal that ended it, and what it said */
 function repairUntil(place: Place): Promise<{ signal: string | null; said: string }> {
   return new Promise((resolve, reject) => {
-    const running = spawn(process.execPath, [child.file, s.catalogUrl], {
+    const running = spawn(process.execPath, [child, s.catalogUrl], {
       env: { ...process.env, FORESHARD_CRASH_POINT: place },
       stdio: ['ignore', 'pipe', 'inherit'],
     });

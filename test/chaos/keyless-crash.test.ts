@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { beforeEach, expect, test } from 'vitest';
 import { approveChange, createChange } from '../../migrator/changes/change-requests.js';
 import { verticalMembers } from '../../migrator/changes/members.js';
@@ -54,7 +54,7 @@ async function moveUnderLoad(
       const sql = 'UPDATE settings SET version = version + 1 WHERE name = $1';
       await proxy.run([], [{ sql, values: [`setting ${n + 1}`] }]);
       changes[n] = (changes[n] ?? 0) + 1;
-      await nextTurn();
+      await delay(5);
     }
   })();
   try {

@@ -1,10 +1,10 @@
 import { spawn } from 'node:child_process';
-import { afterAll, beforeAll } from 'vitest';
+import { beforeAll } from 'vitest';
 import type { CrashPoint } from '../../migrator/crash-points.js';
 import type { MigratorOptions } from '../../migrator/options.js';
 import type { MigrationState } from '../../topology/migration.js';
 import type { Moves } from '../migrator/moves.js';
-import { type Compiled, compile } from './compile.js';
+import { built } from './built.js';
 
 const HOUR = 3_600_000;
 
@@ -13,12 +13,11 @@ export type Place = CrashPoint | `${CrashPoint}#${number}`;
 
 /** Migrators with one life each, in the tests of this file. */
 export function startLives(moves: Moves): Lives {
-  let child: Compiled | undefined;
+  let file = '';
   beforeAll(async () => {
-    child = await compile(new URL('./migrator-child.ts', import.meta.url));
+    file = await built('migrator-child');
   });
-  afterAll(() => child?.remove());
-  return new Lives(moves, () => (child as Compiled).file);
+  return new Lives(moves, () => file);
 }
 
 /** Migrators with one life each. */

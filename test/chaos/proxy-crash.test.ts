@@ -5,25 +5,21 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { audit } from '../../migrator/audit/audit.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { type Compiled, compile } from './compile.js';
+import { built } from './built.js';
 
 let sharded: Sharded;
-let program: Compiled | undefined;
+let program = '';
 
 beforeAll(async () => {
-  [program, sharded] = await Promise.all([
-    compile(new URL('./proxy-child.ts', import.meta.url)),
-    Sharded.start({ splitAt: 100 }),
-  ]);
+  [program, sharded] = await Promise.all([built('proxy-child'), Sharded.start({ splitAt: 100 })]);
 });
 afterAll(async () => {
   await sharded?.stop();
-  await program?.remove();
 });
 
 /** A proxy beside the one of the setting. */
 async function startProxy(): Promise<{ readonly child: ChildProcess; readonly port: number }> {
-  const child = spawn(process.execPath, [(program as Compiled).file, sharded.clusters[0].url('foreshard')], {
+  const child = spawn(process.execPath, [program, sharded.clusters[0].url('foreshard')], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const [port] = await once(child.stdout as NodeJS.ReadableStream, 'data');

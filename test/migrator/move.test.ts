@@ -32,7 +32,7 @@ describe('a move under load', () => {
   beforeEach(() => moves.reset(40, 500));
 
   test('loses nothing, doubles nothing, and leaves nothing behind', async () => {
-    const { proxy, writers } = await moves.startLoad(40);
+    const { proxy, writers } = await moves.startLoad(40, { pauseMs: 0 });
     await waitFor(() => writers.acknowledged > 200, { what: 'writers to be at work' });
     const id = await approveMove(s, [20n], [36n]);
     moves.startMigrator();

@@ -36,6 +36,8 @@ interface ThereAndBack {
   begun?(id: bigint): Promise<unknown>;
   /** Done while the interval is there, and the way back open. */
   there?(id: bigint): Promise<void>;
+  /** Of `startLoad`. */
+  readonly pauseMs?: number;
   /** Whether a tenant belongs to the second shard before and afterwards. Default: none. */
   onTwo?(tenant: number): boolean;
 }
@@ -120,10 +122,16 @@ export class Moves {
     return stop;
   }
 
-  /** @param stale whether another writer goes past the proxy, to the source, all the time */
-  async startLoad(tenants: number, { stale = true, count = 4 } = {}): Promise<{ proxy: MiniProxy; writers: Writers }> {
+  /**
+   * @param stale whether another writer goes past the proxy, to the source, all the time
+   * @param pauseMs of each writer between two writes: enough that some are under way whatever happens, and the processors have time left for what the test is about; 0: none
+   */
+  async startLoad(
+    tenants: number,
+    { stale = true, count = 4, pauseMs = 10 } = {},
+  ): Promise<{ proxy: MiniProxy; writers: Writers }> {
     const proxy = await this.startProxy();
-    const writers = new Writers();
+    const writers = new Writers(pauseMs);
     writers.start(proxy, count, tenants);
     if (stale) writers.startStale(this.s.urlOne, tenants);
     this.atStop(() => writers.stop());
@@ -137,9 +145,9 @@ export class Moves {
   async thereAndBack(
     tenants: number,
     lo: Position,
-    { hi, begun, there, onTwo = () => false }: ThereAndBack = {},
+    { hi, begun, there, onTwo = () => false, ...load }: ThereAndBack = {},
   ): Promise<{ id: bigint; proxy: MiniProxy; writers: Writers }> {
-    const { proxy, writers } = await this.startLoad(tenants);
+    const { proxy, writers } = await this.startLoad(tenants, load);
     const writes = async (n: number, what: string) => {
       const before = writers.acknowledged;
       await waitFor(() => writers.acknowledged > before + n, { what });

@@ -21,6 +21,7 @@ describe('the way back', () => {
 
   test('is open after the flip, and a rollback takes everything along that was written since', async () => {
     const { id, proxy, writers } = await moves.thereAndBack(40, [20n], {
+      pauseMs: 0,
       hi: [36n],
       there: async () => {
         const topology = await s.catalog.loadTopology();

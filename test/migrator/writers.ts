@@ -1,3 +1,4 @@
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises';
 import pg from 'pg';
 import { withClient } from '../support/client.js';
 import type { MiniProxy } from './mini-proxy.js';
@@ -8,6 +9,7 @@ export type Journal = Map<string, { tenant: number; id: number; version: number 
 
 /** Live load with a memory: every acknowledged change is kept, to be found exactly once afterwards. */
 export class Writers {
+  readonly #pauseMs: number;
   readonly journal: Journal = new Map();
   readonly deleted = new Map<string, { tenant: number; id: number }>();
   acknowledged = 0;
@@ -16,6 +18,11 @@ export class Writers {
   readonly errors: unknown[] = [];
   readonly #stop = new AbortController();
   readonly #running: Promise<void>[] = [];
+
+  /** @param pauseMs of each writer between two of its writes; 0: they take all the time of the processors that they can get */
+  constructor(pauseMs: number) {
+    this.#pauseMs = pauseMs;
+  }
 
   /** `count` writers through the proxy, over tenants 1..tenants. */
   start(proxy: MiniProxy, count: number, tenants: number): void {
@@ -57,7 +64,7 @@ export class Writers {
         this.errors.push(error);
         return;
       }
-      await new Promise((resolve) => setImmediate(resolve));
+      await (this.#pauseMs === 0 ? nextTurn() : delay(this.#pauseMs));
     }
   }
 

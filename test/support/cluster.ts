@@ -1,7 +1,7 @@
 import { afterAll, inject } from 'vitest';
 import { type ClusterOptions, EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { Supervisor } from '../../deploy/embedded/supervisor.js';
-import { copyTemplate } from './data-template.js';
+import { copyTemplate, settingsOf } from './data-template.js';
 
 /** Nothing of a test's data has to survive the machine; crashes of the server itself lose nothing without these. */
 const UNSAFE_BUT_FAST = { fsync: 'off', full_page_writes: 'off' };
@@ -29,7 +29,7 @@ export async function startTestCluster(options: Omit<ClusterOptions, 'dir'> = {}
     ...options,
     ...(binDir === undefined ? {} : { binDir }),
     dir: await copyTemplate(inject('runDirectory'), binDir),
-    settings: { ...UNSAFE_BUT_FAST, ...options.settings },
+    settings: { ...UNSAFE_BUT_FAST, ...settingsOf(binDir), ...options.settings },
   });
   started.add(cluster);
   return cluster;

@@ -16,8 +16,9 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { type ClusterOptions, EmbeddedCluster } from '../../deploy/embedded/cluster.js';
+import { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { Supervisor } from '../../deploy/embedded/supervisor.js';
+import { withClient } from './client.js';
 
 /** XLP_LONG_HEADER in PostgreSQL's xlog_internal.h, the second field of a page of WAL; the system identifier follows the short header, of 24 bytes. */
 const XLP_LONG_HEADER = 0x0002;
@@ -28,6 +29,11 @@ const CRC_32C = 0x82f63b78;
 
 /** By the directory of the server's programs. */
 const templates = new Map<string | undefined, Promise<string>>();
+
+/** What servers can do without: processes that read ahead, which those before 18 do not have. */
+export function settingsOf(binDir: string | undefined): Readonly<Record<string, string>> {
+  return binDir === undefined ? { io_method: 'sync' } : {};
+}
 
 /**
  * A cluster in a new directory below `base`, as initdb would have made it, but for the superuser's password, which all of them share. It is a copy of the one that initdb has made
@@ -48,8 +54,17 @@ async function makeTemplate(base: string, binDir: string | undefined): Promise<s
   const template = join(base, `template${(binDir ?? '').replaceAll('/', '-')}`);
   if (existsSync(template)) return template;
   const dir = await Supervisor.shared().makeTemporary(base, 'new-', 0o711);
-  const options: ClusterOptions = { dir, settings: { fsync: 'off' }, ...(binDir === undefined ? {} : { binDir }) };
-  await (await EmbeddedCluster.start(options)).stop();
+  const cluster = await EmbeddedCluster.start({
+    dir,
+    settings: { fsync: 'off', ...settingsOf(binDir) },
+    ...(binDir === undefined ? {} : { binDir }),
+  });
+  await withClient(cluster.url(), async (c) => {
+    // Tests log in as the superuser thousands of times, and hash the password as often as is said here; before 16 nobody can say so.
+    if (binDir === undefined) await c.query('SET scram_iterations = 64');
+    await c.query(`ALTER ROLE postgres PASSWORD ${c.escapeLiteral(cluster.password)}`);
+  });
+  await cluster.stop();
   try {
     renameSync(join(dir, 'cluster'), template);
   } catch (error) {
