@@ -1,19 +1,14 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
 import { Sharded } from '../support/sharded.js';
-import { buildCli, cli, startCli } from './run-cli.js';
+import { buildCli, startCli } from './run-cli.js';
+import { commandsOn } from './warm-cli.js';
 
 let s: Sharded;
 let catalog: string;
 
-const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
+const { foreshard, json } = commandsOn(() => catalog);
 const VERTICAL = ['migrate', 'plan', 'vertical', 'documents', '--columns', 'last_seen,views', '--to', 's2'];
-
-async function json<T>(...args: string[]): Promise<T> {
-  const result = await foreshard(...args, '--json');
-  expect(result).toMatchObject({ code: 0, stderr: '' });
-  return result.json<T>();
-}
 
 interface Planned {
   change: number | null;

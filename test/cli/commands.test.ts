@@ -7,6 +7,7 @@ import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { buildCli, CLI, type CliResult, cli } from './run-cli.js';
 import { temporaryDirectory } from './temporary-directory.js';
+import { commandsOn, warm } from './warm-cli.js';
 
 let one: EmbeddedCluster;
 let two: EmbeddedCluster;
@@ -32,15 +33,9 @@ beforeAll(async () => {
   );
 });
 
+/** Each in a process of its own, as a user would. */
 const on = (url: string, ...args: string[]) => cli([...args, '--catalog', url]);
-const foreshard = (...args: string[]) => on(catalog, ...args);
-
-async function json<T = unknown>(...args: string[]): Promise<T> {
-  const result = await foreshard(...args, '--json');
-  expect(result.stderr).toBe('');
-  expect(result.code).toBe(0);
-  return result.json<T>();
-}
+const { foreshard, json } = commandsOn(() => catalog);
 
 /** Every failure looks alike: nothing on stdout, one message, perhaps a hint, no stack, no password. */
 function expectFailure(result: CliResult, code: number, message: RegExp): void {
@@ -108,7 +103,7 @@ describe('the command line itself', () => {
     'migrate pause',
     'migrate resume',
   ])('%s --help shows an example and the exit codes', async (command) => {
-    const { code, stdout, stderr } = await cli([...command.split(' '), '--help']);
+    const { code, stdout, stderr } = await warm([...command.split(' '), '--help']);
     expect(code).toBe(0);
     expect(stderr).toBe('');
     expect(stdout).toMatch(new RegExp(`Examples:\\s+foreshard ${command}`));
@@ -155,6 +150,26 @@ describe('the command line itself', () => {
       expect(packages).toContain('pino');
       for (const name of ['pg', 'libpg-query', 'zod', 'yaml']) expect(packages).not.toContain(name);
     });
+  });
+
+  it('does in one process, again and again, what it does in processes of its own', async () => {
+    const catalogs = [one.url('postgres'), 'postgresql://u:p@127.0.0.1:1/foreshard'];
+    const lines = [
+      ...catalogs.map((url) => ['topology', 'show', '--verbose', '--catalog', url]),
+      ['migrate', 'list', '--help'],
+      ['migrate', 'lst'],
+      ['--version'],
+    ];
+    for (const args of lines) {
+      const { code, stdout, stderr } = await cli(args);
+      for (let again = 0; again < 2; again++) {
+        const repeated = await warm(args);
+        expect({ code: repeated.code, stdout: repeated.stdout }).toEqual({ code, stdout });
+        // Stacks begin elsewhere.
+        const said = (text: string) => text.replace(/^ +at .*\n/gm, '');
+        expect(said(repeated.stderr)).toBe(said(stderr));
+      }
+    }
   });
 
   it('prints a completion script, and completes', async () => {

@@ -3,19 +3,14 @@ import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
-import { buildCli, cli, startCli } from './run-cli.js';
+import { buildCli, startCli } from './run-cli.js';
+import { commandsOn } from './warm-cli.js';
 
 let one: EmbeddedCluster;
 let two: EmbeddedCluster;
 let catalog: string;
 
-const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
-
-async function json<T>(...args: string[]): Promise<T> {
-  const result = await foreshard(...args, '--json');
-  expect(result).toMatchObject({ code: 0, stderr: '' });
-  return result.json<T>();
-}
+const { foreshard, json } = commandsOn(() => catalog);
 
 interface Planned {
   change: number | null;

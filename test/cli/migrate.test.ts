@@ -3,11 +3,12 @@ import { shopMoves } from '../migrator/moves.js';
 import { approveMove, leftovers } from '../migrator/setting.js';
 import { withClient } from '../support/client.js';
 import { waitFor } from '../support/wait-for.js';
-import { buildCli, cli, startCli } from './run-cli.js';
+import { buildCli, startCli } from './run-cli.js';
+import { commandsOn } from './warm-cli.js';
 
 const moves = shopMoves(12, 50);
 const { s } = moves;
-const foreshard = (...args: string[]) => cli([...args, '--catalog', s.catalogUrl]);
+const { foreshard } = commandsOn(() => s.catalogUrl);
 
 beforeAll(buildCli);
 
@@ -178,10 +179,10 @@ test('a replica is made, read on other terms, and promoted', async () => {
     code: 2,
     stderr: expect.stringMatching(/nothing to change/),
   });
+  const replicas = async () => (await s.catalog.loadTopology()).replicas;
+  await waitFor(async () => (await replicas()).length === 1, { what: 'the replica in service' });
   expect((await foreshard('migrate', 'reads', id, '--read-percent', '10', '--max-staleness', '1s')).code).toBe(0);
-  expect((await s.catalog.loadTopology()).replicas).toMatchObject([
-    { readPercent: 10, maxStalenessMs: 1000, lo: [6n], hi: null },
-  ]);
+  expect(await replicas()).toMatchObject([{ readPercent: 10, maxStalenessMs: 1000, lo: [6n], hi: null }]);
   expect((await foreshard('migrate', 'reads', id, '--read-percent', '0', '--json')).json()).toEqual({
     id: number,
     readPercent: 0,

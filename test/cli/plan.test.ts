@@ -7,20 +7,14 @@ import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 import { buildCli, cli, startCli } from './run-cli.js';
 import { temporaryDirectory } from './temporary-directory.js';
+import { commandsOn } from './warm-cli.js';
 
 let one: EmbeddedCluster;
 let two: EmbeddedCluster;
 let catalog: string;
 const dir = temporaryDirectory('foreshard-plan-');
 
-const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
-
-async function json<T>(...args: string[]): Promise<T> {
-  const result = await foreshard(...args, '--json');
-  expect(result.stderr).toBe('');
-  expect(result.code).toBe(0);
-  return result.json<T>();
-}
+const { foreshard, json } = commandsOn(() => catalog);
 
 interface PlanJson {
   verdict: string;

@@ -2,12 +2,13 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { withClient } from '../support/client.js';
 import { startTestCluster } from '../support/cluster.js';
-import { buildCli, cli } from './run-cli.js';
+import { buildCli } from './run-cli.js';
+import { commandsOn } from './warm-cli.js';
 
 let one: EmbeddedCluster;
 let catalog: string;
 
-const foreshard = (...args: string[]) => cli([...args, '--catalog', catalog]);
+const { foreshard } = commandsOn(() => catalog);
 
 beforeAll(async () => {
   [one] = await Promise.all([startTestCluster(), buildCli()]);
