@@ -154,6 +154,24 @@ export function walk(root: unknown, visitor: Visitor): void {
   }
 }
 
+/** The table that a statement changes; undefined where it is none that changes one. */
+export function changedTable(statement: Node): RangeVar | undefined {
+  if ('InsertStmt' in statement) return statement.InsertStmt.relation;
+  if ('UpdateStmt' in statement) return statement.UpdateStmt.relation;
+  if ('DeleteStmt' in statement) return statement.DeleteStmt.relation;
+  return 'MergeStmt' in statement ? statement.MergeStmt.relation : undefined;
+}
+
+/** Tables that stand in FROM themselves, not in a sub-query there. */
+export function tablesIn(items: readonly (Node | undefined)[] | undefined): RangeVar[] {
+  return (items ?? []).flatMap((item) => {
+    if (item === undefined) return [];
+    if ('RangeVar' in item) return [item.RangeVar];
+    if ('RangeTableSample' in item) return tablesIn([item.RangeTableSample.relation]);
+    return 'JoinExpr' in item ? tablesIn([item.JoinExpr.larg, item.JoinExpr.rarg]) : [];
+  });
+}
+
 /** The ResTarget in each node of a target list. */
 export function targets(nodes: readonly Node[] | undefined): ResTarget[] {
   return (nodes ?? []).flatMap((n) => ('ResTarget' in n ? [n.ResTarget] : []));

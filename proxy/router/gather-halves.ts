@@ -40,6 +40,15 @@ export interface GatheredHalves {
 /** The name of a table where its rows are read. */
 export const ROW = 't';
 
+/** A column there. */
+export const rowColumn = (column: string) => `${quoteIdent(ROW)}.${quoteIdent(column)}`;
+
+/** Columns there, as a list. */
+export const columnsOf = (columns: readonly string[]) => columns.map(rowColumn).join(', ');
+
+/** What stands in FROM there. */
+export const fromOf = (table: TableName) => `${quoteTable(table)} AS ${quoteIdent(ROW)}`;
+
 /** Columns of the table are on other shards than its rows: null where they are not, or the query uses none of them. */
 export function halvesOf(
   table: TableName & { readonly keyspace: KeyspaceName; readonly columns: readonly string[] },
@@ -171,7 +180,7 @@ export function lookSql(
   seeds: Seeds,
   unsettled: ((xmax: string) => string) | null,
 ): string {
-  const keys = primaryKey.map((column) => `${quoteIdent(ROW)}.${quoteIdent(column)}`);
+  const keys = primaryKey.map(rowColumn);
   const xmax = `${quoteIdent(ROW)}.xmax`;
   const sum = (columns: readonly string[], seed: bigint) =>
     `coalesce(pg_catalog.sum(pg_catalog.hashtextextended(CAST(ROW(${columns.join(', ')}) AS pg_catalog.text), CAST('${seed}' AS pg_catalog.int8))), 0)`;
@@ -241,11 +250,6 @@ function ownHalves(
   };
   return { base: owned(base, hot), hot: owned(hot, base) };
 }
-
-const columnsOf = (columns: readonly string[]) =>
-  columns.map((column) => `${quoteIdent(ROW)}.${quoteIdent(column)}`).join(', ');
-
-const fromOf = (table: TableName) => `${quoteTable(table)} AS ${quoteIdent(ROW)}`;
 
 const both = (condition: string, filter: string | null) =>
   filter === null ? condition : `(${condition}) AND (${filter})`;

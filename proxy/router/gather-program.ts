@@ -1,14 +1,15 @@
 import { isUtf8 } from 'node:buffer';
-import type { ColumnRef, JoinExpr, Node, RangeVar, SelectStmt } from 'libpg-query';
-import { quoteIdent, quoteTable } from '../../topology/quote.js';
+import type { ColumnRef, Node, RangeVar, SelectStmt } from 'libpg-query';
 import { type KeyspaceName, type ShardName, shardsOf, type Topology } from '../../topology/topology.js';
 import { Analysis, type Context, type Occurrence } from './analysis.js';
 import { conjuncts, strings, walk } from './ast.js';
-import { bare, canonical, expressionText } from './expression-text.js';
+import { expressionText } from './expression-text.js';
 import { areAlikeEverywhere } from './fan-out.js';
 import { columnsAs, hasStar } from './gather.js';
 import {
+  columnsOf,
   filterOf,
+  fromOf,
   type GatheredHalves,
   halvesFetches,
   halvesLooks,
@@ -20,11 +21,13 @@ import {
 import { Lexer, type Token } from './lexer.js';
 import type { Relation } from './metadata.js';
 import { analyzeStatement } from './modify.js';
+import { namesIn } from './named-columns.js';
 import { parse } from './parse.js';
 import { type Reduction, reductionOf } from './reduction.js';
+import { type Renaming, renamedText } from './renamed-text.js';
 import { ownConditions } from './resolve.js';
 import { tellsTransaction } from './telling.js';
-import { applyEdits, type Edit, positionAsSent } from './text-edits.js';
+import type { Edit } from './text-edits.js';
 
 /** A table whose rows are brought together. */
 export interface GatheredTable {
@@ -80,8 +83,9 @@ export function gatherProgram(
   analyzeStatement(a, statement.node, null, null);
   const edits = editsOf(a, statement.node, text, conforming);
   if (edits === null) return null;
-  const edited = applyEdits(text, edits);
-  if (!meansTheSame(a, statement.node, edited, text, parsed)) return null;
+  const original = { text, parsed, index: 0, statement: statement.node };
+  const renamed = renamedText(original, edits, inWorkspace(a));
+  if (renamed === null) return null;
   const tables = tablesOf(a, statement.node, conforming && isUtf8(text), where.topology);
   const select = 'SelectStmt' in statement.node ? statement.node.SelectStmt : null;
   const whole = !tables.some(isHalved);
@@ -90,8 +94,7 @@ export function gatherProgram(
     tables,
     readsHome: a.home || a.referenceReads.size > 0,
     filtersByParameters: tables.some(({ filter }) => filter !== null && PARAMETER.test(filter)),
-    text: edited,
-    positionAsSent: (position) => positionAsSent(text, edits, position),
+    ...renamed,
   };
 }
 
@@ -101,14 +104,12 @@ export function fetches(
   topology: Topology,
 ): ReadonlyMap<ShardName, string> {
   const own = ownConditions({ keyspace, name: ROW, keyColumns }, topology);
-  const list = columns.map((column) => `${quoteIdent(ROW)}.${quoteIdent(column)}`).join(', ');
-  const from = `${quoteTable({ schema, table })} AS ${quoteIdent(ROW)}`;
   const found = topology.keyspaces.get(keyspace);
   return new Map(
     (found === undefined ? [] : shardsOf(found)).map((shard) => {
       const conditions = [keyColumns.length === 0 ? null : own.get(shard), filter].filter((c) => c !== null);
       const where = conditions.length === 0 ? '' : ` WHERE ${conditions.map((c) => `(${c})`).join(' AND ')}`;
-      return [shard, `SELECT ${list} FROM ${from}${where}`];
+      return [shard, `SELECT ${columnsOf(columns)} FROM ${fromOf({ schema, table })}${where}`];
     }),
   );
 }
@@ -179,26 +180,17 @@ function hasSchema(a: Analysis, ref: ColumnRef): boolean {
   return a.occurrences.some((o) => o.relation?.schema === schema && o.relation?.table === table && !o.node?.alias);
 }
 
-/** Whether PostgreSQL reads the edited text as the same query, but for those names. */
-function meansTheSame(a: Analysis, statement: Node, edited: Buffer, text: Buffer, parsed: Buffer): boolean {
-  // A text with other strings for the parser cannot be told apart from its own, edited: then the edits are believed, which are of names only.
-  if (text !== parsed && !text.equals(parsed)) return true;
-  const read = parse(edited)?.statements[0]?.node;
-  const wanted = structuredClone(statement);
-  const own = new Set(a.occurrences.map((o) => o.node));
-  // In the same order as in the copy.
-  const nodes: RangeVar[] = [];
-  walk(statement, { rangeVar: (node) => nodes.push(node) });
-  let i = 0;
-  walk(wanted, {
-    rangeVar: (node) => {
-      if (own.has(nodes[i++] as RangeVar)) node.schemaname = 'pg_temp';
+/** Tables, and columns that are named with them, in the workspace. */
+function inWorkspace(a: Analysis): Renaming {
+  const own = new Set(a.occurrences.map(({ node }) => node));
+  return {
+    table: (node, original) => {
+      if (own.has(original)) node.schemaname = 'pg_temp';
     },
     column: (ref) => {
       if (hasSchema(a, ref)) ref.fields = [{ String: { sval: 'pg_temp' } }, ...(ref.fields?.slice(1) ?? [])];
     },
-  });
-  return canonical(bare(wanted, () => null)) === canonical(bare(read, () => null));
+  };
 }
 
 function tablesOf(a: Analysis, statement: Node, sure: boolean, topology: Topology): GatheredTable[] {
@@ -236,29 +228,9 @@ function tablesOf(a: Analysis, statement: Node, sure: boolean, topology: Topolog
 
 /** Whether a column may be referred to, of a table in FROM of this name. */
 function usedColumns(statement: Node): (of: string, column: string) => boolean {
-  /** By what stands before them: nothing, or the name of something in FROM. */
-  const names = new Map<string, Set<string>>();
-  const whole = new Set<string>();
-  let all = false;
-  const use = (of: string, column: string) => names.set(of, (names.get(of) ?? new Set()).add(column));
-  walk(statement, {
-    any: (kind, value) => {
-      if (kind !== 'JoinExpr') return;
-      const { alias, isNatural, usingClause } = value as JoinExpr;
-      // A join that has a name can be named as a whole, and have other names for its columns, by their places.
-      if (isNatural || alias) all = true;
-      for (const name of strings(usingClause)) use('', name);
-    },
-    column: (ref) => {
-      const path = strings(ref.fields);
-      const of = path.at(-2);
-      if (!hasStar(ref)) use(of ?? '', path.at(-1) ?? '');
-      else if (of === undefined) all = true;
-      else whole.add(of);
-    },
-  });
-  return (of, column) =>
-    all || whole.has(of) || names.get('')?.has(column) === true || names.get(of)?.has(column) === true;
+  const { columns, whole, star, all } = namesIn(statement);
+  const isNamed = (of: string, column: string) => columns.get(of)?.has(column) === true;
+  return (of, column) => all || star || whole.has(of) || isNamed('', column) || isNamed(of, column);
 }
 
 function isGrouped(statement: Node): boolean {

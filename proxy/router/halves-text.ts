@@ -1,24 +1,19 @@
 import { isUtf8 } from 'node:buffer';
 import type { Node, RangeVar, SelectStmt } from 'libpg-query';
 import { quoteIdent, quoteTable } from '../../topology/quote.js';
+import type { TableName } from '../../topology/topology.js';
 import { Analysis, type Context, type Occurrence } from './analysis.js';
-import { targets, walk } from './ast.js';
-import { bare, canonical, expressionText } from './expression-text.js';
+import { changedTable, targets } from './ast.js';
+import { expressionText } from './expression-text.js';
 import { areAlikeEverywhere } from './fan-out.js';
-import { filterOf, ROW } from './gather-halves.js';
+import { columnsOf, filterOf, fromOf, rowColumn } from './gather-halves.js';
 import { filtersOf } from './gather-program.js';
 import { Lexer } from './lexer.js';
 import { analyzeStatement } from './modify.js';
 import { parse } from './parse.js';
+import { type RenamedText, type Renaming, renamedText } from './renamed-text.js';
 import type { Halves } from './route.js';
-import { applyEdits, type Edit, positionAsSent } from './text-edits.js';
-
-/** A statement that goes to the hot table of the one that it names. */
-export interface HotText {
-  readonly text: Buffer;
-  /** A position in `text`, in characters from 1, as one in the client's own text. */
-  positionAsSent(position: number): number;
-}
+import type { Edit } from './text-edits.js';
 
 const lexer = new Lexer();
 
@@ -33,7 +28,7 @@ export function hotText(
   conforming: boolean,
   { table, split }: Halves,
   context: Omit<Context, 'literals'>,
-): HotText | null {
+): RenamedText | null {
   const read = analyzed(parsed, index, context);
   const node = read?.a.occurrences.find((o) => isOf(o, table))?.node;
   if (!read || !node || node.location === undefined || !lexer.scan(text, true, conforming)) return null;
@@ -42,14 +37,7 @@ export function hotText(
   if (!start || !end) return null;
   const as = node.alias ? '' : ` AS ${quoteIdent(node.relname ?? '')}`;
   const edits: Edit[] = [{ start: start.start, end: end.end, put: `${quoteTable(split.hot)}${as}` }];
-  const edited = applyEdits(text, edits);
-  // A text with other strings for the parser cannot be told apart from its own, edited: then the edit is believed, which is of a name only.
-  if (text === parsed || text.equals(parsed)) {
-    const wanted = renamed(read.statement, node, split.hot);
-    const made = parse(edited)?.statements[index]?.node;
-    if (canonical(bare(wanted, () => null)) !== canonical(bare(made, () => null))) return null;
-  }
-  return { text: edited, positionAsSent: (position) => positionAsSent(text, edits, position) };
+  return renamedText({ text, parsed, index, statement: read.statement }, edits, inPlaceOf(node, split.hot));
 }
 
 /**
@@ -76,20 +64,15 @@ export function lockText(a: Analysis, statement: Node): string | null {
   const split = o?.table.split;
   if (o?.node === undefined || split === undefined || !o.relation?.columns?.length) return null;
   const { node } = o;
-  const list = split.primaryKey.map((column) => `${quoteIdent(ROW)}.${quoteIdent(column)}`).join(', ');
   const condition =
     'InsertStmt' in statement ? conflictingRows(a, statement, o) : conditionOf(a, statement, node, split.columns);
   if (condition === null) return null;
-  const from = `${quoteTable(o.table)} AS ${quoteIdent(ROW)}`;
-  return `SELECT ${list} FROM ${from}${condition === '' ? '' : ` WHERE ${condition}`} FOR UPDATE`;
+  return `SELECT ${columnsOf(split.primaryKey)} FROM ${fromOf(o.table)}${condition === '' ? '' : ` WHERE ${condition}`} FOR UPDATE`;
 }
 
 /** The table whose rows a statement changes or locks. */
 function lockedTable(a: Analysis, statement: Node): RangeVar | undefined {
-  if ('UpdateStmt' in statement) return statement.UpdateStmt.relation;
-  if ('DeleteStmt' in statement) return statement.DeleteStmt.relation;
-  if ('InsertStmt' in statement) return statement.InsertStmt.relation;
-  return a.occurrences.find(({ table, top }) => top && table.split !== undefined)?.node;
+  return changedTable(statement) ?? a.occurrences.find(({ table, top }) => top && table.split !== undefined)?.node;
 }
 
 /** What is true of all rows of the table that it can use, by columns of the base half; empty: nothing is known. */
@@ -128,7 +111,7 @@ function conflictingRows(a: Analysis, { InsertStmt: insert }: { InsertStmt: obje
       const value = column === undefined ? undefined : items[names.indexOf(column)];
       if (column === undefined || value === undefined || !areAlikeEverywhere(a, [value])) return null;
       const text = expressionText(value, () => null);
-      return text === null ? null : `${quoteIdent(ROW)}.${quoteIdent(column)} = ${text}`;
+      return text === null ? null : `${rowColumn(column)} = ${text}`;
     });
     return parts.includes(null) ? null : `(${parts.join(' AND ')})`;
   });
@@ -154,20 +137,14 @@ function isOf({ table }: Occurrence, { schema, table: name }: Halves['table']): 
   return table.schema === schema && table.table === name;
 }
 
-/** The tree with another table in place of that one, which is called as before. */
-function renamed(statement: Node, table: RangeVar, hot: { readonly schema: string; readonly table: string }): Node {
-  const copy = structuredClone(statement);
-  // In the same order as in the copy.
-  const nodes: RangeVar[] = [];
-  walk(statement, { rangeVar: (node) => nodes.push(node) });
-  let i = 0;
-  walk(copy, {
-    rangeVar: (node) => {
-      if (nodes[i++] !== table) return;
+/** Another table in place of that one, which is called as before. */
+function inPlaceOf(table: RangeVar, hot: TableName): Renaming {
+  return {
+    table: (node, original) => {
+      if (original !== table) return;
       node.alias ??= { aliasname: table.relname ?? '' };
       node.schemaname = hot.schema;
       node.relname = hot.table;
     },
-  });
-  return copy;
+  };
 }

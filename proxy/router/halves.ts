@@ -1,7 +1,7 @@
 import type { Node, RangeVar, UpdateStmt } from 'libpg-query';
 import { type KeyspaceName, type ShardedTable, tableId } from '../../topology/topology.js';
 import type { Analysis, Occurrence } from './analysis.js';
-import { qualifiedName, strings, targets, walk } from './ast.js';
+import { changedTable, qualifiedName, strings, tablesIn, targets, walk } from './ast.js';
 import { SYSTEM_COLUMNS } from './fan-out.js';
 import { classifyFunction } from './functions.js';
 import { columnsAs, hasStar } from './gather.js';
@@ -124,7 +124,7 @@ function lockApart({ a, statement, names, split, locks }: Found): Apart {
 }
 
 function writeApart({ a, statement, names, needed, written }: Found): Apart {
-  const target = targetOf(statement);
+  const target = changedTable(statement);
   const [o, ...others] = needed;
   if (o?.node === undefined || target !== o.node || others.length > 0 || written.size > 1)
     return refused(
@@ -282,20 +282,12 @@ function isHotOnly(a: Analysis, statement: Node): boolean {
   return is;
 }
 
-/** The table that the statement itself changes. */
-function targetOf(statement: Node): RangeVar | undefined {
-  if ('InsertStmt' in statement) return statement.InsertStmt.relation;
-  if ('UpdateStmt' in statement) return statement.UpdateStmt.relation;
-  if ('DeleteStmt' in statement) return statement.DeleteStmt.relation;
-  return 'MergeStmt' in statement ? statement.MergeStmt.relation : undefined;
-}
-
 /** All tables that it changes, also in WITH. */
 function writtenTables(statement: Node): ReadonlySet<RangeVar> {
   const written = new Set<RangeVar>();
   walk(statement, {
     any: (kind, value) => {
-      const target = targetOf({ [kind]: value } as unknown as Node);
+      const target = changedTable({ [kind]: value } as unknown as Node);
       if (target !== undefined) written.add(target);
     },
   });
@@ -332,13 +324,4 @@ function hasKind(statement: Node, wanted: string): boolean {
     },
   });
   return found;
-}
-
-function tablesIn(items: readonly Node[] | undefined): RangeVar[] {
-  return (items ?? []).flatMap((item) => {
-    if ('RangeVar' in item) return [item.RangeVar];
-    if (!('JoinExpr' in item)) return [];
-    const { larg, rarg } = item.JoinExpr;
-    return tablesIn([larg, rarg].filter((side) => side !== undefined));
-  });
 }

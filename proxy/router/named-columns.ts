@@ -1,5 +1,5 @@
 import type { ColumnRef, JoinExpr, Node, RangeVar, ReturningClause } from 'libpg-query';
-import { strings, walk } from './ast.js';
+import { strings, tablesIn, walk } from './ast.js';
 import { hasStar } from './gather.js';
 
 /** The columns that a statement, or a part of one, refers to, by their names alone. */
@@ -8,7 +8,9 @@ export interface Names {
   readonly columns: ReadonlyMap<string, ReadonlySet<string>>;
   /** Names before a star. */
   readonly whole: ReadonlySet<string>;
-  /** Tables that a star with nothing before it is about. */
+  /** There is a star with nothing before it. */
+  readonly star: boolean;
+  /** Tables that such a star among results is about. */
   readonly starred: ReadonlySet<RangeVar>;
   /** It may refer to any column of any table: by NATURAL, by the name of a join. */
   readonly all: boolean;
@@ -32,6 +34,7 @@ export function namesIn(part: unknown): Names {
   const starred = new Set<RangeVar>();
   const stars = new Set<ColumnRef>();
   let all = false;
+  let star = false;
   const returned = new Map<RangeVar, readonly string[]>();
   const use = (of: string, column: string) => columns.set(of, (columns.get(of) ?? new Set()).add(column));
   const levels = (value: unknown): void => {
@@ -44,7 +47,7 @@ export function namesIn(part: unknown): Names {
       if (relation !== undefined) starred.add(relation);
       // USING of a join is a list of names.
       const items = [fromClause, usingClause, sourceRelation ? [sourceRelation] : []].flatMap((list) => list ?? []);
-      for (const table of tablesOf(items)) starred.add(table);
+      for (const table of tablesIn(items)) starred.add(table);
     }
     for (const inner of Object.values(value)) levels(inner);
   };
@@ -53,6 +56,7 @@ export function namesIn(part: unknown): Names {
     any: (kind, value) => {
       if (kind !== 'JoinExpr') return;
       const { alias, isNatural, usingClause } = value as JoinExpr;
+      // A join that has a name can be named as a whole, and have other names for its columns, by their places.
       if (isNatural || alias) all = true;
       for (const name of strings(usingClause)) use('', name);
     },
@@ -61,10 +65,13 @@ export function namesIn(part: unknown): Names {
       const of = path.at(-2);
       if (!hasStar(ref)) use(of ?? '', path.at(-1) ?? '');
       else if (of !== undefined) whole.add(of);
-      else if (!stars.has(ref)) all = true;
+      else {
+        star = true;
+        if (!stars.has(ref)) all = true;
+      }
     },
   });
-  return { columns, whole, starred, all, returned };
+  return { columns, whole, star, starred, all, returned };
 }
 
 /** RETURNING WITH (OLD AS name, NEW AS name). */
@@ -80,16 +87,5 @@ function starsOf(lists: readonly unknown[]): ColumnRef[] {
     return val && 'ColumnRef' in val && val.ColumnRef.fields?.length === 1 && hasStar(val.ColumnRef)
       ? [val.ColumnRef]
       : [];
-  });
-}
-
-/** Tables that stand in FROM themselves, not in a sub-query there. */
-function tablesOf(items: readonly Node[]): RangeVar[] {
-  return items.flatMap((item) => {
-    if ('RangeVar' in item) return [item.RangeVar];
-    if ('RangeTableSample' in item) return tablesOf([item.RangeTableSample.relation].filter((r) => r !== undefined));
-    if (!('JoinExpr' in item)) return [];
-    const { larg, rarg } = item.JoinExpr;
-    return tablesOf([larg, rarg].filter((side) => side !== undefined));
   });
 }

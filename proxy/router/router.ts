@@ -3,11 +3,12 @@ import type { Context } from './analysis.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
 import { type GatherProgram, gatherProgram, isAscii } from './gather-program.js';
-import { type HotText, hotText, lockBaseText } from './halves-text.js';
+import { hotText, lockBaseText } from './halves-text.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
 import { registryOf } from './registry.js';
+import type { RenamedText } from './renamed-text.js';
 import { routeExecution } from './resolve.js';
 import type { Analyzed, AnalyzedStatement, BoundParams, Halves, LaneRoute, Route, StatementPlan } from './route.js';
 import { reduced, repeatedBytes, unfolded } from './runs.js';
@@ -299,7 +300,7 @@ export class Router {
    * The text with the hot table's name, for a route that is `hot`; its other statements are as they came. The text is refreshed before. Null: the table's
    * name is written in a way that is not known.
    */
-  hotText(analyzed: Analyzed, index: number, halves: Halves): HotText | null {
+  hotText(analyzed: Analyzed, index: number, halves: Halves): RenamedText | null {
     const reading = this.#rereading(analyzed);
     if (reading === null) return null;
     const { text, read, scope, context } = reading;

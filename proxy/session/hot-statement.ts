@@ -1,4 +1,4 @@
-import type { HotText } from '../router/halves-text.js';
+import type { RenamedText } from '../router/renamed-text.js';
 import type { Analyzed, Halves } from '../router/route.js';
 import type { Router } from '../router/router.js';
 import { decodeErrorFields, encodeErrorResponse } from '../wire/error-response.js';
@@ -11,13 +11,13 @@ export interface HotStatement {
   /** What it was made from. */
   readonly analyzed: Analyzed;
   readonly halves: Halves;
-  readonly text: HotText;
+  readonly text: RenamedText;
   /** Under which servers have it prepared. */
   readonly content: PreparedContent;
 }
 
 /** @throws RefusedError when the text cannot be said with the hot table's name */
-export function hotTextOf(router: Router, analyzed: Analyzed, halves: Halves): HotText {
+export function hotTextOf(router: Router, analyzed: Analyzed, halves: Halves): RenamedText {
   const text = router.hotText(analyzed, 0, halves);
   if (text !== null) return text;
   throw new RefusedError(
@@ -28,7 +28,7 @@ export function hotTextOf(router: Router, analyzed: Analyzed, halves: Halves): H
 }
 
 /** An ErrorResponse to what was said to the hot table, as of the table. */
-function errorOfTable(frame: Buffer, { table, split: { hot } }: Halves, text: HotText): Buffer {
+function errorOfTable(frame: Buffer, { table, split: { hot } }: Halves, text: RenamedText): Buffer {
   const { position, ...fields } = decodeErrorFields(frame);
   const ofHot = fields.table === hot.table && fields.schema === hot.schema;
   return encodeErrorResponse({
@@ -40,6 +40,6 @@ function errorOfTable(frame: Buffer, { table, split: { hot } }: Halves, text: Ho
 }
 
 /** For an expectation: replies as the client is to see them. */
-export function tellOfTable(halves: Halves, text: HotText): (type: number, frame: Buffer) => Buffer {
+export function tellOfTable(halves: Halves, text: RenamedText): (type: number, frame: Buffer) => Buffer {
   return (type, frame) => (type === BACKEND.ErrorResponse ? errorOfTable(frame, halves, text) : frame);
 }

@@ -4,7 +4,7 @@ import type { Expectation } from '../backend/expectation.js';
 import { asServerError } from '../backend/internal-statement.js';
 import { FanOut } from '../gather/fan-out.js';
 import { Gather } from '../gather/gather.js';
-import type { HotText } from '../router/halves-text.js';
+import type { RenamedText } from '../router/renamed-text.js';
 import type { Analyzed, AnalyzedStatement } from '../router/route.js';
 import { decodeCommandComplete, EMPTY_QUERY_RESPONSE, encodeCommandComplete, rowsOfTag } from '../wire/backend.js';
 import { ServerError } from '../wire/error-response.js';
@@ -117,7 +117,7 @@ export class SimpleProtocol {
     const { analyzed, prepared } = unit;
     let placement: Prepared;
     let spoken: Spoken | null = null;
-    let hot: HotText | null = null;
+    let hot: RenamedText | null = null;
     try {
       placement = await preparing;
       if (placement.kind === 'fanout') {
@@ -156,7 +156,7 @@ export class SimpleProtocol {
   }
 
   /** What is sent in place of a text about hot columns alone; null: it is sent as it came. @throws RefusedError */
-  #hotText(analyzed: Analyzed, { hot }: Placement & { kind: 'one' }): HotText | null {
+  #hotText(analyzed: Analyzed, { hot }: Placement & { kind: 'one' }): RenamedText | null {
     const halves = hot?.get(0);
     return halves === undefined ? null : hotTextOf(this.#session.services.router, analyzed, halves);
   }
@@ -171,7 +171,7 @@ export class SimpleProtocol {
   }
 
   /** Sends it to the server connection that has been made ready for it. */
-  #send(unit: Unit, placement: Placement & { kind: 'one' }, spoken: Spoken | null, hot: HotText | null): void {
+  #send(unit: Unit, placement: Placement & { kind: 'one' }, spoken: Spoken | null, hot: RenamedText | null): void {
     const session = this.#session;
     const { lease } = session;
     const { frame, analyzed, since, times, prepared, executions } = unit;
