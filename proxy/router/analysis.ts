@@ -354,7 +354,7 @@ export class Analysis {
     if (this.context.metadata.functionsNamed(name).length > 0) this.mayDraw = true;
     if (name === 'pg_notify') this.notifies = true;
     if (name === 'pg_listening_channels') this.showsChannels = true;
-    if (call.over) this.blockFanOut('window functions over several shards are not supported yet', PIN_HINT);
+    if (call.over) this.blockFanOut('window functions in a query over several shards are not supported', PIN_HINT);
     // With three arguments it only computes; with two it runs a query that is a text.
     if (name === 'ts_rewrite' && call.args?.length === 3 && this.context.metadata.functionsNamed(name).length === 0)
       return;
@@ -368,7 +368,7 @@ export class Analysis {
         );
         return;
       case 'aggregate':
-        this.blockFanOut('aggregates over several shards are not supported yet', PIN_HINT);
+        this.blockFanOut('aggregates in a query over several shards are not supported', PIN_HINT);
         return;
       case 'catalog':
         this.home = true;

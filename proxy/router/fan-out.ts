@@ -48,11 +48,14 @@ export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
   if (refusal !== null) return { kind: 'refused', refusal };
   const root = rootOf(a);
   if (root === null)
-    return { kind: 'refused', refusal: notSupported(a, `a join that is not by the sharding key (${keyNames(a)})`) };
+    return {
+      kind: 'refused',
+      refusal: notSupported(`a join that is not by the sharding key (${keyNames(a)})`, hintFor(a)),
+    };
   if (root.visible === null || renames(select))
     return {
       kind: 'refused',
-      refusal: notSupported(a, 'a table whose columns are renamed, or a join that has a name,'),
+      refusal: notSupported('a table whose columns are renamed, or a join that has a name,', hintFor(a)),
     };
   const of = { keyspace: root.table.keyspace, ...root.visible };
   const limit = cutBy(a, select, select.limitCount);
@@ -60,7 +63,12 @@ export function spreadOfSelect(a: Analysis, select: SelectStmt): Spread {
   const together = a.keyspaces().length > 1 ? { together: true as const } : {};
   return limit === null && offset === null
     ? { kind: 'fanout', of, ...together }
-    : { kind: 'fanout', of, uncut: { limit, offset, refusal: notSupported(a, 'LIMIT or OFFSET') }, ...together };
+    : {
+        kind: 'fanout',
+        of,
+        uncut: { limit, offset, refusal: notSupported('LIMIT or OFFSET', hintFor(a)) },
+        ...together,
+      };
 }
 
 /** Where the number of rows to leave out, or to stop at, comes from; null: there is none (LIMIT ALL is NULL). */
@@ -82,16 +90,13 @@ function mayBeUncut(a: Analysis, clause: 'limit' | 'offset', count: Node | undef
   return source.castType === null || castFits('int8', source.castType);
 }
 
-function notSupported(a: Analysis, what: string): Refusal {
-  return {
-    sqlstate: '0A000',
-    message: `${what} over several shards is not supported yet`,
-    hint: hintFor(a),
-  };
+/** What is said of a query that several shards would have to answer. */
+export function notSupported(what: string, hint: string): Refusal {
+  return { sqlstate: '0A000', message: `${what} in a query over several shards is not supported`, hint };
 }
 
 function blocker(a: Analysis, s: SelectStmt): Refusal | null {
-  const no = (what: string) => notSupported(a, what);
+  const no = (what: string) => notSupported(what, hintFor(a));
   if (s.op !== undefined && s.op !== 'SETOP_NONE') return no('UNION, INTERSECT and EXCEPT');
   if (s.withClause) return no('WITH');
   if (s.intoClause) return no('SELECT INTO');
@@ -150,9 +155,7 @@ function expressionBlocker(a: Analysis, parts: readonly unknown[]): Refusal | nu
       if (name.startsWith('reg')) found ??= `a cast to ${name}`;
     },
   });
-  return found === null
-    ? null
-    : { sqlstate: '0A000', message: `${found} in a query over several shards is not supported yet`, hint: hintFor(a) };
+  return found === null ? null : notSupported(found, hintFor(a));
 }
 
 /** The table that every other one follows, by key equalities, and that no outer join leaves out; null: there is none. */

@@ -1,7 +1,7 @@
 import type { ColumnRef, CommonTableExpr, Node, RangeSubselect, RangeVar, ResTarget } from 'libpg-query';
 import { type Analysis, type Occurrence, PIN_HINT } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
-import { SYSTEM_COLUMNS } from './fan-out.js';
+import { notSupported, SYSTEM_COLUMNS } from './fan-out.js';
 import type { Relation } from './metadata.js';
 import type { Refusal } from './route.js';
 
@@ -36,13 +36,7 @@ export function gatherRefusal(a: Analysis, statement: Node): Refusal | null {
   return found === null ? null : no(found);
 }
 
-function no(what: string): Refusal {
-  return {
-    sqlstate: '0A000',
-    message: `${what} in a query over several shards is not supported`,
-    hint: PIN_HINT,
-  };
-}
+const no = (what: string): Refusal => notSupported(what, PIN_HINT);
 
 /** Two tables that would be one name in the workspace. */
 function sharedName(occurrences: readonly Occurrence[]): string | null {

@@ -1,9 +1,10 @@
+import { ClauseWords, wordOf } from './clause-words.js';
 import { Lexer, type Token } from './lexer.js';
 import type { Analyzed } from './route.js';
 import { applyEdits, type Edit, positionAsSent } from './text-edits.js';
 
-/** What may stand behind the WHERE clause of a SELECT whose answer is a plain union (see `fan-out.ts`). */
-const BEHIND_WHERE = new Set(['limit', 'offset', 'fetch']);
+/** WHERE, and what may stand behind it in a SELECT whose answer is a plain union (see `fan-out.ts`). */
+const CLAUSES = new ClauseWords(['where', 'limit', 'offset', 'fetch']);
 
 /** Shared: it keeps nothing from one text to the next, and is not cheap to make. */
 const lexer = new Lexer();
@@ -47,41 +48,27 @@ export class Narrowable {
   }
 }
 
-const [OPEN, CLOSE, DOT] = ['(', ')', '.'].map((c) => c.charCodeAt(0)) as [number, number, number];
+const OPEN = '('.charCodeAt(0);
 
 function placesOf(text: Buffer, tokens: readonly Token[]): Place[] {
-  const textOf = ({ start, end }: Token) => text.toString('latin1', start, end).toLowerCase();
-  const is = ({ start, end }: Token, byte: number) => end - start === 1 && text[start] === byte;
+  const isOpen = ({ start, end }: Token) => end - start === 1 && text[start] === OPEN;
   let first = 0;
-  while (first < tokens.length && is(tokens[first] as Token, OPEN)) first += 1;
+  while (first < tokens.length && isOpen(tokens[first] as Token)) first += 1;
   const places: Place[] = [];
   const verb = tokens[first] as Token;
   // TABLE name
-  if (textOf(verb) === 'table') places.push({ start: verb.start, end: verb.end, put: () => 'SELECT * FROM' });
-  let depth = 0;
-  let where: Token | null = null;
-  let last = verb;
-  for (let i = first + 1; i < tokens.length; i++) {
-    const token = tokens[i] as Token;
-    if (is(token, CLOSE) && depth === 0) break;
-    if (is(token, OPEN)) depth += 1;
-    else if (is(token, CLOSE)) depth -= 1;
-    // Only words of these lengths matter; the text of others is not made.
-    else if (depth === 0 && token.kind === 'word' && token.end - token.start >= 5 && token.end - token.start <= 6) {
-      const word = textOf(token);
-      // Behind these, a keyword is the name of a column: `AS where`, `t.limit`.
-      const isName = is(last, DOT) || textOf(last) === 'as';
-      if (word === 'where' && !isName) where ??= token;
-      else if (BEHIND_WHERE.has(word) && !isName) break;
-    }
-    last = token;
-  }
-  const at = last.end;
-  if (where === null) places.push({ start: at, end: at, put: (condition) => ` WHERE (${condition})` });
-  else
+  if (wordOf(text, verb) === 'table') places.push({ start: verb.start, end: verb.end, put: () => 'SELECT * FROM' });
+  const { found, end } = CLAUSES.in(text, tokens, first + 1);
+  const behind = found.find(({ word }) => word !== 'where');
+  const at = (tokens[(behind?.at ?? end) - 1] as Token).end;
+  const where = found.find(({ word }) => word === 'where');
+  if (where === undefined) places.push({ start: at, end: at, put: (condition) => ` WHERE (${condition})` });
+  else {
+    const inside = (tokens[where.at] as Token).end;
     places.push(
-      { start: where.end, end: where.end, put: (condition) => ` (${condition}) AND (` },
+      { start: inside, end: inside, put: (condition) => ` (${condition}) AND (` },
       { start: at, end: at, put: () => ')' },
     );
+  }
   return places;
 }

@@ -100,7 +100,7 @@ function fromItem(a: Analysis, item: Node, seen: Level, ctes: Ctes | null): Pick
         ? analyzeSelect(a, subquery.SelectStmt, lateral ? seen : seen.parent, ctes)
         : NO_OUTPUTS;
     a.depth--;
-    a.blockFanOut('sub-queries over several shards are not supported yet');
+    a.blockFanOut('sub-queries in a query over several shards are not supported');
     return {
       entries: [outputsEntry(renamed(outputs, strings(alias?.colnames)), alias?.aliasname ?? '')],
       merged: new Map(),
@@ -113,7 +113,7 @@ function fromItem(a: Analysis, item: Node, seen: Level, ctes: Ctes | null): Pick
     return relation ? fromItem(a, relation, seen, ctes) : { entries: [], merged: new Map() };
   }
   // Functions, XMLTABLE, JSON_TABLE: columns that no one here knows.
-  a.blockFanOut('functions in FROM over several shards are not supported yet');
+  a.blockFanOut('functions in FROM in a query over several shards are not supported');
   analyzeExpression(a, item, seen, ctes);
   let name = '';
   walk(item, {
@@ -140,7 +140,7 @@ function tableEntry(a: Analysis, table: RangeVar, ctes: Ctes | null): Entry {
     for (let cte = ctes; cte; cte = cte.next)
       if (cte.name === table.relname) {
         a.sawCte(table);
-        a.blockFanOut('common table expressions over several shards are not supported yet');
+        a.blockFanOut('common table expressions in a query over several shards are not supported');
         return outputsEntry(renamed(cte.outputs, strings(table.alias?.colnames)), table.alias?.aliasname ?? cte.name);
       }
   return a.table(table, 'read').entry;
@@ -172,7 +172,7 @@ function joinEntries(a: Analysis, join: JoinExpr, seen: Level, ctes: Ctes | null
   if (join.isNatural) {
     // Which columns are shared is not known for sure: bare names of key columns are not resolved where both sides may have them.
     for (const e of entries) for (const name of e.keys.keys()) merged.set(name, null);
-    a.blockFanOut('NATURAL joins over several shards are not supported yet');
+    a.blockFanOut('NATURAL joins in a query over several shards are not supported');
   }
   const level: Level = { entries, merged, parent: seen.parent };
   for (const name of strings(join.usingClause)) {
@@ -294,7 +294,7 @@ export function analyzeExpression(
   walk(expression, {
     func: (call) => a.call(call),
     subLink: (link) => {
-      a.blockFanOut('sub-queries over several shards are not supported yet');
+      a.blockFanOut('sub-queries in a query over several shards are not supported');
       for (const [inner, outputs] of analyzeExpression(a, link.testexpr, level, ctes)) links.set(inner, outputs);
       a.depth++;
       if (link.subselect && 'SelectStmt' in link.subselect)

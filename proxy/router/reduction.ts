@@ -4,6 +4,7 @@ import { quoteIdent } from '../../topology/quote.js';
 import { type ShardName, type Topology, tableId } from '../../topology/topology.js';
 import type { Analysis } from './analysis.js';
 import { qualifiedName, strings, walk } from './ast.js';
+import { ClauseWords } from './clause-words.js';
 import { bare, canonical, expressionText } from './expression-text.js';
 import { areAlikeEverywhere, renames, rootOf } from './fan-out.js';
 import { classifyFunction } from './functions.js';
@@ -120,39 +121,30 @@ interface CoreText {
   readonly where: string | null;
 }
 
-const BEHIND = new Set(['group', 'having', 'window', 'order', 'limit', 'offset', 'fetch', 'for', 'where']);
+const CLAUSES = new ClauseWords([
+  'from',
+  'where',
+  ...['group', 'having', 'window', 'order', 'limit', 'offset', 'fetch', 'for'],
+]);
 
 function coreText(select: SelectStmt, text: Buffer): CoreText | null {
   if (!isUtf8(text) || !lexer.scan(text, true)) return null;
-  const tokens: Token[] = [...lexer.tokens];
-  const wordOf = ({ start, end }: Token) => text.toString('latin1', start, end).toLowerCase();
+  const { tokens } = lexer;
+  const { found, end } = CLAUSES.in(text, tokens, 0);
+  const startOf = ({ at }: (typeof found)[number]) => (tokens[at] as Token).start;
   const first = firstLocation(select.fromClause);
-  let depth = 0;
-  let from = -1;
-  let where = -1;
-  let end = -1;
-  for (const [i, token] of tokens.entries()) {
-    const word = wordOf(token);
-    if (word === '(') depth += 1;
-    else if (word === ')') depth -= 1;
-    if (depth !== 0 || wordOf(tokens[i - 1] ?? token) === '.') continue;
-    if (token.start < first) {
-      if (word === 'from') from = token.start;
-    } else if (word === ';' || (BEHIND.has(word) && !(word === 'where' && where >= 0))) {
-      if (word === 'where') where = i;
-      else {
-        end = i;
-        break;
-      }
-    }
-  }
-  if (from < 0) return null;
+  const from = found.findLast((clause) => clause.word === 'from' && startOf(clause) < first);
+  if (from === undefined) return null;
+  const behind = found.filter((clause) => startOf(clause) > first);
+  const where = behind.find(({ word }) => word === 'where');
+  const next = behind.find(({ word }) => word !== 'where' && word !== 'from');
   // Up to the last token: a comment behind it would hide what is put there.
-  const last = end >= 0 ? end : tokens.length;
-  const endOf = (behind: number) => tokens[behind - 1]?.end ?? 0;
-  const at = where >= 0 ? (tokens[where] as Token) : null;
-  const condition = at === null ? null : text.toString('utf8', at.end, endOf(last));
-  return { from: text.toString('utf8', from, endOf(at === null ? last : where)), where: condition };
+  const upTo = (begin: number, last: number) => text.toString('utf8', begin, tokens[last - 1]?.end ?? 0);
+  const last = next?.at ?? end;
+  return {
+    from: upTo(startOf(from), where?.at ?? last),
+    where: where === undefined ? null : upTo((tokens[where.at] as Token).end, last),
+  };
 }
 
 function firstLocation(items: readonly Node[] | undefined): number {

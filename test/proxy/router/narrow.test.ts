@@ -30,6 +30,9 @@ describe('the condition stands', () => {
     expect(narrowed(`SELECT a AS where, t.limit, 'where' AS "where" FROM t -- where`)).toBe(
       `SELECT a AS where, t.limit, 'where' AS "where" FROM t WHERE (mine) -- where`,
     );
+    expect(narrowed('SELECT t.as FROM t WHERE t.as LIMIT ALL')).toBe(
+      'SELECT t.as FROM t WHERE (mine) AND ( t.as) LIMIT ALL',
+    );
     expect(narrowed('SELECT t.offset /* limit */ FROM t WHERE t.where = 1 -- limit\n LIMIT ALL')).toBe(
       'SELECT t.offset /* limit */ FROM t WHERE (mine) AND ( t.where = 1) -- limit\n LIMIT ALL',
     );
