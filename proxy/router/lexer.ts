@@ -152,6 +152,8 @@ export class Lexer {
   sawAtomic = false;
   /** Where strings go on behind white space and line comments: from the closing quote to behind the next opening one, in pairs. */
   readonly gaps: number[] = [];
+  /** Where other comments begin and end, in pairs. */
+  readonly comments: number[] = [];
   /** A byte above 0x7F occurs. */
   sawHighByte = false;
   /** With standard_conforming_strings off: a plain string has a backslash in it. */
@@ -231,6 +233,7 @@ export class Lexer {
     this.sawAtomic = false;
     this.sawHighByte = false;
     this.gaps.length = 0;
+    this.comments.length = 0;
     this.#length = 0;
     this.#last = LAST_NONE;
     this.#record = record;
@@ -312,12 +315,16 @@ export class Lexer {
       }
       const next = i + 1 < n ? (text[i + 1] as number) : 0;
       if (c === DASH && next === DASH) {
-        i = lineEnd(text, i + 2);
+        const end = lineEnd(text, i + 2);
+        this.comments.push(i, end);
+        i = end;
         continue;
       }
       if (c === SLASH && next === STAR) {
-        i = commentEnd(text, i + 2);
-        if (i < 0) return false;
+        const end = commentEnd(text, i + 2);
+        if (end < 0) return false;
+        this.comments.push(i, end);
+        i = end;
         continue;
       }
       const start = i;

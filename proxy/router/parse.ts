@@ -18,7 +18,8 @@ const lexer = new Lexer();
 
 /**
  * Parses a text with libpg-query (`loadModule` must have been awaited), or null if PostgreSQL's grammar refuses it.
- * libpg-query has two ways of its own that are smoothed here: it takes UTF-8 only, and no comment inside a continued string.
+ * libpg-query has two ways of its own that are smoothed here: it takes UTF-8 only, and comments for tokens, which may not stand inside a continued string,
+ * nor behind words that mean something else before some others (NOT IN, WITH TIME ZONE, NULLS FIRST, UESCAPE).
  */
 export function parse(text: Buffer): Parsed | null {
   const utf8 = isUtf8(text);
@@ -27,10 +28,9 @@ export function parse(text: Buffer): Parsed | null {
   if (!lexer.scan(source)) return null;
   // libpg-query refuses what has nothing in it; PostgreSQL answers EmptyQueryResponse.
   if (lexer.keyLength === 0) return { statements: [], literals: new Literals(source, []), garbledNames: false };
-  for (let i = 0; i < lexer.gaps.length; i += 2) {
-    for (let j = (lexer.gaps[i] as number) + 1; j < (lexer.gaps[i + 1] as number) - 1; j++)
-      if (source[j] !== 10 && source[j] !== 13) source[j] = 32;
-  }
+  const { gaps, comments } = lexer;
+  for (let i = 0; i < gaps.length; i += 2) blank(source, (gaps[i] as number) + 1, (gaps[i + 1] as number) - 1);
+  for (let i = 0; i < comments.length; i += 2) blank(source, comments[i] as number, comments[i + 1] as number);
   const tokens = Array.from({ length: lexer.literalCount }, (_, i) => lexer.literal(i));
   let result: ReturnType<typeof parseSync>;
   try {
@@ -62,4 +62,9 @@ export function parse(text: Buffer): Parsed | null {
     });
   }
   return { statements, literals: new Literals(source, tokens), garbledNames };
+}
+
+/** Everything but ends of lines becomes spaces. */
+function blank(text: Buffer, start: number, end: number): void {
+  for (let i = start; i < end; i++) if (text[i] !== 10 && text[i] !== 13) text[i] = 32;
 }

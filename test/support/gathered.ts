@@ -40,6 +40,7 @@ export const QUERIES: readonly string[] = [
   "SELECT string_agg('a', ''), count(*) FROM orders GROUP BY tenant_id ORDER BY tenant_id",
   "SELECT string_agg('a', '') FROM orders HAVING count(*) > 0",
   'SELECT stddev(1), id FROM orders GROUP BY id ORDER BY id',
+  'SELECT count(*), sum(tenant_id) FROM orders WHERE id NOT /* there */ IN (1, 2)',
   'SELECT id FROM orders WHERE tenant_id IN (1, 150) ORDER BY tenant_id, id LIMIT 0.5 OFFSET 0.5',
   'SELECT id FROM orders WHERE tenant_id IN (1, 150) ORDER BY tenant_id, id LIMIT 1.5 OFFSET 1.5',
   'SELECT note, p2 FROM (SELECT note, id AS p2 FROM orders) o ORDER BY p2, note LIMIT 5',

@@ -348,6 +348,17 @@ describe('texts with several statements', () => {
   it('lets a string go on over a comment, which libpg-query does not', () => {
     expect(go("SELECT * FROM orders WHERE note = 'a' -- it's\n 'b' AND tenant_id = 150")).toBe('b');
   });
+
+  it.each([
+    ['DELETE FROM orders WHERE tenant_id = 150 AND id NOT /* 1 */ IN (1, 2)', 'b'],
+    ["SELECT note FROM orders WHERE tenant_id = 150 AND note NOT -- a's\n LIKE 'a%'", 'b'],
+    ['SELECT id FROM orders WHERE tenant_id = 150 ORDER BY id NULLS/**/LAST', 'b'],
+    ["SELECT timestamp WITH /* é */ TIME ZONE '2026-01-01' FROM orders WHERE tenant_id = 150", 'b'],
+    ['SELECT count(*) FROM orders WHERE id NOT /* 1 */ IN (1, 2)', 'gather a b c'],
+    ['UPDATE orders SET note = NULL WHERE id NOT /* 1 */ BETWEEN 1 AND 2', 'refused 0A000: UPDATE does not say which'],
+  ])('takes comments for white space, which libpg-query does not: %s', (sql, expected) => {
+    expect(go(sql)).toContain(expected);
+  });
 });
 
 describe('parameters', () => {
