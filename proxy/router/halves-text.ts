@@ -8,18 +8,27 @@ import { expressionText } from './expression-text.js';
 import { areAlikeEverywhere } from './fan-out.js';
 import { columnsOf, filterOf, fromOf, rowColumn } from './gather-halves.js';
 import { filtersOf } from './gather-program.js';
-import { Lexer } from './lexer.js';
+import { Lexer, type Token } from './lexer.js';
 import { analyzeStatement } from './modify.js';
 import { parse } from './parse.js';
-import { type RenamedText, type Renaming, renamedText } from './renamed-text.js';
+import { editedText, isAsParsed, type RenamedText, type Renaming, renamedText } from './renamed-text.js';
 import type { Halves } from './route.js';
 import type { Edit } from './text-edits.js';
 
 const lexer = new Lexer();
 
+/** Where a statement's text has the name of its table, and what stands there for the hot table. It is the same for all texts of a template. */
+export interface HotName {
+  /** Its first and its last token, counted among those that the template has. */
+  readonly first: number;
+  readonly last: number;
+  readonly put: string;
+}
+
 /**
  * The text with the hot table's name in place of the table's, in one of its statements. Pure. Null: its name is written in a way that is not known here.
  * @param parsed the text as PostgreSQL reads it with standard_conforming_strings on or off: as sent
+ * @returns with `name` for {@link withHotName}; null where it has not been seen that the text means the same with it
  */
 export function hotText(
   text: Buffer,
@@ -28,16 +37,38 @@ export function hotText(
   conforming: boolean,
   { table, split }: Halves,
   context: Omit<Context, 'literals'>,
-): RenamedText | null {
+): { readonly made: RenamedText; readonly name: HotName | null } | null {
   const read = analyzed(parsed, index, context);
   const node = read?.a.occurrences.find((o) => isOf(o, table))?.node;
   if (!read || !node || node.location === undefined || !lexer.scan(text, true, conforming)) return null;
-  const first = lexer.tokens.findIndex((token) => token.start === node.location);
-  const [start, end] = [first, first + (node.schemaname === undefined ? 0 : 2)].map((at) => lexer.tokens[at]);
-  if (!start || !end) return null;
+  const first = templateTokens().findIndex((token) => token.start === node.location);
   const as = node.alias ? '' : ` AS ${quoteIdent(node.relname ?? '')}`;
-  const edits: Edit[] = [{ start: start.start, end: end.end, put: `${quoteTable(split.hot)}${as}` }];
-  return renamedText({ text, parsed, index, statement: read.statement }, edits, inPlaceOf(node, split.hot));
+  const name = { first, last: first + (node.schemaname === undefined ? 0 : 2), put: `${quoteTable(split.hot)}${as}` };
+  const edits = editsOf(name);
+  if (first < 0 || edits === null) return null;
+  const original = { text, parsed, index, statement: read.statement };
+  const made = renamedText(original, edits, inPlaceOf(node, split.hot));
+  return made && { made, name: isAsParsed(original) ? name : null };
+}
+
+/** The same of another text of the template, which is not parsed for it. */
+export function withHotName(text: Buffer, conforming: boolean, name: HotName): RenamedText | null {
+  const edits = lexer.scan(text, true, conforming) ? editsOf(name) : null;
+  return edits && editedText(text, edits);
+}
+
+/** In the text of the lexer's last scan. */
+function editsOf({ first, last, put }: HotName): Edit[] | null {
+  const tokens = templateTokens();
+  const [start, end] = [tokens[first], tokens[last]];
+  return start && end ? [{ start: start.start, end: end.end, put }] : null;
+}
+
+/** Tokens of the lexer's last scan, without those of lists' items that the template does not have. */
+function templateTokens(): readonly Token[] {
+  const { tokens, runs } = lexer;
+  if (runs.length === 0) return tokens;
+  return tokens.filter(({ start }) => !runs.some((run) => start >= run.start && start < run.end));
 }
 
 /**

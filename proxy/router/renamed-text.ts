@@ -28,7 +28,7 @@ export interface Renaming {
 }
 
 /** Whether the text is the one that has been parsed, so that it can be parsed again with edits. */
-function isAsParsed({ text, parsed }: Pick<Original, 'text' | 'parsed'>): boolean {
+export function isAsParsed({ text, parsed }: Pick<Original, 'text' | 'parsed'>): boolean {
   return text === parsed || text.equals(parsed);
 }
 
@@ -40,7 +40,7 @@ export function renamedText(original: Original, edits: readonly Edit[], renaming
 }
 
 /** The text with edits that are known to be right. */
-function editedText(text: Buffer, edits: readonly Edit[]): RenamedText {
+export function editedText(text: Buffer, edits: readonly Edit[]): RenamedText {
   return {
     text: applyEdits(text, edits),
     positionAsSent: (position) => positionAsSent(text, edits, position),

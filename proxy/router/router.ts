@@ -3,7 +3,7 @@ import type { Context } from './analysis.js';
 import { AnalyzedText, NO_LITERALS, type Scope, type SessionNames, SomeLiterals } from './analyzed-text.js';
 import { conforming } from './conforming.js';
 import { type GatherProgram, gatherProgram, isAscii } from './gather-program.js';
-import { hotText, lockBaseText } from './halves-text.js';
+import { type HotName, hotText, lockBaseText, withHotName } from './halves-text.js';
 import { Lexer } from './lexer.js';
 import type { Metadata } from './metadata.js';
 import { isTooLarge, type Reading, readText } from './reading.js';
@@ -61,6 +61,8 @@ export class Router {
   readonly #scopeOfSession = new WeakMap<SessionNames, Scope>();
   #lastScope = 0;
   readonly #failures = new Set<string>();
+  /** By what a plan, which all texts of a template share, says of halves: it goes with the template. */
+  readonly #hotNames = new WeakMap<Halves, HotName>();
   readonly #ahead: TextsAhead;
   /** What was looked at last: as long as these are the same objects, nothing has changed. */
   #topology: Topology | null = null;
@@ -279,18 +281,12 @@ export class Router {
 
   /** How the home shard can answer a text whose route is `gather`. The text is refreshed before. Null: it is not understood well enough. */
   gatherProgram(analyzed: Analyzed, shards: readonly ShardName[]): GatherProgram | null {
-    const from = this.refresh(analyzed);
-    if (!(from instanceof AnalyzedText)) return null;
-    const { text, scope } = from;
+    const reading = this.#rereading(this.refresh(analyzed));
+    if (reading === null) return null;
+    const { text, read, scope, context } = reading;
     // There and back again, a text in such an encoding may be another one.
     if (scope.foreign && !OF_ONE_BYTE.test(scope.session.encoding ?? '')) return null;
     const topology = this.#options.topology();
-    const context = {
-      registry: registryOf(topology),
-      metadata: this.#options.metadata(),
-      searchPath: pathOf(scope.session),
-    };
-    const read = scope.conforming ? text : conforming(text);
     const program = gatherProgram(text, read, scope.conforming, context, { topology, shards });
     // What is written here is in UTF-8.
     return program !== null && scope.foreign && !isAscii(program, topology, shards) ? null : program;
@@ -301,12 +297,26 @@ export class Router {
    * name is written in a way that is not known.
    */
   hotText(analyzed: Analyzed, index: number, halves: Halves): RenamedText | null {
-    const reading = this.#rereading(analyzed);
+    const from = this.refresh(analyzed);
+    const made = this.#hotTextOf(from, index, halves);
+    // What is written here is in UTF-8.
+    return from instanceof AnalyzedText && from.scope.foreign && made !== null && !isPlain(made.text) ? null : made;
+  }
+
+  /** Parses only the first text of a template: what is hottest comes as fast as the lexer is. */
+  #hotTextOf(from: Analyzed, index: number, halves: Halves): RenamedText | null {
+    const target = from.statements[index]?.plan.target;
+    // Else it belongs to another text, or to a plan that is out of date.
+    const isOwn = target !== undefined && 'halves' in target && target.halves === halves;
+    const name = isOwn ? this.#hotNames.get(halves) : undefined;
+    if (name !== undefined) return withHotName(from.text, from.conforming, name);
+    const reading = this.#rereading(from);
     if (reading === null) return null;
     const { text, read, scope, context } = reading;
-    const made = hotText(text, read, index, scope.conforming, halves, context);
-    // What is written here is in UTF-8.
-    return scope.foreign && made !== null && !isPlain(made.text) ? null : made;
+    const found = hotText(text, read, index, scope.conforming, halves, context);
+    if (found === null) return null;
+    if (isOwn && found.name !== null) this.#hotNames.set(halves, found.name);
+    return found.made;
   }
 
   /**
@@ -314,7 +324,7 @@ export class Router {
    * have parameters of the statement. The text is refreshed before. Null: which rows these are cannot be told.
    */
   lockBaseText(analyzed: Analyzed, index: number): string | null {
-    const reading = this.#rereading(analyzed);
+    const reading = this.#rereading(this.refresh(analyzed));
     if (reading === null) return null;
     const { text, read, scope, context } = reading;
     if (scope.foreign && !isPlain(text)) return null;
@@ -322,14 +332,14 @@ export class Router {
   }
 
   /** What is needed to read a text once more. */
-  #rereading(analyzed: Analyzed): {
+  #rereading(from: Analyzed): {
     readonly text: Buffer;
     readonly read: Buffer;
     readonly scope: Scope;
     readonly context: Omit<Context, 'literals'>;
   } | null {
-    const from = this.refresh(analyzed);
     if (!(from instanceof AnalyzedText)) return null;
+    this.counters.parses++;
     const { text, scope } = from;
     const context = {
       registry: registryOf(this.#options.topology()),

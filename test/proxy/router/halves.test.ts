@@ -16,6 +16,7 @@ import type {
 } from '../../../topology/topology.js';
 import { tableId } from '../../../topology/topology.js';
 import { SESSION, summary, texts } from './setting.js';
+import { SqlGenerator } from './sql-generator.js';
 
 beforeAll(() => loadModule());
 
@@ -556,6 +557,99 @@ describe('the text for the hot table', () => {
     const { hot } = texted(sql);
     const at = (hot?.text.toString() ?? '').indexOf('views = 1') + 1;
     expect(hot?.positionAsSent(at)).toBe(sql.indexOf('views = 1') + 1);
+  });
+});
+
+describe('the text for the hot table, of a template that has been seen', () => {
+  const newRouter = () => new Router({ topology: () => APART, metadata: () => metadata });
+  const hotOf = (router: Router, sql: string, session: SessionNames = SESSION) => {
+    const analyzed = router.analyze(Buffer.from(sql), session);
+    expect(analyzed.syntaxError, sql).toBe(false);
+    const route = router.route(analyzed, 0, null, APART);
+    const halves = route.kind === 'shard' ? route.hot : undefined;
+    if (halves === undefined) throw new Error(`${sql} → ${summary(route)}`);
+    return { halves, made: router.hotText(analyzed, 0, halves) };
+  };
+
+  it('is made without parsing anything', () => {
+    const router = newRouter();
+    hotOf(router, 'SELECT views FROM documents WHERE tenant_id = 5 AND id IN (1, 2)');
+    const { parses } = router.counters;
+    const sql = 'select  views /* documents */ FROM DOCUMENTS WHERE tenant_id = 77 AND id IN (1, 2, 3, 4) AND 1 = 1';
+    expect(hotOf(router, sql.replace(' AND 1 = 1', '')).made?.text.toString()).toBe(
+      'select  views /* documents */ FROM "public"."documents_hot" AS "documents" WHERE tenant_id = 77 AND id IN (1, 2, 3, 4)',
+    );
+    expect(router.counters.parses).toBe(parses);
+    // Of another template.
+    hotOf(router, sql);
+    expect(router.counters.parses).toBeGreaterThan(parses);
+  });
+
+  it('is the one of a text that is read by itself, whatever its literals, lists and spaces are', () => {
+    const random = new SqlGenerator(4711, []);
+    const literals: Record<string, readonly string[]> = {
+      INT: ['1', '77', '0x1F', '2147483647', '1_000'],
+      STR: ["'a'", "'it''s documents'", "E'\\'documents'", '$x$ documents $x$', "'a'\n 'documents'", "''"],
+      TIME: ["'2026-01-01'", "E'2026-01-01 FROM documents'", '$$2026-01-01$$'],
+    };
+    const list = (of: string): string =>
+      Array.from({ length: 1 + random.int(5) }, () => random.pick(literals[of] ?? [])).join(' , ');
+    const templates = [
+      'SELECT views FROM documents WHERE tenant_id = INT AND id = INT',
+      'SELECT views IN ( INTS ) , id IN ( INTS ) , INT FROM documents WHERE tenant_id = INT AND id IN ( INTS )',
+      'SELECT coalesce ( documents . last_seen , STR ) , STR AS documents_too FROM public . documents WHERE documents . tenant_id = INT ORDER BY INT',
+      'SELECT "D" . views , STR FROM "documents" AS "D" WHERE "D" . tenant_id = INT AND "D" . last_seen > TIME LIMIT INT',
+      'UPDATE documents SET views = CASE WHEN views IN ( INTS ) THEN INT ELSE views + INT END , last_seen = TIME WHERE tenant_id = INT AND id IN ( INTS )',
+      'UPDATE public . documents d SET views = - INT WHERE tenant_id = INT AND last_seen IN ( TIMES ) RETURNING views , STR',
+      'EXPLAIN SELECT sum ( views ) FROM documents WHERE tenant_id = INT AND views NOT IN ( INTS )',
+    ];
+    const spaces = [' ', ' ', '\n\t', ' /* documents, é */ ', ' -- FROM documents\n'];
+    const router = newRouter();
+    let kept = 0;
+    for (let i = 0; i < 400; i++) {
+      const words = random
+        .pick(templates)
+        .split(' ')
+        .map((word) => {
+          if (literals[word] !== undefined) return random.pick(literals[word]);
+          if (literals[word.slice(0, -1)] !== undefined) return list(word.slice(0, -1));
+          return random.int(4) === 0 && !word.includes('"') ? word.toUpperCase() : word;
+        });
+      const sql = words.reduce((text, word) => `${text}${random.pick(spaces)}${word}`);
+      const { parses } = router.counters;
+      const { made } = hotOf(router, sql);
+      if (router.counters.parses === parses) kept += 1;
+      const alone = hotOf(newRouter(), sql).made;
+      expect(made?.text.toString(), sql).toBe(alone?.text.toString());
+      expect(made?.text.toString(), sql).toContain('"public"."documents_hot"');
+      const end = made?.text.toString().length ?? 0;
+      for (const at of [1, random.int(end), end]) expect(made?.positionAsSent(at), sql).toBe(alone?.positionAsSent(at));
+    }
+    expect(kept).toBeGreaterThan(200);
+  });
+
+  it('is not made of a text that belongs to another plan', () => {
+    const router = newRouter();
+    const { halves } = hotOf(router, 'SELECT views FROM documents WHERE tenant_id = 5');
+    const other = router.analyze(Buffer.from('SELECT total FROM orders WHERE tenant_id = 5'), SESSION);
+    expect(router.hotText(other, 0, halves)).toBeNull();
+  });
+
+  it('is read anew behind one with strings that the parser has not seen', () => {
+    const router = newRouter();
+    const session: SessionNames = { ...SESSION, conforming: false };
+    const sql = (text: string) => `UPDATE documents SET views = 1 WHERE tenant_id = 5 AND last_seen > ${text}`;
+    const made = (text: string) => hotOf(router, sql(text), session).made?.text.toString();
+    const { counters } = router;
+    for (const [text, parsed] of [
+      ["'a\\'b documents'", 2],
+      ["'a\\'c documents'", 3],
+      ["'c'", 4],
+      ["'a\\'d documents'", 4],
+    ] as const) {
+      expect(made(text)).toBe(sql(text).replace('documents', '"public"."documents_hot" AS "documents"'));
+      expect(counters.parses, text).toBe(parsed);
+    }
   });
 });
 
