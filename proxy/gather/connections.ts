@@ -8,6 +8,7 @@ import { queueNotice } from '../session/queue-notice.js';
 import { lost } from '../session/refusals.js';
 import { applySettings } from '../session/server-settings.js';
 import { checkDeferred, checkNames, type SpreadBlock } from '../session/spread-block.js';
+import type { SpreadWait } from '../session/spread-wait.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { IDLE } from '../wire/transaction-status.js';
 
@@ -69,13 +70,11 @@ export async function acquireAll(
 }
 
 /** The block's own connections to these shards serve the statement from now on. @throws ForeshardError when one of them is lost */
-export function lend(session: ClientSession, lent: readonly Backend[], owner: BackendOwner): void {
-  const { span } = session.lease;
+export function lend(lent: readonly Backend[], owner: BackendOwner): void {
   for (const backend of lent) {
     if (backend.lost !== null) throw lost(backend.shard, backend.lost);
     backend.hand(owner);
   }
-  if (span !== null && lent.length > 0) span.lentSince = performance.now();
 }
 
 /** The statement is through, or has failed: nothing is left under way, and on connections of its own nothing open. */
@@ -84,6 +83,7 @@ export async function letGo(
   own: readonly Backend[],
   lent: readonly Backend[],
   block: SpreadBlock | null,
+  wait: SpreadWait | null,
 ): Promise<void> {
   const { lease, services } = session;
   await Promise.all([...own.map(rollBack), ...lent.map((backend) => within(backend, NOTHING))]);
@@ -92,7 +92,7 @@ export async function letGo(
     if (block !== null && block.opening.length > 0) backend.settings = null;
     giveBack(backend, services.pool(backend.shard));
   }
-  if (lease.span !== null) lease.span.lentSince = null;
+  wait?.end();
   for (const backend of lent) {
     backend.connection.resume();
     lease.takeBack(backend);

@@ -10,6 +10,7 @@ import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { lost } from '../session/refusals.js';
 import { beginLike, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import { SpreadWait } from '../session/spread-wait.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -29,7 +30,7 @@ import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '.
 import { BACKEND } from '../wire/message-types.js';
 import { acquireAll, cancelAll, lend, letGo, type SentBatch } from './connections.js';
 
-const BEGIN = encodeQuery('BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0');
+const BEGIN = 'BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0';
 
 /** What the client has sent. Each shard gets the text with a condition that leaves it the rows that it owns. */
 export type FanOutStatement =
@@ -53,6 +54,8 @@ export class FanOut implements BackendOwner, SpreadRun {
   /** With those of the client's transaction block, in the order of the shards' names. */
   #backends: readonly Backend[] = this.#own;
   #block: SpreadBlock | null = null;
+  /** Null: its connections are in no transactions, or deadlocks are not looked for. */
+  #wait: SpreadWait | null = null;
   readonly #cancels: Promise<void>[] = [];
   /** The shard whose rows go to the client now. */
   #current = 0;
@@ -97,7 +100,7 @@ export class FanOut implements BackendOwner, SpreadRun {
         if (block.opening.length > 0 || !block.deferred) await this.#begin(block, signal);
         for (const shard of this.#shards)
           lent.push(...(block.writers.get(shard) ? [block.writers.get(shard) as Backend] : []));
-        lend(session, lent, this);
+        lend(lent, this);
         const order = (a: Backend, b: Backend) => (a.shard < b.shard ? -1 : 1);
         this.#backends = [...this.#own, ...lent].sort(order);
       }
@@ -105,14 +108,17 @@ export class FanOut implements BackendOwner, SpreadRun {
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      await letGo(session, this.#own, lent, block);
+      await letGo(session, this.#own, lent, block, this.#wait);
     }
   }
 
   /** So that the block's settings are in force, and nobody waits for its locks for ever. */
   async #begin(block: SpreadBlock, signal: AbortSignal): Promise<void> {
     let failure: unknown = null;
-    await allDone(this.#own.map((backend) => beginLike(block, backend, BEGIN, this.#session))).catch(
+    const wait = SpreadWait.begin(this.#session, block);
+    this.#wait = wait;
+    const begin = wait?.begun(BEGIN) ?? encodeQuery(BEGIN);
+    await allDone(this.#own.map((backend) => beginLike(block, backend, begin, this.#session))).catch(
       (error: unknown) => {
         failure = asServerError(error);
       },
@@ -239,6 +245,7 @@ export class FanOut implements BackendOwner, SpreadRun {
 
   onData(_backend: Backend, slice: Buffer): void {
     if (this.#failed || this.#abandoned) return;
+    this.#wait?.heard();
     this.#session.bytesForwarded += slice.length;
     this.#session.write(slice);
   }

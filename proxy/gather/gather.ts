@@ -16,6 +16,7 @@ import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { RefusedError } from '../session/refusals.js';
 import { beginLike, boundOutside, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import { SpreadWait } from '../session/spread-wait.js';
 import {
   BIND_COMPLETE,
   CLOSE_COMPLETE,
@@ -59,7 +60,7 @@ const NO_PARAMETERS = { portal: '', statement: '', formats: [], values: [] };
 
 /** One moment for all tables of a shard. Their transactions wait for each other, which is not their client's idleness. */
 const begin = (mode: string) =>
-  encodeQuery(`BEGIN ISOLATION LEVEL REPEATABLE READ ${mode}; SET LOCAL idle_in_transaction_session_timeout = 0`);
+  `BEGIN ISOLATION LEVEL REPEATABLE READ ${mode}; SET LOCAL idle_in_transaction_session_timeout = 0`;
 const BEGIN = begin('READ WRITE');
 const BEGIN_READING = begin('READ ONLY');
 /** The query itself changes nothing: whatever it calls. */
@@ -91,6 +92,8 @@ export class Gather implements BackendOwner, SpreadRun {
   /** Those of the client's transaction block to shards on which it has written: what these have is read there. */
   readonly #lent: Backend[] = [];
   #block: SpreadBlock | null = null;
+  /** Null: deadlocks are not looked for. */
+  #wait: SpreadWait | null = null;
   /** The block can go back to where it was. */
   #saved = false;
   /** See SpreadRun. */
@@ -166,7 +169,8 @@ export class Gather implements BackendOwner, SpreadRun {
       const all = new Set([...others, topology.home]);
       if (!(await acquireAll(session, this, [...all], topology, this.#own, signal, block))) return false;
       for (const [shard, backend] of block?.writers ?? []) if (shards.includes(shard)) this.#lent.push(backend);
-      lend(session, this.#lent, this);
+      lend(this.#lent, this);
+      this.#wait = SpreadWait.begin(session, block);
       const program = services.router.gatherProgram(this.#analyzed, shards);
       if (program === null || !this.#reaches(program))
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
@@ -174,6 +178,7 @@ export class Gather implements BackendOwner, SpreadRun {
         });
       this.#program = program;
       await this.#asInBlock(() => this.#describe()).catch((error: unknown) => {
+        signal.throwIfAborted();
         const told = asServerError(error);
         throw block !== null && told instanceof ServerError ? new ServerError(boundWorded(block, told.fields)) : told;
       });
@@ -181,7 +186,7 @@ export class Gather implements BackendOwner, SpreadRun {
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      await letGo(session, this.#own, this.#lent, block);
+      await letGo(session, this.#own, this.#lent, block, this.#wait);
     }
   }
 
@@ -189,6 +194,11 @@ export class Gather implements BackendOwner, SpreadRun {
   #reaches({ tables }: GatherProgram): boolean {
     const { touches } = this.#placement;
     return tables.every(({ halves }) => halves === null || touches.some((t) => t.keyspace === halves.keyspace));
+  }
+
+  /** What begins a transaction. */
+  #begun(sql: string): Buffer {
+    return this.#wait?.begun(sql) ?? encodeQuery(sql);
   }
 
   async #endAll(): Promise<void> {
@@ -201,7 +211,7 @@ export class Gather implements BackendOwner, SpreadRun {
     if (block === null || (block.deferred && block.opening.length === 0)) return work();
     const workspace = this.#workspace;
     try {
-      await beginLike(block, workspace, BEGIN, this.#session);
+      await beginLike(block, workspace, this.#begun(BEGIN), this.#session);
       return await work();
     } finally {
       await rollBack(workspace);
@@ -482,17 +492,17 @@ export class Gather implements BackendOwner, SpreadRun {
     if (halves !== null) {
       await allDone([...readers, workspace].map((backend) => boundOutside(this.#block, backend)));
       await halves.ahead([...readers, workspace]);
-      await Promise.all(readers.map((reader) => reader.runInternal(BEGIN_READING)));
+      await Promise.all(readers.map((reader) => reader.runInternal(this.#begun(BEGIN_READING))));
       await halves.inSnapshots(readers);
       await halves.aheadAtHome(workspace);
-      await workspace.runInternal(BEGIN);
+      await workspace.runInternal(this.#begun(BEGIN));
       await halves.inSnapshotAtHome(workspace);
       return readers;
     }
     this.#saved = mayFail && this.#lent.length > 0;
     await allDone([
-      beginLike(this.#block, workspace, BEGIN, session),
-      ...readers.map((reader) => beginLike(this.#block, reader, BEGIN_READING, session)),
+      beginLike(this.#block, workspace, this.#begun(BEGIN), session),
+      ...readers.map((reader) => beginLike(this.#block, reader, this.#begun(BEGIN_READING), session)),
       ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(SAVE)) : []),
     ]);
     return [...readers, ...this.#lent];
@@ -696,6 +706,7 @@ export class Gather implements BackendOwner, SpreadRun {
 
   onData(_backend: Backend, slice: Buffer): void {
     if (this.#failed || this.#abandoned) return;
+    this.#wait?.heard();
     this.#session.bytesForwarded += slice.length;
     this.#session.write(slice);
   }

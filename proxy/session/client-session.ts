@@ -1,4 +1,5 @@
 import type { Logger } from 'pino';
+import type { ForeshardError } from '../../topology/errors.js';
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { Lanes } from '../backend/lanes.js';
@@ -113,6 +114,8 @@ export interface ClientSession {
   runFanOut(run: SpreadRun): Promise<boolean>;
   /** Runs a statement on several branches of its transaction, whoever's that is. @returns as `runFanOut` */
   runHalves(run: SpreadRun): Promise<boolean>;
+  /** Cancels what is under way, wherever that is; the client is told `reason`. */
+  failUnderWay(reason: ForeshardError): void;
   /** Ends the session: FATAL to the client if `error` is given, server connection cleaned up. */
   close(error?: unknown): void;
 }

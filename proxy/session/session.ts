@@ -358,7 +358,7 @@ export class Session implements InboxOwner, LeaseClient, LoopOwner, OutputOwner,
     this.canceled();
   }
 
-  /** See SpanClient. */
+  /** See ClientSession. */
   failUnderWay(reason: ForeshardError): void {
     this.#replies.stopped = reason;
     void this.cancelUnderWay(reason);

@@ -19,6 +19,7 @@ import type { Lease } from './lease.js';
 import { type Execution, planOf } from './placement.js';
 import { lost, RefusedError, transactionMoved } from './refusals.js';
 import { applySettings } from './server-settings.js';
+import type { SpreadWait } from './spread-wait.js';
 import { Transaction } from './transaction.js';
 import type { Wait } from './wait.js';
 
@@ -70,7 +71,7 @@ const HAS_WRITTEN = encodeQuery('SELECT pg_catalog.pg_current_xact_id_if_assigne
 export class Span implements BackendOwner, SpanningTransaction {
   readonly rowsAtStake = true;
   /** See SpanningTransaction. */
-  readonly key = newKey();
+  readonly key: bigint;
   readonly #client: SpanClient;
   readonly #lease: Lease;
   readonly #spanning: Spanning;
@@ -83,8 +84,8 @@ export class Span implements BackendOwner, SpanningTransaction {
   #remark: Back | null = null;
   /** On performance.now()'s clock; null: it is not being committed. */
   #committingSince: number | null = null;
-  /** Since when its connections serve a statement over several shards, on performance.now()'s clock; null: they do not. */
-  lentSince: number | null = null;
+  /** The statement over several shards that runs in it; null: none does. */
+  spread: SpreadWait | null = null;
   /** Its commit has been canceled for this reason. */
   #stopped: ForeshardError | null = null;
   /** The lease's branch has been asked for what it answers at once: ends the wait. */
@@ -95,6 +96,7 @@ export class Span implements BackendOwner, SpanningTransaction {
     this.#lease = lease;
     this.#spanning = spanning;
     this.first = first;
+    this.key = lease.transaction?.key ?? newKey();
     spanning.deadlocks.add(this);
   }
 
@@ -118,7 +120,7 @@ export class Span implements BackendOwner, SpanningTransaction {
   /** See SpanningTransaction. */
   get waitingSince(): number | null {
     const { backend } = this.#lease;
-    if (this.lentSince !== null) return this.lentSince;
+    if (this.spread !== null) return this.spread.waitingSince;
     // What was deferred to the end of the transaction waits there.
     if (this.#committingSince !== null) return this.#committingSince;
     return backend === null || backend.quiet ? null : backend.clock.since;

@@ -1,6 +1,7 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { asServerError } from '../backend/internal-statement.js';
+import { lockCall, newKey } from '../transactions/transaction-key.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { allDone } from './all-done.js';
@@ -16,7 +17,7 @@ import type { Transaction } from './transaction.js';
 // A statement over several shards in the client's transaction block. It reads on connections of its own, where the block's changes are not to be seen; but
 // for shards on which the block has written: there it reads on the block's.
 
-/** How long a statement waits for a lock on other connections while its block may hold some, ms: who waits for those may have it, and no server sees that. */
+/** How long a statement waits for a lock on other connections while its block may hold some, ms: who waits for those may have it. Such circles are found (`SpreadWait`), but only where the shards say who waits for whom. */
 const LOCK_MS = 10_000;
 
 const bound = (local: boolean) =>
@@ -30,10 +31,8 @@ const BOUND_OUTSIDE = bound(false);
 const NEVER_IDLE = encodeQuery('SET LOCAL idle_in_transaction_session_timeout = 0');
 
 /** The isolation level; what has changed or locked rows has a transaction id, and so has what holds a table for itself. */
-const STATE = encodeQuery(
-  `SELECT pg_catalog.current_setting('transaction_isolation') || CASE WHEN pg_catalog.pg_current_xact_id_if_assigned() IS NULL THEN '' WHEN EXISTS (
-     SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock') THEN ' locks' ELSE ' writes' END`,
-);
+const STATE = `SELECT pg_catalog.current_setting('transaction_isolation') || CASE WHEN pg_catalog.pg_current_xact_id_if_assigned() IS NULL THEN '' WHEN EXISTS (
+     SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock') THEN ' locks' ELSE ' writes' END`;
 
 const ISOLATION = Buffer.from('\n;SHOW transaction_isolation;ROLLBACK');
 
@@ -45,6 +44,8 @@ export interface SpreadBlock {
   readonly writers: ReadonlyMap<ShardName, Backend>;
   /** What a transaction on another connection says first, to have its settings; empty: nothing. */
   readonly opening: readonly Buffer[];
+  /** What its connections are known by; null: nothing yet. */
+  readonly key: bigint | null;
 }
 
 /** @throws RefusedError when the block has something that other connections cannot have */
@@ -75,12 +76,15 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
   const { transaction } = lease;
   if (transaction === null) return null;
   const opening = transaction.said.sets ? settingsOf(transaction.said) : [];
-  if (transaction.deferred) return { deferred: true, writers: new Map(), opening };
+  if (transaction.deferred) return { deferred: true, writers: new Map(), opening, key: null };
   const branches = lease.branches;
+  const key = keyOf(session);
+  // Savepoints may have taken away what it was known by before.
+  const state = key === null || lease.span !== null ? STATE : `${STATE} FROM ${lockCall(key, 'block')}`;
   const states = await allDone(
     branches.map((backend) => {
       const { connectTimeoutMs } = services.pool(backend.shard).options;
-      return answeredAtOnce(backend, connectTimeoutMs, () => backend.value(STATE));
+      return answeredAtOnce(backend, connectTimeoutMs, () => backend.value(encodeQuery(state)));
     }),
   ).catch((error: unknown) => {
     const gone = branches.find((backend) => backend.lost !== null);
@@ -93,7 +97,16 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
     if (state !== undefined) writers.set(backend.shard, backend);
     if (state === 'locks' && backend.shard === services.live.current.home) throw locksTables();
   }
-  return { deferred: false, writers, opening };
+  return { deferred: false, writers, opening, key };
+}
+
+/** What a block that servers have heard of is known by. Null: deadlocks are not looked for. */
+function keyOf({ lease, services }: Pick<ClientSession, 'lease' | 'services'>): bigint | null {
+  const { span, transaction } = lease;
+  if (services.spanning === null || transaction === null) return null;
+  if (span !== null) return span.key;
+  transaction.key ??= newKey();
+  return transaction.key;
 }
 
 /** Of a block that no server has heard of: whether it is READ COMMITTED, as the server says. @throws RefusedError when it is not */

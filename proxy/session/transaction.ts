@@ -39,6 +39,8 @@ export class Transaction implements Footprint {
   changedSchema = false;
   /** It has made code that nobody knows before it is committed. */
   madeCode = false;
+  /** What it was known by, together with a statement over several shards; null: it has run none. */
+  key: bigint | null = null;
 
   constructor(topology: Topology, said = new Prelude()) {
     this.topology = topology;

@@ -11,8 +11,9 @@ const ANSWER_TIMEOUT_MS = 3_000;
 /** So often in the time after which a wait is looked at it is seen whether there is one. */
 const LOOKS = 4;
 
+/** A transaction that is on several shards, be it of a client or of one statement. */
 export interface SpanningTransaction {
-  /** Each of its branches is marked with it: `markSql`. */
+  /** Each of its sessions is marked with it: `markSql`. */
   readonly key: bigint;
   /** Since when a server owes it an answer, on performance.now()'s clock; null: none does. */
   readonly waitingSince: number | null;
@@ -51,7 +52,7 @@ export class DeadlockDetector {
     this.#timeoutMs = options.deadlockTimeoutMs ?? DEADLOCK_TIMEOUT_MS;
   }
 
-  /** It has branches on several shards, or is about to. */
+  /** It is on several shards, or is about to be. */
   add(transaction: SpanningTransaction): void {
     if (this.#closed) return;
     this.#transactions.add(transaction);
@@ -92,11 +93,11 @@ export class DeadlockDetector {
   }
 
   async #search(): Promise<void> {
-    const first = (await this.#read(() => true)).flatMap(waitsOn);
+    const first = waitsOn(await this.#read(() => true));
     if (!deadlocks(first).some(({ victim }) => this.#own(victim) !== undefined)) return;
     const between = performance.now();
     const concerned = new Set(first.map(({ shard }) => shard));
-    const second = (await this.#read((shard) => concerned.has(shard))).flatMap(waitsOn);
+    const second = waitsOn(await this.#read((shard) => concerned.has(shard)));
     for (const { victim, cycle } of deadlocks(lasting(first, second))) {
       const transaction = this.#own(victim);
       const since = transaction?.waitingSince ?? null;

@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import type { Shard } from '../../topology/topology.js';
-import { KEY_MARK } from './transaction-key.js';
+import { KEY_MARK, keyOfLock } from './transaction-key.js';
 import type { Branch, HeldByPrepared, ShardReading, Wait } from './wait-graph.js';
 
 /** A connection that has not been used for so long is closed, ms. */
@@ -56,11 +56,11 @@ SELECT DISTINCT 'held', NULL::int4, NULL::int4, NULL, h.mode, h.lock, NULL::int4
 
 type Row =
   | ({ readonly kind: 'wait' } & Wait)
-  | ({ readonly kind: 'branch' } & WithKeyAsText<Branch>)
-  | ({ readonly kind: 'held' } & WithKeyAsText<HeldByPrepared>);
+  | ({ readonly kind: 'branch' } & WithLock<Branch>)
+  | ({ readonly kind: 'held' } & WithLock<HeldByPrepared>);
 
-/** As the server says it. */
-type WithKeyAsText<T> = Omit<T, 'key'> & { readonly key: string };
+/** As the server says it: `key` is the lock that shows it. */
+type WithLock<T> = Omit<T, 'key' | 'role'> & { readonly key: string };
 
 /** Asks one shard who waits there for whom, by a connection of its own. */
 export class LockReader {
@@ -151,7 +151,12 @@ function readingOf(shard: string, rows: readonly Row[]): ShardReading {
   return {
     shard,
     waits: rows.flatMap((row) => (row.kind === 'wait' ? [row] : [])),
-    branches: rows.flatMap((row) => (row.kind === 'branch' ? [{ ...row, key: BigInt(row.key) }] : [])),
-    prepared: rows.flatMap((row) => (row.kind === 'held' ? [{ ...row, key: BigInt(row.key) }] : [])),
+    branches: rows.flatMap((row) => (row.kind === 'branch' ? known(row) : [])),
+    prepared: rows.flatMap((row) => (row.kind === 'held' ? known(row) : [])),
   };
+}
+
+function known<T extends { readonly key: string }>(row: T) {
+  const of = keyOfLock(BigInt(row.key));
+  return of === null ? [] : [{ ...row, ...of }];
 }

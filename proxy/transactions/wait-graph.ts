@@ -1,4 +1,5 @@
 import { strongComponents } from './strong-components.js';
+import type { KeyRole } from './transaction-key.js';
 
 /** What one shard says of who waits there. Process ids are those of sessions: a parallel worker's wait is its leader's. */
 export interface ShardReading {
@@ -12,6 +13,7 @@ export interface ShardReading {
 /** A session, or a prepared transaction, that has a key. */
 export interface Branch {
   readonly key: bigint;
+  readonly role: KeyRole;
   /** Null: it is prepared. */
   readonly pid: number | null;
   /** Where the key is locked: a server may have several of its databases as shards. */
@@ -38,13 +40,13 @@ export interface HeldByPrepared {
   readonly mode: string;
 }
 
-/** One waits for the other: both are spanning transactions, or sessions without a key on one shard. */
+/** One waits for the other: both have a key, which is a transaction or a statement on several shards; or they are sessions without one. */
 interface WaitsFor {
   readonly from: string;
   readonly to: string;
   /** The same in two readings: it is the same wait, for the same one. */
   readonly id: string;
-  /** Of the spanning transaction that waits. */
+  /** Of the one that waits; null: it has none, or nothing of it runs on several shards now, so that nobody would end it. */
   readonly key: bigint | null;
   readonly shard: string;
   readonly pid: number;
@@ -55,7 +57,7 @@ interface WaitsFor {
 }
 
 export interface Deadlock {
-  /** Of the spanning transactions that are in it, the one with the largest key: every proxy chooses the same. */
+  /** The largest key in it: every proxy chooses the same. */
   readonly victim: bigint;
   /** From the victim to the victim. */
   readonly cycle: readonly WaitsFor[];
@@ -79,8 +81,15 @@ export function conflict(a: string, b: string): boolean {
   return CONFLICTS[i]?.[j] === 'x';
 }
 
-/** Who waits for whom on one shard. A wait that has no beginning yet is none. */
-export function waitsOn(reading: ShardReading): WaitsFor[] {
+/** Who waits for whom on these shards. A wait that has no beginning yet is none. */
+export function waitsOn(readings: readonly ShardReading[]): WaitsFor[] {
+  // A block stays known by its key when the statement is through for which it got that, and then it is on one shard.
+  const branches = readings.flatMap((reading) => reading.branches);
+  const several = new Set(branches.filter(({ role }) => role !== 'block').map(({ key }) => key));
+  return readings.flatMap((reading) => waitsOnShard(reading, several));
+}
+
+function waitsOnShard(reading: ShardReading, several: ReadonlySet<bigint>): WaitsFor[] {
   const { shard } = reading;
   const keys = keysOf(reading.branches);
   const node = (pid: number, key = keys.get(pid)) => (key === undefined ? `process ${pid} ${shard}` : `key ${key}`);
@@ -91,11 +100,12 @@ export function waitsOn(reading: ShardReading): WaitsFor[] {
     // One who stops waiting for anything goes on, and begins another wait.
     const same = waits.map((w) => `${w.process} ${w.since}`).sort();
     const from = node(pid);
+    const own = keys.get(pid) ?? null;
     const edge = (blocker: number, to: string): WaitsFor => ({
       from,
       to,
       id: JSON.stringify([shard, from, to, blocker, ...same]),
-      key: keys.get(pid) ?? null,
+      key: own !== null && several.has(own) ? own : null,
       shard,
       pid,
       mode,
@@ -110,10 +120,10 @@ export function waitsOn(reading: ShardReading): WaitsFor[] {
   });
 }
 
-/** By session. A key that two hold in one database is nobody's: an application's lock, with a number that looks like a key. */
+/** By session. A lock that two hold in one database is nobody's: it is an application's, with a number that looks like a key. */
 function keysOf(branches: readonly Branch[]): Map<number, bigint> {
   const holders = new Map<string, number>();
-  const name = (b: Branch) => `${b.key} ${b.database}`;
+  const name = (b: Branch) => `${b.key} ${b.role} ${b.database}`;
   for (const b of branches) holders.set(name(b), (holders.get(name(b)) ?? 0) + 1);
   const own = branches.filter((b) => holders.get(name(b)) === 1);
   return new Map(own.flatMap(({ pid, key }) => (pid === null ? [] : [[pid, key] as const])));

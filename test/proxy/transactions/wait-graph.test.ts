@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { newKey } from '../../../proxy/transactions/transaction-key.js';
+import { type KeyRole, keyOfLock, markSql, newKey } from '../../../proxy/transactions/transaction-key.js';
 import {
   conflict,
   deadlocks,
@@ -20,11 +20,16 @@ function wait(pid: number, blockers: number | number[], more: Partial<Wait> = {}
 
 /** `branches`: key to process. */
 function reading(shard: string, branches: Record<number, number | null>, ...waits: Wait[]): ShardReading {
-  const keyed = Object.entries(branches).map(([key, pid]) => ({ key: BigInt(key), pid, database: '5' }));
+  const keyed = Object.entries(branches).map(([key, pid]) => ({
+    key: BigInt(key),
+    role: 'branch' as const,
+    pid,
+    database: '5',
+  }));
   return { shard, branches: keyed, waits, prepared: [] };
 }
 
-const victims = (...readings: ShardReading[]) => deadlocks(readings.flatMap(waitsOn)).map((d) => d.victim);
+const victims = (...readings: ShardReading[]) => deadlocks(waitsOn(readings)).map((d) => d.victim);
 
 describe('a deadlock over shards', () => {
   const a = reading('a', { 1: 11, 2: 12 }, wait(11, 12));
@@ -36,7 +41,7 @@ describe('a deadlock over shards', () => {
   });
 
   test('is told with who waits for whom', () => {
-    const [deadlock] = deadlocks([a, b].flatMap(waitsOn));
+    const [deadlock] = deadlocks(waitsOn([a, b]));
     expect(describeCycle(deadlock?.cycle ?? [])).toBe(
       [
         'Process 22 on shard "b" (the same transaction as process 12 on shard "a") waits for ShareLock on transaction 22; blocked by process 21.',
@@ -87,12 +92,33 @@ describe('a deadlock over shards', () => {
   });
 
   test('is not made of a lock of an application that looks like a key', () => {
-    const twice = [...a.branches, { key: 2n, pid: 13, database: '5' }];
+    const twice = [...a.branches, { key: 2n, role: 'branch' as const, pid: 13, database: '5' }];
     expect(victims({ ...a, branches: twice }, b)).toEqual([]);
   });
 
+  test('leads through the connections of a statement and its block, though they are on one shard', () => {
+    const block = { key: 1n, role: 'block' as const, pid: 11, database: '5' };
+    const own = { ...block, role: 'statement' as const, pid: 12 };
+    const waits = [wait(12, 13), wait(13, 11)];
+    expect(victims({ ...reading('a', {}, ...waits), branches: [block, own] })).toEqual([1n]);
+    // The statement is through: nobody would end the block for it.
+    expect(victims({ ...reading('a', {}, ...waits), branches: [block] })).toEqual([]);
+    const other = reading('b', { 2: 22 }, wait(22, 21));
+    expect(victims({ ...reading('a', {}), branches: [block], waits: [wait(11, 12)] }, other)).toEqual([]);
+  });
+
+  test('does not fall to a block of which nothing runs on several shards, whatever its key', () => {
+    const block = { key: 3n, role: 'block' as const, pid: 13, database: '5' };
+    const through = reading('a', { 1: 11, 2: 12 }, wait(11, 13), wait(13, 12));
+    const branches = [...through.branches, block];
+    expect(victims({ ...through, branches }, b)).toEqual([2n]);
+    // A statement of its runs, and be it on another shard.
+    const own = { ...block, role: 'statement' as const, pid: 23 };
+    expect(victims({ ...through, branches }, { ...b, branches: [...b.branches, own] })).toEqual([3n]);
+  });
+
   test('is one only if the same waits are there a second time', () => {
-    const again = (other: ShardReading) => deadlocks(lasting([a, b].flatMap(waitsOn), [other, b].flatMap(waitsOn)));
+    const again = (other: ShardReading) => deadlocks(lasting(waitsOn([a, b]), waitsOn([other, b])));
     expect(again(a)).toHaveLength(1);
     expect(again(reading('a', { 1: 11, 2: 12 }))).toEqual([]);
     expect(again(reading('a', { 1: 11, 2: 12 }, wait(11, 12, { since: 'later' })))).toEqual([]);
@@ -125,7 +151,7 @@ describe('any waits', () => {
   test('end exactly one of each set of those that wait for one another', () => {
     fc.assert(
       fc.property(anyWaits, (waits) => {
-        const edges = readingsOf(waits).flatMap(waitsOn);
+        const edges = waitsOn(readingsOf(waits));
         const reach = closure(edges);
         const local = closure(edges.map((e) => ({ from: `${e.shard} ${e.pid}`, to: `${e.shard} ${e.blocker}` })));
         const servers = new Set(
@@ -175,15 +201,15 @@ describe('any waits', () => {
           const second = twice.map((i) => at[3 + i] as number);
           const history = play(events, 41);
           const read = (moments: number[]) =>
-            moments.flatMap((moment, shard) => waitsOn(shown(history[moment] as State)[shard] as ShardReading));
+            waitsOn(moments.map((moment, shard) => shown(history[moment] as State)[shard] as ShardReading));
           const found = deadlocks(lasting(read(first), read(second)));
           const between = history[at[3] as number] as State;
-          const reach = closure(shown(between).flatMap(waitsOn));
+          const reach = closure(waitsOn(shown(between)));
           for (const { victim } of found) expect(reach(`key ${victim}`, `key ${victim}`)).toBe(true);
           const [begin, end] = [at[0], at[5]] as [number, number];
           const always = history
             .slice(begin, end + 1)
-            .map((state) => shown(state).flatMap(waitsOn))
+            .map((state) => waitsOn(shown(state)))
             .reduce((x, y) => lasting(x, y));
           expect(found.length > 0 || deadlocks(read(first)).length === 0 || deadlocks(always).length === 0).toBe(true);
         },
@@ -283,4 +309,21 @@ test('keys are positive, marked, and new each time', () => {
   const keys = Array.from({ length: 1_000 }, newKey);
   expect(new Set(keys).size).toBe(1_000);
   for (const key of keys) expect(key >> 48n).toBe(0x4653n);
+});
+
+test('keys of queries are larger than those of transactions', () => {
+  expect(Array.from({ length: 100 }, () => newKey('query') > newKey()).every(Boolean)).toBe(true);
+});
+
+test('a lock tells whose it is, and as what; or that it is none of ours', () => {
+  const key = newKey('query');
+  const lock = (role: KeyRole) => BigInt(/\((\d+)\)/.exec(markSql(key, role))?.[1] as string);
+  const locks = (['branch', 'statement', 'block'] as const).map(lock);
+  expect(locks.map(keyOfLock)).toEqual([
+    { key, role: 'branch' },
+    { key, role: 'statement' },
+    { key, role: 'block' },
+  ]);
+  expect(new Set(locks).size).toBe(3);
+  expect(keyOfLock(key | 3n)).toBeNull();
 });
