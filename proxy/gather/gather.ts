@@ -1,12 +1,12 @@
 import { setTimeout as passed } from 'node:timers/promises';
-import { quoteIdent, quoteLiteral, quoteTable } from '../../topology/quote.js';
-import type { ShardName } from '../../topology/topology.js';
+import { quoteIdent, quoteLiteral } from '../../topology/quote.js';
+import { type Keyspace, type ShardName, shardsOf } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { PIN_HINT } from '../router/analysis.js';
-import { type HalvedTable, halvesFetches, isHalved, joinSql, unfiltered } from '../router/gather-halves.js';
-import { fetches, type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
+import { type HalvedTable, isHalved, joinSql, unfiltered } from '../router/gather-halves.js';
+import { type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
 import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
@@ -37,6 +37,7 @@ import {
 import {
   type BindMessage,
   encodeBind,
+  encodeClose,
   encodeDescribe,
   encodeExecute,
   encodeParse,
@@ -45,10 +46,11 @@ import {
 } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
+import { type Brought, type Formed, fromStage, plannedOf, type Stage, stageForm, stageText } from './brought.js';
 import { agree, OBJECT_TYPES, objectsWithin } from './column-types.js';
 import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
-import { halvesInBlock, notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
+import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
 import { type Fetch, RowCopy } from './row-copy.js';
 
 /** What the client has sent. */
@@ -66,6 +68,10 @@ const BEGIN_READING = begin('READ ONLY');
 /** The query itself changes nothing: whatever it calls. */
 const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
 const COMMIT = encodeQuery('COMMIT');
+/** Each of its statements sees another moment. */
+const BEGIN_LOOKING =
+  'BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0';
+const ROLLBACK = encodeQuery('ROLLBACK');
 /** In the client's own transaction, for what may fail and is then asked for in another way. */
 const SAVE = encodeQuery('SAVEPOINT foreshard_rows');
 const FORGET = encodeQuery('RELEASE SAVEPOINT foreshard_rows');
@@ -73,6 +79,9 @@ const GO_BACK = encodeQuery('ROLLBACK TO SAVEPOINT foreshard_rows; RELEASE SAVEP
 
 /** Of the home shard's rows so far; in a message of the server's: that there are too many of them. */
 const OWN_SIZE = 'foreshard size of rows';
+
+/** In the client's own transaction: what is bound to it sees the moment in which that was done. */
+const PORTAL = 'foreshard rows';
 
 /** From so many rows on, the planner is told what is in a table; without, it goes by its size. */
 const ANALYZED_ROWS = 1_000;
@@ -96,6 +105,8 @@ export class Gather implements BackendOwner, SpreadRun {
   #wait: SpreadWait | null = null;
   /** The block can go back to where it was. */
   #saved = false;
+  /** Whose waits are bounded outside of transactions. */
+  readonly #bounded = new Set<Backend>();
   /** See SpreadRun. */
   failure: ErrorFields | null = null;
   readonly #cancels: Promise<void>[] = [];
@@ -147,9 +158,18 @@ export class Gather implements BackendOwner, SpreadRun {
     return this.#own.find((backend) => backend.shard === home) as Backend;
   }
 
-  /** Of its own. */
+  /** Of its own, to shards on which the client's block has not written. */
   get #readers(): Backend[] {
-    return this.#own.filter((backend) => backend !== this.#workspace);
+    return this.#own.filter((backend) => backend !== this.#workspace && !this.#isLent(backend));
+  }
+
+  /** Of its own, to the others: what the block's cannot be asked. */
+  get #witnesses(): Backend[] {
+    return this.#own.filter((backend) => backend !== this.#workspace && this.#isLent(backend));
+  }
+
+  #isLent({ shard }: Backend): boolean {
+    return this.#lent.some((lent) => lent.shard === shard);
   }
 
   /**
@@ -177,6 +197,8 @@ export class Gather implements BackendOwner, SpreadRun {
           hint: PIN_HINT,
         });
       this.#program = program;
+      if (!(await acquireAll(session, this, this.#unwitnessed(program), topology, this.#own, signal, block)))
+        return false;
       await this.#asInBlock(() => this.#describe()).catch((error: unknown) => {
         signal.throwIfAborted();
         const told = asServerError(error);
@@ -199,6 +221,14 @@ export class Gather implements BackendOwner, SpreadRun {
   /** What begins a transaction. */
   #begun(sql: string): Buffer {
     return this.#wait?.begun(sql) ?? encodeQuery(sql);
+  }
+
+  /** Shards that have halves of its rows, and on which only the client's own transaction reads. */
+  #unwitnessed({ tables }: GatherProgram): ShardName[] {
+    const { keyspaces, home } = this.#placement.topology;
+    const of = tables.filter(isHalved).flatMap((table) => [table.keyspace, table.halves.keyspace]);
+    const shards = new Set(of.flatMap((name) => [...shardsOf(keyspaces.get(name) as Keyspace)]));
+    return this.#lent.map(({ shard }) => shard).filter((shard) => shard !== home && shards.has(shard));
   }
 
   async #endAll(): Promise<void> {
@@ -311,19 +341,17 @@ export class Gather implements BackendOwner, SpreadRun {
   /** Until both halves of rows that are on two shards have been read as of one moment. @param filtered shards leave out what the query surely does not use */
   async #bringWhole(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
     const { topology, shards } = this.#placement;
-    const block = this.#block;
-    // Its own changes of one half would have to be told from those that are committed.
-    const own = block !== null && block.writers.size + block.opening.length > 0;
-    if (own && tables.some(isHalved)) throw halvesInBlock();
+    const places = { topology, shards, lent: new Set(this.#lent.map(({ shard }) => shard)) };
     for (const ms of AGAIN_MS) {
       const halves = tables.some(isHalved)
-        ? new HalvesReading(tables, filtered, topology, shards, (on, sql) => this.#textOf(on, sql))
+        ? new HalvesReading(tables, filtered, places, (on, sql) => this.#textOf(on, sql))
         : null;
       try {
         return await this.#bring(tables, filtered, halves);
       } catch (error) {
         if (!(error instanceof TornError)) throw error;
         await this.#endAll();
+        await this.#goBack();
         this.#copy.again();
         await passed(ms, undefined, this.#signal === null ? {} : { signal: this.#signal });
         this.#checkGoing();
@@ -333,77 +361,80 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   async #bring(tables: readonly GatheredTable[], filtered: boolean, halves: HalvesReading | null): Promise<void> {
-    const { topology } = this.#placement;
-    const readers = await this.#begin(filtered && tables.some(({ filter }) => filter !== null), halves);
+    const { topology, shards } = this.#placement;
+    const planned = plannedOf(filtered ? tables : tables.map((table) => unfiltered(table)), topology, shards);
+    const stages = await this.#beginAll(
+      filtered && tables.some(({ filter }) => filter !== null),
+      halves,
+      planned.flatMap(({ parts }) => [...parts]),
+    );
+    const looksLater = stages.some(({ asked }) => asked.length > 0);
+    if (!looksLater) halves?.check();
     const all: (Formed & { readonly types: readonly FieldDescription[] })[] = [];
-    for (const given of tables) {
-      const table = filtered ? given : unfiltered(given);
-      const columns = table.columns.map(quoteIdent).join(', ');
-      const form = `SELECT ${columns} FROM ${quoteTable(table)}`;
-      const brought = {
-        name: table.table,
-        texts: fetches(table, topology),
-        primaryKey: table.primaryKey,
-      };
+    for (const { table, form, parts } of planned) {
       const types = await this.#columnsOf(form);
       if (types !== null && (await this.#areOfTheirShard(types))) throw notPassed();
-      await this.#create(`pg_temp.${quoteIdent(brought.name)}`, form);
-      if (isHalved(table)) await this.#fillFromHalves(table, tables, readers);
-      else all.push({ ...brought, form, columns: table.columns.length, types: types ?? [] });
+      await this.#create(`pg_temp.${quoteIdent(table.table)}`, form);
+      for (const part of parts) {
+        const itself = part.name === table.table;
+        all.push({ ...part, types: (itself ? types : await this.#columnsOf(part.form)) ?? [] });
+        if (!itself) await this.#create(`pg_temp.${quoteIdent(part.name)}`, part.form);
+      }
     }
-    // What the block's own connections have of several tables comes at once: each statement of theirs sees another moment.
-    const staged = this.#lent.filter(({ shard }) => all.filter(({ texts }) => texts.has(shard)).length > 1);
-    for (const reader of staged) await this.#stage(reader, all);
-    const others = readers.filter((reader) => !staged.includes(reader));
+    for (const stage of stages) await this.#stage(stage, halves);
+    if (looksLater) halves?.check();
+    const others = [...this.#readers, ...this.#lent].filter(
+      (reader) => !stages.some((stage) => stage.reader === reader),
+    );
     for (const brought of all) await this.#fill(brought, brought.types, others);
+    for (const { table, parts } of planned) if (isHalved(table)) await this.#join(table, parts);
     await this.#release(halves);
   }
 
-  /** The rows that one shard has of several tables, all of one moment. */
-  async #stage(reader: Backend, all: readonly Formed[]): Promise<void> {
-    const of = all.filter(({ texts }) => texts.has(reader.shard));
+  /** One moment for each shard. @param mayFail what is read may fail, and be asked for again @returns what comes at once: each statement of the block's own sees another moment */
+  async #beginAll(mayFail: boolean, halves: HalvesReading | null, all: readonly Formed[]): Promise<readonly StageOn[]> {
+    const of = (reader: Backend) => all.filter(({ texts }) => texts.has(reader.shard));
+    if (halves !== null) return this.#beginHalves(halves, of);
+    await this.#begin(mayFail);
+    return this.#lent.map((reader) => ({ reader, of: of(reader), asked: [] })).filter((stage) => stage.of.length > 1);
+  }
+
+  /** Rows and values that one shard has given at once. */
+  async #stage(stage: StageOn, halves: HalvesReading | null): Promise<void> {
+    const { reader, of, asked } = stage;
+    const workspace = this.#workspace;
     const name = `pg_temp.${quoteIdent(`foreshard rows of ${reader.shard}`)}`;
-    const form = sideBySide(of, (brought) => brought.form);
+    const form = stageForm(stage);
     const types = (await this.#columnsOf(form)) ?? [];
     await this.#create(name, form);
     this.#checkGoing();
-    const together = sideBySide(of, ({ texts }) => texts.get(reader.shard) as string);
-    const fetched = this.#copy.fetch(reader, this.#messages(together), types);
+    const messages =
+      halves === null
+        ? this.#messages(stageText(stage, reader.shard))
+        : [encodeDescribe('portal', PORTAL), encodeExecute(PORTAL), encodeClose('portal', PORTAL), SYNC];
+    const fetched = this.#copy.fetch(reader, messages, types);
     await this.#copy.into(name, [fetched]).catch((error: unknown) => {
       this.#copy.stop();
       throw error;
     });
-    for (const [i, brought] of of.entries()) {
-      const into = `pg_temp.${quoteIdent(brought.name)}`;
-      const sql = `INSERT INTO ${into} SELECT ${columnNames(i, brought.columns)} FROM ${name} WHERE is${i}`;
-      await this.#workspace.runInternal(encodeQuery(sql));
-    }
+    for (const [i, brought] of of.entries())
+      await workspace.runInternal(
+        encodeQuery(`INSERT INTO pg_temp.${quoteIdent(brought.name)} ${fromStage(stage, i, name)}`),
+      );
+    const told: string[] = [];
+    for (const i of asked.keys())
+      told.push((await workspace.value(encodeQuery(fromStage(stage, of.length + i, name)))) ?? '');
+    halves?.told(reader.shard, told);
   }
 
-  /** Fills a table of the workspace from both halves of its rows. They are tables there for a while, of names that no other one has. */
-  async #fillFromHalves(
-    table: HalvedTable,
-    tables: readonly GatheredTable[],
-    readers: readonly Backend[],
-  ): Promise<void> {
+  /** Fills a table of the workspace from both halves of its rows, which are tables there, too. */
+  async #join(table: HalvedTable, parts: readonly Formed[]): Promise<void> {
     const workspace = this.#workspace;
-    const { base, hot } = halvesFetches(table, this.#placement.topology, this.#placement.shards);
-    const free = (name: string): string => (tables.some((t) => t.table === name) ? free(`${name}_`) : name);
-    const names = { base: free('foreshard_base'), hot: free('foreshard_hot') };
-    for (const [half, name] of [
-      [base, names.base],
-      [hot, names.hot],
-    ] as const) {
-      // The hot table may not be at home; its columns are the table's own.
-      const form = `SELECT ${half.columns.map(quoteIdent).join(', ')} FROM ${quoteTable(table)}`;
-      const types = await this.#columnsOf(form);
-      await this.#create(`pg_temp.${quoteIdent(name)}`, form);
-      await this.#fill({ name, texts: half.texts, primaryKey: null }, types ?? [], readers);
-    }
+    const [base = '', hot = ''] = parts.map(({ name }) => name);
     this.#checkGoing();
-    const joined = await workspace.runInternal(encodeQuery(joinSql(table, names)));
-    const parts = [names.base, names.hot].map((name) => `pg_temp.${quoteIdent(name)}`).join(', ');
-    await workspace.runInternal(encodeQuery(`DROP TABLE ${parts}`));
+    const joined = await workspace.runInternal(encodeQuery(joinSql(table, { base, hot })));
+    const names = [base, hot].map((name) => `pg_temp.${quoteIdent(name)}`).join(', ');
+    await workspace.runInternal(encodeQuery(`DROP TABLE ${names}`));
     await this.#finish(table.table, table.primaryKey, rowsOfTag(joined) ?? 0);
   }
 
@@ -430,7 +461,7 @@ export class Gather implements BackendOwner, SpreadRun {
     const text = parts && reduction.finish(parts.map((column) => column.typeOid));
     if (parts === null || text === null) return false;
     this.#passesParameters = usesParameters;
-    const readers = await this.#begin(false);
+    await this.#begin(false);
     const name = `pg_temp.${quoteIdent(PARTS)}`;
     const made = await this.#create(name, form).catch((error: unknown) => {
       if (workspace.lost !== null || isNotAllowed(error)) throw error;
@@ -440,11 +471,10 @@ export class Gather implements BackendOwner, SpreadRun {
       await this.#endAll();
       return false;
     }
-    await this.#fill(
-      { name: PARTS, texts: partials(reduction, this.#placement.topology), primaryKey: null },
-      parts,
-      readers,
-    );
+    await this.#fill({ name: PARTS, texts: partials(reduction, this.#placement.topology), primaryKey: null }, parts, [
+      ...this.#readers,
+      ...this.#lent,
+    ]);
     await this.#release();
     await this.#query(Buffer.from(text));
     return true;
@@ -484,28 +514,66 @@ export class Gather implements BackendOwner, SpreadRun {
     return (await this.#workspace.value(encodeQuery(objectsWithin(own)))) === 't';
   }
 
-  /** One moment for each shard. @param mayFail what is read may fail, and be asked for again @returns who reads there */
-  async #begin(mayFail: boolean, halves: HalvesReading | null = null): Promise<readonly Backend[]> {
+  /** One moment for each shard, but for those of the client's own transaction. @param mayFail what is read may fail, and be asked for again */
+  async #begin(mayFail: boolean): Promise<void> {
+    const session = this.#session;
+    await allDone([
+      beginLike(this.#block, this.#workspace, this.#begun(BEGIN), session),
+      ...this.#readers.map((reader) => beginLike(this.#block, reader, this.#begun(BEGIN_READING), session)),
+      ...(mayFail ? [this.#save()] : []),
+    ]);
+  }
+
+  /** The same for rows in two halves, which are looked at before. @returns what has its moment in the client's own transaction, and is still to be fetched */
+  async #beginHalves(halves: HalvesReading, of: (reader: Backend) => readonly Formed[]): Promise<readonly StageOn[]> {
     const readers = this.#readers;
     const workspace = this.#workspace;
-    const session = this.#session;
-    if (halves !== null) {
-      await allDone([...readers, workspace].map((backend) => boundOutside(this.#block, backend)));
-      await halves.ahead([...readers, workspace]);
-      await Promise.all(readers.map((reader) => reader.runInternal(this.#begun(BEGIN_READING))));
-      await halves.inSnapshots(readers);
-      await halves.aheadAtHome(workspace);
-      await workspace.runInternal(this.#begun(BEGIN));
-      await halves.inSnapshotAtHome(workspace);
-      return readers;
-    }
-    this.#saved = mayFail && this.#lent.length > 0;
-    await allDone([
-      beginLike(this.#block, workspace, this.#begun(BEGIN), session),
-      ...readers.map((reader) => beginLike(this.#block, reader, this.#begun(BEGIN_READING), session)),
-      ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(SAVE)) : []),
+    const atHome = this.#isLent(workspace) ? [] : [workspace];
+    const outside = [...readers, workspace, ...this.#witnesses];
+    await this.#save();
+    await this.#outside(outside, () => halves.ahead([...readers, ...atHome, ...this.#lent], outside));
+    const stages = this.#lent
+      .map((reader) => ({ reader, of: of(reader), asked: halves.asked(reader.shard) }))
+      .filter((stage) => stage.of.length + stage.asked.length > 0);
+    await allDone(readers.map((reader) => this.#beginOn(reader, BEGIN_READING)));
+    await allDone([halves.inSnapshots(readers), ...stages.map((stage) => this.#open(stage))]);
+    await this.#outside([workspace], () => halves.aheadAtHome(workspace));
+    await this.#beginOn(workspace, BEGIN);
+    await halves.inSnapshots(atHome);
+    return stages;
+  }
+
+  /** Has the moment of a stage be now. Its rows wait. */
+  #open(stage: StageOn): Promise<void> {
+    const text = stageText(stage, stage.reader.shard);
+    return stage.reader.askInternal([
+      { kind: 'parse', message: this.#parse(text) },
+      { kind: 'bind', message: this.#bindTo(PORTAL) },
     ]);
-    return [...readers, ...this.#lent];
+  }
+
+  /** Begins a transaction with the settings of the client's block, on a connection whose waits are bounded. */
+  #beginOn(backend: Backend, sql: string): Promise<void> {
+    return beginLike(this.#hasSettings ? this.#block : null, backend, this.#begun(sql), this.#session);
+  }
+
+  /** The client's block has some of its own. */
+  get #hasSettings(): boolean {
+    return this.#block !== null && this.#block.opening.length > 0;
+  }
+
+  /** Works on connections that have no transaction open, so that each statement sees its own moment, with the settings of the client's block. */
+  async #outside(backends: readonly Backend[], work: () => Promise<void>): Promise<void> {
+    if (this.#hasSettings) {
+      await allDone(backends.map((backend) => this.#beginOn(backend, BEGIN_LOOKING)));
+      await work();
+      await allDone(backends.map((backend) => backend.runInternal(ROLLBACK)));
+      return;
+    }
+    const others = backends.filter((backend) => !this.#bounded.has(backend));
+    await allDone(others.map((backend) => boundOutside(this.#block, backend)));
+    for (const backend of others) this.#bounded.add(backend);
+    await work();
   }
 
   /** The readers have done their work; the query is the next thing to run. */
@@ -513,11 +581,27 @@ export class Gather implements BackendOwner, SpreadRun {
     const readers = this.#readers;
     await Promise.all([
       ...readers.map((reader) => reader.runInternal(COMMIT)),
-      ...(this.#saved ? this.#lent.map((reader) => reader.runInternal(FORGET)) : []),
       this.#workspace.runInternal(READ_ONLY),
+      ...(halves === null ? [this.#forget()] : []),
     ]);
+    if (halves === null) return;
+    const outside = [...readers, ...this.#witnesses];
+    await this.#outside(outside, () => halves.behind([...readers, ...this.#lent], outside));
+    await this.#forget();
+  }
+
+  /** The client's block can go back to here. */
+  async #save(): Promise<void> {
+    if (this.#lent.length === 0) return;
+    this.#saved = true;
+    await allDone(this.#lent.map((reader) => reader.runInternal(SAVE)));
+  }
+
+  /** It has not to. */
+  async #forget(): Promise<void> {
+    if (!this.#saved) return;
     this.#saved = false;
-    await halves?.behind(readers);
+    await allDone(this.#lent.map((reader) => reader.runInternal(FORGET)));
   }
 
   /** The client's block is where it was. */
@@ -644,16 +728,17 @@ export class Gather implements BackendOwner, SpreadRun {
 
   /** Asks for all columns in binary form, with the client's parameters where filters have some. */
   #messages(text: string): Buffer[] {
+    return [this.#parse(text), this.#bindTo(''), encodeDescribe('portal', ''), encodeExecute(''), SYNC];
+  }
+
+  #parse(text: string): Buffer {
+    return encodeParse('', text, this.#passesParameters ? this.#oids : []);
+  }
+
+  #bindTo(portal: string): Buffer {
     const { kind } = this.#statement;
-    const passed = kind === 'extended' && this.#passesParameters ? this.#statement.bind : NO_PARAMETERS;
-    const { formats, values } = passed;
-    return [
-      encodeParse('', text, this.#passesParameters ? this.#oids : []),
-      encodeBind({ portal: '', statement: '', formats, values, resultFormats: [1] }),
-      encodeDescribe('portal', ''),
-      encodeExecute(''),
-      SYNC,
-    ];
+    const { formats, values } = kind === 'extended' && this.#passesParameters ? this.#statement.bind : NO_PARAMETERS;
+    return encodeBind({ portal, statement: '', formats, values, resultFormats: [1] });
   }
 
   /** The client reads too slowly. */
@@ -746,30 +831,9 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 }
 
-/** A table of the workspace. */
-interface Brought {
-  readonly name: string;
-  /** What gives its rows, by shard. */
-  readonly texts: ReadonlyMap<ShardName, string>;
-  readonly primaryKey: readonly string[] | null;
-}
-
-/** With what has its columns, by name and type. */
-interface Formed extends Brought {
-  readonly form: string;
-  readonly columns: number;
-}
-
-/** What several statements give, as one: the rows of the n-th have true in `isn`, and are in the columns of its `columnNames`. */
-function sideBySide(all: readonly Formed[], textOf: (brought: Formed) => string): string {
-  const [first, ...others] = all.map(
-    (brought, i) => `(SELECT true, q.* FROM (${textOf(brought)}) q) s${i} (is${i}, ${columnNames(i, brought.columns)})`,
-  );
-  return `SELECT * FROM ${first}${others.map((other) => ` FULL JOIN ${other} ON false`).join('')}`;
-}
-
-function columnNames(n: number, columns: number): string {
-  return Array.from({ length: columns }, (_, i) => `c${n}_${i}`).join(', ');
+/** Of a shard on which the client's own transaction reads. */
+interface StageOn extends Stage {
+  readonly reader: Backend;
 }
 
 /** Class 22, what an expression says of its arguments ("PostgreSQL Error Codes"). */

@@ -14,6 +14,7 @@ import {
   unfiltered,
 } from '../router/gather-halves.js';
 import type { GatheredTable } from '../router/gather-program.js';
+import { allDone } from '../session/all-done.js';
 import { RefusedError } from '../session/refusals.js';
 import { type PreparedThen, preparedThenSql, readPreparedThen, unsettledSql } from './unsettled.js';
 
@@ -52,29 +53,36 @@ interface Watched {
   readonly hot: Map<ShardName, Looked>;
 }
 
+/** Where rows are read. */
+export interface HalvesPlaces {
+  readonly topology: Topology;
+  /** Those that the query goes to. */
+  readonly shards: readonly ShardName[];
+  /** Of them, those on which the client's own transaction reads, with what it has changed: each statement there sees another moment. */
+  readonly lent: ReadonlySet<ShardName>;
+}
+
 /**
  * Sees to it that both halves of each row that is read are of one moment, though two shards have no common snapshot: their first halves are looked at before
  * and after the snapshot of the others, and nobody who has committed on one of the two shards only has touched them. Why that is enough is in
- * docs/decisions/2026-11-22-reading-both-halves.md. Its steps are to be taken
- * in their order, on connections that have no transaction open: what the client's own transaction has changed is not to be seen there, and must not be asked for.
+ * docs/decisions/2026-11-22-reading-both-halves.md. Its steps are to be taken in their order.
+ *
+ * Each shard is looked at by the connection that reads its rows: outside of the transaction that has the snapshot, or in the client's own. Who is prepared is
+ * asked on a connection that has written nothing: see `preparedThenSql`.
  */
 export class HalvesReading {
   readonly #watched: readonly Watched[];
   readonly #home: ShardName;
+  readonly #lent: ReadonlySet<ShardName>;
   readonly #ask: Ask;
   readonly #seeds: Seeds;
   /** By shard, as of the last list. */
   readonly #prepared = new Map<ShardName, PreparedThen>();
 
   /** @param filtered whether the rows that are read are those of the filters */
-  constructor(
-    tables: readonly GatheredTable[],
-    filtered: boolean,
-    topology: Topology,
-    shards: readonly ShardName[],
-    ask: Ask,
-  ) {
+  constructor(tables: readonly GatheredTable[], filtered: boolean, { topology, shards, lent }: HalvesPlaces, ask: Ask) {
     this.#home = topology.home;
+    this.#lent = lent;
     this.#ask = ask;
     // Nobody who chooses rows can know which of them would add up to the same.
     const random = randomBytes(16);
@@ -88,23 +96,43 @@ export class HalvesReading {
     }));
   }
 
-  /** Before any snapshot is taken, outside of transactions. */
-  async ahead(backends: readonly Backend[]): Promise<void> {
-    await this.#each(backends, async ({ table, looks, first }, backend) => {
+  /** The home shard's rows are read in the workspace, which cannot look again: its snapshot is the last one. */
+  get #homeIsLast(): boolean {
+    return !this.#lent.has(this.#home);
+  }
+
+  /** Before any snapshot is taken. @param readers of all shards @param witnesses of all shards: ask who is prepared */
+  async ahead(readers: readonly Backend[], witnesses: readonly Backend[]): Promise<void> {
+    await this.#each(readers, async ({ table, looks, first }, backend) => {
       const rows = looks.base.get(backend.shard);
       if (rows !== undefined) first.set(backend.shard, await this.#look(backend, table, rows, null));
     });
-    // Behind all of these: who is committed with a first half that has been seen, and not yet with the other, is prepared now. The home shard is asked later.
-    const readers = backends.filter((backend) => backend.shard !== this.#home);
-    await this.#list(readers, ({ table, looks }, shard) => (looks.hot.has(shard) ? [table.halves.hot] : []));
+    // Behind all of these: who is committed with a first half that has been seen, and not yet with the other, is prepared now.
+    const later = (shard: ShardName) => shard === this.#home && this.#homeIsLast;
+    await this.#list(witnesses, ({ table, looks }, shard) =>
+      looks.hot.has(shard) && !later(shard) ? [table.halves.hot] : [],
+    );
   }
 
-  /** In the transactions of the readers, before anything else: these are their snapshots. */
+  /** In the transactions of readers, before anything else: these are their snapshots. Those of the client's own transaction: see `asked`. */
   async inSnapshots(readers: readonly Backend[]): Promise<void> {
-    await this.#each(readers, (watched, backend) => this.#lookBoth(watched, backend));
+    await this.#each(readers, async (watched, backend) => {
+      const { shard } = backend;
+      for (const [looks, sql] of this.#asked(watched, shard)) looks.set(shard, readLook(await this.#ask(backend, sql)));
+    });
   }
 
-  /** When the readers have their snapshots, outside of a transaction. */
+  /** What is to be asked in one statement with the rows on a shard where each statement sees another moment: each is a query of one value, for `told`. */
+  asked(shard: ShardName): readonly string[] {
+    return this.#watched.flatMap((watched) => this.#asked(watched, shard).map(([, sql]) => sql));
+  }
+
+  told(shard: ShardName, values: readonly string[]): void {
+    const all = this.#watched.flatMap((watched) => this.#asked(watched, shard).map(([looks]) => looks));
+    for (const [i, looks] of all.entries()) looks.set(shard, readLook(values[i] as string));
+  }
+
+  /** When all others have their snapshots, and the home shard perhaps has not, by a connection to it that has written nothing. */
   async aheadAtHome(home: Backend): Promise<void> {
     // Who is committed with another half that has been seen, and not yet with the first, is prepared now.
     await this.#list([home], ({ table, looks }, shard) => [
@@ -113,12 +141,8 @@ export class HalvesReading {
     ]);
   }
 
-  /**
-   * In the home shard's transaction, before anything else. It has no later moment to look at its first halves again: its snapshot is the last one.
-   * @throws TornError
-   */
-  async inSnapshotAtHome(home: Backend): Promise<void> {
-    await this.#each([home], (watched, backend) => this.#lookBoth(watched, backend));
+  /** When all snapshots have been looked at. @throws TornError */
+  check(): void {
     for (const { table, first, base, hot } of this.#watched) {
       const ours = [...base.values()];
       const theirs = [...hot.values()];
@@ -129,9 +153,12 @@ export class HalvesReading {
     }
   }
 
-  /** When all snapshots have been taken, and the readers' transactions are over. @throws TornError */
-  async behind(readers: readonly Backend[]): Promise<void> {
-    await this.#list(readers, ({ table, looks }, shard) => (looks.base.has(shard) ? [table] : []));
+  /**
+   * When all snapshots have been taken, and the readers' transactions are over.
+   * @param readers of all shards but the home shard, and its too where it has been lent @param witnesses of all shards but the home shard @throws TornError
+   */
+  async behind(readers: readonly Backend[], witnesses: readonly Backend[]): Promise<void> {
+    await this.#list(witnesses, ({ table, looks }, shard) => (looks.base.has(shard) ? [table] : []));
     await this.#each(readers, async ({ table, looks, first }, backend) => {
       const rows = looks.base.get(backend.shard);
       if (rows === undefined) return;
@@ -140,18 +167,23 @@ export class HalvesReading {
     });
   }
 
-  async #lookBoth({ table, looks, base, hot }: Watched, backend: Backend): Promise<void> {
-    const { shard } = backend;
+  /** What is looked at in the snapshot of a shard. */
+  #asked({ table, looks, base, hot }: Watched, shard: ShardName): [Map<ShardName, Looked>, string][] {
     const [rows, others] = [looks.base.get(shard), looks.hot.get(shard)];
     const prepared = this.#prepared.get(shard) ?? null;
-    if (rows !== undefined)
-      base.set(shard, await this.#look(backend, table, rows, shard === this.#home ? prepared : null));
-    if (others !== undefined) hot.set(shard, await this.#look(backend, table, others, prepared));
+    const isLast = shard === this.#home && this.#homeIsLast;
+    return [
+      ...(rows === undefined ? [] : [[base, this.#sqlOf(table, rows, isLast ? prepared : null)] as const]),
+      ...(others === undefined ? [] : [[hot, this.#sqlOf(table, others, prepared)] as const]),
+    ].map(([looked, sql]) => [looked, sql]);
   }
 
   async #look(backend: Backend, table: HalvedTable, rows: string, prepared: PreparedThen | null): Promise<Looked> {
-    const unsettled = prepared && unsettledSql(prepared);
-    return readLook(await this.#ask(backend, lookSql(rows, table.halves.primaryKey, this.#seeds, unsettled)));
+    return readLook(await this.#ask(backend, this.#sqlOf(table, rows, prepared)));
+  }
+
+  #sqlOf(table: HalvedTable, rows: string, prepared: PreparedThen | null): string {
+    return lookSql(rows, table.halves.primaryKey, this.#seeds, prepared && unsettledSql(prepared));
   }
 
   /** Takes note of what is prepared. @param tablesOf in which of the tables of a shard */
@@ -159,7 +191,7 @@ export class HalvesReading {
     backends: readonly Backend[],
     tablesOf: (watched: Watched, shard: ShardName) => readonly TableName[],
   ): Promise<void> {
-    await Promise.all(
+    await allDone(
       backends.map(async (backend) => {
         const { shard } = backend;
         const tables = this.#watched.flatMap((watched) => tablesOf(watched, shard));
@@ -175,7 +207,7 @@ export class HalvesReading {
     backends: readonly Backend[],
     look: (watched: Watched, backend: Backend) => Promise<void>,
   ): Promise<void> {
-    await Promise.all(
+    await allDone(
       backends.map(async (backend) => {
         for (const watched of this.#watched) await look(watched, backend);
       }),

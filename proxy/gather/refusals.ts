@@ -38,14 +38,6 @@ export function writtenAtHome(): RefusedError {
   );
 }
 
-export function halvesInBlock(): RefusedError {
-  return new RefusedError(
-    '0A000',
-    'columns of a table that are kept apart from the others cannot be read together with them in a transaction that has written or has settings of its own',
-    { hint: 'Read them before the first write, or in a transaction of their own.' },
-  );
-}
-
 /** Binary forms that name types by OIDs, or that a type does not have. */
 const NOT_PASSED = new Set(['42804', '42883']);
 

@@ -3,7 +3,7 @@
  * the transaction that has locked, changed or deleted it, or one of its subtransactions, or a number that stands for several of these.
  */
 export interface PreparedThen {
-  /** What the shard was about to give as the next transaction id. */
+  /** What the shard was about to give as the next transaction id, when the others had been listed. */
   readonly next: bigint;
   /** Those that have locks on the tables in question; ids of transactions, without epochs. */
   readonly prepared: readonly bigint[];
@@ -17,7 +17,8 @@ const after = (x: bigint, of: bigint) => (x - of) & MASK;
 
 /**
  * A query whose one value {@link readPreparedThen} reads. Locks of prepared transactions have no process (PostgreSQL's documentation of pg_locks); they are looked
- * at only where something is prepared, for that holds up everybody who locks something.
+ * at only where something is prepared, for that holds up everybody who locks something. Not for a transaction that has an id: to that, age() tells the distance
+ * from its own ("GetStableLatestTransactionId" in PostgreSQL's xact.c), and who was prepared behind it would be missed, or everybody else taken for it.
  * @param tables their names as text, quoted for SQL
  */
 export function preparedThenSql(tables: readonly string[]): string {
@@ -29,13 +30,15 @@ p AS (
   SELECT DISTINCT t.transactionid FROM l t JOIN l r ON r.virtualtransaction = t.virtualtransaction AND r.pid IS NULL
    WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND r.locktype = 'relation' AND r.relation IN (${relations})
      AND r.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
-SELECT pg_catalog.concat_ws(';', (CAST(pg_catalog.age(CAST('3' AS pg_catalog.xid)) AS pg_catalog.int8) + 3) & ${MASK},
+SELECT pg_catalog.concat_ws(';',
   (SELECT coalesce(pg_catalog.string_agg(CAST(transactionid AS pg_catalog.text), ','), '') FROM p),
-  (SELECT coalesce(pg_catalog.string_agg(CAST(transactionid AS pg_catalog.text), ','), '') FROM l WHERE locktype = 'transactionid' AND pid IS NOT NULL))`;
+  (SELECT coalesce(pg_catalog.string_agg(CAST(transactionid AS pg_catalog.text), ','), '') FROM l WHERE locktype = 'transactionid' AND pid IS NOT NULL),
+  (CAST(pg_catalog.age(CAST('3' AS pg_catalog.xid)) AS pg_catalog.int8) + 3) & ${MASK})`;
 }
 
 export function readPreparedThen(value: string): PreparedThen {
-  const [next, prepared, running] = value.split(';') as [string, string, string];
+  // Arguments are computed in their order: the next id is behind all that have been listed.
+  const [prepared, running, next] = value.split(';') as [string, string, string];
   const listed = (text: string) => (text === '' ? [] : text.split(',').map(BigInt));
   return { next: BigInt(next), prepared: listed(prepared), running: listed(running) };
 }

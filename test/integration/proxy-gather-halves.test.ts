@@ -1,5 +1,5 @@
 import pg from 'pg';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
 import { HALVES_LOG, halvesNames, sayHalvesSql } from '../../topology/halves-sql.js';
 import { quoteTable } from '../../topology/quote.js';
@@ -147,20 +147,107 @@ describe('queries', () => {
     expect(rows).toEqual([{ title: 'title 4', views: 6 }]);
   });
 
-  it('are refused in a transaction that has changed something', async () => {
-    const another = await s.connect();
-    const text = 'SELECT title, views FROM documents WHERE tenant_id = 3 AND id = 2';
-    await another.query('BEGIN');
-    await another.query(`UPDATE foreshard_base SET note = 'changed' WHERE tenant_id = 3`);
-    await expect(another.query(text)).rejects.toMatchObject({ code: '0A000' });
-    await another.query('ROLLBACK');
-    expect((await another.query(text)).rows).toEqual([{ title: 'title 4', views: 6 }]);
-  });
-
   it('leave nothing behind', async () => {
     await client.query('SELECT title, views FROM documents');
     const left = await s.onShard(0, `SELECT relname FROM pg_class WHERE relpersistence = 't'`);
     expect(left).toEqual([]);
+  });
+});
+
+const onBoth = async (sql: string) => {
+  for (const c of [whole, client]) await c.query(sql);
+};
+
+const ON_SECOND = [`UPDATE foreshard_base SET note = 'own' WHERE tenant_id = 12`];
+const HOT_ALONE = [
+  'UPDATE documents SET views = views + 5 WHERE tenant_id = 3 AND id = 2',
+  `UPDATE documents SET mood = 'happy' WHERE tenant_id = 4`,
+];
+const OF_BOTH_HALVES = [
+  `UPDATE documents SET title = 'title 9', views = 10 WHERE tenant_id = 3 AND id = 4`,
+  `UPDATE documents SET title = 'title 2' WHERE tenant_id = 12 AND id = 1`,
+  'DELETE FROM documents WHERE tenant_id = 4 AND id = 1',
+  `INSERT INTO documents (tenant_id, id, title, views, mood) VALUES (4, 20, 'title 1', 10, 'ok'), (4, 21, 'title 1', 9, NULL)`,
+  `INSERT INTO documents (tenant_id, id, title) VALUES (16, 20, 'title 3')`,
+  `UPDATE documents SET body = body || views WHERE tenant_id = 2 AND views > 4`,
+  `UPDATE authors SET name = 'author 0' WHERE tenant_id = 7`,
+];
+const SETTINGS = [`SET LOCAL DateStyle = 'German'`, `SET LOCAL extra_float_digits = 0`, `SET LOCAL my.own = '7'`];
+
+const BLOCKS: [string, readonly string[], nth: number][] = [
+  ['that has settings of its own', SETTINGS, 3],
+  ['that has written other rows', ON_SECOND, 4],
+  ['that has written hot columns', HOT_ALONE, 2],
+  ['that has written both halves', [...OF_BOTH_HALVES, ...HOT_ALONE], 1],
+  ['that has settings, and has written', [...SETTINGS, ...OF_BOTH_HALVES], 3],
+];
+
+/** With changes and settings of the block's own, as one database has them. */
+async function compareInBlock(statements: readonly string[], nth: number): Promise<void> {
+  const wrong: unknown[] = [];
+  await onBoth('BEGIN');
+  try {
+    for (const sql of statements) await onBoth(sql);
+    for (const [i, [text, values = []]] of QUERIES.entries()) {
+      if (i % nth !== 0) continue;
+      const name = i % 2 === 0 ? `b${statements.length} ${i}` : undefined;
+      await onBoth('SAVEPOINT q');
+      const [expected, got] = [await told(whole, text, values, name), await told(client, text, values, name)];
+      await onBoth('ROLLBACK TO q');
+      // The home shard's own rows, where the block has written there.
+      const { message = '' } = got as { message?: string };
+      const refused = /\bforeshard_hot\b/.test(text) && / has written there$/.test(message);
+      const wanted = refused ? { code: '0A000' } : expected;
+      try {
+        expect(got).toMatchObject(wanted);
+      } catch {
+        wrong.push([text, wanted, got]);
+      }
+    }
+  } finally {
+    await onBoth('ROLLBACK');
+  }
+  expect(wrong).toEqual([]);
+}
+
+describe('in a block', () => {
+  it.each(BLOCKS)('%s', (_, statements, nth) => compareInBlock(statements, nth), 60_000);
+
+  it('what it has undone is not seen, and what it has done is, step by step', async () => {
+    const text = 'SELECT id, title, views, last_seen FROM documents WHERE tenant_id = 6 ORDER BY id';
+    const steps = [
+      `UPDATE documents SET title = 'first', views = 1 WHERE tenant_id = 6 AND id = 1`,
+      'SAVEPOINT a',
+      'DELETE FROM documents WHERE tenant_id = 6 AND id = 1',
+      'SAVEPOINT b',
+      `INSERT INTO documents (tenant_id, id, title) VALUES (6, 1, 'again')`,
+      'ROLLBACK TO b',
+      'RELEASE b',
+      'ROLLBACK TO a',
+      'UPDATE documents SET views = 2 WHERE tenant_id = 6 AND id = 1',
+      'RELEASE a',
+      'SELECT * FROM documents WHERE tenant_id = 6 AND id = 2 FOR UPDATE',
+      `SET LOCAL TimeZone = 'Asia/Tokyo'`,
+      `UPDATE documents SET title = 'last' WHERE tenant_id = 6`,
+    ];
+    await onBoth('BEGIN');
+    try {
+      for (const step of steps) {
+        await onBoth(step);
+        expect(await told(client, text, [])).toEqual(await told(whole, text, []));
+      }
+    } finally {
+      await onBoth('ROLLBACK');
+    }
+    expect(await told(client, text, [])).toEqual(await told(whole, text, []));
+  });
+
+  it('is refused where all of it is to see one moment', async () => {
+    const another = await s.connect();
+    await another.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
+    await expect(another.query('SELECT * FROM documents WHERE tenant_id = 3')).rejects.toMatchObject({ code: '0A000' });
+    await another.query('ROLLBACK');
+    await another.end();
   });
 });
 
@@ -249,6 +336,44 @@ describe('a transaction that is on its way on both shards', () => {
     expect((await client.query(both)).rows).toEqual(NEW);
   });
 
+  describe('in a block that has written', () => {
+    const OWN = { id: 5, title: 'mine', views: 55 };
+    const withOwn = 'SELECT id, title, views FROM documents WHERE tenant_id = 1 AND id IN (1, 2, 5) ORDER BY id';
+    let another: pg.Client;
+    beforeEach(async () => {
+      another = await s.connect();
+      await another.query('BEGIN');
+      await another.query(`UPDATE documents SET title = 'mine', views = 55 WHERE tenant_id = 1 AND id = 5`);
+    });
+    afterEach(async () => {
+      await another.query('ROLLBACK');
+      await another.end();
+    });
+
+    it('is waited for until it is committed on both, and seen with the block’s own changes', async () => {
+      expect((await another.query(withOwn)).rows).toEqual([...OLD, OWN]);
+      await prepare();
+      const reading = another.query(withOwn);
+      await onHot('COMMIT');
+      await onBase('COMMIT');
+      expect((await reading).rows).toEqual([...NEW, OWN]);
+      expect((await another.query(both)).rows).toEqual(NEW);
+    });
+
+    it('fails the block while it stays, which can go back, and read what is its own', async () => {
+      await another.query('SAVEPOINT a');
+      await prepare();
+      await onHot('COMMIT');
+      await expect(another.query(withOwn)).rejects.toMatchObject({ code: '40001' });
+      await expect(another.query('SELECT 1')).rejects.toMatchObject({ code: '25P02' });
+      await another.query('ROLLBACK TO a');
+      const { rows } = await another.query('SELECT id, title, views FROM documents WHERE tenant_id = 1 AND id = 5');
+      expect(rows).toEqual([OWN]);
+      await onBase('COMMIT');
+      expect((await another.query(withOwn)).rows).toEqual([...NEW, OWN]);
+    });
+  });
+
   it('lets go of a client that gives up meanwhile', async () => {
     await prepare();
     const another = await s.connect();
@@ -295,5 +420,6 @@ describe('ranges of the hot columns that are other ones', () => {
     for (const [text, values] of QUERIES) await compare(text, values);
     for (const tenant of [4, 5, 10, 11, 14, 15, 20])
       await compare('SELECT id, title, views, mood FROM documents WHERE tenant_id = $1 ORDER BY id', [tenant]);
-  });
+    for (const [, statements, nth] of BLOCKS) await compareInBlock(statements, nth);
+  }, 120_000);
 });

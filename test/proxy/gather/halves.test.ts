@@ -16,7 +16,7 @@ const B = 'b' as ShardName;
 
 const clients = new Map<
   ShardName,
-  { readonly reader: pg.Client; readonly writer: pg.Client; readonly other: pg.Client }
+  { readonly reader: pg.Client; readonly writer: pg.Client; readonly other: pg.Client; readonly own: pg.Client }
 >();
 
 beforeAll(async () => {
@@ -28,7 +28,12 @@ beforeAll(async () => {
       await client.connect();
       return client;
     };
-    const all = { reader: await connected(), writer: await connected(), other: await connected() };
+    const all = {
+      reader: await connected(),
+      writer: await connected(),
+      other: await connected(),
+      own: await connected(),
+    };
     await all.writer.query(`
       CREATE TABLE documents (tenant_id bigint, id int, title text, views int, PRIMARY KEY (tenant_id, id));
       CREATE TABLE documents_hot (tenant_id bigint, id int, views int, PRIMARY KEY (tenant_id, id))`);
@@ -36,7 +41,8 @@ beforeAll(async () => {
   }
 }, 60_000);
 afterAll(async () => {
-  for (const { reader, writer, other } of clients.values()) for (const c of [reader, writer, other]) await c.end();
+  for (const { reader, writer, other, own } of clients.values())
+    for (const c of [reader, writer, other, own]) await c.end();
 });
 
 const of = (shard: ShardName) => clients.get(shard) as NonNullable<ReturnType<typeof clients.get>>;
@@ -150,11 +156,21 @@ const WRITES: Readonly<Record<string, Write>> = {
 /** What happens at a step of the reading, before it. */
 type Events = ReadonlyMap<number, readonly (() => Promise<unknown>)[]>;
 
-/** As the gather reads. @returns null: it is not to be trusted */
+const BASE_ROWS = 'SELECT id, title FROM documents WHERE tenant_id = 1 ORDER BY id';
+const HOT_ROWS = 'SELECT id, views FROM documents_hot WHERE tenant_id = 1';
+
+interface Row {
+  readonly id: number;
+  readonly title: string;
+  readonly views: number;
+}
+
+/** As the gather reads. @param lent where it reads in a transaction that has written there @returns null: it is not to be trusted */
 async function read(
   base: ShardName,
   hot: ShardName,
   events: Events,
+  lent: readonly ShardName[] = [],
 ): Promise<{ readonly state: State | null; readonly steps: number }> {
   let step = 0;
   let order = Promise.resolve();
@@ -170,31 +186,49 @@ async function read(
     );
     return done;
   };
-  const ask: Ask = ({ shard }, sql) =>
+  const backend = (shard: ShardName) => ({ shard }) as Backend;
+  const owns = lent.map(backend);
+  const ask: Ask = (on, sql) =>
     next(async () => {
-      const { rows } = await of(shard).reader.query<string[]>({ text: sql, rowMode: 'array' });
+      const { reader, own } = of(on.shard);
+      const { rows } = await (owns.includes(on) ? own : reader).query<string[]>({ text: sql, rowMode: 'array' });
       return rows[0]?.[0] as string;
     });
-  const backend = (shard: ShardName) => ({ shard }) as Backend;
   const home = backend(HOME);
-  const readers = [A, B].map(backend);
+  const atHome = lent.includes(HOME) ? [] : [home];
+  const away = [A, B].map(backend);
+  const readers = away.filter(({ shard }) => !lent.includes(shard));
   const begin = (shard: ShardName) => of(shard).reader.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
-  const reading = new HalvesReading([DOCUMENTS], true, topologyOf(base, hot), [HOME, A, B], ask);
+  const places = { topology: topologyOf(base, hot), shards: [HOME, A, B], lent: new Set(lent) };
+  const reading = new HalvesReading([DOCUMENTS], true, places, ask);
+  const fetched = new Map<string, readonly Row[]>();
+  /** What is looked at, and the rows, by one statement. */
+  const atOnce = async (shard: ShardName) => {
+    const asked = reading.asked(shard);
+    const texts = [...(shard === base ? [BASE_ROWS] : []), ...(shard === hot ? [HOT_ROWS] : [])];
+    const all = [...asked, ...texts.map((text) => `SELECT coalesce(json_agg(r), '[]')::text FROM (${text}) r`)];
+    const values = await next(async () => {
+      const sql = `SELECT ${all.map((text) => `(${text})`).join(', ')}`;
+      return (await of(shard).own.query<string[]>({ text: sql, rowMode: 'array' })).rows[0] ?? [];
+    });
+    reading.told(shard, values);
+    for (const [i, text] of texts.entries()) fetched.set(text, JSON.parse(values[asked.length + i] ?? ''));
+  };
   try {
-    await reading.ahead([...readers, home]);
+    await reading.ahead([...readers, ...atHome, ...owns], [...away, home]);
     for (const { shard } of readers) await begin(shard);
     await reading.inSnapshots(readers);
+    for (const shard of lent) await atOnce(shard);
     await reading.aheadAtHome(home);
     await begin(HOME);
-    await reading.inSnapshotAtHome(home);
+    await reading.inSnapshots(atHome);
+    reading.check();
     const rowsOf = (shard: ShardName, sql: string) =>
-      next(async () => (await of(shard).reader.query<{ id: number; title: string; views: number }>(sql)).rows);
-    const ours = await rowsOf(base, 'SELECT id, title FROM documents WHERE tenant_id = 1 ORDER BY id');
-    const theirs = new Map(
-      (await rowsOf(hot, 'SELECT id, views FROM documents_hot WHERE tenant_id = 1')).map((row) => [row.id, row.views]),
-    );
+      fetched.get(sql) ?? next(async () => (await of(shard).reader.query<Row>(sql)).rows);
+    const ours = await rowsOf(base, BASE_ROWS);
+    const theirs = new Map((await rowsOf(hot, HOT_ROWS)).map((row) => [row.id, row.views]));
     for (const { shard } of readers) await of(shard).reader.query('COMMIT');
-    await reading.behind(readers);
+    await reading.behind([...readers, ...owns], away);
     const whole = ours.filter(({ id }) => theirs.has(id));
     return { state: whole.map(({ id, title }) => `${id} ${title} ${theirs.get(id)}`).join(', '), steps: step };
   } catch (error) {
@@ -289,6 +323,100 @@ describe('a transaction that commits on the two shards at any two steps of a rea
         expect((await read(base, hot, new Map())).state, JSON.stringify(when)).toBe(write.after);
       }
     expect(seen).toContain(null);
+  });
+});
+
+/** A transaction that has written: rows 5 and 6 are there before, and nobody else changes them. */
+interface Own {
+  readonly base?: string;
+  readonly hot: string;
+  /** Its rows as it sees them. */
+  readonly sees: State;
+}
+
+const OWN_OF_BOTH: Own = {
+  base: `SAVEPOINT s; UPDATE documents SET title = 'mine' WHERE id = 6; RELEASE s; DELETE FROM documents WHERE id = 5; INSERT INTO documents VALUES (1, 7, 'mine', -1)`,
+  hot: 'SELECT FROM documents_hot WHERE id = 6 FOR NO KEY UPDATE; DELETE FROM documents_hot WHERE id = 5; INSERT INTO documents_hot VALUES (1, 7, 70)',
+  sees: '6 mine 1, 7 mine 70',
+};
+const OWN_OF_HOT: Own = { hot: 'UPDATE documents_hot SET views = 66 WHERE id = 6', sees: '5 old 1, 6 old 66' };
+
+const OWN_CASES = [
+  ...LAYOUTS.map((layout) => ['an update of both halves', ...layout, 'of both halves', OWN_OF_BOTH] as const),
+  ...LAYOUTS.slice(0, 2).map((layout) => ['an update of both halves', ...layout, 'of hot halves', OWN_OF_HOT] as const),
+  ...['an update of the base half of one row and the hot half of another', 'an insert', 'a delete'].map(
+    (name) => [name, ...LAYOUTS[0], 'of both halves', OWN_OF_BOTH] as const,
+  ),
+];
+
+describe('a transaction that commits on the two shards at any two steps of a reading in a transaction that has written', () => {
+  it.each(OWN_CASES)('%s, %s, seen with changes of its own', async (name, _, base, hot, _of, own) => {
+    const write = WRITES[name] as Write;
+    const lent = own.base === undefined ? [hot] : [base, hot];
+    const begin = async () => {
+      await reset(base, hot);
+      await of(base).writer.query(`INSERT INTO documents VALUES (1, 5, 'old', -1), (1, 6, 'old', -1)`);
+      await of(hot).writer.query('INSERT INTO documents_hot VALUES (1, 5, 1), (1, 6, 1)');
+      if (own.base !== undefined) await of(base).own.query(`BEGIN; ${own.base}`);
+      await of(hot).own.query(`BEGIN; ${own.hot}`);
+    };
+    const end = async () => {
+      for (const shard of lent) await of(shard).own.query('ROLLBACK');
+    };
+    const seenAs = (state: State) => `${state}, ${own.sees}`;
+    await begin();
+    const { state, steps } = await read(base, hot, new Map(), lent);
+    expect(state).toBe(seenAs(OLD));
+    await end();
+    const seen = new Set<State | null>();
+    for (let first = 0; first <= steps; first++)
+      for (let second = 0; second <= steps; second++) {
+        await begin();
+        const { onBase, onHot } = await prepare(base, hot, write);
+        const events = eventsOf([
+          [first, onBase],
+          [second, onHot],
+        ]);
+        const left = new Set(events.keys());
+        const noted: Events = new Map(
+          [...events].map(([at, list]) => [at, [...list, async () => void left.delete(at)]]),
+        );
+        const found = await read(base, hot, noted, lent);
+        for (const at of left) for (const happens of events.get(at) ?? []) await happens();
+        const when = JSON.stringify({ base: first, hot: second });
+        expect([seenAs(OLD), seenAs(write.after), null], when).toContain(found.state);
+        seen.add(found.state);
+        if (first === 0 && second === 0) expect(found.state, when).toBe(seenAs(write.after));
+        if (first === second) expect((await read(base, hot, new Map(), lent)).state, when).toBe(seenAs(write.after));
+        await end();
+      }
+    expect(seen).toContain(null);
+  });
+
+  it('does not wait for what others have prepared on other rows', async () => {
+    await reset(A, B);
+    for (const [shard, table] of [
+      [A, 'documents'],
+      [B, 'documents_hot'],
+    ] as const)
+      await of(shard).other.query(`SELECT FROM ${table} WHERE id = 2 FOR UPDATE`);
+    for (const [shard, sql] of [
+      [A, `UPDATE documents SET title = 'mine' WHERE id = 1`],
+      [B, 'UPDATE documents_hot SET views = 9 WHERE id = 1'],
+    ] as const)
+      await of(shard).own.query(`BEGIN; ${sql}`);
+    const { onBase, onHot } = await prepare(A, B, {
+      base: `UPDATE documents SET title = 'new' WHERE tenant_id = 2`,
+      hot: 'UPDATE documents_hot SET views = 2 WHERE tenant_id = 3',
+      after: '',
+    });
+    try {
+      expect((await read(A, B, new Map(), [A, B])).state).toBe('1 mine 9, 2 old 1');
+    } finally {
+      for (const shard of [A, B]) await of(shard).own.query('ROLLBACK');
+      await onBase();
+      await onHot();
+    }
   });
 });
 
