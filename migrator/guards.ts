@@ -1,4 +1,5 @@
 import { loadSql } from '../sql/load.js';
+import { HALVES_TOGETHER } from '../topology/halves-sql.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { TableName } from '../topology/topology.js';
 import type { Action } from './action.js';
@@ -103,6 +104,26 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
     mode: 'locking',
     present: hasTrigger(table, guardTriggers(names).truncate),
     sql: [...sql, ...arrival],
+  };
+}
+
+/**
+ * The guard triggers of a table whose hot columns are what moves, on a shard that has it: for those who write its rows as if these were there. What they
+ * read of hot columns may be of the past, though they change none, and so write nothing to the table that moves. Whoever knows that they are elsewhere
+ * says so to the table's own triggers, and passes.
+ */
+export function guardHalfAction(names: ObjectNames, on: Side, table: MovingTable): Action {
+  const { insert, update, delete: remove } = guardTriggers(names);
+  const row = (name: string, event: string, when: string) =>
+    rowGuardSql(names, table, name, event, `(${when}) AND ${HALVES_TOGETHER}`);
+  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
+  return {
+    name: `guard-table-${on}`,
+    on,
+    text: `guard ${table.schema}.${table.table}, whose hot columns move`,
+    mode: 'locking',
+    present: hasTrigger(table, update),
+    sql: [row(insert, 'INSERT', after), row(update, 'UPDATE', `${before} OR ${after}`), row(remove, 'DELETE', before)],
   };
 }
 

@@ -5,9 +5,11 @@ import {
   hotHalfSql,
   hotTriggerPresent,
 } from '../topology/halves-sql.js';
+import { quoteTable } from '../topology/quote.js';
 import { type ColumnSplit, rangesIn, type ShardedTable, type TableName, tableId } from '../topology/topology.js';
 import type { Action } from './action.js';
-import type { Move } from './move.js';
+import { guardHalfAction } from './guards.js';
+import { type Move, shardedTableOf } from './move.js';
 import type { Report } from './preflight-finding.js';
 import { checkSplitTable } from './preflight-halves.js';
 
@@ -75,6 +77,19 @@ function hotAction(m: Move, table: ShardedTable, split: ColumnSplit): Action {
     present: hotTriggerPresent(table, split),
     sql: hotHalfSql(table, split),
   };
+}
+
+/** Of tables whose hot columns move: their guards on this shard, if they are there. */
+export async function guardHalves(m: Move, on: 'source' | 'destination'): Promise<void> {
+  for (const { halfOf } of m.keyspace.tables) {
+    const whole = halfOf === undefined ? undefined : m.topology.shardedTables.get(tableId(halfOf));
+    if (whole === undefined) continue;
+    const [found] = await m[on].query<{ there: boolean }>('SELECT to_regclass($1) IS NOT NULL AS there', [
+      quoteTable(whole),
+    ]);
+    if (found?.there === true)
+      await m.exec.perform(guardHalfAction(m.names, on, shardedTableOf(m.keyspace, whole, m.spec)));
+  }
 }
 
 const named = ({ schema, table }: TableName) => ({ schema, table });

@@ -93,12 +93,21 @@ export function resolveTarget(topology: Topology, id: bigint, clusterId: string,
 export function movingTables(target: MoveTarget, row: MigrationRow): MovingTable[] {
   const { keyspace, spec } = target;
   const begun = row.facts.tables as readonly string[] | undefined;
-  const sharded = keyspace.tables.map((t) => makeTable(keyspace, t, false, t.keyColumns, spec));
+  const sharded = keyspace.tables.map((t) => shardedTableOf(keyspace, t, spec));
   const reference = [...target.topology.referenceTables.values()]
     .filter((t) => (begun === undefined ? !t.shards.includes(spec.to) : begun.includes(tableId(t))))
     .map((t) => makeTable(keyspace, t, true, [], spec));
   const all = [...reference, ...sharded];
   return begun === undefined ? all : all.filter((t) => begun.includes(tableId(t)));
+}
+
+/** A table that has the key of the keyspace, and its rows of the interval, also when these do not move. */
+export function shardedTableOf(
+  keyspace: Keyspace,
+  table: TableName & { readonly keyColumns: readonly string[] },
+  interval: Interval,
+): MovingTable {
+  return makeTable(keyspace, table, false, table.keyColumns, interval);
 }
 
 function makeTable(

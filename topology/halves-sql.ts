@@ -24,6 +24,10 @@ const SCHEMA = 'foreshard_shard';
 const inThis = (mode: typeof HALVES_LOG | typeof HALVES_BRING) =>
   `pg_catalog.concat('${mode}:', pg_catalog.pg_current_xact_id())`;
 
+const MODE = `COALESCE(pg_catalog.current_setting('${HALVES_SETTING}', true), '')`;
+/** In a trigger's WHEN: who writes the table takes both halves to be together. Whoever knows better has said so in this transaction. */
+export const HALVES_TOGETHER = `${MODE} NOT IN (${inThis(HALVES_LOG)}, ${inThis(HALVES_BRING)})`;
+
 /** Says, in a transaction and until its end, what the triggers are to do. */
 export function sayHalvesSql(mode: typeof HALVES_LOG | typeof HALVES_BRING): string {
   return `SELECT pg_catalog.set_config('${HALVES_SETTING}', ${inThis(mode)}, true)`;
@@ -148,18 +152,28 @@ function togetherFunction(table: TableName, { hot, primaryKey, columns }: Column
         MESSAGE = format('some columns of this row of table "%s" are not on this shard', TG_TABLE_NAME),
         HINT = 'Their owner has changed: reload the topology and try again.';
     END IF;`;
-  const [updated, deleted] = filling
+  const [updated, kept, deleted] = filling
     ? [
         `IF NOT FOUND THEN
       ${insert('NEW.')} ON CONFLICT (${list(primaryKey)}) DO UPDATE SET ${pairs(all, '', 'EXCLUDED.', ', ')};
     END IF;`,
+        '',
         `-- The row may have been filled in since this transaction's snapshot, which then does not see it, and it would live on. Then this fails (40001).
     IF NOT FOUND AND ${unseen} THEN
       ${insert('OLD.')} ON CONFLICT (${list(primaryKey)}) DO NOTHING;
       DELETE FROM ${name} WHERE ${old};
     END IF;`,
       ]
-    : [notHere, notHere];
+    : [
+        notHere,
+        `IF ${unseen} THEN
+      PERFORM FROM ${name} WHERE ${old} FOR KEY SHARE; -- one that has gone since this transaction's snapshot is still in that
+    ELSE
+      PERFORM FROM ${name} WHERE ${old};
+    END IF;
+    ${notHere}`,
+        notHere,
+      ];
   return `CREATE OR REPLACE FUNCTION ${quoteTable(halvesNames(table).together)}() ${definer()} AS $halves$
 #variable_conflict use_column
 BEGIN
@@ -167,6 +181,11 @@ BEGIN
   WHEN 'INSERT' THEN
     ${insert('NEW.')};
   WHEN 'UPDATE' THEN
+    -- Nothing is to be done to the other half. But who takes it to be here may have read hot columns, which then are of the past.
+    IF TG_NARGS > 0 THEN
+      ${kept}
+      RETURN NULL;
+    END IF;
     UPDATE ${name} SET ${pairs(all, '', 'NEW.', ', ')} WHERE ${old};
     ${updated}
   WHEN 'DELETE' THEN
@@ -218,15 +237,15 @@ function pendingSql({ primaryKey }: ColumnSplit): string {
 /** The triggers of the table. Making them locks it for writers for a moment; it can be said again. */
 export function baseTriggersSql(table: TableName, { primaryKey, columns }: ColumnSplit): string[] {
   const names = halvesNames(table);
-  const mode = `COALESCE(pg_catalog.current_setting('${HALVES_SETTING}', true), '')`;
-  const together = `${mode} NOT IN (${inThis(HALVES_LOG)}, ${inThis(HALVES_BRING)})`;
-  const trigger = (what: string, event: string, when: string, fn: TableName) =>
-    `CREATE OR REPLACE TRIGGER ${quoteIdent(`${names.trigger}_${what}`)} AFTER ${event} ON ${quoteTable(table)} FOR EACH ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(fn)}()`;
+  const trigger = (what: string, event: string, when: string, fn: TableName, argument = '') =>
+    `CREATE OR REPLACE TRIGGER ${quoteIdent(`${names.trigger}_${what}`)} AFTER ${event} ON ${quoteTable(table)} FOR EACH ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(fn)}(${argument})`;
+  const changed = differ([...primaryKey, ...columns], 'OLD.', 'NEW.');
   return [
-    trigger('i', 'INSERT', together, names.together),
-    trigger('u', 'UPDATE', `${together} AND ${differ([...primaryKey, ...columns], 'OLD.', 'NEW.')}`, names.together),
-    trigger('d', 'DELETE', together, names.together),
-    trigger('log', 'INSERT OR UPDATE OR DELETE', `${mode} = ${inThis(HALVES_LOG)}`, names.log),
+    trigger('i', 'INSERT', HALVES_TOGETHER, names.together),
+    trigger('u', 'UPDATE', `${HALVES_TOGETHER} AND ${changed}`, names.together),
+    trigger('k', 'UPDATE', `${HALVES_TOGETHER} AND NOT ${changed}`, names.together, `'kept'`),
+    trigger('d', 'DELETE', HALVES_TOGETHER, names.together),
+    trigger('log', 'INSERT OR UPDATE OR DELETE', `${MODE} = ${inThis(HALVES_LOG)}`, names.log),
     `CREATE OR REPLACE TRIGGER ${quoteIdent(`${names.trigger}_t`)} AFTER TRUNCATE ON ${quoteTable(table)} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(names.together)}()`,
   ];
 }
@@ -284,7 +303,7 @@ export function dropHotHalfSql(table: TableName): string[] {
 /** A query giving `present`: whether the table has the triggers, all of them. */
 export function baseTriggersPresent(table: TableName): string {
   const { trigger } = halvesNames(table);
-  return `SELECT count(*) = 5 AS present FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass(${quoteLiteral(quoteTable(table))}) AND starts_with(tgname::text, ${quoteLiteral(`${trigger}_`)})`;
+  return `SELECT count(*) = 6 AS present FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass(${quoteLiteral(quoteTable(table))}) AND starts_with(tgname::text, ${quoteLiteral(`${trigger}_`)})`;
 }
 
 /** A query giving `present`: whether the hot table has its trigger. */

@@ -9,7 +9,7 @@ import { HEAPS } from '../heaps.js';
 import { makeFunctions } from '../make-functions.js';
 import { type CleanupRecord, decodeSpec, otherMoves, tableOf } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
-import { halvesActions } from '../move-halves.js';
+import { guardHalves, halvesActions } from '../move-halves.js';
 import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
@@ -106,6 +106,7 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(gateAction(m.names, 'source', m.spec.from));
   await m.exec.perform(paceAction(m.names, 'source', m.spec.from));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'source', t, info(t)));
+  await guardHalves(m, 'source');
 
   await createTables(m, m.tables.map(info), destination);
   await settleTriggers(m, m.tables.map(info), destination);
@@ -113,6 +114,7 @@ export async function prepare(m: Move): Promise<void> {
   await m.exec.perform(gateAction(m.names, 'destination', m.spec.to));
   await m.exec.perform(paceAction(m.names, 'destination', m.spec.to));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'destination', t, info(t)));
+  await guardHalves(m, 'destination');
   for (const t of m.tables) await m.exec.perform(paceTableAction(m.names, t, await rowBytes(m, t)));
   await clearEarlierAttempt(m, destination);
 

@@ -2,7 +2,7 @@ import pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Registry } from '../../topology/catalog/registry.js';
 import { HALVES_LOG, halvesNames, sayHalvesSql } from '../../topology/halves-sql.js';
-import { quoteTable } from '../../topology/quote.js';
+import { quoteLiteral, quoteTable } from '../../topology/quote.js';
 import type { ColumnSplit } from '../../topology/topology.js';
 import { withClient } from '../support/client.js';
 import { moveHot, splitColumns } from '../support/halves.js';
@@ -275,9 +275,9 @@ describe('a transaction that is on its way on both shards', () => {
     const { rows } = await whole.query<{ rows: string }>(
       'SELECT json_agg(d)::text AS rows FROM documents d WHERE tenant_id = 1',
     );
-    const from = 'FROM json_populate_recordset(NULL::documents, $1) r WHERE (d.tenant_id, d.id) = (r.tenant_id, r.id)';
-    await s.onShard(0, `UPDATE documents d SET title = r.title ${from}`, [rows[0]?.rows]);
-    await s.onShard(1, `UPDATE documents_hot d SET views = r.views ${from}`, [rows[0]?.rows]);
+    const from = `FROM json_populate_recordset(NULL::documents, ${quoteLiteral(rows[0]?.rows ?? '')}) r WHERE (d.tenant_id, d.id) = (r.tenant_id, r.id)`;
+    await s.onShard(0, `SET session_replication_role = replica; UPDATE documents d SET title = r.title ${from}`);
+    await s.onShard(1, `UPDATE documents_hot d SET views = r.views ${from}`);
   });
 
   const prepare = async () => {

@@ -109,6 +109,29 @@ test('together, what a role without any right of ours does to the table is done 
   expect(await outboxRows()).toBe(0);
 });
 
+test('who writes the table alone, and takes the other half of the row to be there, is refused when it is not', async () => {
+  const gone = (id: string) =>
+    db.query(
+      `SET session_replication_role = replica; DELETE FROM documents_hot WHERE id = '${id}'; SET session_replication_role = origin`,
+    );
+  await gone('a');
+  await expect(db.query(`UPDATE documents SET title = title || views WHERE id = 'a'`)).rejects.toMatchObject({
+    code: 'SH001',
+  });
+  await db.query(`UPDATE documents SET title = title || views WHERE id = 'b'`);
+  // Nor by a snapshot in which it still is.
+  const app = await connect('app');
+  try {
+    await app.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM documents');
+    await gone('b');
+    await expect(app.query(`UPDATE documents SET title = title || views WHERE id = 'b'`)).rejects.toMatchObject({
+      code: '40001',
+    });
+  } finally {
+    await app.end();
+  }
+});
+
 test('the hot table has the checks, privileges and owner of the table, and refuses what it refuses', async () => {
   await expect(db.query(`UPDATE documents_hot SET views = -1`)).rejects.toMatchObject({ code: '23514' });
   await expect(db.query(`UPDATE documents_hot SET views = NULL`)).rejects.toMatchObject({ code: '23502' });
