@@ -48,7 +48,7 @@ export interface KnownCoordinator {
  *
  * A coordinator belongs to one lease of its proxy. When that has ended, by the catalog's clock, anybody fences it: a proxy that registers again, under
  * the same id, enrolls a new one. It learns of the end by its lease (`LiveTopology.era` has changed), and at the latest by `decide`, which records nothing
- * for a coordinator that was fenced.
+ * for a coordinator that was fenced, or whose lease has ended.
  */
 export class Decisions {
   readonly #pool: pg.Pool;
@@ -71,7 +71,10 @@ export class Decisions {
 
   /**
    * Decides that all of these are committed: the point of no return. One statement, so all of them or none.
-   * @returns false: none is, for the coordinator was fenced
+   *
+   * Only while the lease lasts in which it enrolled, as what a branch has only locked, or read, is protected by that alone: a flip waits for the writers of
+   * an interval at their shard, but for the others only by their proxy's acknowledgement. One that slept would commit by what was.
+   * @returns false: none is, for the coordinator was fenced, or the lease has ended
    * @throws CatalogUnavailableError when it was not asked, and nothing is recorded; any other error: `settle` tells whether they are
    */
   async decide(id: CoordinatorId, commits: readonly Decision[]): Promise<boolean> {
@@ -89,7 +92,7 @@ export class Decisions {
           `INSERT INTO foreshard.decision (coordinator, number, committed, shards)
            SELECT c.id, d.number, true, ARRAY(SELECT json_array_elements_text(d.shards::json))
              FROM foreshard.coordinator c, unnest($2::bigint[], $3::text[]) AS d(number, shards)
-            WHERE c.id = $1 AND c.fenced_at IS NULL AND ${DURABLE} FOR SHARE OF c`,
+            WHERE c.id = $1 AND c.fenced_at IS NULL AND NOT ${EXPIRED} AND ${DURABLE} FOR SHARE OF c`,
           [id, commits.map(({ number }) => String(number)), commits.map(({ shards }) => JSON.stringify(shards))],
         ),
       );

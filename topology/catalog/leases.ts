@@ -90,11 +90,14 @@ export class ProxyLeases {
     this.#pool = pool;
   }
 
-  /** Starts a lease: from here on every flip waits for this proxy. What an earlier lease of it acknowledged is void. */
+  /** Starts a lease: from here on every flip waits for this proxy. What an earlier lease of it acknowledged is void, and whoever coordinated by that decides nothing any more. */
   async register(proxy: ProxyIdentity & LeaseFacts): Promise<void> {
+    // A coordinator whose row is locked has a decision under way, and had the lease when that began.
     await this.#pool.query(
       timedQuery(
-        `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1)
+        `WITH void AS (DELETE FROM foreshard.hold_ack WHERE proxy_id = $1),
+       fenced AS (UPDATE foreshard.coordinator SET fenced_at = clock_timestamp() WHERE id IN (
+         SELECT id FROM foreshard.coordinator WHERE proxy_id = $1 AND fenced_at IS NULL FOR NO KEY UPDATE SKIP LOCKED))
        INSERT INTO foreshard.proxy (id, name, listen, lease_until, epoch_acked, schema_heard)
        VALUES ($1, $2, $3, clock_timestamp() + $4 * interval '1 ms', $5, $6)
        ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, epoch_acked = excluded.epoch_acked, schema_heard = excluded.schema_heard`,

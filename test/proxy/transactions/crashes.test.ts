@@ -95,7 +95,12 @@ test('a shard that cannot be reached does not keep the others waiting, and gets 
   expect(await s.rows()).toEqual([[1], [1]]);
 });
 
-test('a coordinator that wakes up when it was fenced commits nothing, and enrolls anew', async () => {
+/** A commit that sleeps in front of its decision. */
+async function commitAsleep(): Promise<{
+  proxy: Awaited<ReturnType<typeof s.proxy>>;
+  late: Promise<void>;
+  wake: () => void;
+}> {
   let wake: () => void = () => undefined;
   let asleep: () => void = () => undefined;
   const sleeping = new Promise<void>((resolve) => {
@@ -114,6 +119,11 @@ test('a coordinator that wakes up when it was fenced commits nothing, and enroll
   const late = proxy.coordinator.commit(await s.written(1));
   late.catch(() => undefined);
   await sleeping;
+  return { proxy, late, wake };
+}
+
+test('a coordinator that wakes up when it was fenced commits nothing, and enrolls anew', async () => {
+  const { proxy, late, wake } = await commitAsleep();
   await proxy.endLease();
   await (await s.proxy()).resolver.round();
   expect(await s.prepared()).toEqual([[], []]);
@@ -125,6 +135,19 @@ test('a coordinator that wakes up when it was fenced commits nothing, and enroll
   await proxy.register();
   await proxy.coordinator.commit(await s.written(3));
   expect(await s.rows()).toEqual([[3], [3]]);
+});
+
+test.each([
+  ['when its lease has ended', false],
+  ['when its proxy has another one', true],
+])('one that wakes up %s commits nothing either, though nobody else has looked', async (_, again) => {
+  const { proxy, late, wake } = await commitAsleep();
+  await proxy.endLease();
+  if (again) await proxy.register();
+  wake();
+  await expect(late).rejects.toMatchObject({ sqlstate: '40001' });
+  expect(await s.rows()).toEqual([[], []]);
+  expect(await s.prepared()).toEqual([[], []]);
 });
 
 test('prepared transactions that are not ours are never touched', async () => {
