@@ -6,9 +6,17 @@ import {
   hotTriggerPresent,
 } from '../topology/halves-sql.js';
 import { quoteTable } from '../topology/quote.js';
-import { type ColumnSplit, rangesIn, type ShardedTable, type TableName, tableId } from '../topology/topology.js';
+import {
+  type ColumnSplit,
+  type Keyspace,
+  rangesIn,
+  type ShardedTable,
+  type TableName,
+  tableId,
+} from '../topology/topology.js';
 import type { Action } from './action.js';
 import { guardHalfAction } from './guards.js';
+import { openSites } from './halves.js';
 import { type Move, shardedTableOf } from './move.js';
 import type { Report } from './preflight-finding.js';
 import { checkSplitTable } from './preflight-halves.js';
@@ -32,6 +40,7 @@ export async function checkHalves(m: Move, report: Report): Promise<void> {
     if (whole !== undefined) {
       await checkSplitTable(topology, whole, m.source, spec.from, report);
       await checkSplitTable(topology, whole, m.destination, spec.to, report);
+      await checkElsewhere(m, whole, report);
     }
     const half = split === undefined ? undefined : topology.shardedTables.get(tableId(split.hot));
     const hot = half === undefined ? undefined : topology.keyspaces.get(half.keyspace);
@@ -43,6 +52,22 @@ export async function checkHalves(m: Move, report: Report): Promise<void> {
           `columns of table "${tableId(table)}" are in keyspace "${hot.name}", whose keys of this interval are on shard "${range.shard}"`,
           `Move those to another shard than these two first, this interval then, and those again; or unite the columns before ("foreshard migrate plan unite ${tableId(table)}").`,
         );
+  }
+}
+
+/** On the other shards that have rows of the interval of a table whose hot columns move. @throws ShardUnavailableError when one is away */
+async function checkElsewhere({ topology, spec }: Move, whole: ShardedTable, report: Report): Promise<void> {
+  const keyspace = topology.keyspaces.get(whole.keyspace) as Keyspace;
+  const shards = new Set(rangesIn(keyspace, spec).map(({ shard }) => shard));
+  const sites = await openSites(
+    topology,
+    [...shards].filter((shard) => shard !== spec.from && shard !== spec.to),
+    null,
+  );
+  try {
+    for (const [shard, session] of sites) await checkSplitTable(topology, whole, session, shard, report);
+  } finally {
+    for (const session of sites.values()) await session.close();
   }
 }
 

@@ -118,6 +118,7 @@ export async function checkSplitTable(
     report(severity, `on shard "${shard}", ${text}`, `${remedy} Or ${unite}.`);
   const halved = { table, columns: split.columns, primaryKey: split.primaryKey };
   checkTable(topology, halved, info, either);
+  await checkTypes(halved, session, either);
   await checkUses(halved, session, shard, either);
   const hot = await readTable(session.reader, quoteTable(split.hot));
   if (hot === null) return;
@@ -211,7 +212,7 @@ function checkTable(topology: Topology, spec: Halved, info: TableInfo, report: R
  * Columns whose values are not the same everywhere, as text or in binary form: an array, a composite or a type with a binary form of its own may say the
  * object ids of types there, which every server numbers by itself.
  */
-async function checkTypes(spec: HalveSpec, session: ShardSession, report: Report): Promise<void> {
+async function checkTypes(spec: Halved, session: ShardSession, report: Report): Promise<void> {
   const rows = await session.query<{ name: string; type: string }>(
     `WITH RECURSIVE part AS (
        SELECT attname AS name, format_type(atttypid, atttypmod) AS type, atttypid AS oid, false AS element FROM pg_attribute
@@ -247,7 +248,7 @@ async function checkUses(spec: Halved, session: ShardSession, shard: string, rep
      UNION ALL SELECT format('foreign key "%s" of %s', conname, conrelid::regclass) FROM pg_constraint
       WHERE contype = 'f' AND confrelid = to_regclass(${name}) AND confkey && ARRAY(SELECT attnum FROM hot)
      UNION ALL SELECT format('subscription "%s", which writes into the table', s.subname) FROM pg_subscription s
-       JOIN pg_subscription_rel r ON r.srsubid = s.oid WHERE r.srrelid = to_regclass(${name})
+       JOIN pg_subscription_rel r ON r.srsubid = s.oid WHERE r.srrelid = to_regclass(${name}) AND NOT starts_with(s.subname::text, 'foreshard_')
      UNION ALL SELECT format('publication "%s", whose subscribers would read them', p.pubname) FROM pg_publication_tables p
       WHERE (p.schemaname, p.tablename) = (${quoteLiteral(spec.table.schema)}, ${quoteLiteral(spec.table.table)}) AND NOT starts_with(p.pubname::text, 'foreshard_')`,
     [spec.columns],

@@ -14,15 +14,13 @@ import {
   type Topology,
   tableId,
 } from '../../topology/topology.js';
+import { HalvesComparison, PORTION_ROWS } from '../halves-compare.js';
 import { readTable, type TableInfo } from '../schema-read.js';
 import type { ShardSession } from '../shard-session.js';
 import { differingFrom, ENOUGH, rowsText, type Side, thatStay } from './both-sides.js';
 import type { AuditFinding } from './finding.js';
 import { AtWork } from './migrations.js';
 import type { Portions } from './portions.js';
-
-/** Heap pages that are looked through by one statement, where both halves are on one shard: 8 MB. */
-const PORTION_PAGES = 1024;
 
 /** What halves are looked at by. */
 export interface HalvesAudit {
@@ -169,8 +167,8 @@ function pairs(
   return [...found.values()];
 }
 
-const within = ({ keyspace, table }: Split, intervals: readonly Interval[], alias?: string) =>
-  intervals.map((interval) => `(${intervalPredicate(keyspace, table.keyColumns, interval, alias)})`).join(' OR ');
+const within = ({ keyspace, table }: Split, intervals: readonly Interval[]) =>
+  intervals.map((interval) => `(${intervalPredicate(keyspace, table.keyColumns, interval)})`).join(' OR ');
 
 /** Both are written in one transaction, and read in one statement: what differs is wrong. */
 async function auditTogether(
@@ -180,29 +178,18 @@ async function auditTogether(
   intervals: readonly Interval[],
 ): Promise<AuditFinding[]> {
   const { table, hot, primaryKey, columns } = split;
-  const names = (of: readonly string[], alias = '') => of.map((c) => `${alias}${quoteIdent(c)}`).join(', ');
-  const same = primaryKey.map((c) => `t.${quoteIdent(c)} = h.${quoteIdent(c)}`).join(' AND ');
-  // Bit by bit, as the triggers have it.
-  const differ = `pg_catalog.record_image_ne(ROW(${names(columns, 't.')}), ROW(${names(columns, 'h.')}))`;
-  const keysOf = async (of: string, alias: 't' | 'h', other: string, condition: string) => {
-    const found: string[] = [];
-    const key = primaryKey.map((c) => `${alias}.${quoteIdent(c)}::text`).join(', ');
-    await portions.of(session, of, { most: PORTION_PAGES, resumes: false }, async (heap, first, end) => {
-      if (found.length >= ENOUGH) return 0;
-      const rows = await session.query<{ key: string }>(
-        `SELECT jsonb_build_array(${key})::text AS key FROM ${heap} AS ${alias} LEFT JOIN ${other} ON ${same}
-          WHERE ${alias}.ctid >= '(${first},0)' AND ${alias}.ctid < '(${end},0)' AND (${within(split, intervals, alias)}) AND (${condition})
-          LIMIT ${ENOUGH}`,
-      );
-      found.push(...rows.map((row) => row.key));
-      return 0;
-    });
-    return found;
-  };
+  const names = (of: readonly string[]) => of.map(quoteIdent).join(', ');
+  const wrong: string[] = [];
+  const orphans: string[] = [];
+  const isEnough = () => wrong.length >= ENOUGH || orphans.length >= ENOUGH;
+  const comparison = new HalvesComparison(session, table, split, within(split, intervals));
+  await portions.byRows(PORTION_ROWS, async (rows) => {
+    const { unlike, isLast } = await comparison.next(rows, ENOUGH);
+    for (const { key, only } of unlike) (only === 'hot' ? orphans : wrong).push(key);
+    return isLast || isEnough();
+  });
   const [ours, theirs] = [quoteTable(table), quoteTable(hot)];
-  const first = quoteIdent(primaryKey[0] as string);
-  const wrong = await keysOf(ours, 't', `${theirs} AS h`, `h.${first} IS NULL OR ${differ}`);
-  const orphans = await keysOf(theirs, 'h', `${ours} AS t`, `t.${first} IS NULL`);
+  const areAll = !isEnough();
   const finding = (object: string, text: string, remedy: string): AuditFinding => ({
     kind: 'halves',
     shard: session.shard.name,
@@ -219,7 +206,7 @@ async function auditTogether(
       : [
           finding(
             tableId(table),
-            `the hot half, in ${tableId(hot)}, is missing, or not the same, of ${rowsText(wrong)}`,
+            `the hot half, in ${tableId(hot)}, is missing, or not the same, of ${rowsText(wrong, areAll)}`,
             `What the table has is right: INSERT INTO ${theirs} (${all}) SELECT ${all} FROM ${ours} WHERE … ON CONFLICT (${names(primaryKey)}) DO UPDATE SET ${set}`,
           ),
         ]),
@@ -228,7 +215,7 @@ async function auditTogether(
       : [
           finding(
             tableId(hot),
-            `the half in ${tableId(table)} is missing of ${rowsText(orphans)}`,
+            `the half in ${tableId(table)} is missing of ${rowsText(orphans, areAll)}`,
             `Nobody sees them: DELETE FROM ${theirs} WHERE …`,
           ),
         ]),

@@ -56,6 +56,25 @@ export class Portions {
     return found;
   }
 
+  /**
+   * Goes through something else, which keeps its place by itself, in portions of so many rows.
+   * @param look gives whether there is no more @throws AuditInterrupted
+   */
+  async byRows(most: number, look: (rows: number) => Promise<boolean>): Promise<void> {
+    let rows = most;
+    for (let isLast = false; !isLast; ) {
+      if (await this.#interrupted()) throw new AuditInterrupted('the audit was interrupted');
+      const began = performance.now();
+      try {
+        isLast = await look(rows);
+      } catch (error) {
+        if (errorCode(error) !== QUERY_CANCELED || rows === 1) throw error;
+        rows = Math.ceil(rows / 2);
+      }
+      if (this.#gently && !isLast) await delay(performance.now() - began);
+    }
+  }
+
   async #heap(session: ShardSession, heap: string, { most, resumes }: How, look: Look): Promise<number> {
     const id = `${session.shard.name} ${heap}`;
     let { page, found } = (resumes ? this.#places.get(id) : undefined) ?? { page: 0, found: 0 };

@@ -11,6 +11,7 @@ import {
 import { ComparisonRun } from '../comparison-run.js';
 import { type DifferedTable, differedTable, KEYS_KEPT } from '../differed.js';
 import { MigrationFailure } from '../executor.js';
+import { checkArrived } from '../halves-arrived.js';
 import { type RowsOf, rowsByKey } from '../keyed-rows.js';
 import type { Move } from '../move.js';
 import {
@@ -49,6 +50,7 @@ export async function verify(m: Move): Promise<void> {
   else {
     if (differingTables(m.row).length === 0) await verifyTables(m);
     if (differingTables(m.row).length > 0) await waitUntilSame(m);
+    await checkArrived(m);
   }
   m.exec.at('after:verify');
   const follows = m.row.replica !== null && m.row.requested !== 'promote';

@@ -119,10 +119,22 @@ test('columns are split under writes, their table moves and comes back, and they
     expect((await dryRun(s.catalog, there)).findings.map((f) => f.text).join('\n')).toMatch(finding);
     await onOne(undo);
   }
+  await onTwo('CREATE TABLE notes (tenant_id int, id int, body text, views oid, PRIMARY KEY (tenant_id, id))');
+  expect((await dryRun(s.catalog, there)).findings.map((f) => f.text).join('\n')).toMatch(
+    /on shard "two", table "public.notes" has column "views" of type oid/,
+  );
+  await onTwo('DROP TABLE notes');
   const moved = await approve(there);
   await moves.inState(moved, 'reversing');
   // Whoever has slept through the flip.
   await expect(onOne(`UPDATE notes SET views = 5 WHERE tenant_id = 21`)).rejects.toMatchObject({ code: 'SH001' });
+  const reading = `UPDATE notes SET body = body || views WHERE tenant_id = 21`;
+  await expect(onOne(reading)).rejects.toMatchObject({
+    code: 'SH001',
+    message: expect.stringMatching(/in this interval/),
+  });
+  // Whoever knows of it.
+  await onOne(`BEGIN; ${sayHalvesSql(HALVES_LOG)}; UPDATE notes SET body = 'known' WHERE tenant_id = 21; ROLLBACK`);
   await onTwo(`UPDATE notes_hot SET views = views + 1000, extra = '[]' WHERE tenant_id = 22`);
 
   // A row whose other half is committed there first, and changed since: what is replicated waits for it.
@@ -156,7 +168,7 @@ test('columns are split under writes, their table moves and comes back, and they
       `SELECT min(views) >= 1000 AS raised, count(*) > 50 AS many FROM notes WHERE tenant_id = 22 AND id <> 77777`,
     ),
   ).toEqual([{ raised: true, many: true }]);
-  await onOne(`UPDATE notes SET views = 7 WHERE tenant_id = 21`);
+  await onOne(`UPDATE notes SET views = 7 WHERE tenant_id = 21; ${reading}`);
   expect(await differing()).toEqual([]);
 
   const united = await approve(UNITE);
@@ -195,7 +207,30 @@ test('the table follows to a third shard, where its other half comes after it', 
     ]);
     await c.query('ROLLBACK');
   });
-  await ends({ ...moveSpec(null, null, 'two', 'three'), ...views });
+  await onThree('CREATE POLICY p ON notes USING (true)');
+  const elsewhere = await dryRun(s.catalog, { ...moveSpec(null, null, 'two', 'one'), ...views });
+  expect(elsewhere.findings.map((f) => f.text).join('\n')).toMatch(
+    /on shard "three", table "public.notes" has row-level security/,
+  );
+  await onThree('DROP POLICY p ON notes');
+
+  // What the table itself has is what counts behind the flip.
+  await pauseOnEntering(s, 'verifying');
+  const together = { ...moveSpec(null, null, 'two', 'three'), ...views };
+  const wrong = await approve(together);
+  await moves.inState(wrong, 'verifying');
+  await onThree(`SET session_replication_role = replica; UPDATE notes SET views = 77 WHERE (tenant_id, id) = (23, 2)`);
+  await expect(onThree(`UPDATE notes SET body = body || views WHERE tenant_id = 22`)).rejects.toMatchObject({
+    code: 'SH001',
+    message: expect.stringMatching(/in this interval/),
+  });
+  await pauseOnEntering(s, null);
+  await setPaused(pool(), wrong, false, 'test');
+  expect(await moves.atRest(wrong)).toBe('aborted');
+  expect((await moves.load(wrong)).error).toMatch(
+    /hot columns of 1 rows of "public.notes" on shard "three" differ .*\["2", "23"\]/,
+  );
+  await ends(together);
   expect(await onThree(DIFFERING)).toEqual([]);
   expect(await onThree(raised)).toEqual([{ raised: true }]);
   await onThree(`UPDATE notes SET views = 3 WHERE tenant_id = 22; INSERT INTO notes VALUES (22, 88888, 'new', 4)`);
