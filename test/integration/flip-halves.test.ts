@@ -9,7 +9,7 @@ import { Migrator } from '../../migrator/migrator.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import type { MoveSpec } from '../../topology/migration.js';
 import type { Keyspace, KeyspaceName, ShardName } from '../../topology/topology.js';
-import { type Compiled, compile } from '../chaos/compile.js';
+import { built } from '../chaos/built.js';
 import { pauseOnEntering } from '../migrator/setting.js';
 import { splitColumns } from '../support/halves.js';
 import { Sharded } from '../support/sharded.js';
@@ -22,16 +22,13 @@ const TABLE = `CREATE TABLE documents (tenant_id bigint, id bigint, title text N
   GRANT ALL ON documents TO app`;
 
 let s: Sharded;
-let program: Compiled | undefined;
+let program = '';
 let asleep: ChildProcess | undefined;
 const migrators = new AbortController();
 let migrator: Promise<void> | undefined;
 
 beforeAll(async () => {
-  [program, s] = await Promise.all([
-    compile(new URL('../chaos/proxy-child.ts', import.meta.url)),
-    Sharded.start({ splitAt: null }),
-  ]);
+  [program, s] = await Promise.all([built('proxy-child'), Sharded.start({ splitAt: null })]);
   for (const shard of [0, 1] as const) await s.onShard(shard, TABLE);
   await s.onShard(0, `INSERT INTO documents SELECT 1, i, 'title', 10 FROM generate_series(1, 9) i`);
   await new Registry(s.catalog, 'test').addTable({ table: DOCUMENTS, keyspace: 'main', keyColumns: ['tenant_id'] });
@@ -52,12 +49,11 @@ afterAll(async () => {
   migrators.abort();
   await migrator;
   await s?.stop();
-  await program?.remove();
 });
 
 /** A proxy in a process of its own. @returns its port */
 async function startProxy(): Promise<number> {
-  asleep = spawn(process.execPath, [(program as Compiled).file, s.clusters[0].url('foreshard')], {
+  asleep = spawn(process.execPath, [program, s.clusters[0].url('foreshard')], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const [port] = await once(asleep.stdout as NodeJS.ReadableStream, 'data');
