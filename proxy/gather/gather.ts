@@ -6,7 +6,7 @@ import type { BackendOwner } from '../backend/expectation.js';
 import { asServerError, InternalStatementError } from '../backend/internal-statement.js';
 import { PIN_HINT } from '../router/analysis.js';
 import { type HalvedTable, isHalved, joinSql, unfiltered } from '../router/gather-halves.js';
-import { type GatheredTable, type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
+import { type GatherProgram, PARAMETER, partials } from '../router/gather-program.js';
 import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
@@ -51,6 +51,7 @@ import { agree, OBJECT_TYPES, objectsWithin } from './column-types.js';
 import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
 import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
+import { IS_AS_SEEN, RewrittenError, stillRewritten } from './rewritten.js';
 import { type Fetch, RowCopy } from './row-copy.js';
 
 /** What the client has sent. */
@@ -66,7 +67,9 @@ const begin = (mode: string) =>
 const BEGIN = begin('READ WRITE');
 const BEGIN_READING = begin('READ ONLY');
 /** The query itself changes nothing: whatever it calls. */
-const READ_ONLY = encodeQuery('SET TRANSACTION READ ONLY');
+const READ_ONLY = encodeQuery(`${IS_AS_SEEN}; SET TRANSACTION READ ONLY`);
+/** The end of what has read. */
+const READ = encodeQuery(`${IS_AS_SEEN}; COMMIT`);
 const COMMIT = encodeQuery('COMMIT');
 /** Each of its statements sees another moment. */
 const BEGIN_LOOKING =
@@ -322,7 +325,7 @@ export class Gather implements BackendOwner, SpreadRun {
       (passes || !program.filtersByParameters) && program.tables.some((t) => t.filter !== null || isHalved(t));
     if (program.readsHome && this.#block?.writers.has(this.#placement.topology.home) === true) throw writtenAtHome();
     try {
-      await this.#bringWhole(program.tables, filtered);
+      await this.#bringWhole(program, filtered);
     } catch (error) {
       const { isOver, differs } = this.#copy;
       if (!filtered || !isOfValues(error) || isOver || differs || this.#abandoned) throw error;
@@ -332,24 +335,26 @@ export class Gather implements BackendOwner, SpreadRun {
       await this.#goBack();
       this.#copy.again();
       this.#passesParameters = false;
-      await this.#bringWhole(program.tables, false);
+      await this.#bringWhole(program, false);
     }
-    this.#fromItsText = true;
     await this.#query(program.text);
   }
 
-  /** Until both halves of rows that are on two shards have been read as of one moment. @param filtered shards leave out what the query surely does not use */
-  async #bringWhole(tables: readonly GatheredTable[], filtered: boolean): Promise<void> {
+  /** Until both halves of rows that are on two shards have been read as of one moment, and no table has been rewritten meanwhile. @param filtered shards leave out what the query surely does not use */
+  async #bringWhole(program: GatherProgram, filtered: boolean): Promise<void> {
+    const { tables } = program;
     const { topology, shards } = this.#placement;
     const places = { topology, shards, lent: new Set(this.#lent.map(({ shard }) => shard)) };
+    let last: TornError | RewrittenError | null = null;
     for (const ms of AGAIN_MS) {
       const halves = tables.some(isHalved)
         ? new HalvesReading(tables, filtered, places, (on, sql) => this.#textOf(on, sql))
         : null;
       try {
-        return await this.#bring(tables, filtered, halves);
+        return await this.#bring(program, filtered, halves);
       } catch (error) {
-        if (!(error instanceof TornError)) throw error;
+        if (!(error instanceof TornError || error instanceof RewrittenError)) throw error;
+        last = error;
         await this.#endAll();
         await this.#goBack();
         this.#copy.again();
@@ -357,11 +362,13 @@ export class Gather implements BackendOwner, SpreadRun {
         this.#checkGoing();
       }
     }
-    throw stillTorn();
+    throw last instanceof RewrittenError ? stillRewritten(last) : stillTorn();
   }
 
-  async #bring(tables: readonly GatheredTable[], filtered: boolean, halves: HalvesReading | null): Promise<void> {
+  async #bring(program: GatherProgram, filtered: boolean, halves: HalvesReading | null): Promise<void> {
+    const { tables } = program;
     const { topology, shards } = this.#placement;
+    this.#fromItsText = false;
     const planned = plannedOf(filtered ? tables : tables.map((table) => unfiltered(table)), topology, shards);
     const stages = await this.#beginAll(
       filtered && tables.some(({ filter }) => filter !== null),
@@ -388,6 +395,10 @@ export class Gather implements BackendOwner, SpreadRun {
     );
     for (const brought of all) await this.#fill(brought, brought.types, others);
     for (const { table, parts } of planned) if (isHalved(table)) await this.#join(table, parts);
+    this.#fromItsText = true;
+    // It locks what is read at home, so that this can be looked at.
+    if (program.readsHome)
+      await this.#workspace.askInternal([{ kind: 'parse', message: encodeParse('', program.text, this.#oids) }]);
     await this.#release(halves);
   }
 
@@ -475,7 +486,14 @@ export class Gather implements BackendOwner, SpreadRun {
       ...this.#readers,
       ...this.#lent,
     ]);
-    await this.#release();
+    try {
+      await this.#release();
+    } catch (error) {
+      if (!(error instanceof RewrittenError)) throw error;
+      await this.#endAll();
+      this.#copy.again();
+      return false;
+    }
     await this.#query(Buffer.from(text));
     return true;
   }
@@ -576,12 +594,12 @@ export class Gather implements BackendOwner, SpreadRun {
     await work();
   }
 
-  /** The readers have done their work; the query is the next thing to run. */
+  /** The readers have done their work; the query is the next thing to run. @throws RewrittenError */
   async #release(halves: HalvesReading | null = null): Promise<void> {
     const readers = this.#readers;
-    await Promise.all([
-      ...readers.map((reader) => reader.runInternal(COMMIT)),
-      this.#workspace.runInternal(READ_ONLY),
+    await allDone([
+      ...readers.map((reader) => asSeen(reader, READ)),
+      asSeen(this.#workspace, READ_ONLY),
       ...(halves === null ? [this.#forget()] : []),
     ]);
     if (halves === null) return;
@@ -844,4 +862,9 @@ function isOfValues(error: unknown): boolean {
 /** Not about the query. */
 function isNotAllowed(error: unknown): boolean {
   return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
+}
+
+/** @throws RewrittenError when it answers IS_AS_SEEN with false */
+async function asSeen(backend: Backend, sql: Buffer): Promise<void> {
+  if ((await backend.value(sql)) !== 't') throw new RewrittenError(backend.shard);
 }
