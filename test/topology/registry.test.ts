@@ -5,6 +5,7 @@ import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { raiseEpoch } from '../../topology/catalog/change.js';
 import { Decisions } from '../../topology/catalog/decisions.js';
+import { ProxyLeases } from '../../topology/catalog/leases.js';
 import { Registry } from '../../topology/catalog/registry.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
 import { ForeshardError } from '../../topology/errors.js';
@@ -122,6 +123,14 @@ describe('a shard on which a transaction on several shards is open', () => {
 
   beforeEach(async () => {
     await withShop();
+    await new ProxyLeases(catalog.pool).register({
+      id: name.coordinator,
+      name: 'p',
+      listen: 'none',
+      ttlMs: 3_600_000,
+      epochAcked: 1n as Epoch,
+      schemaHeard: 0n,
+    });
     await catalog.pool.query("INSERT INTO foreshard.coordinator (id, proxy_id, proxy_name) VALUES ($1, $1, 'p')", [
       name.coordinator,
     ]);
