@@ -210,7 +210,36 @@ async function compareInBlock(statements: readonly string[], nth: number): Promi
   expect(wrong).toEqual([]);
 }
 
+/** Rows of a tenant are read in a block that has written one of them, while others write both halves of each, and always the same to both. */
+async function readWhileWritten(tenant: number): Promise<void> {
+  const write = 'UPDATE documents SET title = $3, views = $4 WHERE tenant_id = $1 AND id = $2';
+  const same = async (id: number, n: number, on: pg.Client) => on.query(write, [tenant, id, `v${n}`, n]);
+  for (const id of [1, 2, 3, 4, 5, 6]) for (const on of [whole, client]) await same(id, 0, on);
+  const reader = await s.connect();
+  await reader.query('BEGIN');
+  await same(6, 66, reader);
+  const writers = await Promise.all([1, 2, 3].map(() => s.connect()));
+  const text = 'SELECT id, title, views FROM documents WHERE tenant_id = $1 ORDER BY id';
+  const found: string[] = [];
+  try {
+    for (let n = 1; n <= 40; n++) {
+      const writing = writers.map((writer, i) => same(i + 1, n, writer));
+      const { rows } = await reader.query<{ id: number; title: string; views: number }>(text, [tenant]);
+      found.push(rows.map(({ id, title, views }) => (title === `v${views}` ? id : `${id} ${title} ${views}`)).join());
+      expect(rows[5]).toEqual({ id: 6, title: 'v66', views: 66 });
+      await Promise.all(writing);
+    }
+  } finally {
+    await reader.query('ROLLBACK');
+    for (const c of [reader, ...writers]) await c.end();
+  }
+  for (const id of [1, 2, 3]) await same(id, 0, client);
+  expect([...new Set(found)]).toEqual(['1,2,3,4,5,6']);
+}
+
 describe('in a block', () => {
+  it('rows are whole while others write both halves of them', () => readWhileWritten(8), 60_000);
+
   it.each(BLOCKS)('%s', (_, statements, nth) => compareInBlock(statements, nth), 60_000);
 
   it('what it has undone is not seen, and what it has done is, step by step', async () => {
@@ -421,5 +450,6 @@ describe('ranges of the hot columns that are other ones', () => {
     for (const tenant of [4, 5, 10, 11, 14, 15, 20])
       await compare('SELECT id, title, views, mood FROM documents WHERE tenant_id = $1 ORDER BY id', [tenant]);
     for (const [, statements, nth] of BLOCKS) await compareInBlock(statements, nth);
+    await readWhileWritten(17);
   }, 120_000);
 });
