@@ -16,6 +16,9 @@ import type { ServerConnection } from './server-connection.js';
 
 const SHOW_SEARCH_PATH = encodeQuery('SHOW search_path');
 
+/** What of the answer to a statement of our own its sender wants to see. */
+type Told = Pick<Expectation, 'rows' | 'replied'>;
+
 /** A server connection with what the proxy knows of its state. */
 export class Backend {
   readonly shard: ShardName;
@@ -245,12 +248,12 @@ export class Backend {
   }
 
   /** Runs SQL of our own in the simple protocol. @returns the last command tag; rejects with the ErrorResponse frame as an Error's cause */
-  runInternal(sql: Buffer, rows?: (slice: Buffer) => void): Promise<string> {
-    return this.#run('query', sql, rows === undefined ? {} : { rows });
+  runInternal(sql: Buffer, told: Told = {}): Promise<string> {
+    return this.#run('query', sql, told);
   }
 
   /** The same of messages of the extended protocol, with their Sync. */
-  runBatchInternal(messages: readonly Buffer[], told: Pick<Expectation, 'rows' | 'replied'> = {}): Promise<string> {
+  runBatchInternal(messages: readonly Buffer[], told: Told = {}): Promise<string> {
     return this.#run('batch', messages, told);
   }
 
@@ -264,11 +267,7 @@ export class Backend {
     return { opened: Promise.race([opened, done.then(() => undefined)]), done };
   }
 
-  #run(
-    kind: 'query' | 'batch',
-    data: Buffer | readonly Buffer[],
-    told: Pick<Expectation, 'rows' | 'replied'>,
-  ): Promise<string> {
+  #run(kind: 'query' | 'batch', data: Buffer | readonly Buffer[], told: Told): Promise<string> {
     return new Promise((resolve, reject) => {
       let error: Buffer | null = null;
       let tag = '';
@@ -327,7 +326,7 @@ export class Backend {
   /** The first column of the first row of a query of our own, as text; null for NULL and for no row. */
   async value(sql: Buffer): Promise<string | null> {
     const rows: Buffer[] = [];
-    await this.runInternal(sql, (slice) => rows.push(Buffer.from(slice)));
+    await this.runInternal(sql, { rows: (slice) => rows.push(Buffer.from(slice)) });
     const row = Buffer.concat(rows);
     if (row.length < 11) return null;
     const length = row.readInt32BE(7);

@@ -29,6 +29,7 @@ import {
 import { encodeDescribe, encodeExecute, encodeParse, encodeQuery, SYNC } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { acquireAll, cancelAll, lend, letGo, type SentBatch } from './connections.js';
+import { finished } from './finished.js';
 
 const BEGIN = 'BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0';
 
@@ -167,17 +168,8 @@ export class FanOut implements BackendOwner, SpreadRun {
       session.write(encodeCommandComplete(`SELECT ${this.#rows}`));
       if (this.#statement.kind === 'extended' && this.#statement.closePortal) session.write(CLOSE_COMPLETE);
     }
-    if (this.#block === null) await session.settled();
-    if (this.failure === null) session.answerReady();
-    session.services.load.record({
-      template: this.#template,
-      shard: null,
-      touches: this.footprint.touches,
-      write: false,
-      rows: this.#rows,
-      bytes: session.bytesForwarded,
-      ms: (performance.now() - started) * this.#backends.length,
-    });
+    const outside = this.#block === null;
+    await finished(session, this, { template: this.#template, rows: this.#rows, since: started, outside });
   }
 
   #send(backend: Backend, first: boolean): void {

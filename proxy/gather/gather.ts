@@ -49,6 +49,7 @@ import { kept } from '../wire/read-memory.js';
 import { type Brought, type Formed, fromStage, plannedOf, type Stage, stageForm, stageText } from './brought.js';
 import { agree, OBJECT_TYPES, objectsWithin } from './column-types.js';
 import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
+import { finished } from './finished.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
 import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
 import { IS_AS_SEEN, RewrittenError, stillRewritten } from './rewritten.js';
@@ -304,17 +305,8 @@ export class Gather implements BackendOwner, SpreadRun {
       this.#copy.stop();
       this.#fail(error);
     }
-    if (this.#block === null) await session.settled();
-    if (this.failure === null) session.answerReady();
-    session.services.load.record({
-      template: this.#analyzed.template,
-      shard: null,
-      touches: this.footprint.touches,
-      write: false,
-      rows: this.#rows,
-      bytes: session.bytesForwarded,
-      ms: (performance.now() - started) * this.backends.length,
-    });
+    const outside = this.#block === null;
+    await finished(session, this, { template: this.#analyzed.template, rows: this.#rows, since: started, outside });
   }
 
   /** From the rows of the query's tables. */

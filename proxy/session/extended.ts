@@ -11,9 +11,9 @@ import { BatchReader, type Item, type Message, type Reading, syncOf } from './ba
 import { BatchSender } from './batch-sender.js';
 import type { ClientSession } from './client-session.js';
 import { HalvesWrite } from './halves-write.js';
-import type { Prepared } from './lease.js';
 import { LARGE_MESSAGE_BYTES } from './message-budget.js';
 import type { Placement } from './placement.js';
+import type { Prepared } from './readiness.js';
 import { checkAgain, RefusedError } from './refusals.js';
 import { checkShapes, mustCheckShapes } from './stale-plan.js';
 import type { ClientStatements } from './statements.js';
