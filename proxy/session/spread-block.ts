@@ -1,7 +1,7 @@
 import type { ShardName } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { asServerError } from '../backend/internal-statement.js';
-import { lockCall, newKey } from '../transactions/transaction-key.js';
+import { blockCall, newKey, readingKey } from '../transactions/transaction-key.js';
 import type { ErrorFields } from '../wire/error-response.js';
 import { encodeQuery } from '../wire/frontend.js';
 import { allDone } from './all-done.js';
@@ -80,7 +80,8 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
   const branches = lease.branches;
   const key = keyOf(session);
   // Savepoints may have taken away what it was known by before.
-  const state = key === null || lease.span !== null ? STATE : `${STATE} FROM ${lockCall(key, 'block')}`;
+  const marks = key !== null && lease.span === null;
+  const state = marks ? `${STATE} FROM ${blockCall(key)}` : STATE;
   const states = await allDone(
     branches.map((backend) => {
       const { connectTimeoutMs } = services.pool(backend.shard).options;
@@ -97,7 +98,7 @@ export async function spreadBlock(session: Pick<ClientSession, 'lease' | 'servic
     if (state !== undefined) writers.set(backend.shard, backend);
     if (state === 'locks' && backend.shard === services.live.current.home) throw locksTables();
   }
-  return { deferred: false, writers, opening, key };
+  return { deferred: false, writers, opening, key: marks && writers.size === 0 ? readingKey(key) : key };
 }
 
 /** What a block that servers have heard of is known by. Null: deadlocks are not looked for. */

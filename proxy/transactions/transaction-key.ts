@@ -25,12 +25,26 @@ export function newKey(of: 'transaction' | 'query' = 'transaction'): bigint {
  * it away, as it does with everything. Asked for once more it does no harm.
  */
 export function markSql(key: bigint, role: KeyRole = 'branch'): string {
-  return `SELECT ${lockCall(key, role)}`;
+  return `SELECT ${lockCall(lockOf(key, role))}`;
 }
 
-/** The same as a call, for a query that has more to say. */
-export function lockCall(key: bigint, role: KeyRole): string {
-  return `pg_catalog.pg_advisory_xact_lock_shared(${key | BigInt(ROLES.indexOf(role))})`;
+/** What a block is known by as long as it has written nothing. */
+export function readingKey(key: bigint): bigint {
+  return key | READS;
+}
+
+/** The call by which a block is known: by `key`, or the one of before it has written anything. That goes on to be locked when it has, and the smaller one holds. */
+export function blockCall(key: bigint): string {
+  const written = 'pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL';
+  return lockCall(`CASE WHEN ${written} THEN ${lockOf(key, 'block')} ELSE ${lockOf(readingKey(key), 'block')} END`);
+}
+
+function lockOf(key: bigint, role: KeyRole): bigint {
+  return key | BigInt(ROLES.indexOf(role));
+}
+
+function lockCall(lock: bigint | string): string {
+  return `pg_catalog.pg_advisory_xact_lock_shared(${lock})`;
 }
 
 /** Whose lock this is; null: an application's, which looks like one of ours. */

@@ -120,13 +120,18 @@ function waitsOnShard(reading: ShardReading, several: ReadonlySet<bigint>): Wait
   });
 }
 
-/** By session. A lock that two hold in one database is nobody's: it is an application's, with a number that looks like a key. */
+/** By session; of one that has several the smallest, see `blockCall`. A lock that two hold in one database is nobody's: it is an application's, with a number that looks like a key. */
 function keysOf(branches: readonly Branch[]): Map<number, bigint> {
   const holders = new Map<string, number>();
   const name = (b: Branch) => `${b.key} ${b.role} ${b.database}`;
   for (const b of branches) holders.set(name(b), (holders.get(name(b)) ?? 0) + 1);
-  const own = branches.filter((b) => holders.get(name(b)) === 1);
-  return new Map(own.flatMap(({ pid, key }) => (pid === null ? [] : [[pid, key] as const])));
+  const keys = new Map<number, bigint>();
+  for (const b of branches) {
+    if (b.pid === null || holders.get(name(b)) !== 1) continue;
+    const known = keys.get(b.pid);
+    if (known === undefined || b.key < known) keys.set(b.pid, b.key);
+  }
+  return keys;
 }
 
 /** The waits of each session: it has several when its parallel workers wait. */

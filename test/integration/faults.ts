@@ -22,6 +22,37 @@ export async function twoTenants(s: Sharded): Promise<void> {
   await s.onShard(1, `INSERT INTO tenants VALUES (150, 't150')`);
 }
 
+/** The same, with an order of each: `note` has these. */
+export async function twoOrders(s: Sharded, notes: readonly [string, string] = ['a', 'a']): Promise<void> {
+  await twoTenants(s);
+  await s.onShard(0, 'INSERT INTO orders VALUES (1, 1, $1)', [notes[0]]);
+  await s.onShard(1, 'INSERT INTO orders VALUES (150, 1, $1)', [notes[1]]);
+}
+
+/** Somebody past the proxy, who waits for nobody. */
+export async function directTo(s: Sharded, shard: 0 | 1): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: s.clusters[shard].url('shop') });
+  client.on('error', () => undefined); // told to whoever waits for an answer
+  await client.connect();
+  return client;
+}
+
+/** Somebody past the proxy, in a transaction that is under way. */
+export async function holder(s: Sharded, shard: 0 | 1, sql: string): Promise<pg.Client> {
+  const client = await directTo(s, shard);
+  await client.query(`BEGIN; ${sql}`);
+  return client;
+}
+
+/** Somebody waits for a lock. @param who of pg_stat_activity @returns its process */
+export async function untilWaiting(s: Sharded, shard: 0 | 1, who = `usename = 'app'`): Promise<number> {
+  const sql = `SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND ${who}`;
+  const { pid } = await waitFor(async () => (await s.onShard<{ pid: number }>(shard, sql))[0], {
+    what: `${who} to wait for a lock`,
+  });
+  return pid;
+}
+
 export function loginAt(port: number): Promise<RawPeer> {
   return RawPeer.login(port, { user: 'app', password: 'secret', database: 'shop' });
 }

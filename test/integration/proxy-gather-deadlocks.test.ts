@@ -1,8 +1,8 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { twoTenants, untilQuiet } from './faults.js';
+import { directTo, holder, twoOrders, untilQuiet, untilWaiting } from './faults.js';
 
 // Queries over several shards in circles of those that wait for one another, of which each server sees only a part. Where one database has no deadlock, because one
 // session would have all of these locks, the query fails as if it had.
@@ -14,18 +14,13 @@ const HERE = `SELECT note FROM orders WHERE tenant_id = 150`;
 const WRITE = `UPDATE tenants SET name = 'own' WHERE tenant_id = 150`;
 
 let s: Sharded;
-/** Ends those who take tables for themselves, and then blocks. */
+/** Ends those who take tables for themselves, and then those who ask. */
 const holders: (() => Promise<void>)[] = [];
 const blocks: (() => Promise<void>)[] = [];
 
 beforeAll(async () => {
   s = await Sharded.start({ splitAt: 100, poolSize: 4 });
-  await twoTenants(s);
-  for (const [shard, tenant] of [
-    [0, 1],
-    [1, 150],
-  ] as const)
-    await s.onShard(shard, `INSERT INTO orders VALUES (${tenant}, 1, 'a')`);
+  await twoOrders(s);
 }, 60_000);
 afterEach(async () => {
   for (const end of [...holders.splice(0), ...blocks.splice(0)]) await end();
@@ -35,9 +30,7 @@ afterAll(() => s.stop());
 
 /** Somebody past the proxy who takes the table for himself, as ALTER TABLE does, and waits for that. */
 async function wants(shard: 0 | 1, table: string): Promise<{ readonly pid: number; readonly has: Promise<unknown> }> {
-  const client = new pg.Client({ connectionString: s.clusters[shard].url('shop') });
-  client.on('error', () => undefined);
-  await client.connect();
+  const client = await directTo(s, shard);
   const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
   const { pid } = rows[0] as { pid: number };
   const has = client.query(`BEGIN; LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`);
@@ -45,21 +38,16 @@ async function wants(shard: 0 | 1, table: string): Promise<{ readonly pid: numbe
   holders.push(async () => {
     await s.onShard(shard, `SELECT pg_terminate_backend(${pid}, 10000)`);
   });
-  await untilWaiting(shard, `pid = ${pid}`);
+  await untilWaiting(s, shard, `pid = ${pid}`);
   return { pid, has };
 }
 
-async function untilWaiting(shard: 0 | 1, who: string): Promise<void> {
-  await waitFor(
-    async () =>
-      (await s.onShard(shard, `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND ${who}`)).length === 1,
-    { what: `${who} to wait` },
-  );
-}
+const begun = (...sql: readonly string[]) => connected(['BEGIN', ...sql]);
 
-async function begun(...sql: readonly string[]): Promise<pg.Client> {
+/** Who has sent these. */
+async function connected(before: readonly string[]): Promise<pg.Client> {
   const client = await s.connect();
-  for (const text of ['BEGIN', ...sql]) await client.query(text);
+  for (const text of before) await client.query(text);
   blocks.push(async () => {
     await client.query('ROLLBACK').catch(() => undefined);
     await client.end();
@@ -111,11 +99,11 @@ async function circle(asks: () => Promise<pg.Client>) {
   const client = await asks();
   const query = client.query(GATHERED);
   query.catch(() => undefined);
-  await untilWaiting(1, `usename = 'app'`);
+  await untilWaiting(s, 1);
   const here = await wants(0, 'orders');
   const written = writer.query(`UPDATE orders SET note = 'w' WHERE tenant_id = 1`);
   written.catch(() => undefined);
-  return { client, query, written, here };
+  return { client, query, writer, written, here };
 }
 
 it.each([
@@ -123,19 +111,13 @@ it.each([
   ['first in a block', ['BEGIN']],
   ['in a block with settings', ['BEGIN', `SET LOCAL work_mem = '1MB'`]],
 ])('a gathered query that has written nothing is ended rather than a transaction: %s', async (_, before) => {
-  const { client, query, written, here } = await circle(async () => {
-    const asking = await s.connect();
-    for (const sql of before) await asking.query(sql);
-    return asking;
-  });
+  const { client, query, writer, written, here } = await circle(() => connected(before));
   await expect(query).rejects.toMatchObject(DEADLOCK);
   await here.has;
   for (const end of holders.splice(0)) await end();
   expect(await written).toMatchObject({ rowCount: 1 });
-  for (const end of blocks.splice(0)) await end();
-  await client.query('ROLLBACK');
+  for (const one of [writer, client]) await one.query('ROLLBACK');
   expect((await client.query(GATHERED)).rows).toEqual([{ count: '1' }]);
-  await client.end();
 });
 
 it('of a block that reads and one that writes one is ended', async () => {
@@ -148,11 +130,9 @@ it('of a block that reads and one that writes one is ended', async () => {
 
 it('who waits, but for nobody who waits for him, is let wait', async () => {
   const client = await begun(HERE);
-  const other = new pg.Client({ connectionString: s.clusters[1].url('shop') });
-  await other.connect();
-  await other.query('BEGIN; LOCK TABLE items');
+  const other = await holder(s, 1, 'LOCK TABLE items');
   const asked = client.query('SELECT count(*) AS n, count(DISTINCT qty) AS d FROM items, orders');
-  await untilWaiting(1, `usename = 'app'`);
+  await untilWaiting(s, 1);
   const looks = new Set<string>();
   await waitFor(
     async () => {

@@ -1,11 +1,22 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { ProxyServer } from '../../proxy/proxy-server.js';
 import { encodeExecute, encodeParse, encodeQuery, SYNC } from '../../proxy/wire/frontend.js';
 import type { RawMessage, RawPeer } from '../support/raw-peer.js';
 import { Sharded, startProxy } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { bind, connectTo, errorsIn, loginAt, POOL_OF_ONE, proxyOn, twoTenants, untilQuiet } from './faults.js';
+import {
+  bind,
+  connectTo,
+  errorsIn,
+  holder,
+  loginAt,
+  POOL_OF_ONE,
+  proxyOn,
+  twoTenants,
+  untilQuiet,
+  untilWaiting,
+} from './faults.js';
 
 // What goes wrong while the home shard answers from rows of several shards.
 
@@ -51,28 +62,11 @@ async function untilClean(on = s): Promise<void> {
 
 /** Holds what a shard is to read, until it is told to let it go. */
 async function lock(shard: 0 | 1, table: string): Promise<() => Promise<void>> {
-  const holder = new pg.Client({ connectionString: s.clusters[shard].url('shop') });
-  holder.on('error', () => undefined);
-  await holder.connect();
-  await holder.query(`BEGIN; LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`);
+  const client = await holder(s, shard, `LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`);
   return async () => {
-    await holder.query('COMMIT').catch(() => undefined);
-    await holder.end().catch(() => undefined);
+    await client.query('COMMIT').catch(() => undefined);
+    await client.end().catch(() => undefined);
   };
-}
-
-async function untilBlocked(shard: 0 | 1): Promise<number> {
-  const row = await waitFor(
-    async () =>
-      (
-        await s.onShard<{ pid: number }>(
-          shard,
-          `SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND wait_event_type = 'Lock'`,
-        )
-      )[0],
-    { what: 'a connection to wait for the lock' },
-  );
-  return row.pid;
 }
 
 const kill = (shard: 0 | 1, pid: number) => s.onShard(shard, `SELECT pg_terminate_backend(${pid})`);
@@ -131,7 +125,7 @@ describe('a query that waits on one shard', () => {
     const c = await s.connect();
     await blocked(shard);
     const answer = c.query(QUERY).catch((error: unknown) => error);
-    await untilBlocked(shard);
+    await untilWaiting(s, shard);
     await s.cancel(c);
     expect(await answer).toMatchObject({ code: '57014' });
     await released.splice(0)[0]?.();
@@ -143,7 +137,7 @@ describe('a query that waits on one shard', () => {
     const peer = await loginAt(s.proxy.port);
     await blocked(shard);
     peer.send(encodeQuery(QUERY));
-    await untilBlocked(shard);
+    await untilWaiting(s, shard);
     peer.destroy();
     await untilQuiet(s);
   });
@@ -155,7 +149,7 @@ describe('a query that waits on one shard', () => {
       ({ rows }) => rows,
       (error: pg.DatabaseError) => error.code,
     );
-    await kill(shard, await untilBlocked(shard));
+    await kill(shard, await untilWaiting(s, shard));
     await released.splice(0)[0]?.();
     expect([ANSWER, '08006', '57P01']).toContainEqual(await answer);
     expect((await c.query(QUERY)).rows).toEqual(ANSWER);
@@ -178,7 +172,7 @@ describe('a query that waits on one shard', () => {
     await c.query('SET idle_in_transaction_session_timeout = 1');
     await blocked(1);
     const answer = c.query(QUERY);
-    await untilBlocked(1);
+    await untilWaiting(s, 1);
     // As long as it takes: the other connections would have been ended by now.
     await s.onShard(0, 'SELECT pg_sleep(0.1)');
     await released.splice(0)[0]?.();

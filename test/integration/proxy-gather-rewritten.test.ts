@@ -1,8 +1,7 @@
-import pg from 'pg';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { twoTenants, untilQuiet } from './faults.js';
+import { holder, twoOrders, untilQuiet, untilWaiting } from './faults.js';
 
 // A gathered query waits for a table that somebody rewrites. PostgreSQL takes the snapshot of a statement of its own behind such a wait; those of transactions that have begun before see an empty table.
 
@@ -10,12 +9,7 @@ let s: Sharded;
 
 beforeAll(async () => {
   s = await Sharded.start({ splitAt: 100, poolSize: 4 });
-  await twoTenants(s);
-  for (const [shard, tenant] of [
-    [0, 1],
-    [1, 150],
-  ] as const)
-    await s.onShard(shard, `INSERT INTO orders VALUES (${tenant}, 1, 'of ${tenant}')`);
+  await twoOrders(s, ['of 1', 'of 150']);
   await s.onShard(0, `INSERT INTO settings VALUES ('a', 'b')`);
 }, 60_000);
 afterAll(() => s.stop());
@@ -28,23 +22,6 @@ const COUNTED = 'SELECT count(*)::int AS n FROM orders';
 const ROWS = 'SELECT count(DISTINCT note)::int AS n FROM orders';
 const IN_A_BLOCK = ['BEGIN', `SET LOCAL work_mem = '1MB'`];
 
-/** Past the proxy: a transaction that is under way. */
-async function holder(shard: 0 | 1, sql: string): Promise<pg.Client> {
-  const client = new pg.Client({ connectionString: s.clusters[shard].url('shop') });
-  await client.connect();
-  await client.query(`BEGIN; ${sql}`);
-  return client;
-}
-
-async function untilWaiting(shard: 0 | 1): Promise<void> {
-  await waitFor(
-    async () =>
-      (await s.onShard(shard, `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'app'`))
-        .length > 0,
-    { what: 'the query to wait' },
-  );
-}
-
 it.each([
   ['rewritten, as rows', 1, REWRITE, ROWS, []],
   ['rewritten, as counts', 1, REWRITE, COUNTED, []],
@@ -55,9 +32,9 @@ it.each([
 ] as const)('rows of a table that has been waited for are all there: %s', async (_, shard, change, sql, before) => {
   const client = await s.connect();
   for (const text of before) await client.query(text);
-  const other = await holder(shard, change);
+  const other = await holder(s, shard, change);
   const asked = client.query(sql);
-  await untilWaiting(shard);
+  await untilWaiting(s, shard);
   await other.query('COMMIT');
   expect((await asked).rows).toEqual([{ n: 2 }]);
   await other.end();
@@ -67,11 +44,11 @@ it.each([
 
 it('rows of a table of the home shard that the query reads last are all there, too', async () => {
   const client = await s.connect();
-  const other = await holder(1, 'LOCK TABLE orders');
+  const other = await holder(s, 1, 'LOCK TABLE orders');
   const asked = client.query(
     `SELECT count(DISTINCT note)::int AS n, (SELECT max(value) FROM settings) AS value FROM orders`,
   );
-  await untilWaiting(1);
+  await untilWaiting(s, 1);
   await s.onShard(0, `ALTER TABLE settings ALTER value TYPE text USING value || ''`);
   await other.query('COMMIT');
   expect((await asked).rows).toEqual([{ n: 2, value: 'b' }]);
@@ -81,14 +58,14 @@ it('rows of a table of the home shard that the query reads last are all there, t
 
 it('a table that is rewritten whenever it is read is told after a while', async () => {
   const client = await s.connect();
-  let holding = await holder(1, 'LOCK TABLE orders');
-  let next = await holder(1, 'SELECT');
+  let holding = await holder(s, 1, 'LOCK TABLE orders');
+  let next = await holder(s, 1, 'SELECT');
   let told: unknown;
   const asked = client.query(ROWS).catch((error: unknown) => {
     told = error;
   });
   for (;;) {
-    await Promise.race([untilWaiting(1), asked]);
+    await Promise.race([untilWaiting(s, 1), asked]);
     if (told !== undefined) break;
     // Behind the query, and before it comes again.
     const locked = next.query('LOCK TABLE orders');

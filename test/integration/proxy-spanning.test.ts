@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { B, bytewise, type Conversation, DP, E, H, Oracle, P, Q, S, whole } from '../support/oracle.js';
@@ -591,7 +592,12 @@ describe('a transaction of which a part hangs', () => {
     await rename(client, 2);
     await rename(client, 102);
     const pid = await processOn(`last ${what}`);
-    if (what === 'COMMIT') await expect(client.query('SELECT nothing')).rejects.toMatchObject({ code: '42703' });
+    if (what === 'COMMIT') {
+      // An error is told before its server is through with the statement.
+      const through = once(client, 'drain');
+      await expect(client.query('SELECT nothing')).rejects.toMatchObject({ code: '42703' });
+      await through;
+    }
     process.kill(pid, 'SIGSTOP');
     try {
       await expect(client.query(what)).rejects.toMatchObject({

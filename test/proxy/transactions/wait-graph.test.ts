@@ -1,6 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { type KeyRole, keyOfLock, markSql, newKey } from '../../../proxy/transactions/transaction-key.js';
+import {
+  blockCall,
+  type KeyRole,
+  keyOfLock,
+  markSql,
+  newKey,
+  readingKey,
+} from '../../../proxy/transactions/transaction-key.js';
 import {
   conflict,
   deadlocks,
@@ -105,6 +112,18 @@ describe('a deadlock over shards', () => {
     expect(victims({ ...reading('a', {}, ...waits), branches: [block] })).toEqual([]);
     const other = reading('b', { 2: 22 }, wait(22, 21));
     expect(victims({ ...reading('a', {}), branches: [block], waits: [wait(11, 12)] }, other)).toEqual([]);
+  });
+
+  test('of one session that has several keys is that of the smallest: it has read by the other before it wrote', () => {
+    const before = { key: 9n, role: 'block' as const, pid: 11, database: '5' };
+    const now = { ...before, key: 1n };
+    for (const branches of [
+      [before, now],
+      [now, before],
+    ]) {
+      const all = [...branches, ...a.branches.filter((x) => x.pid !== 11)];
+      expect(victims({ ...a, branches: all }, b)).toEqual([2n]);
+    }
   });
 
   test('does not fall to a block of which nothing runs on several shards, whatever its key', () => {
@@ -313,6 +332,16 @@ test('keys are positive, marked, and new each time', () => {
 
 test('keys of queries are larger than those of transactions', () => {
   expect(Array.from({ length: 100 }, () => newKey('query') > newKey()).every(Boolean)).toBe(true);
+});
+
+test('a block has the key of a query until it has written', () => {
+  const key = newKey();
+  const locks = [...blockCall(key).matchAll(/ (\d+)/g)].map(([, lock]) => keyOfLock(BigInt(lock as string)));
+  expect(locks).toEqual([
+    { key, role: 'block' },
+    { key: readingKey(key), role: 'block' },
+  ]);
+  expect(readingKey(key)).toBeGreaterThan(newKey());
 });
 
 test('a lock tells whose it is, and as what; or that it is none of ours', () => {
