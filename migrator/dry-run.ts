@@ -259,6 +259,8 @@ class DryExecutor implements Executor {
     return this.commit(row, [...statements, endHold(row.id)], to, change);
   }
 
+  async announceFlip(): Promise<void> {}
+
   async progress(): Promise<void> {}
 
   async rest(): Promise<number> {

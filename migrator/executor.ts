@@ -1,7 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import type { Logger } from 'pino';
+import { ANNOUNCE, ANNOUNCE_LATER } from '../topology/catalog/announce.js';
 import type { CatalogClient } from '../topology/catalog/change.js';
+import { timedQuery } from '../topology/catalog/timed-query.js';
 import { ForeshardError } from '../topology/errors.js';
 import type { MigrationProgress, MigrationState } from '../topology/migration.js';
 import type { MigrationControls } from '../topology/migration-controls.js';
@@ -70,7 +72,10 @@ export interface Executor {
     to: MigrationState,
     change: StateChange,
   ): Promise<MigrationRow>;
-  /** The flip: the same, and it ends the hold, which must still stand. @param over a connection that is at hand; default: one of the pool */
+  /**
+   * The flip: the same, and it ends the hold, which must still stand. No proxy is told: see `announceFlip`.
+   * @param over a connection that is at hand; default: one of the pool
+   */
   flip(
     row: MigrationRow,
     statements: readonly CatalogStatement[],
@@ -78,6 +83,8 @@ export interface Executor {
     change: StateChange,
     over?: CatalogClient,
   ): Promise<MigrationRow>;
+  /** Tells the proxies of the flip. Should that fail, they find out by themselves, within a second. */
+  announceFlip(over: CatalogClient): Promise<void>;
   /** Has the catalog plan what such a flip does, over the connection that is to do it; nothing is carried out. */
   foresee(
     row: MigrationRow,
@@ -102,6 +109,14 @@ export interface WaitOptions {
 
 /** Nothing but the next step may stand behind these: clients wait. */
 const HASTY: readonly MigrationState[] = ['fencing', 'flipped', 'flipped_back'];
+
+/** Part of a flip. All proxies ask the catalog when they are told, and the processors are wanted for the flip's own answer. */
+const ANNOUNCED_LATER: CatalogStatement = {
+  text: 'proxies are told when the gate opens',
+  sql: ANNOUNCE_LATER,
+  values: [],
+  elseConflict: null,
+};
 
 /** How often a paused migration looks whether it still is, ms. */
 const PAUSED_MS = 100;
@@ -255,7 +270,13 @@ export class RealExecutor implements Executor {
     change: StateChange,
     over?: CatalogClient,
   ): Promise<MigrationRow> {
-    return this.#commit(row, statements, to, change, [endHold(row.id)], over);
+    return this.#commit(row, [ANNOUNCED_LATER, ...statements], to, change, [endHold(row.id)], over);
+  }
+
+  async announceFlip(over: CatalogClient): Promise<void> {
+    await over.query(timedQuery(ANNOUNCE)).catch((error: unknown) => {
+      this.#log.warn({ err: error, migration: this.#store.id.toString() }, 'could not announce the flip');
+    });
   }
 
   async foresee(
@@ -264,7 +285,7 @@ export class RealExecutor implements Executor {
     to: MigrationState,
     over: CatalogClient,
   ): Promise<void> {
-    const all = [...statements, this.#store.transitionStatement(row, to, {}), endHold(row.id)];
+    const all = [ANNOUNCED_LATER, ...statements, this.#store.transitionStatement(row, to, {}), endHold(row.id)];
     await over.query(all.map(({ sql, values }) => `EXPLAIN ${withLiterals(sql, values)}`).join(';\n'));
   }
 

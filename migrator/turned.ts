@@ -111,6 +111,10 @@ class TurnedExecutor implements Executor {
     return this.#exec.flip(row, statements, to, change, over);
   }
 
+  announceFlip(over: CatalogClient): Promise<void> {
+    return this.#exec.announceFlip(over);
+  }
+
   foresee(
     row: MigrationRow,
     statements: readonly CatalogStatement[],

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
 import type { Catalog } from '../topology/catalog/catalog.js';
 import { ownLeaseEnd, ProxyLeases } from '../topology/catalog/leases.js';
+import { announcedHold } from '../topology/catalog/topology-reader.js';
 import { ForeshardError } from '../topology/errors.js';
 import type { Epoch, Hold, Topology } from '../topology/topology.js';
 import { Again } from './again.js';
@@ -31,6 +32,9 @@ export interface LiveTopologyOptions {
 /** All proxies hear of a flip at once, when its migrator and the clients that were held have more need of the servers. */
 const AFTER_FLIP_MS = 100;
 
+/** Anybody who can connect to the catalog's database can announce something: what has been is looked up so much later, when flips are over. */
+const LOOK_UP_MS = 1000;
+
 /** The catalog is asked no more often than this whether a hold is over. */
 const HOLD_RECHECK_MS = 50;
 
@@ -41,6 +45,8 @@ interface LiveHold {
    * happen after it, but one may have before it that we have not heard of: the hold ends with the next look at the catalog.
    */
   readonly until: number;
+  /** When it was announced, on the same clock: what is read from before that does not know of it. */
+  readonly heardAt: number;
   acked: boolean;
 }
 
@@ -67,7 +73,10 @@ export class LiveTopology {
   readonly #onApplied: (() => void)[] = [];
   #renewTimer: NodeJS.Timeout | null = null;
   #holdTimer: NodeJS.Timeout | null = null;
-  readonly #reads = new Again(async () => this.#apply(await this.#options.catalog.loadTopology()));
+  readonly #reads = new Again(async () => {
+    const asked = performance.now();
+    this.#apply(await this.#options.catalog.loadTopology(), asked);
+  });
   readonly #renewals = new Again(() => this.#renewOnce());
   #watch: { close(): Promise<void> } | null = null;
   #closed = false;
@@ -91,7 +100,10 @@ export class LiveTopology {
       epochAcked: live.#current.epoch,
       schemaHeard: live.#current.schemaGeneration,
     });
-    live.#watch = await options.catalog.watch(() => void live.reload());
+    live.#watch = await options.catalog.watch(
+      () => void live.reload(),
+      (announcement) => live.#heard(announcement),
+    );
     // From the registration on flips wait for us; what is loaded after it is safe to serve, what was before may not be.
     await live.#reads.run();
     live.#leaseUntil = ownLeaseEnd(asked, options.leaseTtlMs);
@@ -102,6 +114,11 @@ export class LiveTopology {
 
   get current(): Topology {
     return this.#current;
+  }
+
+  /** What is held at the moment. */
+  get holds(): readonly Hold[] {
+    return [...this.#holds.values()].map(({ hold }) => hold);
   }
 
   /** Whether the lease lasts: beyond it, another proxy's map may be newer than ours. */
@@ -235,7 +252,22 @@ export class LiveTopology {
     }
   }
 
-  #apply(topology: Topology): void {
+  /** A hold is told of with its announcement: nobody asks the catalog for it while clients wait. @returns false: the catalog has to be asked */
+  #heard(announcement: string): boolean {
+    const hold = announcedHold(announcement, this.#current);
+    if (hold === null || hold.endsTransactions || hold.remainingMs <= 0) return false;
+    if (this.#holds.has(hold.id)) return true;
+    const now = performance.now();
+    const live = { hold, until: now + hold.remainingMs, heardAt: now, acked: false };
+    this.#holds.set(hold.id, live);
+    setTimeout(() => this.#holds.get(hold.id) === live && void this.reload(), LOOK_UP_MS).unref();
+    this.#scheduleHoldEnd();
+    this.#acknowledge();
+    return true;
+  }
+
+  /** @param asked when the catalog was asked for it, on performance.now()'s clock */
+  #apply(topology: Topology, asked: number): void {
     if (this.#closed || topology.epoch < this.#current.epoch) return;
     const changed = topology.epoch !== this.#current.epoch;
     if (changed)
@@ -246,8 +278,10 @@ export class LiveTopology {
     const holds = new Map<bigint, LiveHold>();
     for (const hold of topology.holds) {
       if (hold.remainingMs <= 0) continue;
-      holds.set(hold.id, { hold, until: now + hold.remainingMs, acked: this.#holds.get(hold.id)?.acked ?? false });
+      const { heardAt = asked, acked = false } = this.#holds.get(hold.id) ?? {};
+      holds.set(hold.id, { hold, until: now + hold.remainingMs, heardAt, acked });
     }
+    for (const [id, live] of this.#holds) if (live.heardAt > asked && !holds.has(id)) holds.set(id, live);
     this.#holds = holds;
     this.#scheduleHoldEnd();
     for (const listener of this.#onApplied) listener();

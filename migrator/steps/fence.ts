@@ -108,7 +108,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     pause.took('carry');
     await flipAtEpoch(m, plan, catalog);
     pause.took('flip');
-    await openDestination(m, goThroughGateSql(m.names));
+    await together([openDestination(m, goThroughGateSql(m.names)), m.exec.announceFlip(catalog)]);
     pause.took('open');
     m.log.info({ migration: m.row.id.toString(), timings: pause.parts }, to);
     m.row = await m.exec.noteFacts(m.row, { [timings]: pause.parts });
@@ -296,7 +296,7 @@ async function closeGate(m: Move, token: string): Promise<void> {
 }
 
 /**
- * Proxies hear of the flip when we do, and may be there before the gate is open. Should we fall silent, nobody is to wait for us: then
+ * Proxies hear of the flip while the gate is being opened, and may be there before it is. Should we fall silent, nobody is to wait for us: then
  * the closed gate refuses as before.
  */
 function waitAtGate(m: Move): Promise<void> {

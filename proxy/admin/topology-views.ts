@@ -69,7 +69,7 @@ export const RANGES: View<ProcessState> = {
   rows: ({ live }) =>
     [...live.current.keyspaces.values()].flatMap((keyspace) =>
       keyspace.ranges.map((range): Row => {
-        const held = live.current.holds.some((hold) => hold.keyspace === keyspace.name && overlaps(hold, range));
+        const held = live.holds.some((hold) => hold.keyspace === keyspace.name && overlaps(hold, range));
         return [
           String(range.id),
           keyspace.name,

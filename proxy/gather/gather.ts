@@ -10,12 +10,11 @@ import { type GatherProgram, PARAMETER, partials } from '../router/gather-progra
 import { FIRST_NORMAL_OID } from '../router/metadata.js';
 import { PARTS } from '../router/reduction.js';
 import type { Analyzed } from '../router/route.js';
-import { allDone } from '../session/all-done.js';
 import type { ClientSession, SpreadRun } from '../session/client-session.js';
 import type { Footprint } from '../session/footprint.js';
 import type { Placement } from '../session/placement.js';
 import { RefusedError } from '../session/refusals.js';
-import { beginLike, boundOutside, boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
+import { boundWorded, type SpreadBlock, spreadBlock } from '../session/spread-block.js';
 import { SpreadWait } from '../session/spread-wait.js';
 import {
   BIND_COMPLETE,
@@ -46,13 +45,14 @@ import {
 } from '../wire/frontend.js';
 import { BACKEND } from '../wire/message-types.js';
 import { kept } from '../wire/read-memory.js';
-import { type Brought, type Formed, fromStage, plannedOf, type Stage, stageForm, stageText } from './brought.js';
+import { type Brought, type Formed, fromStage, plannedOf, stageForm, stageText } from './brought.js';
 import { agree, OBJECT_TYPES, objectsWithin } from './column-types.js';
 import { acquireAll, cancelAll, lend, letGo, rollBack, type SentBatch } from './connections.js';
 import { finished } from './finished.js';
 import { AGAIN_MS, HalvesReading, stillTorn, TornError } from './halves.js';
+import { Moments, Readers, type StageOn } from './moments.js';
 import { notPassed, switchedOff, tooMuch, typesDiffer, wordsFor, writtenAtHome } from './refusals.js';
-import { IS_AS_SEEN, RewrittenError, stillRewritten } from './rewritten.js';
+import { RewrittenError, stillRewritten } from './rewritten.js';
 import { type Fetch, RowCopy } from './row-copy.js';
 
 /** What the client has sent. */
@@ -61,25 +61,6 @@ export type GatherStatement =
   | (SentBatch & { readonly kind: 'extended'; readonly bind: BindMessage });
 
 const NO_PARAMETERS = { portal: '', statement: '', formats: [], values: [] };
-
-/** One moment for all tables of a shard. Their transactions wait for each other, which is not their client's idleness. */
-const begin = (mode: string) =>
-  `BEGIN ISOLATION LEVEL REPEATABLE READ ${mode}; SET LOCAL idle_in_transaction_session_timeout = 0`;
-const BEGIN = begin('READ WRITE');
-const BEGIN_READING = begin('READ ONLY');
-/** The query itself changes nothing: whatever it calls. */
-const READ_ONLY = encodeQuery(`${IS_AS_SEEN}; SET TRANSACTION READ ONLY`);
-/** The end of what has read. */
-const READ = encodeQuery(`${IS_AS_SEEN}; COMMIT`);
-const COMMIT = encodeQuery('COMMIT');
-/** Each of its statements sees another moment. */
-const BEGIN_LOOKING =
-  'BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0';
-const ROLLBACK = encodeQuery('ROLLBACK');
-/** In the client's own transaction, for what may fail and is then asked for in another way. */
-const SAVE = encodeQuery('SAVEPOINT foreshard_rows');
-const FORGET = encodeQuery('RELEASE SAVEPOINT foreshard_rows');
-const GO_BACK = encodeQuery('ROLLBACK TO SAVEPOINT foreshard_rows; RELEASE SAVEPOINT foreshard_rows');
 
 /** Of the home shard's rows so far; in a message of the server's: that there are too many of them. */
 const OWN_SIZE = 'foreshard size of rows';
@@ -101,16 +82,12 @@ export class Gather implements BackendOwner, SpreadRun {
   readonly #placement: Placement & { kind: 'gather' };
   readonly #analyzed: Analyzed;
   readonly #statement: GatherStatement;
-  readonly #own: Backend[] = [];
-  /** Those of the client's transaction block to shards on which it has written: what these have is read there. */
-  readonly #lent: Backend[] = [];
+  readonly #readers: Readers;
   #block: SpreadBlock | null = null;
   /** Null: deadlocks are not looked for. */
   #wait: SpreadWait | null = null;
-  /** The block can go back to where it was. */
-  #saved = false;
-  /** Whose waits are bounded outside of transactions. */
-  readonly #bounded = new Set<Backend>();
+  /** There from when the connections are. */
+  #moments!: Moments;
   /** See SpreadRun. */
   failure: ErrorFields | null = null;
   readonly #cancels: Promise<void>[] = [];
@@ -143,6 +120,7 @@ export class Gather implements BackendOwner, SpreadRun {
     this.#session = session;
     this.footprint = placement;
     this.#placement = placement;
+    this.#readers = new Readers(placement.topology.home);
     this.#analyzed = analyzed;
     this.#statement = statement;
     this.#copy = new RowCopy({
@@ -154,26 +132,11 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 
   get backends(): readonly Backend[] {
-    return [...this.#own, ...this.#lent];
+    return this.#readers.all;
   }
 
   get #workspace(): Backend {
-    const { home } = this.#placement.topology;
-    return this.#own.find((backend) => backend.shard === home) as Backend;
-  }
-
-  /** Of its own, to shards on which the client's block has not written. */
-  get #readers(): Backend[] {
-    return this.#own.filter((backend) => backend !== this.#workspace && !this.#isLent(backend));
-  }
-
-  /** Of its own, to the others: what the block's cannot be asked. */
-  get #witnesses(): Backend[] {
-    return this.#own.filter((backend) => backend !== this.#workspace && this.#isLent(backend));
-  }
-
-  #isLent({ shard }: Backend): boolean {
-    return this.#lent.some((lent) => lent.shard === shard);
+    return this.#readers.workspace;
   }
 
   /**
@@ -188,31 +151,34 @@ export class Gather implements BackendOwner, SpreadRun {
     const session = this.#session;
     const block = await spreadBlock(session);
     this.#block = block;
+    const { own, lent } = this.#readers;
     try {
       const others = shards.filter((shard) => block?.writers.has(shard) !== true);
       const all = new Set([...others, topology.home]);
-      if (!(await acquireAll(session, this, [...all], topology, this.#own, signal, block))) return false;
-      for (const [shard, backend] of block?.writers ?? []) if (shards.includes(shard)) this.#lent.push(backend);
-      lend(this.#lent, this);
+      if (!(await acquireAll(session, this, [...all], topology, own, signal, block))) return false;
+      for (const [shard, backend] of block?.writers ?? []) if (shards.includes(shard)) lent.push(backend);
+      lend(lent, this);
       this.#wait = SpreadWait.begin(session, block);
+      this.#moments = new Moments(session, this.#readers, block, this.#wait);
       const program = services.router.gatherProgram(this.#analyzed, shards);
       if (program === null || !this.#reaches(program))
         throw new RefusedError('0A000', 'this query is not understood well enough to be exact on several shards', {
           hint: PIN_HINT,
         });
       this.#program = program;
-      if (!(await acquireAll(session, this, this.#unwitnessed(program), topology, this.#own, signal, block)))
-        return false;
-      await this.#asInBlock(() => this.#describe()).catch((error: unknown) => {
-        signal.throwIfAborted();
-        const told = asServerError(error);
-        throw block !== null && told instanceof ServerError ? new ServerError(boundWorded(block, told.fields)) : told;
-      });
+      if (!(await acquireAll(session, this, this.#unwitnessed(program), topology, own, signal, block))) return false;
+      await this.#moments
+        .asInBlock(() => this.#describe())
+        .catch((error: unknown) => {
+          signal.throwIfAborted();
+          const told = asServerError(error);
+          throw block !== null && told instanceof ServerError ? new ServerError(boundWorded(block, told.fields)) : told;
+        });
       await this.#answer(program);
       return true;
     } finally {
       await Promise.all(this.#cancels);
-      await letGo(session, this.#own, this.#lent, block, this.#wait);
+      await letGo(session, own, lent, block, this.#wait);
     }
   }
 
@@ -222,34 +188,12 @@ export class Gather implements BackendOwner, SpreadRun {
     return tables.every(({ halves }) => halves === null || touches.some((t) => t.keyspace === halves.keyspace));
   }
 
-  /** What begins a transaction. */
-  #begun(sql: string): Buffer {
-    return this.#wait?.begun(sql) ?? encodeQuery(sql);
-  }
-
   /** Shards that have halves of its rows, and on which only the client's own transaction reads. */
   #unwitnessed({ tables }: GatherProgram): ShardName[] {
     const { keyspaces, home } = this.#placement.topology;
     const of = tables.filter(isHalved).flatMap((table) => [table.keyspace, table.halves.keyspace]);
     const shards = new Set(of.flatMap((name) => [...shardsOf(keyspaces.get(name) as Keyspace)]));
-    return this.#lent.map(({ shard }) => shard).filter((shard) => shard !== home && shards.has(shard));
-  }
-
-  async #endAll(): Promise<void> {
-    await Promise.all(this.#own.map(rollBack));
-  }
-
-  /** Runs something on the workspace with the settings of the client's block, where it has some of its own, and with its bound where it may hold locks. */
-  async #asInBlock<T>(work: () => Promise<T>): Promise<T> {
-    const block = this.#block;
-    if (block === null || (block.deferred && block.opening.length === 0)) return work();
-    const workspace = this.#workspace;
-    try {
-      await beginLike(block, workspace, this.#begun(BEGIN), this.#session);
-      return await work();
-    } finally {
-      await rollBack(workspace);
-    }
+    return this.#readers.lent.map(({ shard }) => shard).filter((shard) => shard !== home && shards.has(shard));
   }
 
   /** Has the home shard read the query as it was sent, with its parameters: what is wrong with these, and what columns it has, is said as of the tables. */
@@ -299,8 +243,7 @@ export class Gather implements BackendOwner, SpreadRun {
     session.listening.began();
     try {
       if (!(await this.#fromParts(program))) await this.#fromRows(program);
-      // The answer is whole, whatever comes of this.
-      if (!this.#failed) await this.#workspace.runInternal(COMMIT).catch(() => undefined);
+      if (!this.#failed) await this.#moments.end();
     } catch (error) {
       this.#copy.stop();
       this.#fail(error);
@@ -323,8 +266,7 @@ export class Gather implements BackendOwner, SpreadRun {
       if (!filtered || !isOfValues(error) || isOver || differs || this.#abandoned) throw error;
       // A condition has failed, on rows that PostgreSQL may never have looked at: whether the query does, the query says.
       await Promise.all(this.#cancels.splice(0));
-      await this.#endAll();
-      await this.#goBack();
+      await this.#moments.goBack();
       this.#copy.again();
       this.#passesParameters = false;
       await this.#bringWhole(program, false);
@@ -336,7 +278,7 @@ export class Gather implements BackendOwner, SpreadRun {
   async #bringWhole(program: GatherProgram, filtered: boolean): Promise<void> {
     const { tables } = program;
     const { topology, shards } = this.#placement;
-    const places = { topology, shards, lent: new Set(this.#lent.map(({ shard }) => shard)) };
+    const places = { topology, shards, lent: new Set(this.#readers.lent.map(({ shard }) => shard)) };
     let last: TornError | RewrittenError | null = null;
     for (const ms of AGAIN_MS) {
       const halves = tables.some(isHalved)
@@ -347,8 +289,7 @@ export class Gather implements BackendOwner, SpreadRun {
       } catch (error) {
         if (!(error instanceof TornError || error instanceof RewrittenError)) throw error;
         last = error;
-        await this.#endAll();
-        await this.#goBack();
+        await this.#moments.goBack();
         this.#copy.again();
         await passed(ms, undefined, this.#signal === null ? {} : { signal: this.#signal });
         this.#checkGoing();
@@ -382,24 +323,24 @@ export class Gather implements BackendOwner, SpreadRun {
     }
     for (const stage of stages) await this.#stage(stage, halves);
     if (looksLater) halves?.check();
-    const others = [...this.#readers, ...this.#lent].filter(
-      (reader) => !stages.some((stage) => stage.reader === reader),
-    );
+    const others = this.#fetched.filter((reader) => !stages.some((stage) => stage.reader === reader));
     for (const brought of all) await this.#fill(brought, brought.types, others);
     for (const { table, parts } of planned) if (isHalved(table)) await this.#join(table, parts);
     this.#fromItsText = true;
     // It locks what is read at home, so that this can be looked at.
     if (program.readsHome)
       await this.#workspace.askInternal([{ kind: 'parse', message: encodeParse('', program.text, this.#oids) }]);
-    await this.#release(halves);
+    await this.#moments.release(halves);
   }
 
   /** One moment for each shard. @param mayFail what is read may fail, and be asked for again @returns what comes at once: each statement of the block's own sees another moment */
   async #beginAll(mayFail: boolean, halves: HalvesReading | null, all: readonly Formed[]): Promise<readonly StageOn[]> {
     const of = (reader: Backend) => all.filter(({ texts }) => texts.has(reader.shard));
-    if (halves !== null) return this.#beginHalves(halves, of);
-    await this.#begin(mayFail);
-    return this.#lent.map((reader) => ({ reader, of: of(reader), asked: [] })).filter((stage) => stage.of.length > 1);
+    if (halves !== null) return this.#moments.beginHalves(halves, of, (reader, text) => this.#open(reader, text));
+    await this.#moments.begin(mayFail);
+    return this.#readers.lent
+      .map((reader) => ({ reader, of: of(reader), asked: [] }))
+      .filter((stage) => stage.of.length > 1);
   }
 
   /** Rows and values that one shard has given at once. */
@@ -457,32 +398,33 @@ export class Gather implements BackendOwner, SpreadRun {
     const usesParameters = PARAMETER.test(form);
     if (usesParameters && !this.#mayPassParameters) return false;
     const workspace = this.#workspace;
-    const parts = await this.#asInBlock(async () => {
+    const parts = await this.#moments.asInBlock(async () => {
       const columns = await this.#columnsOf(form);
       return columns === null || (await this.#areOfTheirShard(columns)) ? null : columns;
     });
     const text = parts && reduction.finish(parts.map((column) => column.typeOid));
     if (parts === null || text === null) return false;
     this.#passesParameters = usesParameters;
-    await this.#begin(false);
+    await this.#moments.begin(false);
     const name = `pg_temp.${quoteIdent(PARTS)}`;
     const made = await this.#create(name, form).catch((error: unknown) => {
       if (workspace.lost !== null || isNotAllowed(error)) throw error;
     });
     const shown = made === undefined ? null : await this.#columnsOf(text);
     if (shown === null || !agree(shown, this.#shown)) {
-      await this.#endAll();
+      await this.#moments.endAll();
       return false;
     }
-    await this.#fill({ name: PARTS, texts: partials(reduction, this.#placement.topology), primaryKey: null }, parts, [
-      ...this.#readers,
-      ...this.#lent,
-    ]);
+    await this.#fill(
+      { name: PARTS, texts: partials(reduction, this.#placement.topology), primaryKey: null },
+      parts,
+      this.#fetched,
+    );
     try {
-      await this.#release();
+      await this.#moments.release();
     } catch (error) {
       if (!(error instanceof RewrittenError)) throw error;
-      await this.#endAll();
+      await this.#moments.endAll();
       this.#copy.again();
       return false;
     }
@@ -524,105 +466,17 @@ export class Gather implements BackendOwner, SpreadRun {
     return (await this.#workspace.value(encodeQuery(objectsWithin(own)))) === 't';
   }
 
-  /** One moment for each shard, but for those of the client's own transaction. @param mayFail what is read may fail, and be asked for again */
-  async #begin(mayFail: boolean): Promise<void> {
-    const session = this.#session;
-    await allDone([
-      beginLike(this.#block, this.#workspace, this.#begun(BEGIN), session),
-      ...this.#readers.map((reader) => beginLike(this.#block, reader, this.#begun(BEGIN_READING), session)),
-      ...(mayFail ? [this.#save()] : []),
-    ]);
+  /** Those whose rows come over the network. */
+  get #fetched(): readonly Backend[] {
+    return [...this.#readers.free, ...this.#readers.lent];
   }
 
-  /** The same for rows in two halves, which are looked at before. @returns what has its moment in the client's own transaction, and is still to be fetched */
-  async #beginHalves(halves: HalvesReading, of: (reader: Backend) => readonly Formed[]): Promise<readonly StageOn[]> {
-    const readers = this.#readers;
-    const workspace = this.#workspace;
-    const atHome = this.#isLent(workspace) ? [] : [workspace];
-    const outside = [...readers, workspace, ...this.#witnesses];
-    await this.#save();
-    await this.#outside(outside, () => halves.ahead([...readers, ...atHome, ...this.#lent], outside));
-    const stages = this.#lent
-      .map((reader) => ({ reader, of: of(reader), asked: halves.asked(reader.shard) }))
-      .filter((stage) => stage.of.length + stage.asked.length > 0);
-    await allDone(readers.map((reader) => this.#beginOn(reader, BEGIN_READING)));
-    await allDone([halves.inSnapshots(readers), ...stages.map((stage) => this.#open(stage))]);
-    await this.#outside([workspace], () => halves.aheadAtHome(workspace));
-    await this.#beginOn(workspace, BEGIN);
-    await halves.inSnapshots(atHome);
-    return stages;
-  }
-
-  /** Has the moment of a stage be now. Its rows wait. */
-  #open(stage: StageOn): Promise<void> {
-    const text = stageText(stage, stage.reader.shard);
-    return stage.reader.askInternal([
+  /** Has the moment of a query be now. Its rows wait. */
+  #open(reader: Backend, text: string): Promise<void> {
+    return reader.askInternal([
       { kind: 'parse', message: this.#parse(text) },
       { kind: 'bind', message: this.#bindTo(PORTAL) },
     ]);
-  }
-
-  /** Begins a transaction with the settings of the client's block, on a connection whose waits are bounded. */
-  #beginOn(backend: Backend, sql: string): Promise<void> {
-    return beginLike(this.#hasSettings ? this.#block : null, backend, this.#begun(sql), this.#session);
-  }
-
-  /** The client's block has some of its own. */
-  get #hasSettings(): boolean {
-    return this.#block !== null && this.#block.opening.length > 0;
-  }
-
-  /** Works on connections that have no transaction open, so that each statement sees its own moment, with the settings of the client's block. */
-  async #outside(backends: readonly Backend[], work: () => Promise<void>): Promise<void> {
-    if (this.#hasSettings) {
-      await allDone(backends.map((backend) => this.#beginOn(backend, BEGIN_LOOKING)));
-      await work();
-      await allDone(backends.map((backend) => backend.runInternal(ROLLBACK)));
-      return;
-    }
-    const others = backends.filter((backend) => !this.#bounded.has(backend));
-    await allDone(others.map((backend) => boundOutside(this.#block, backend)));
-    for (const backend of others) this.#bounded.add(backend);
-    await work();
-  }
-
-  /** The readers have done their work; the query is the next thing to run. @throws RewrittenError */
-  async #release(halves: HalvesReading | null = null): Promise<void> {
-    const readers = this.#readers;
-    await allDone([
-      ...readers.map((reader) => asSeen(reader, READ)),
-      asSeen(this.#workspace, READ_ONLY),
-      ...(halves === null ? [this.#forget()] : []),
-    ]);
-    if (halves === null) return;
-    const outside = [...readers, ...this.#witnesses];
-    await this.#outside(outside, () => halves.behind([...readers, ...this.#lent], outside));
-    await this.#forget();
-  }
-
-  /** The client's block can go back to here. */
-  async #save(): Promise<void> {
-    if (this.#lent.length === 0) return;
-    this.#saved = true;
-    await allDone(this.#lent.map((reader) => reader.runInternal(SAVE)));
-  }
-
-  /** It has not to. */
-  async #forget(): Promise<void> {
-    if (!this.#saved) return;
-    this.#saved = false;
-    await allDone(this.#lent.map((reader) => reader.runInternal(FORGET)));
-  }
-
-  /** The client's block is where it was. */
-  async #goBack(): Promise<void> {
-    if (!this.#saved) return;
-    this.#saved = false;
-    await Promise.all(
-      this.#lent.map(async (reader) => {
-        await reader.runInternal(GO_BACK);
-      }),
-    );
   }
 
   /** A cancel request may have come between two steps, when nothing was there to be canceled, and a limit may have been passed by the last rows of a step. */
@@ -841,11 +695,6 @@ export class Gather implements BackendOwner, SpreadRun {
   }
 }
 
-/** Of a shard on which the client's own transaction reads. */
-interface StageOn extends Stage {
-  readonly reader: Backend;
-}
-
 /** Class 22, what an expression says of its arguments ("PostgreSQL Error Codes"). */
 function isOfValues(error: unknown): boolean {
   return error instanceof InternalStatementError && decodeErrorFields(error.frame).sqlstate.startsWith('22');
@@ -854,9 +703,4 @@ function isOfValues(error: unknown): boolean {
 /** Not about the query. */
 function isNotAllowed(error: unknown): boolean {
   return !(error instanceof InternalStatementError) || decodeErrorFields(error.frame).sqlstate === '42501';
-}
-
-/** @throws RewrittenError when it answers IS_AS_SEEN with false */
-async function asSeen(backend: Backend, sql: Buffer): Promise<void> {
-  if ((await backend.value(sql)) !== 't') throw new RewrittenError(backend.shard);
 }

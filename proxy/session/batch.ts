@@ -15,6 +15,7 @@ import type { HotStatement } from './hot-statement.js';
 import type { NameLookup } from './name-lookup.js';
 import type { Execution } from './placement.js';
 import type { ClientStatement } from './prepared.js';
+import { unread } from './refusals.js';
 import { type Spoken, SqlStatements } from './sql-statements.js';
 import type { ClientStatements } from './statements.js';
 import type { Units } from './units.js';
@@ -80,11 +81,19 @@ export class BatchReader {
   readonly #statements: ClientStatements;
   readonly #lookup: NameLookup;
   readonly #units: Pick<Units, 'fieldsOf'>;
+  readonly #isSpread: () => boolean;
 
-  constructor(statements: ClientStatements, lookup: NameLookup, units: Pick<Units, 'fieldsOf'>) {
+  /** @param isSpread whether rows are on several shards */
+  constructor(
+    statements: ClientStatements,
+    lookup: NameLookup,
+    units: Pick<Units, 'fieldsOf'>,
+    isSpread: () => boolean,
+  ) {
     this.#statements = statements;
     this.#lookup = lookup;
     this.#units = units;
+    this.#isSpread = isSpread;
   }
 
   /** Decodes a batch and finds what its names mean, as the server will when it gets there. */
@@ -135,6 +144,8 @@ export class BatchReader {
         const statement = this.#statements.get(bind.statement);
         const params: BoundParams = { oids: statement.content.oids, formats: bind.formats, values: bind.values };
         const { analyzed } = statement;
+        // Its Parse has gone to a server, which has said what is wrong with it, or takes it.
+        if (analyzed.syntaxError && this.#isSpread()) throw unread();
         const sql = sqlOf(analyzed, this.#statements);
         const execution: Execution = sql?.execution(0, !changing) ?? {
           analyzed,

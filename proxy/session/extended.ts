@@ -1,3 +1,4 @@
+import { soleShard } from '../../topology/topology.js';
 import type { Backend } from '../backend/backend.js';
 import { FanOut } from '../gather/fan-out.js';
 import { Gather } from '../gather/gather.js';
@@ -61,7 +62,8 @@ export class ExtendedProtocol {
     this.#session = session;
     this.#units = units;
     this.#statements = statements;
-    this.#reader = new BatchReader(statements, session.lookup, units);
+    const { live } = session.services;
+    this.#reader = new BatchReader(statements, session.lookup, units, () => soleShard(live.current) === null);
     this.#sender = new BatchSender(session, units, statements, this.#reader);
   }
 

@@ -20,6 +20,17 @@ export function checkAgain(times: number): void {
 /** Its values are known to the server alone: SET LOCAL says the same, and is said again elsewhere. */
 export const SETS_LOCALLY = 'set_config';
 
+/** A server takes the text, and the proxy's parser does not: where its rows are is not known. */
+export function unread(): RefusedError {
+  return new RefusedError(
+    '0A000',
+    'the statement cannot be routed: it is not understood well enough to be exact on several shards',
+    {
+      hint: 'Its syntax is that of another version than PostgreSQL 18, or it is nested too deeply. Write it in another way.',
+    },
+  );
+}
+
 /** What to do about what ties a transaction; null: nothing that helps in all cases. */
 export const hintForTie = (tied: string | null): string | null =>
   tied === SETS_LOCALLY ? 'Use SET LOCAL in place of set_config(…, true).' : null;

@@ -17,7 +17,7 @@ import { hotTextOf, tellOfTable } from './hot-statement.js';
 import type { Lookup } from './name-lookup.js';
 import { blockOf, type Execution, type Placement } from './placement.js';
 import type { Prepared } from './readiness.js';
-import { checkAgain, RefusedError } from './refusals.js';
+import { checkAgain, RefusedError, unread } from './refusals.js';
 import { type Rewrite, SentText } from './sent-text.js';
 import { errorAsWritten, type Spoken, SqlStatements } from './sql-statements.js';
 import { type ClientStatements, protocolName } from './statements.js';
@@ -99,14 +99,16 @@ export class SimpleProtocol {
     try {
       checkAgain(times);
       unit.executions = this.#executions(analyzed, prepared);
-      placement = this.#session.lease.prepare(unit.executions, this.#session.wait, isPlain(analyzed));
+      const plain = isPlain(analyzed) && !analyzed.syntaxError;
+      placement = this.#session.lease.prepare(unit.executions, this.#session.wait, plain);
     } catch (error) {
       prepared.release();
       if (error instanceof RefusedError) this.#beginBefore(unit.executions);
       return this.#units.fail(error);
     }
-    if (placement instanceof Promise || placement.kind !== 'one' || placement.hot !== undefined || !prepared.none)
+    if (placement instanceof Promise || placement.kind !== 'one' || placement.hot !== undefined)
       return this.#runLater(unit, placement);
+    if (!prepared.none || analyzed.syntaxError) return this.#runLater(unit, placement);
     this.#send(unit, placement, null, null);
     return null;
   }
@@ -137,6 +139,7 @@ export class SimpleProtocol {
         if (!(await session.runHalves(write))) await this.#again(write.moved ? { ...unit, times: -1 } : unit);
         return;
       }
+      if (placement.kind === 'one' && analyzed.syntaxError) await this.#checkUnread(analyzed.text);
       if (placement.kind === 'one') hot = this.#hotText(analyzed, placement);
       if (placement.kind === 'one' && !prepared.none) {
         const { backend } = lease as { backend: Backend };
@@ -153,6 +156,24 @@ export class SimpleProtocol {
       prepared.release();
       await this.#again(unit);
     } else this.#send(unit, placement, spoken, hot);
+  }
+
+  /** What the parser does not take is only looked at by the server, unless all rows are there. @throws ServerError what it says; RefusedError when it would run it */
+  async #checkUnread(text: Buffer): Promise<void> {
+    const { lease, services } = this.#session;
+    if (soleShard(services.live.current) !== null) return;
+    // A Sync would end the batch that the client has open.
+    if (lease.unsynced) throw unread();
+    try {
+      await (lease.backend as Backend).parseInternal(encodeParse('', text, []));
+    } catch (error) {
+      const told = asServerError(error);
+      // Several statements cannot be parsed so, which is found when all of them have been read.
+      throw told instanceof ServerError && told.sqlstate === '42601' && told.fields.position === undefined
+        ? unread()
+        : told;
+    }
+    throw unread();
   }
 
   /** What is sent in place of a text about hot columns alone; null: it is sent as it came. @throws RefusedError */

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { LiveTopology, type LiveTopologyOptions } from '../../proxy/live-topology.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { initCatalog } from '../../topology/catalog/schema.js';
+import type { Topology } from '../../topology/topology.js';
 import { startTestCluster } from '../support/cluster.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -233,5 +234,111 @@ it('acknowledges a hold as soon as the transaction that it waited for has ended'
   } finally {
     await live.close();
     await pool.query('DELETE FROM foreshard.hold');
+  }
+});
+
+/** A catalog of which a test says when it has read the topology, and what. */
+function readBy(load: (topology: Promise<Topology>) => Promise<Topology>): Pick<LiveTopologyOptions, 'catalog'> {
+  return {
+    catalog: Object.create(catalog, { loadTopology: { value: () => load(catalog.loadTopology()) } }) as Catalog,
+  };
+}
+
+const HOLD = `INSERT INTO foreshard.hold (migration_id, keyspace, reference_tables, deadline)
+  VALUES (1, 'tenants', false, clock_timestamp() + interval '1 hour')`;
+const everythingOf = (live: LiveTopology) => ({
+  topology: live.current,
+  touches: [],
+  everything: true,
+  writesReference: false,
+});
+
+it('hears of a hold by what announces it, and of its end by the catalog', async () => {
+  let reads = 0;
+  let silent = false;
+  const live = await start({
+    ...LONG,
+    ...readBy((topology) => {
+      reads += 1;
+      return silent ? new Promise(() => undefined) : topology;
+    }),
+  });
+  try {
+    await waitFor(() => reads >= 2, { what: 'the first read of the watch' });
+    silent = true;
+    await catalog.pool.query(HOLD);
+    const acknowledged = async () => (await catalog.pool.query('SELECT FROM foreshard.hold_ack')).rowCount === 1;
+    await waitFor(acknowledged, { what: 'the acknowledgement' });
+    expect(live.admits(everythingOf(live), null)).toBe(false);
+    expect(live.holds).toMatchObject([{ keyspace: 'tenants', lo: null, hi: null }]);
+  } finally {
+    await live.close();
+    await catalog.pool.query('DELETE FROM foreshard.hold');
+  }
+});
+
+it('keeps a hold that was announced while an older map was being read, and no longer than the next one', async () => {
+  const older: (() => void)[] = [];
+  let keeps = false;
+  const live = await start({
+    ...LONG,
+    ...readBy((topology) => {
+      if (!keeps) return topology;
+      keeps = false;
+      return topology.then((read) => new Promise((resolve) => older.push(() => resolve(read))));
+    }),
+  });
+  try {
+    keeps = true;
+    const reloaded = live.reload();
+    await waitFor(() => older.length > 0, { what: 'the map to have been read' });
+    await catalog.pool.query(HOLD);
+    await waitFor(() => live.holds.length === 1, { what: 'the hold to be heard of' });
+    older[0]?.();
+    await reloaded;
+    expect(live.admits(everythingOf(live), null)).toBe(false);
+    await catalog.pool.query('DELETE FROM foreshard.hold');
+    await waitFor(() => live.admits(everythingOf(live), null), { what: 'the end of the hold' });
+  } finally {
+    await live.close();
+    await catalog.pool.query('DELETE FROM foreshard.hold');
+  }
+});
+
+it('asks the catalog for a hold whose bounds are too long to be announced, or that is of another epoch', async () => {
+  const { pool } = catalog;
+  await pool.query(`INSERT INTO foreshard.keyspace (name, method, key_types) VALUES ('names', 'range', '{text}');
+    INSERT INTO foreshard.range (keyspace, shard) VALUES ('names', 'one')`);
+  const live = await start(LONG);
+  try {
+    await pool.query(`INSERT INTO foreshard.hold (migration_id, keyspace, lo, reference_tables, deadline)
+      VALUES (1, 'names', jsonb_build_array(repeat('x', 8000)), false, clock_timestamp() + interval '1 hour')`);
+    await waitFor(() => live.holds.length === 1, { what: 'the hold to be heard of' });
+    expect(live.holds[0]?.lo?.[0]?.toString()).toHaveLength(8000);
+    await pool.query('DELETE FROM foreshard.hold');
+    await waitFor(() => live.holds.length === 0, { what: 'its end' });
+    await pool.query(`NOTIFY foreshard_topology, '{"epoch": 1'`); // nothing of ours
+    const before = live.current.epoch;
+    await pool.query(`UPDATE foreshard.meta SET epoch = epoch + 1; ${HOLD}`);
+    await waitFor(() => live.holds.length === 1, { what: 'the other hold to be heard of' });
+    expect(live.current.epoch).toBe(before + 1n);
+  } finally {
+    await live.close();
+    await pool.query(
+      `DELETE FROM foreshard.hold; DELETE FROM foreshard.range WHERE keyspace = 'names'; DELETE FROM foreshard.keyspace WHERE name = 'names'`,
+    );
+  }
+});
+
+it('holds nothing for long that the catalog does not know of', async () => {
+  const live = await start(LONG);
+  try {
+    const hold = { id: '999', keyspace: 'tenants', lo: null, hi: null, referenceTables: false, remainingMs: 3_600_000 };
+    const announcement = JSON.stringify({ epoch: live.current.epoch.toString(), hold });
+    await catalog.pool.query(`SELECT pg_notify('foreshard_topology', $1)`, [announcement]);
+    await waitFor(() => live.holds.length === 1, { what: 'it to be heard of' });
+    await waitFor(() => live.holds.length === 0, { what: 'it to be looked up' });
+  } finally {
+    await live.close();
   }
 });

@@ -3,6 +3,7 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EmbeddedCluster } from '../../deploy/embedded/cluster.js';
 import { loadSql } from '../../sql/load.js';
+import { ANNOUNCE, ANNOUNCE_LATER } from '../../topology/catalog/announce.js';
 import { Catalog } from '../../topology/catalog/catalog.js';
 import { LoginUsers } from '../../topology/catalog/login-users.js';
 import { currentSchemaVersion, initCatalog } from '../../topology/catalog/schema.js';
@@ -195,6 +196,24 @@ describe('loadTopology', () => {
 });
 
 describe('watch', () => {
+  it('is not told of what is announced later', async () => {
+    const catalog = await newCatalog();
+    const listening = await catalog.connectAlone();
+    const told: (string | undefined)[] = [];
+    listening.on('notification', ({ payload }) => told.push(payload));
+    await listening.query('LISTEN foreshard_topology');
+    const raise = 'UPDATE foreshard.meta SET epoch = epoch + 1';
+    const client = await catalog.pool.connect();
+    await client.query(`BEGIN; ${ANNOUNCE_LATER}; ${raise}; COMMIT`);
+    await client.query(ANNOUNCE);
+    await client.query(raise);
+    client.release();
+    await waitFor(() => told.length >= 2, { what: 'announcements' });
+    expect(told).toEqual(['', 'meta']);
+    await listening.end();
+    await catalog.close();
+  });
+
   it('tells at the start, of epochs and of holds', async () => {
     const catalog = await newCatalog();
     let calls = 0;

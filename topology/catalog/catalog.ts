@@ -69,10 +69,14 @@ export class Catalog {
   /**
    * Calls `listener` once when the watch is in place, then whenever the topology or a hold may have changed (LISTEN, with
    * a poll every second behind it), and after every reconnect. It may be called without need, never too seldom.
+   * @param heard whether an announcement says all that there is to know (`announcedHold`): then `listener` is not called for it
    * @throws CatalogUnavailableError when the first connection fails; later failures are retried for ever
    */
-  async watch(listener: () => void): Promise<{ close(): Promise<void> }> {
-    const watch = new TopologyWatch(this.url, this.pool, listener);
+  async watch(
+    listener: () => void,
+    heard: (announcement: string) => boolean = () => false,
+  ): Promise<{ close(): Promise<void> }> {
+    const watch = new TopologyWatch(this.url, this.pool, listener, heard);
     try {
       await watch.start();
     } catch (error) {

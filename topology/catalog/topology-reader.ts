@@ -48,6 +48,16 @@ SELECT m.epoch::text, m.schema_generation::text AS "schemaGeneration", m.databas
      FROM foreshard.range_replica p WHERE p.since IS NOT NULL) AS replicas
 FROM foreshard.meta m`;
 
+interface HoldRow {
+  id: string;
+  keyspace: string;
+  lo: string[] | null;
+  hi: string[] | null;
+  referenceTables: boolean;
+  endsTransactions: boolean;
+  remainingMs: number;
+}
+
 interface Row {
   epoch: string;
   schemaGeneration: string;
@@ -58,15 +68,7 @@ interface Row {
   splits: { table: TableName; hot: TableName; columns: string[]; primaryKey: string[] }[];
   ranges: { id: string; keyspace: string; lo: string[] | null; hi: string[] | null; shard: string }[];
   refs: { schema: string; table: string; shards: string[] }[];
-  holds: {
-    id: string;
-    keyspace: string;
-    lo: string[] | null;
-    hi: string[] | null;
-    referenceTables: boolean;
-    endsTransactions: boolean;
-    remainingMs: number;
-  }[];
+  holds: HoldRow[];
   replicas: {
     id: string;
     since: string;
@@ -122,18 +124,10 @@ function buildTopology(row: Row): Topology {
   const referenceTables = new Map<string, ReferenceTable>();
   for (const r of row.refs) referenceTables.set(tableId(r), { ...r, shards: r.shards as ShardName[] });
 
-  const holds: Hold[] = row.holds.map((h) => {
-    const keyspace = keyspaces.get(h.keyspace as KeyspaceName);
-    if (keyspace === undefined) throw damaged(`hold ${h.id} names no keyspace`);
-    return {
-      id: BigInt(h.id),
-      keyspace: keyspace.name,
-      lo: positionFromJson(keyspace, h.lo),
-      hi: positionFromJson(keyspace, h.hi),
-      referenceTables: h.referenceTables,
-      endsTransactions: h.endsTransactions,
-      remainingMs: Number(h.remainingMs),
-    };
+  const holds = row.holds.map((h) => {
+    const hold = buildHold(h, keyspaces);
+    if (hold === null) throw damaged(`hold ${h.id} names no keyspace`);
+    return hold;
   });
 
   const replicas: RangeReplica[] = row.replicas.map((r) => {
@@ -165,6 +159,35 @@ function buildTopology(row: Row): Topology {
     holds,
     replicas,
   };
+}
+
+/** Null: of no keyspace. */
+function buildHold(h: HoldRow, keyspaces: Topology['keyspaces']): Hold | null {
+  const keyspace = keyspaces.get(h.keyspace as KeyspaceName);
+  if (keyspace === undefined) return null;
+  return {
+    id: BigInt(h.id),
+    keyspace: keyspace.name,
+    lo: positionFromJson(keyspace, h.lo),
+    hi: positionFromJson(keyspace, h.hi),
+    referenceTables: h.referenceTables,
+    endsTransactions: h.endsTransactions,
+    remainingMs: Number(h.remainingMs),
+  };
+}
+
+/**
+ * The hold that an announcement tells of. Null: another announcement, or one of another epoch than `topology`, which is to be read; or none that a catalog makes, for
+ * anybody who can connect to its database can send one.
+ */
+export function announcedHold(announcement: string, topology: Topology): Hold | null {
+  if (!announcement.startsWith('{')) return null;
+  try {
+    const { epoch, hold } = JSON.parse(announcement) as { readonly epoch: string; readonly hold: HoldRow };
+    return epoch === topology.epoch.toString() ? buildHold(hold, topology.keyspaces) : null;
+  } catch {
+    return null;
+  }
 }
 
 function buildKeyspace(k: Row['keyspaces'][number], row: Row, tables: ReadonlyMap<string, ShardedTable>): Keyspace {

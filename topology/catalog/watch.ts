@@ -22,16 +22,19 @@ export class TopologyWatch {
   readonly #url: string;
   readonly #pool: pg.Pool;
   readonly #listener: () => void;
+  readonly #heard: (announcement: string) => boolean;
   readonly #closing = new AbortController();
   #client: pg.Client | null = null;
   #signature: string | null = null;
   #telling = false;
   #loops: Promise<unknown> = Promise.resolve();
 
-  constructor(url: string, pool: pg.Pool, listener: () => void) {
+  /** @param heard whether an announcement says all that there is to know: then `listener` is not called for it */
+  constructor(url: string, pool: pg.Pool, listener: () => void, heard: (announcement: string) => boolean) {
     this.#url = url;
     this.#pool = pool;
     this.#listener = listener;
+    this.#heard = heard;
   }
 
   /** Resolves when LISTEN is in place, after the first call of the listener. */
@@ -59,7 +62,9 @@ export class TopologyWatch {
       client.once('error', () => resolve());
     });
     client.on('error', () => undefined); // `ended` has been told by the first one
-    client.on('notification', () => this.#tellOnce());
+    client.on('notification', ({ payload = '' }) => {
+      if (this.#closed() || !this.#heard(payload)) this.#tellOnce();
+    });
     try {
       await client.connect();
       await client.query('LISTEN foreshard_topology');
