@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import type { CatalogClient } from '../../topology/catalog/change.js';
 import { createHold, endTransactions, holdStatus } from '../../topology/catalog/leases.js';
@@ -31,6 +32,9 @@ const FENCE_LOCK_TIMEOUT_MS = 250;
 const NO_HOLD = 0n;
 /** How long writes wait at most for the gate of a new owner whose migrator says nothing after the flip. */
 const SILENCE_MS = 1000;
+
+/** The clients that were held have more need of the servers than what follows has. */
+const AFTER_FLIP_MS = 100;
 
 /** The fence did not succeed in time; everything is as before it. */
 class FenceMissed extends Error {}
@@ -111,6 +115,7 @@ export async function cross(m: Move, { to, timings, missed }: Crossing): Promise
     await together([openDestination(m, goThroughGateSql(m.names)), m.exec.announceFlip(catalog)]);
     pause.took('open');
     m.log.info({ migration: m.row.id.toString(), timings: pause.parts }, to);
+    await delay(AFTER_FLIP_MS);
     m.row = await m.exec.noteFacts(m.row, { [timings]: pause.parts });
     await m.exec.progress({ pauseMs: pause.ms, note: null });
   } catch (error) {
