@@ -5,7 +5,8 @@
  * - bare: a publication and a subscription of the rows that move, as a person would type them; tables with their primary keys only;
  * - ours: a migration of the same rows without a throttle, to its end; then both sides are compared once more, with nothing else going on;
  * - impact: pgbench (TPC-B-like, half of the tenants moving) at the source, as fast as it goes, before and while a migration under the default
- *   throttle goes through its phases; the removal of rows with a load on the tenants that stay, against the same load after it.
+ *   throttle goes through its phases; the removal of rows with a load on the tenants that stay, against the same load after it. Beside it, what a
+ *   bare subscription takes that only follows: no throttle makes that less.
  *
  * Source, destination and load share the machine, so that all processor time a migration takes anywhere is missing in the load: "processors taken" is that of both
  * servers beyond what so many transactions take without a migration. It depends far less than throughput does on what else the machine has to do. The source's
@@ -131,7 +132,8 @@ async function within<T>(setting: CopySetting, rows: number, work: (databases: D
 async function bare({ setting, pids }: Scene, rows: number, figures: Figures): Promise<number> {
   return within(setting, rows, async (databases) => {
     const cpu = pids.map(serverCpu);
-    const ms = await databases.bareCopy();
+    const ms = await databases.subscribe();
+    await databases.unsubscribe();
     noteCpu(figures, 'bare copy', pids, cpu, moving(rows));
     const rate = (moving(rows) * 1000) / ms;
     note(figures, 'bare copy, k rows/s', rate / 1000);
@@ -225,6 +227,29 @@ async function impact({ setting, pids }: Scene, rows: number, o: ImpactOptions, 
     } finally {
       await load.end();
       await migration?.stop();
+    }
+  });
+}
+
+/** What a subscription takes that a person would type, once it only follows. */
+async function bareImpact({ setting, pids }: Scene, rows: number, o: ImpactOptions, figures: Figures): Promise<void> {
+  await within(setting, rows, async (databases) => {
+    const log = new PhaseLog(pids);
+    const load = new PgbenchLoad({ ...o, url: databases.sourceUrl, orders: rows / TENANTS, tenants: [1, TENANTS] });
+    try {
+      await delay(WARM_MS);
+      log.mark('bare: before');
+      await delay(BASELINE_MS);
+      log.mark('bare: copy');
+      await databases.subscribe();
+      log.mark('bare: following');
+      await delay(FOLLOWING_MS);
+      log.mark('end');
+      await load.stop();
+      tellImpact(figures, load, log.phases(), 'bare: before', ['bare: following']);
+    } finally {
+      await load.end();
+      await databases.unsubscribe();
     }
   });
 }
@@ -342,8 +367,10 @@ async function run(): Promise<boolean> {
         const [b, a] = isTurned ? [second, first] : [first, second];
         note(figures, 'copy, ours to bare', (a ?? Number.NaN) / (b ?? Number.NaN));
       }
-      if (o.only !== 'copy' && pgbench !== null)
-        await impact(scene, paced, { pgbench, folder, clients: o.clients, throttle }, figures);
+      if (o.only === 'copy' || pgbench === null) continue;
+      const given = { pgbench, folder, clients: o.clients, throttle };
+      await impact(scene, paced, given, figures);
+      await bareImpact(scene, paced, given, figures);
     }
   } finally {
     await Promise.all(clusters.map((cluster) => cluster.stop()));

@@ -1,5 +1,5 @@
 import type { Argv, CommandModule } from 'yargs';
-import type { GlobalArgs } from './options.js';
+import { type GlobalArgs, withHelp } from './options.js';
 
 // biome-ignore lint/suspicious/noExplicitAny: each command has arguments of its own, which yargs checks against its options
 type Loaded = CommandModule<GlobalArgs, any>;
@@ -42,4 +42,19 @@ export function commandsOf(commands: readonly ListedCommand[], args: readonly st
       };
     }),
   );
+}
+
+/** A command that does nothing without one of those below it. @param examples for its help */
+export async function groupOf(
+  commands: readonly ListedCommand[],
+  args: readonly string[],
+  ...examples: Parameters<typeof withHelp>[1][]
+): Promise<CommandModule<GlobalArgs, GlobalArgs>> {
+  const loaded = await commandsOf(commands, args);
+  const names = commands.map(({ command }) => command.split(' ', 1)[0]);
+  const needed = `a command is needed: ${names.slice(0, -1).join(', ')} or ${names.at(-1)}`;
+  return {
+    builder: (y) => withHelp(y.command(loaded).demandCommand(1, needed), ...examples),
+    handler: () => undefined,
+  };
 }

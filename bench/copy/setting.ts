@@ -109,7 +109,7 @@ export class Databases {
    * What a person would type: a publication of the rows that move, a subscription, and nothing else; primary keys are there, other indexes are not.
    * @returns ms until all rows are there
    */
-  async bareCopy(): Promise<number> {
+  async subscribe(): Promise<number> {
     const [source, destination] = await Promise.all([connect(this.sourceUrl), connect(this.destinationUrl)]);
     try {
       await destination.query(TABLES);
@@ -127,12 +127,16 @@ export class Databases {
         if (rows[0]?.left === false) break;
         await destination.query('SELECT pg_sleep(0.02)');
       }
-      const ms = performance.now() - began;
-      await destination.query(`DROP SUBSCRIPTION ${this.#name}`);
-      return ms;
+      return performance.now() - began;
     } finally {
       await Promise.all([source.end(), destination.end()]);
     }
+  }
+
+  async unsubscribe(): Promise<void> {
+    const destination = await connect(this.destinationUrl);
+    await destination.query(`DROP SUBSCRIPTION ${this.#name}`);
+    await destination.end();
   }
 
   async drop(): Promise<void> {

@@ -1,6 +1,6 @@
 import type { CommandModule } from 'yargs';
-import { commandsOf, type ListedCommand, listed } from '../listed-command.js';
-import { type GlobalArgs, withHelp } from '../options.js';
+import { groupOf, type ListedCommand, listed } from '../listed-command.js';
+import type { GlobalArgs } from '../options.js';
 
 /** In the order of the help. */
 const COMMANDS: readonly ListedCommand[] = [
@@ -101,19 +101,6 @@ const COMMANDS: readonly ListedCommand[] = [
   ),
 ];
 
-export async function migrateCommand(args: readonly string[]): Promise<CommandModule<GlobalArgs, GlobalArgs>> {
-  const commands = await commandsOf(COMMANDS, args);
-  return {
-    builder: (y) =>
-      withHelp(
-        y
-          .command(commands)
-          .demandCommand(
-            1,
-            'a command is needed: plan, approve, start, list, show, watch, flip, verify, throttle, end-transactions, abort, pause, resume, rollback, finish, accept, audit, replica, reads or promote',
-          ),
-        ['migrate watch 1', 'Follow migration 1 until it ends'],
-      ),
-    handler: () => undefined,
-  };
+export function migrateCommand(args: readonly string[]): Promise<CommandModule<GlobalArgs, GlobalArgs>> {
+  return groupOf(COMMANDS, args, ['migrate watch 1', 'Follow migration 1 until it ends']);
 }

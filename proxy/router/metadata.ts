@@ -324,8 +324,8 @@ function lookupPath(searchPath: readonly string[]): readonly string[] {
 /** Nothing known: every table that the topology does not name is taken for one of the home shard's. */
 export const EMPTY_METADATA: Metadata = new Snapshot('{"relations":[],"functions":[],"operators":[]}', 'empty');
 
-/** Guards come and go with migrations, and do nothing but refuse: they are none of the schema's triggers. */
-const NOT_A_GUARD = `tgfoid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = to_regnamespace('foreshard_shard'))`;
+/** Guards come and go with migrations, and do nothing but refuse: they are none of the schema's triggers. Their schema goes with them, and is looked up as of the same moment: to_regnamespace() is not. */
+const NOT_A_GUARD = `tgfoid NOT IN (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'foreshard_shard')`;
 
 /** At which events a trigger fires: the bits of `tgtype` for INSERT, DELETE, UPDATE and TRUNCATE (TRIGGER_TYPE_… in PostgreSQL's pg_trigger.h). */
 const EVENTS = 'tgtype & 60';

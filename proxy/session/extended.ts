@@ -539,8 +539,10 @@ export class ExtendedProtocol {
       return;
     }
     this.#reader.forgetPortals();
+    // It failed before its text was parsed: for its client there is no such statement.
+    if (!write.parsed) this.#reader.undo(items);
     for (const item of items) {
-      if (item.type !== 'parse') continue;
+      if (item.type !== 'parse' || !write.parsed) continue;
       item.statement.made = true;
       this.#statements.parsed(item.statement);
     }

@@ -71,6 +71,8 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
   #held: Buffer[] = [];
   /** The client has been told something. */
   #told = false;
+  /** Its server has taken the text, and the client has been told so, if it was to be. */
+  parsed = false;
   #error: Buffer | null = null;
   /** Its server is ready for what comes behind the client's statement. */
   #answered: () => void = () => undefined;
@@ -402,6 +404,7 @@ export class HalvesWrite implements BackendOwner, SpreadRun {
         this.#completion = kept(frame);
         return;
       case BACKEND.ParseComplete:
+        this.parsed = true;
         if (this.#statement.kind === 'extended' && this.#statement.parsed) this.#tell(frame);
         return;
       default:

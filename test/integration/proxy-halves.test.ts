@@ -502,6 +502,23 @@ describe('apart', () => {
       await nothingLeft();
     });
 
+    it('a prepared statement that failed while its rows were being locked is there no more, and can be prepared again', async () => {
+      const [client, other] = [await sharded.connect(), await sharded.connect()];
+      const named = {
+        name: 'both',
+        text: 'UPDATE documents SET title = title || views WHERE tenant_id = $1 AND id = $2',
+        values: [1, 1],
+      };
+      await client.query(`SET lock_timeout = '50ms'`);
+      await other.query('BEGIN');
+      await view(other, 1);
+      for (let i = 0; i < 2; i++) await expect(client.query(named)).rejects.toMatchObject({ code: '55P03' });
+      await other.query('COMMIT');
+      expect((await client.query(named)).rowCount).toBe(1);
+      expect(await document(1)).toEqual({ title: 'title 111', views: 11 });
+      await nothingLeft();
+    });
+
     it('a client that goes away while it waits leaves nothing', async () => {
       const [client, other] = [await sharded.connect(), await sharded.connect()];
       await other.query('BEGIN');

@@ -1,6 +1,6 @@
 import type { CommandModule } from 'yargs';
-import { commandsOf, type ListedCommand, listed } from '../../listed-command.js';
-import { type GlobalArgs, withHelp } from '../../options.js';
+import { groupOf, type ListedCommand, listed } from '../../listed-command.js';
+import type { GlobalArgs } from '../../options.js';
 
 /** In the order of the help. */
 const COMMANDS: readonly ListedCommand[] = [
@@ -46,16 +46,6 @@ const COMMANDS: readonly ListedCommand[] = [
   ),
 ];
 
-export async function planCommand(args: readonly string[]): Promise<CommandModule<GlobalArgs, GlobalArgs>> {
-  const commands = await commandsOf(COMMANDS, args);
-  return {
-    builder: (y) =>
-      withHelp(
-        y
-          .command(commands)
-          .demandCommand(1, 'a command is needed: move, split, merge, isolate, drain, rebalance, vertical or unite'),
-        ['migrate plan split shop 100 --to .,s2', ''],
-      ),
-    handler: () => undefined,
-  };
+export function planCommand(args: readonly string[]): Promise<CommandModule<GlobalArgs, GlobalArgs>> {
+  return groupOf(COMMANDS, args, ['migrate plan split shop 100 --to .,s2', '']);
 }
