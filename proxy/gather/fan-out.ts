@@ -160,9 +160,10 @@ export class FanOut implements BackendOwner, SpreadRun {
       this.#send(backend, i === 0);
     });
     if (this.#statement.kind === 'extended' && this.#statement.parsed) session.write(PARSE_COMPLETE);
+    // The client has been told of its Parse: what is lost now ends the answer, and leaves that.
     await done.catch((error: unknown) => {
-      if (this.#block === null) throw error;
-      this.failure ??= fieldsOfError(error);
+      if (this.#block === null) session.writeError(fieldsOfError(error));
+      else this.failure ??= fieldsOfError(error);
     });
     if (!this.#failed) {
       session.write(encodeCommandComplete(`SELECT ${this.#rows}`));

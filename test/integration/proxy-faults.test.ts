@@ -18,7 +18,7 @@ import { withClient } from '../support/client.js';
 import { type RawMessage, RawPeer } from '../support/raw-peer.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { ADD, activity, bind, errorsIn, loginAt, twoTenants, untilQuiet } from './faults.js';
+import { ADD, activity, bind, errorsIn, loginAt, twoTenants, untilQuiet, untilWaiting } from './faults.js';
 
 let s: Sharded;
 const POOL = 4;
@@ -105,6 +105,23 @@ describe('a server connection dies', () => {
     peer.send(encodeQuery(SLEEP));
     await terminate(await untilRunning());
     expect(errorsIn(await rest(peer))).toEqual(['FATAL 57P01']);
+    await expectWholePool();
+  });
+
+  it('while a statement over several shards runs: an error, and what has been prepared for it is there', async () => {
+    const c = await s.connect();
+    const letGo = await lockTenants();
+    const named = { name: 'all', text: 'SELECT name FROM tenants' };
+    const failed = c.query(named).catch((error: pg.DatabaseError) => error.code);
+    try {
+      // The one that is read first: the others are held back.
+      await s.onShard(0, 'SELECT pg_terminate_backend($1)', [await untilWaiting(s, 0)]);
+      expect(await failed).toBe('08006');
+    } finally {
+      await letGo();
+    }
+    expect((await c.query(named)).rowCount).toBe(2);
+    expect((await c.query('SELECT name FROM tenants')).rowCount).toBe(2);
     await expectWholePool();
   });
 
