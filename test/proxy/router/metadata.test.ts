@@ -40,6 +40,27 @@ beforeAll(async () => {
 afterAll(() => pool.end());
 
 describe('metadata of a server', () => {
+  it('has no triggers of migrations, nor while they go, and their schema with them', async () => {
+    await pool.query(`CREATE SCHEMA foreshard_shard; CREATE TABLE guarded (a int);
+      CREATE FUNCTION foreshard_shard.guard() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+      CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+      CREATE TRIGGER guard BEFORE INSERT ON guarded FOR EACH ROW EXECUTE FUNCTION foreshard_shard.guard();
+      CREATE TRIGGER own BEFORE INSERT ON guarded FOR EACH ROW EXECUTE FUNCTION own()`);
+    const client = await pool.connect();
+    const fires = async () => (await loadMetadata(client)).resolveRelation('public', 'guarded', [])?.fires;
+    try {
+      expect(await fires()).toEqual(['own']);
+      // A query that sees what was there before, as one does that has just begun.
+      await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT');
+      await pool.query('DROP SCHEMA foreshard_shard CASCADE');
+      expect(await fires()).toEqual(['own']);
+    } finally {
+      await client.query('ROLLBACK');
+      client.release();
+    }
+    await pool.query('DROP TABLE guarded; DROP FUNCTION own');
+  });
+
   it('finds relations as search_path does', async () => {
     const m = await loadMetadata(pool);
     expect(m.resolveRelation(null, 't', ['app', 'public'])).toMatchObject({ schema: 'app', columns: ['x'] });
