@@ -39,8 +39,9 @@ export class ShardExhaustedError extends ForeshardError {
   }
 }
 
-/** Everything a query's meaning may hang on, set to one value whatever role and database say; and no compiling, which takes longer than a chunk of rows does. */
-const SETTINGS = `SET jit = off;
+/** Everything a query's meaning may hang on, set to one value whatever role and database say; and no compiling: each chunk of rows is read by another text. */
+const SETTINGS = `
+SET jit = off;
 SET search_path = pg_catalog; SET lock_timeout = 0; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
 SET default_transaction_read_only = off; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on;
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;

@@ -135,7 +135,7 @@ export class Databases {
 
   async unsubscribe(): Promise<void> {
     const destination = await connect(this.destinationUrl);
-    await destination.query(`DROP SUBSCRIPTION ${this.#name}`);
+    await destination.query(`DROP SUBSCRIPTION IF EXISTS ${this.#name}`);
     await destination.end();
   }
 

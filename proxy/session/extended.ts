@@ -501,11 +501,7 @@ export class ExtendedProtocol {
       // Others stay as long as the block.
       if (session.lease.transaction === null) this.#reader.forgetPortals();
       else this.#reader.forgetPortal(bind.bind.portal);
-      for (const item of items) {
-        if (item.type !== 'parse') continue;
-        item.statement.made = true;
-        this.#statements.parsed(item.statement);
-      }
+      this.#parsed(items);
       if (run.failure !== null) await this.#fail(run.failure, syncOf(items));
     }
     return done;
@@ -540,9 +536,14 @@ export class ExtendedProtocol {
     }
     this.#reader.forgetPortals();
     // It failed before its text was parsed: for its client there is no such statement.
-    if (!write.parsed) this.#reader.undo(items);
+    if (write.parsed) this.#parsed(items);
+    else this.#reader.undo(items);
+  }
+
+  /** What the client has been told to be prepared, though the text was said to servers in another way. */
+  #parsed(items: readonly Item[]): void {
     for (const item of items) {
-      if (item.type !== 'parse' || !write.parsed) continue;
+      if (item.type !== 'parse') continue;
       item.statement.made = true;
       this.#statements.parsed(item.statement);
     }

@@ -99,8 +99,7 @@ export class SimpleProtocol {
     try {
       checkAgain(times);
       unit.executions = this.#executions(analyzed, prepared);
-      const plain = isPlain(analyzed) && !analyzed.syntaxError;
-      placement = this.#session.lease.prepare(unit.executions, this.#session.wait, plain);
+      placement = this.#session.lease.prepare(unit.executions, this.#session.wait, isPlain(analyzed));
     } catch (error) {
       prepared.release();
       if (error instanceof RefusedError) this.#beginBefore(unit.executions);
@@ -139,8 +138,10 @@ export class SimpleProtocol {
         if (!(await session.runHalves(write))) await this.#again(write.moved ? { ...unit, times: -1 } : unit);
         return;
       }
-      if (placement.kind === 'one' && analyzed.syntaxError) await this.#checkUnread(analyzed.text);
-      if (placement.kind === 'one') hot = this.#hotText(analyzed, placement);
+      if (placement.kind === 'one') {
+        if (analyzed.syntaxError) await this.#checkUnread(analyzed.text);
+        hot = this.#hotText(analyzed, placement);
+      }
       if (placement.kind === 'one' && !prepared.none) {
         const { backend } = lease as { backend: Backend };
         spoken = prepared.spoken(backend);
@@ -370,7 +371,8 @@ function tellOf(sent: SentText, spoken: Spoken | null, done: () => number): Pick
 }
 
 /** Whether a text goes to a server as it is, and does nothing to the session. */
-function isPlain({ statements }: Analyzed): boolean {
+function isPlain({ statements, syntaxError }: Analyzed): boolean {
+  if (syntaxError) return false;
   for (const { plan } of statements) if (plan.effect !== null) return false;
   return true;
 }

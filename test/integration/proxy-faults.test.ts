@@ -18,7 +18,7 @@ import { withClient } from '../support/client.js';
 import { type RawMessage, RawPeer } from '../support/raw-peer.js';
 import { Sharded } from '../support/sharded.js';
 import { waitFor } from '../support/wait-for.js';
-import { ADD, activity, bind, errorsIn, loginAt, twoTenants, untilQuiet, untilWaiting } from './faults.js';
+import { ADD, activity, bind, errorsIn, holder, loginAt, twoTenants, untilQuiet, untilWaiting } from './faults.js';
 
 let s: Sharded;
 const POOL = 4;
@@ -61,12 +61,7 @@ async function expectWholePool(): Promise<void> {
 
 /** Keeps readers of the tenants waiting, on both shards. Gives what ends it. */
 async function lockTenants(): Promise<() => Promise<void>> {
-  const lockers = s.clusters.map((cluster) => new pg.Client({ connectionString: cluster.url('shop') }));
-  for (const locker of lockers) {
-    await locker.connect();
-    await locker.query('BEGIN');
-    await locker.query('LOCK TABLE tenants');
-  }
+  const lockers = [await holder(s, 0, 'LOCK TABLE tenants'), await holder(s, 1, 'LOCK TABLE tenants')];
   return async () => {
     for (const locker of lockers) await locker.end();
   };
