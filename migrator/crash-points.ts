@@ -36,6 +36,7 @@ export const CRASH_POINTS = [
   'after:forget-copy',
   'before:copy-wait',
   'after:copy-wait',
+  ...around('unpace-table'),
   ...around('create-index'),
   'after:create-indexes',
   ...around('analyze-table'),

@@ -1,5 +1,9 @@
+import { createHash } from 'node:crypto';
 import { loadSql } from '../sql/load.js';
 import { HALVES_TOGETHER } from '../topology/halves-sql.js';
+import { intervalPredicate } from '../topology/interval-sql.js';
+import type { Interval } from '../topology/key.js';
+import type { KeyScheme } from '../topology/key-codec.js';
 import { quoteIdent, quoteLiteral, quoteTable } from '../topology/quote.js';
 import type { TableName } from '../topology/topology.js';
 import type { Action } from './action.js';
@@ -49,15 +53,16 @@ export function readGateSql(names: ObjectNames): string {
   return `SELECT last_value::int AS gate FROM ${quoteTable(names.gate)}`;
 }
 
-/** Gate and guard function on one side; the source's gate is open, the destination's closed. */
-export function gateAction(names: ObjectNames, on: Side, shard: string): Action {
-  const gate = quoteTable(names.gate);
-  const fill: Record<string, string> = {
-    ':function': quoteTable(names.guardFunction),
-    ':gate': gate,
-    ':class': String(GUARD_LOCK_CLASS),
-    ':operation': String(names.operation),
-  };
+/** Of what rows the guards of a move are. */
+export interface Guarded {
+  readonly keyspace: KeyScheme;
+  readonly interval: Interval;
+  /** Key columns of all tables that get guards; none: all rows of a table. */
+  readonly keys: readonly (readonly string[])[];
+}
+
+/** Gate and guard functions on one side; the source's gate is open, the destination's closed. */
+export function gateAction(names: ObjectNames, guarded: Guarded, on: Side, shard: string): Action {
   return {
     name: `guards-${on}`,
     on,
@@ -66,16 +71,73 @@ export function gateAction(names: ObjectNames, on: Side, shard: string): Action 
     cleanup: [{ kind: 'guards', shard, object: { trigger: names.trigger } }],
     sql: [
       CREATE_SHARD_SCHEMA,
-      `CREATE SEQUENCE IF NOT EXISTS ${gate} MINVALUE ${GATE_OPEN} MAXVALUE ${GATE_CLOSED}`,
+      `CREATE SEQUENCE IF NOT EXISTS ${quoteTable(names.gate)} MINVALUE ${GATE_OPEN} MAXVALUE ${GATE_CLOSED}`,
       setGateSql(names, on === 'source' ? GATE_OPEN : GATE_CLOSED),
-      loadSql('shard/guard.sql').replace(/:(function|gate|class|operation)\b/g, (word) => fill[word] as string),
-      loadSql('shard/truncate.sql').replaceAll(':function', quoteTable(truncateFunction(names))),
+      ...guardFunctionsSql(names, guarded),
+      loadSql('shard/truncate.sql').replaceAll(':function', quoteTable(ourFunction(names, 'truncate'))),
     ],
   };
 }
 
-function truncateFunction(names: ObjectNames) {
-  return { schema: names.guardFunction.schema, table: `${names.guardFunction.table}_truncate` };
+/** The guard functions: of which rows they refuse to have written what, and what they return else. */
+const GUARDS = {
+  INSERT: { moves: (has: HasRow) => has('NEW'), row: 'NEW' },
+  UPDATE: { moves: (has: HasRow) => `${has('OLD')} OR ${has('NEW')}`, row: 'NEW' },
+  DELETE: { moves: (has: HasRow) => has('OLD'), row: 'OLD' },
+  /** By an update, from outside of the interval. */
+  ARRIVAL: { moves: (has: HasRow) => `NOT ${has('OLD')} AND ${has('NEW')}`, row: 'NEW' },
+};
+type HasRow = (row: 'OLD' | 'NEW') => string;
+
+/**
+ * Which rows move a guard function asks itself: PostgreSQL reads the WHEN clause of a trigger anew for each statement, which takes longer than all of the
+ * guard. It asks a function whose names have been looked up when it was made, and which PostgreSQL writes out where it is called: no names of its writer's
+ * are met, and nothing is called.
+ */
+function guardFunctionsSql(names: ObjectNames, { keyspace, interval, keys }: Guarded): string[] {
+  const lists = new Map(keys.map((columns) => [labelOf(columns), columns]));
+  const has = quoteTable(ourFunction(names, 'has'));
+  const parameters = keyspace.keyTypes.map((_, i) => `k${i}`);
+  const fill: Record<string, string> = {
+    ':gate': `${quoteLiteral(quoteTable(names.gate))}::pg_catalog.regclass`,
+    ':class': String(GUARD_LOCK_CLASS),
+    ':operation': String(names.operation),
+  };
+  const sql = [
+    `CREATE OR REPLACE FUNCTION ${has}(${keyspace.keyTypes.map((type, i) => `${parameters[i]} ${type}`).join(', ')}) RETURNS boolean
+       LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN (${intervalPredicate(keyspace, parameters, interval)})`,
+  ];
+  for (const columns of lists.values())
+    for (const [kind, { moves, row }] of Object.entries(GUARDS)) {
+      const hasRow: HasRow = (which) =>
+        columns.length === 0 ? 'true' : `${has}(${columns.map((c) => `${which}.${quoteIdent(c)}`).join(', ')})`;
+      const filled = {
+        ...fill,
+        ':function': guardFunction(names, columns, kind),
+        ':moves': moves(hasRow),
+        ':row': row,
+      };
+      sql.push(
+        loadSql('shard/guard.sql').replace(
+          /:(function|gate|class|operation|moves|row)\b/g,
+          (word) => filled[word as keyof typeof filled],
+        ),
+      );
+    }
+  return sql;
+}
+
+/** One for all tables with key columns of these names. */
+function guardFunction(names: ObjectNames, columns: readonly string[], kind: string): string {
+  return quoteTable(ourFunction(names, `${kind.toLowerCase()}_${labelOf(columns)}`));
+}
+
+function labelOf(columns: readonly string[]): string {
+  return createHash('sha256').update(JSON.stringify(columns)).digest('hex').slice(0, 12);
+}
+
+function ourFunction({ guardFunction: { schema, table } }: ObjectNames, part: string): TableName {
+  return { schema, table: `${table}_${part}` };
 }
 
 /**
@@ -84,17 +146,13 @@ function truncateFunction(names: ObjectNames) {
  */
 export function guardTableAction(names: ObjectNames, on: Side, table: MovingTable, info: TableInfo): Action {
   const { insert, update, delete: remove } = guardTriggers(names);
-  const row = (name: string, event: string, when: string) => rowGuardSql(names, table, name, event, when);
-  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
   const sql = [
-    row(insert, 'INSERT', after),
-    row(update, 'UPDATE', `${before} OR ${after}`),
-    row(remove, 'DELETE', before),
+    rowGuardSql(names, table, table, insert, 'INSERT'),
+    rowGuardSql(names, table, table, update, 'UPDATE'),
+    rowGuardSql(names, table, table, remove, 'DELETE'),
     // Those on rows are cloned to partitions, also to such as come later.
     ...[table, ...(info.partitions ?? []).map((p) => p.table)].map((t) => truncateGuardSql(names, t)),
-    ...(relationsOf(info).some((r) => r.triggers.some((t) => t.shapesRows))
-      ? storedGuardsSql(names, table, table)
-      : []),
+    ...(isShaped(info) ? storedGuardsSql(names, table, table) : []),
   ];
   const arrival = on === 'source' ? arrivalSql(names, table, info) : [];
   return {
@@ -114,31 +172,38 @@ export function guardTableAction(names: ObjectNames, on: Side, table: MovingTabl
  */
 export function guardHalfAction(names: ObjectNames, on: Side, table: MovingTable): Action {
   const { insert, update, delete: remove } = guardTriggers(names);
-  const row = (name: string, event: string, when: string) =>
-    rowGuardSql(names, table, name, event, `(${when}) AND ${HALVES_TOGETHER}`);
-  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
+  const row = (name: string, event: keyof typeof GUARDS) =>
+    rowGuardSql(names, table, table, name, event, HALVES_TOGETHER);
   return {
     name: `guard-table-${on}`,
     on,
     text: `guard ${table.schema}.${table.table}, whose hot columns move`,
     mode: 'locking',
     present: hasTrigger(table, update),
-    sql: [row(insert, 'INSERT', after), row(update, 'UPDATE', `${before} OR ${after}`), row(remove, 'DELETE', before)],
+    sql: [row(insert, 'INSERT'), row(update, 'UPDATE'), row(remove, 'DELETE')],
   };
 }
 
-function rowGuardSql(names: ObjectNames, on: TableName, name: string, event: string, when: string): string {
-  return `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${quoteTable(on)} FOR EACH ROW WHEN (${when}) EXECUTE FUNCTION ${quoteTable(names.guardFunction)}()`;
+/** @param on the table, or one of its partitions @param when else it lets all pass */
+function rowGuardSql(
+  names: ObjectNames,
+  { keyColumns }: MovingTable,
+  on: TableName,
+  name: string,
+  what: keyof typeof GUARDS,
+  when?: string,
+): string {
+  const event = what === 'ARRIVAL' ? 'UPDATE' : what;
+  return `CREATE TRIGGER ${quoteIdent(name)} BEFORE ${event} ON ${quoteTable(on)} FOR EACH ROW ${when === undefined ? '' : `WHEN (${when}) `}EXECUTE FUNCTION ${guardFunction(names, keyColumns, what)}()`;
 }
 
 /** What triggers of the user's have brought into the interval. @param on the table, or one of its partitions */
 export function storedGuardsSql(names: ObjectNames, table: MovingTable, on: TableName): string[] {
   if (table.keyColumns.length === 0) return [];
   const { storedInsert, storedUpdate } = guardTriggers(names);
-  const [before, after] = [table.predicate('OLD'), table.predicate('NEW')];
   return [
-    rowGuardSql(names, on, storedInsert, 'INSERT', after),
-    rowGuardSql(names, on, storedUpdate, 'UPDATE', `NOT ${before} AND ${after}`),
+    rowGuardSql(names, table, on, storedInsert, 'INSERT'),
+    rowGuardSql(names, table, on, storedUpdate, 'ARRIVAL'),
   ];
 }
 
@@ -149,7 +214,12 @@ function hasTrigger(table: MovingTable, name: string): string {
 
 /** A table's own guard of TRUNCATE, which partitions do not have from their parent. */
 export function truncateGuardSql(names: ObjectNames, table: TableName): string {
-  return `CREATE TRIGGER ${quoteIdent(guardTriggers(names).truncate)} BEFORE TRUNCATE ON ${quoteTable(table)} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(truncateFunction(names))}()`;
+  return `CREATE TRIGGER ${quoteIdent(guardTriggers(names).truncate)} BEFORE TRUNCATE ON ${quoteTable(table)} FOR EACH STATEMENT EXECUTE FUNCTION ${quoteTable(ourFunction(names, 'truncate'))}()`;
+}
+
+/** Whether triggers of the user's may change rows before they are stored. */
+function isShaped(info: TableInfo): boolean {
+  return relationsOf(info).some((r) => r.triggers.some((t) => t.shapesRows));
 }
 
 /** Of a table on the side that publishes it on the way back; null: it needs none. See sql/shard/arrival.sql. */
@@ -170,7 +240,9 @@ export function arrivalAction(names: ObjectNames, table: MovingTable, info: Tabl
 function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): string[] {
   const toastable = info.columns.filter((c) => c.toastable && c.generated === '');
   if (table.keyColumns.length === 0 || toastable.length === 0) return [];
-  const fn = quoteTable({ schema: names.guardFunction.schema, table: `${names.guardFunction.table}_${info.oid}` });
+  const fn = quoteTable(ourFunction(names, String(info.oid)));
+  // Else only who sets a column of the key changes it: for all others PostgreSQL need not look at the rows.
+  const of = isShaped(info) ? '' : ` OF ${table.keyColumns.map(quoteIdent).join(', ')}`;
   // The concatenation makes a new value; a cast of text to text would only pass the old one on.
   const assignments = toastable
     .map((c) => `  NEW.${quoteIdent(c.name)} := (NEW.${quoteIdent(c.name)}::text || '')::${c.type};`)
@@ -179,7 +251,7 @@ function arrivalSql(names: ObjectNames, table: MovingTable, info: TableInfo): st
     loadSql('shard/arrival.sql').replace(/:(function|assignments)\b/g, (word) =>
       word === ':function' ? fn : assignments,
     ),
-    `CREATE TRIGGER ${quoteIdent(guardTriggers(names).arrival)} BEFORE UPDATE ON ${table.sql} FOR EACH ROW
+    `CREATE TRIGGER ${quoteIdent(guardTriggers(names).arrival)} BEFORE UPDATE${of} ON ${table.sql} FOR EACH ROW
        WHEN (NOT ${table.predicate('OLD')} AND ${table.predicate('NEW')}) EXECUTE FUNCTION ${fn}()`,
   ];
 }

@@ -104,11 +104,17 @@ function hotAction(m: Move, table: ShardedTable, split: ColumnSplit): Action {
   };
 }
 
+/** Tables whose hot columns move. */
+export function wholeTables({ keyspace, topology }: Pick<Move, 'keyspace' | 'topology'>): ShardedTable[] {
+  return keyspace.tables.flatMap(({ halfOf }) => {
+    const whole = halfOf === undefined ? undefined : topology.shardedTables.get(tableId(halfOf));
+    return whole === undefined ? [] : [whole];
+  });
+}
+
 /** Of tables whose hot columns move: their guards on this shard, if they are there. */
 export async function guardHalves(m: Move, on: 'source' | 'destination'): Promise<void> {
-  for (const { halfOf } of m.keyspace.tables) {
-    const whole = halfOf === undefined ? undefined : m.topology.shardedTables.get(tableId(halfOf));
-    if (whole === undefined) continue;
+  for (const whole of wholeTables(m)) {
     const [found] = await m[on].query<{ there: boolean }>('SELECT to_regclass($1) IS NOT NULL AS there', [
       quoteTable(whole),
     ]);

@@ -88,3 +88,14 @@ export function paceTableAction(names: ObjectNames, table: MovingTable, rowBytes
     ],
   };
 }
+
+/** Behind the copy it would only cost those who apply what follows. */
+export function unpaceTableAction(names: ObjectNames, table: MovingTable): Action {
+  return {
+    name: 'unpace-table',
+    on: 'destination',
+    text: `pace ${table.schema}.${table.table} no more`,
+    mode: 'locking',
+    sql: [`DROP TRIGGER IF EXISTS ${quoteIdent(guardTriggers(names).pace)} ON ${table.sql}`],
+  };
+}

@@ -3,6 +3,7 @@ import type { TableName } from '../../topology/topology.js';
 import { MigrationFailure } from '../executor.js';
 import { type CopiedTable, LostCopies } from '../lost-copy.js';
 import type { Move } from '../move.js';
+import { unpaceTableAction } from '../pace.js';
 import { fromLeaves, readWholeTable } from '../schema-partitions.js';
 import { type FinishItem, finishForeignKeys, finishIndexes } from '../schema-sql.js';
 import { Supervisor } from '../supervisor.js';
@@ -23,6 +24,7 @@ export async function copy(m: Move): Promise<void> {
     if (lost !== null) return copyAgain(m, lost);
   }
   m.exec.at('after:copy-wait');
+  for (const t of m.tables) await m.exec.perform(unpaceTableAction(m.names, t));
 
   await buildAll(m);
   m.exec.at('after:create-indexes');

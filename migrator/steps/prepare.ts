@@ -9,7 +9,7 @@ import { HEAPS } from '../heaps.js';
 import { makeFunctions } from '../make-functions.js';
 import { type CleanupRecord, decodeSpec, otherMoves, tableOf } from '../migration-row.js';
 import type { Move, MovingTable } from '../move.js';
-import { guardHalves, halvesActions } from '../move-halves.js';
+import { guardHalves, halvesActions, wholeTables } from '../move-halves.js';
 import { paceAction, paceTableAction, setPaceAction } from '../pace.js';
 import { type PreflightResult, preflight } from '../preflight.js';
 import type { Finding } from '../preflight-finding.js';
@@ -103,7 +103,9 @@ export async function prepare(m: Move): Promise<void> {
   const { source, destination } = await runPreflight(m);
   const info = (t: MovingTable): TableInfo => source.get(tableId(t)) as TableInfo;
 
-  await m.exec.perform(gateAction(m.names, 'source', m.spec.from));
+  const keys = [...m.tables, ...wholeTables(m)].map((t) => t.keyColumns);
+  const guarded = { keyspace: m.keyspace, interval: m.spec, keys };
+  await m.exec.perform(gateAction(m.names, guarded, 'source', m.spec.from));
   await m.exec.perform(paceAction(m.names, 'source', m.spec.from));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'source', t, info(t)));
   await guardHalves(m, 'source');
@@ -111,7 +113,7 @@ export async function prepare(m: Move): Promise<void> {
   await createTables(m, m.tables.map(info), destination);
   await settleTriggers(m, m.tables.map(info), destination);
   for (const action of halvesActions(m)) await m.exec.perform(action);
-  await m.exec.perform(gateAction(m.names, 'destination', m.spec.to));
+  await m.exec.perform(gateAction(m.names, guarded, 'destination', m.spec.to));
   await m.exec.perform(paceAction(m.names, 'destination', m.spec.to));
   for (const t of m.tables) await m.exec.perform(guardTableAction(m.names, 'destination', t, info(t)));
   await guardHalves(m, 'destination');
