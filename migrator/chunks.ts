@@ -4,6 +4,14 @@ import type { MovingTable } from './move.js';
 import type { ColumnInfo, TableInfo } from './schema-read.js';
 import type { ShardSession } from './shard-session.js';
 
+/** PostgreSQL's (BLCKSZ), as it is built nearly everywhere; only how well chunks fit depends on it. */
+const PAGE_BYTES = 8192;
+/** So many pages of each chunk are looked at to see where it ends: chunks that lie together are right by a quarter then, others by a few rows in a hundred. */
+const PAGES_OF_CHUNK = 16;
+/** No more is looked at than this part of what is compared, and than so many pages at once (512 MB). */
+const PART = 1 / 8;
+const MAX_PAGES = 65_536;
+
 /** Values of a row's identity as text, in the order of its index. */
 export type Identity = readonly string[];
 
@@ -40,7 +48,7 @@ export function chunkPredicate({ table, columns }: Chunked, { after, to }: Chunk
 }
 
 /** The next so many rows as they are now; the last chunk has no upper bound. */
-export async function nextChunk(
+async function nextChunk(
   session: ShardSession,
   of: Chunked,
   after: Identity | null,
@@ -56,4 +64,63 @@ export async function nextChunk(
     check,
   );
   return { after, to: bound?.bound ?? null };
+}
+
+/** Where the rows of a table lie. */
+export interface Layout {
+  /** Of all of the table. */
+  readonly pages: number;
+  /** Of the interval's rows, about. */
+  readonly bytes: number;
+  /** Of one of them, about. */
+  readonly rowBytes: number;
+}
+
+/**
+ * The chunks of a table, one behind another. Where they end, a sample of the table's pages says for many of them at once: each row would else be passed in
+ * the index once more, and looked up in the table where somebody has written lately.
+ */
+export class Chunks {
+  readonly #session: ShardSession;
+  readonly #of: Chunked;
+  readonly #layout: Layout;
+  readonly #check: () => void;
+  #ends: Identity[] = [];
+  /** Rows of the chunks whose ends are known; null: nobody has looked. */
+  #rows: number | null = null;
+
+  constructor(session: ShardSession, of: Chunked, layout: Layout, check: () => void) {
+    this.#session = session;
+    this.#of = of;
+    this.#layout = layout;
+    this.#check = check;
+  }
+
+  /** Of about so many rows; the last chunk has no upper bound. */
+  async next(after: Identity | null, rows: number): Promise<Chunk> {
+    if (this.#rows === null || rows > 2 * this.#rows || rows < this.#rows / 2) {
+      this.#ends = await this.#sample(after, rows);
+      this.#rows = rows;
+    }
+    const to = this.#ends.shift();
+    return to === undefined ? nextChunk(this.#session, this.#of, after, rows, this.#check) : { after, to };
+  }
+
+  /** Ends of chunks, but for the last ones; none where looking for each costs less. */
+  async #sample(after: Identity | null, rows: number): Promise<Identity[]> {
+    const { pages, bytes, rowBytes } = this.#layout;
+    const part = PAGES_OF_CHUNK / ((rows * rowBytes) / PAGE_BYTES);
+    const most = Math.min(MAX_PAGES, (bytes / PAGE_BYTES) * PART);
+    if (pages * part > most || rows * rowBytes * 2 > bytes) return [];
+    const { table, columns } = this.#of;
+    const names = columns.map((c) => quoteIdent(c.name)).join(', ');
+    const values = columns.map((c) => `${quoteIdent(c.name)}::text`).join(', ');
+    const ends = await this.#session.interruptible<{ bound: string[] }>(
+      `SELECT ARRAY[${values}] AS bound FROM (SELECT ${names}, row_number() OVER (ORDER BY ${names}) AS foreshard_n FROM ${table.sql} TABLESAMPLE SYSTEM (${part * 100})
+        WHERE ${chunkPredicate(this.#of, { after, to: null })}) s WHERE foreshard_n % ${Math.max(1, Math.round(rows * part))} = 0 ORDER BY foreshard_n`,
+      [],
+      this.#check,
+    );
+    return ends.map(({ bound }) => bound);
+  }
 }

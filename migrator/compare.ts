@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { errorCode } from '../topology/connection.js';
-import { type Chunk, type Chunked, chunked, chunkPredicate, type Identity, nextChunk } from './chunks.js';
+import { type Chunk, type Chunked, Chunks, chunked, chunkPredicate, type Identity } from './chunks.js';
 import { type Hashing, hashing } from './hashing.js';
 import { HEAPS } from './heaps.js';
 import { differing, type RowsOf, type RowVersion, rowsByKey, rowsWhere } from './keyed-rows.js';
@@ -15,8 +15,8 @@ import { rowBytes, type Volume } from './volumes.js';
 const CHUNK_BYTES = 8_388_608;
 const CHUNK_SECONDS = 0.5;
 const MIN_CHUNK_ROWS = 256;
-/** From so many heap pages on (256 MB), rows that lie about in another order than that of the identity are read page after page. */
-const SCATTERED_PAGES = 32_768;
+/** From so many heap pages on (8 MB), rows that lie about in another order than that of the identity are read page after page. */
+const SCATTERED_PAGES = 1024;
 const SCATTERED_CORRELATION = 0.5;
 /** So many rows for each page: the table is read about as often as a page has rows over this. */
 const SCATTERED_ROWS = 8;
@@ -168,7 +168,8 @@ class Comparing {
   ): Promise<Comparison> {
     const m = this.#m;
     const bytes = rowBytes(volume);
-    const scattered = await this.#scatteredRows();
+    const { pages, scattered } = await this.#layout();
+    const all = new Chunks(m.source, this.#of, { pages, bytes: volume.bytes, rowBytes: bytes }, () => m.exec.check());
     let { after, rows } = from ?? { after: null, rows: 0 };
     const found: string[] = [];
     const chunks: Chunk[] = [];
@@ -176,7 +177,7 @@ class Comparing {
       m.exec.at('before:verify');
       await m.exec.rest();
       const size = Math.max(scattered, this.#chunkRows(bytes, throttle.readRate));
-      const chunk = await nextChunk(m.source, this.#of, after, size, () => m.exec.check());
+      const chunk = await all.next(after, size);
       const { count, suspects } = await this.compareChunk(chunk);
       rows += count;
       const standing = suspects.length > MAX_SUSPECTS ? suspects : await confirm(suspects);
@@ -197,16 +198,17 @@ class Comparing {
     return Math.min(most, Math.max(MIN_CHUNK_ROWS, Math.round(wanted)));
   }
 
-  /** Rows that a chunk is to have at least, so that a table which is larger than memory is not read anew for each few of them. */
-  async #scatteredRows(): Promise<number> {
-    const [order] = await this.#m.source.query<{ pages: number; correlation: number | null }>(
-      `SELECT coalesce(sum(heap.relpages), 0)::float8 AS pages, min(abs(s.correlation))::float8 AS correlation FROM ${HEAPS}
+  /** The table's pages, and rows that a chunk is to have at least, so that a table is not read anew for each few of them. */
+  async #layout(): Promise<{ pages: number; scattered: number }> {
+    const [found] = await this.#m.source.query<{ pages: number; correlation: number | null }>(
+      `SELECT coalesce(sum(pg_relation_size(heap.oid) / current_setting('block_size')::int), 0)::float8 AS pages, min(abs(s.correlation))::float8 AS correlation FROM ${HEAPS}
          JOIN pg_namespace n ON n.oid = heap.relnamespace
          LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = heap.relname AND s.attname = $2 AND NOT s.inherited`,
       [this.#t.sql, this.#of.columns[0]?.name],
     );
-    const inOrder = (order?.correlation ?? 0) >= SCATTERED_CORRELATION;
-    return order === undefined || inOrder || order.pages < SCATTERED_PAGES ? 0 : order.pages * SCATTERED_ROWS;
+    const pages = found?.pages ?? 0;
+    const inOrder = (found?.correlation ?? 0) >= SCATTERED_CORRELATION;
+    return { pages, scattered: inOrder || pages < SCATTERED_PAGES ? 0 : pages * SCATTERED_ROWS };
   }
 
   /** @returns rows at the source, and keys of those that differ now */
