@@ -39,9 +39,12 @@ export class ShardExhaustedError extends ForeshardError {
   }
 }
 
-/** Everything a query's meaning may hang on, set to one value whatever role and database say; and no compiling: each chunk of rows is read by another text. */
+/**
+ * Everything a query's meaning may hang on, set to one value whatever role and database say. No compiling: each chunk of rows is read by another text. And one process on
+ * either side, whose portions are paced: to start others for each chunk would take more than they spare.
+ */
 const SETTINGS = `
-SET jit = off;
+SET jit = off; SET max_parallel_workers_per_gather = 0;
 SET search_path = pg_catalog; SET lock_timeout = 0; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
 SET default_transaction_read_only = off; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on;
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
