@@ -90,7 +90,11 @@ describe('a SELECT over several shards shows each row once, as its owner has it'
 
 it('the guards of a migration take nothing away from what is supported, also for a proxy that starts while they are there', async () => {
   const names = objectNames(1n, '00000000-0000-0000-0000-000000000001');
-  const guarded = { keyspace: { method: 'range', keyTypes: ['int8'] } as const, interval: { lo: null, hi: null }, keys: [['tenant_id']] };
+  const guarded = {
+    keyspace: { method: 'range', keyTypes: ['int8'] } as const,
+    interval: { lo: null, hi: null },
+    keys: [['tenant_id']],
+  };
   for (const sql of gateAction(names, guarded, 'source', 's1').sql) await s.onShard(0, sql);
   // As the one for updates that bring a row, whose text says nothing of what it may reach.
   await s.onShard(
