@@ -61,7 +61,7 @@ export function waitsForSomebody(migration: MigrationRow): string | null {
     if (controls.flipWindow !== null || flipHeldBackBy(controls, new Date()) === null) return null;
     return `migration ${id} is ready: "foreshard migrate flip ${id}" has it flip`;
   }
-  if (state === 'following' && requested === null)
+  if (state === 'following' && facts.inService === true && requested === null)
     return `migration ${id} keeps a replica: "foreshard migrate promote ${id}" makes it the owner, "foreshard migrate abort ${id}" drops it`;
   if (state !== 'reversing' || requested !== null || facts.exact === undefined) return null;
   const end = `"foreshard migrate finish ${id}" removes what is left at the source`;

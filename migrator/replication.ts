@@ -55,6 +55,22 @@ export function publicationAction(m: Move): Action {
   };
 }
 
+/**
+ * Drops a publication, if it is there. An UPDATE or DELETE looks for the publications of its table, and then at each: one that goes in between fails it with
+ * XX000 ("cache lookup failed for publication"). So nobody writes to its tables while it goes; whoever comes behind it looks anew. To be tried again on a lock timeout.
+ */
+export function dropPublicationSql(name: string): string {
+  return `DO $foreshard$ DECLARE tab regclass; BEGIN
+  FOR tab IN SELECT prrelid FROM pg_publication_rel JOIN pg_publication p ON p.oid = prpubid WHERE pubname = ${quoteLiteral(name)} ORDER BY prrelid LOOP
+    BEGIN
+      EXECUTE format('LOCK TABLE %s IN SHARE MODE', tab);
+    EXCEPTION WHEN undefined_table OR syntax_error THEN NULL; -- dropped since
+    END;
+  END LOOP;
+  DROP PUBLICATION IF EXISTS ${quoteIdent(name)};
+END $foreshard$`;
+}
+
 /** After the publication has been committed: a slot that is older does not know it. */
 export function slotAction(m: Move): Action {
   const name = m.names.replication;

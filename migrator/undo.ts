@@ -10,7 +10,7 @@ import type { Move } from './move.js';
 import { guardTriggers, SHARD_SCHEMA } from './names.js';
 import { removeRows } from './remove-rows.js';
 import { takeOutOfService } from './replica.js';
-import { DROP_SHARD_SCHEMA } from './replication.js';
+import { DROP_SHARD_SCHEMA, dropPublicationSql } from './replication.js';
 import { dropSlots } from './slots.js';
 import { Throttle } from './throttle.js';
 import { restoreTriggers } from './trigger-actions.js';
@@ -66,12 +66,7 @@ export async function undo(m: Move, record: CleanupRecord): Promise<void> {
       return;
 
     case 'publication':
-      await act(
-        'undo-publication',
-        'drop the publication',
-        [`DROP PUBLICATION IF EXISTS ${quoteIdent(object.name as string)}`],
-        'locking',
-      );
+      await act('undo-publication', 'drop the publication', [dropPublicationSql(object.name as string)], 'locking');
       return;
 
     case 'marker':

@@ -13,6 +13,7 @@ const SHAPES_MS = 30_000;
 export async function follow(m: Move): Promise<void> {
   let generation = await checkTables(m);
   await putInService(m, generation);
+  if (m.row.facts.inService !== true) m.row = await m.exec.noteFacts(m.row, { inService: true });
   const supervisor = new Supervisor(m);
   let supervisedAt = 0;
   let shapesAt = performance.now();

@@ -180,7 +180,7 @@ test('a replica is made, read on other terms, and promoted', async () => {
     stderr: expect.stringMatching(/nothing to change/),
   });
   const replicas = async () => (await s.catalog.loadTopology()).replicas;
-  await waitFor(async () => (await replicas()).length === 1, { what: 'the replica in service' });
+  expect(await replicas()).toHaveLength(1);
   expect((await foreshard('migrate', 'reads', id, '--read-percent', '10', '--max-staleness', '1s')).code).toBe(0);
   expect(await replicas()).toMatchObject([{ readPercent: 10, maxStalenessMs: 1000, lo: [6n], hi: null }]);
   expect((await foreshard('migrate', 'reads', id, '--read-percent', '0', '--json')).json()).toEqual({
