@@ -47,25 +47,6 @@ export function chunkPredicate({ table, columns }: Chunked, { after, to }: Chunk
   ].join(' AND ');
 }
 
-/** The next so many rows as they are now; the last chunk has no upper bound. */
-async function nextChunk(
-  session: ShardSession,
-  of: Chunked,
-  after: Identity | null,
-  rows: number,
-  check: () => void,
-): Promise<Chunk> {
-  const values = of.columns.map((c) => `${quoteIdent(c.name)}::text`).join(', ');
-  const order = of.columns.map((c) => quoteIdent(c.name)).join(', ');
-  const [bound] = await session.interruptible<{ bound: string[] }>(
-    `SELECT ARRAY[${values}] AS bound FROM ${of.table.sql} WHERE ${chunkPredicate(of, { after, to: null })}
-      ORDER BY ${order} OFFSET ${rows - 1} LIMIT 1`,
-    [],
-    check,
-  );
-  return { after, to: bound?.bound ?? null };
-}
-
 /** Where the rows of a table lie. */
 export interface Layout {
   /** Of all of the table. */
@@ -85,6 +66,9 @@ export class Chunks {
   readonly #of: Chunked;
   readonly #layout: Layout;
   readonly #check: () => void;
+  /** Names of the identity's columns, in the order of its index; and their values. */
+  readonly #names: string;
+  readonly #values: string;
   #ends: Identity[] = [];
   /** Rows of the chunks whose ends are known; null: nobody has looked. */
   #rows: number | null = null;
@@ -94,6 +78,9 @@ export class Chunks {
     this.#of = of;
     this.#layout = layout;
     this.#check = check;
+    const names = of.columns.map((c) => quoteIdent(c.name));
+    this.#names = names.join(', ');
+    this.#values = names.map((name) => `${name}::text`).join(', ');
   }
 
   /** Of about so many rows; the last chunk has no upper bound. */
@@ -103,7 +90,18 @@ export class Chunks {
       this.#rows = rows;
     }
     const to = this.#ends.shift();
-    return to === undefined ? nextChunk(this.#session, this.#of, after, rows, this.#check) : { after, to };
+    return { after, to: to ?? (await this.#passed(after, rows)) };
+  }
+
+  /** The end of the next so many rows as they are now; null: there are no more. */
+  async #passed(after: Identity | null, rows: number): Promise<Identity | null> {
+    const [bound] = await this.#session.interruptible<{ bound: string[] }>(
+      `SELECT ARRAY[${this.#values}] AS bound FROM ${this.#of.table.sql} WHERE ${chunkPredicate(this.#of, { after, to: null })}
+        ORDER BY ${this.#names} OFFSET ${rows - 1} LIMIT 1`,
+      [],
+      this.#check,
+    );
+    return bound?.bound ?? null;
   }
 
   /** Ends of chunks, but for the last ones; none where looking for each costs less. */
@@ -112,11 +110,8 @@ export class Chunks {
     const part = PAGES_OF_CHUNK / ((rows * rowBytes) / PAGE_BYTES);
     const most = Math.min(MAX_PAGES, (bytes / PAGE_BYTES) * PART);
     if (pages * part > most || rows * rowBytes * 2 > bytes) return [];
-    const { table, columns } = this.#of;
-    const names = columns.map((c) => quoteIdent(c.name)).join(', ');
-    const values = columns.map((c) => `${quoteIdent(c.name)}::text`).join(', ');
     const ends = await this.#session.interruptible<{ bound: string[] }>(
-      `SELECT ARRAY[${values}] AS bound FROM (SELECT ${names}, row_number() OVER (ORDER BY ${names}) AS foreshard_n FROM ${table.sql} TABLESAMPLE SYSTEM (${part * 100})
+      `SELECT ARRAY[${this.#values}] AS bound FROM (SELECT ${this.#names}, row_number() OVER (ORDER BY ${this.#names}) AS foreshard_n FROM ${this.#of.table.sql} TABLESAMPLE SYSTEM (${part * 100})
         WHERE ${chunkPredicate(this.#of, { after, to: null })}) s WHERE foreshard_n % ${Math.max(1, Math.round(rows * part))} = 0 ORDER BY foreshard_n`,
       [],
       this.#check,

@@ -98,7 +98,7 @@ function guardFunctionsSql(names: ObjectNames, { keyspace, interval, keys }: Gua
   const lists = new Map(keys.map((columns) => [labelOf(columns), columns]));
   const has = quoteTable(ourFunction(names, 'has'));
   const parameters = keyspace.keyTypes.map((_, i) => `k${i}`);
-  const fill: Record<string, string> = {
+  const fill = {
     ':gate': `${quoteLiteral(quoteTable(names.gate))}::pg_catalog.regclass`,
     ':class': String(GUARD_LOCK_CLASS),
     ':operation': String(names.operation),
@@ -107,23 +107,20 @@ function guardFunctionsSql(names: ObjectNames, { keyspace, interval, keys }: Gua
     `CREATE OR REPLACE FUNCTION ${has}(${keyspace.keyTypes.map((type, i) => `${parameters[i]} ${type}`).join(', ')}) RETURNS boolean
        LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN (${intervalPredicate(keyspace, parameters, interval)})`,
   ];
-  for (const columns of lists.values())
+  const text = loadSql('shard/guard.sql');
+  for (const columns of lists.values()) {
+    const hasRow: HasRow = (which) =>
+      columns.length === 0 ? 'true' : `${has}(${columns.map((c) => `${which}.${quoteIdent(c)}`).join(', ')})`;
     for (const [kind, { moves, row }] of Object.entries(GUARDS)) {
-      const hasRow: HasRow = (which) =>
-        columns.length === 0 ? 'true' : `${has}(${columns.map((c) => `${which}.${quoteIdent(c)}`).join(', ')})`;
-      const filled = {
+      const own: Record<string, string> = {
         ...fill,
         ':function': guardFunction(names, columns, kind),
         ':moves': moves(hasRow),
         ':row': row,
       };
-      sql.push(
-        loadSql('shard/guard.sql').replace(
-          /:(function|gate|class|operation|moves|row)\b/g,
-          (word) => filled[word as keyof typeof filled],
-        ),
-      );
+      sql.push(text.replace(/:(function|gate|class|operation|moves|row)\b/g, (word) => own[word] as string));
     }
+  }
   return sql;
 }
 

@@ -60,11 +60,12 @@ export function publicationAction(m: Move): Action {
  * XX000 ("cache lookup failed for publication"). So nobody writes to its tables while it goes; whoever comes behind it looks anew. To be tried again on a lock timeout.
  */
 export function dropPublicationSql(name: string): string {
-  return `DO $foreshard$ DECLARE tab regclass; BEGIN
-  FOR tab IN SELECT prrelid FROM pg_publication_rel JOIN pg_publication p ON p.oid = prpubid WHERE pubname = ${quoteLiteral(name)} ORDER BY prrelid LOOP
+  return `DO $foreshard$ DECLARE tab text; BEGIN
+  FOR tab IN SELECT format('%I.%I', n.nspname, c.relname) FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = ${quoteLiteral(name)} ORDER BY c.oid LOOP
     BEGIN
-      EXECUTE format('LOCK TABLE %s IN SHARE MODE', tab);
-    EXCEPTION WHEN undefined_table OR syntax_error THEN NULL; -- dropped since
+      EXECUTE 'LOCK TABLE ' || tab || ' IN SHARE MODE';
+    EXCEPTION WHEN undefined_table THEN NULL; -- dropped since
     END;
   END LOOP;
   DROP PUBLICATION IF EXISTS ${quoteIdent(name)};

@@ -7,8 +7,7 @@
 -- The lock is none of the application's: its lock_timeout, meant for its own locks, would end writes (55P03) that only have to wait for the short
 -- while in which a flip holds it. How long that is the migrator bounds; statement_timeout counts as ever.
 --
--- This runs for every row that is written: expressions that PL/pgSQL evaluates without a query, and no SET clauses of the function, take a third of the time.
--- So all names have their schemas here, also those of operators.
+-- This runs for every row that is written: its expressions are such as PL/pgSQL evaluates without a query, and it has no SET clauses (docs/benchmarks.md). So all names have their schemas here, also those of operators.
 CREATE OR REPLACE FUNCTION :function() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $guard$
 DECLARE
   own pg_catalog.text;
